@@ -1,0 +1,60 @@
+"""tokodec: learned compression and generative tokenizers for images, audio and video.
+
+>>> import tokodec
+>>> tokodec.encode_file("photo.png", "photo.tok", quality=60)
+>>> tokodec.decode_file("photo.tok", "photo.png")
+>>> tokenizer = tokodec.load("image-grid")
+>>> tokens = tokenizer.encode(x)          # x [B, 3, H, W] in [0, 1] -> tokens.codes [B, K, H/16, W/16] int64
+>>> x_hat = tokenizer.decode(tokens)
+
+Names load on first use, so that `import tokodec` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .codec.decode import Decoded, decode_file
+    from .codec.encode import Encoded, encode_file
+    from .codec.errors import TokodecError
+    from .codec.models import load
+    from .tokenizers.api import Tokenizer, Tokens, TokenSpec
+
+_HOMES = {
+    "Decoded": ".codec.decode",
+    "decode_file": ".codec.decode",
+    "Encoded": ".codec.encode",
+    "encode_file": ".codec.encode",
+    "TokodecError": ".codec.errors",
+    "load": ".codec.models",
+    "Tokenizer": ".tokenizers.api",
+    "Tokens": ".tokenizers.api",
+    "TokenSpec": ".tokenizers.api",
+}
+
+__all__ = [
+    "Decoded",
+    "Encoded",
+    "TokenSpec",
+    "Tokenizer",
+    "Tokens",
+    "TokodecError",
+    "__version__",
+    "decode_file",
+    "encode_file",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,162 @@
+"""How far a decoded picture is from its source. Each metric takes two uint8 arrays [H, W, 3] and gives one number.
+
+:func:`psnr` and :func:`ms_ssim` need nothing beyond the runtime dependencies, the other two the `bench` extra.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .features import FeatureDistance
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # beta_j = gamma_j of the paper, fine to coarse
+MS_SSIM_SMALLEST = 161  # the coarsest of five scales must be larger than the window of 11
+SSIMULACRA2_SMALLEST = 225  # the coarsest of six scales must have 8 pixels
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """``[H, W, 1 or 3]`` uint8 to ``[H, W, 3]``: gray three times."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def psnr(x: np.ndarray, x_hat: np.ndarray) -> float:
+    """Peak signal-to-noise ratio over all samples of R, G and B together.
+
+    Returns: ``10 log10(255^2 / MSE)``; infinite for equal pictures.
+    Units:   decibel, higher is better; 25 is coarse, 40 hard to tell from the source.
+    """
+    _check(x, x_hat)
+    mse = float(np.square(x.astype(np.float64) - x_hat).mean())
+    return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+
+def ms_ssim(x: np.ndarray, x_hat: np.ndarray) -> float | None:
+    """Multi-scale structural similarity, the mean of R, G and B.
+
+    Returns: 0 to 1, higher is better, 1 for equal pictures; None below 161 pixels a side.
+    Source:  Wang, Simoncelli, Bovik 2003, eq. (7): 5 scales, 11 x 11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03. We
+             differ where the package pytorch-msssim does, so that numbers compare: colour channels instead of
+             luminance, negative similarity counts as 0, odd sides get a border of zeros before they are halved.
+    """
+    _check(x, x_hat)
+    if min(x.shape[:2]) < MS_SSIM_SMALLEST:
+        return None
+    import torch
+    from torch.nn.functional import avg_pool2d
+
+    pair = torch.stack([_to_tensor(x), _to_tensor(x_hat)])  # [2, 3, H, W]
+    value = torch.ones(3)
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        luminance, structure = _similarity(pair)  # [3], [3]
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        value = value * (luminance if last else structure).clamp(min=0) ** weight
+        if not last:
+            pair = avg_pool2d(pair, 2, padding=(pair.shape[2] % 2, pair.shape[3] % 2))
+    return float(value.mean())
+
+
+def _similarity(pair: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the picture of ``l * cs`` and of ``cs`` (eq. (6) and its contrast-structure part), ``[3]`` each."""
+    import torch
+    from torch.nn.functional import conv2d
+
+    window = torch.exp(-((torch.arange(11.0) - 5) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).view(1, 1, 11, 1)
+    x, y = pair
+    maps = torch.cat([x, y, x * x, y * y, x * y])[:, None]  # [15, 1, H, W]
+    maps = conv2d(conv2d(maps, window), window.transpose(2, 3))  # only where the window fits: [15, 1, H-10, W-10]
+    mean_x, mean_y, xx, yy, xy = maps[:, 0].split(3)
+    c1, c2 = 0.01**2, 0.03**2
+    variances = (xx - mean_x**2) + (yy - mean_y**2)
+    structure = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return (luminance * structure).mean((1, 2)), structure.mean((1, 2))
+
+
+def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
+    """SSIMULACRA 2, a metric fitted to human votes on compressed pictures. The pixels are taken for sRGB.
+
+    Returns: at most 100, higher is better: 90 is hard to tell from the source, 70 high, 50 medium, 30 low quality;
+             negative for very bad ones. None below 225 pixels a side: with fewer than six scales the weights meet
+             other features.
+    Source:  github.com/cloudinary/ssimulacra2 in the reimplementation of the package `ssimulacra2`, which blurs with a
+             true Gaussian where the original has a recursive one: compare numbers only with numbers of this package.
+    Raises:  UsageError without the `bench` extra.
+    """
+    _check(x, x_hat)
+    if min(x.shape[:2]) < SSIMULACRA2_SMALLEST:
+        return None
+    with _bench_extra():
+        from ssimulacra2 import compute_ssimulacra2
+    return float(compute_ssimulacra2(_as_file(x), _as_file(x_hat)))
+
+
+def feature_distance(x: np.ndarray, x_hat: np.ndarray, device: str = "cpu") -> float:
+    """Distance of deep features (EfficientNet-Lite2), see :class:`~.features.FeatureDistance`. It is not LPIPS.
+
+    Our models train with Lite0, another network, so that none grades itself; they are of one family, though.
+
+    Returns: 0 to 4, lower is better, 0 for equal pictures. No unit, and no meaning beyond comparison.
+    Raises:  UsageError without the `bench` extra.
+    """
+    import torch
+
+    _check(x, x_hat)
+    net = _feature_net(device)
+    with torch.no_grad():
+        return float(net(_to_tensor(x)[None].to(device), _to_tensor(x_hat)[None].to(device)))
+
+
+def check_bench_extra(device: str = "cpu") -> None:
+    """Load what the metrics need, so that a missing package is noticed before the work. Raises UsageError."""
+    with _bench_extra():
+        import ssimulacra2  # noqa: F401
+    _feature_net(device)
+
+
+@functools.lru_cache(maxsize=2)
+def _feature_net(device: str) -> FeatureDistance:
+    from .features import FeatureDistance
+
+    with _bench_extra():
+        return FeatureDistance("lite2").to(device)
+
+
+@contextmanager
+def _bench_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{error.name or error} is missing: pip install 'tokodec[bench]'") from error
+
+
+def _check(x: np.ndarray, x_hat: np.ndarray) -> None:
+    for pixels in (x, x_hat):
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+            raise ValueError(f"pictures are uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    if x.shape != x_hat.shape:
+        raise ValueError(f"pictures of different size: {list(x.shape)} and {list(x_hat.shape)}")
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """``[H, W, 3]`` uint8 to ``[3, H, W]`` float in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+
+
+def _as_file(pixels: np.ndarray) -> io.BytesIO:
+    """An uncompressed picture file in memory, which is what the package `ssimulacra2` reads."""
+    return io.BytesIO(b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())

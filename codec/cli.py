@@ -1,0 +1,385 @@
+"""The command line `codec`.
+
+Exit codes: 0 all well; 1 our fault; 2 the user's mistake or a bad file; 3 decoded, but the file was damaged.
+Heavy imports happen inside the commands, so that `codec --help` and `codec info` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import container
+from .encode import MAX_PIXELS
+from .errors import MediaError, TokodecError, UsageError
+from .media.suffixes import IMAGE_SUFFIXES_IN
+
+EXIT_FAULT, EXIT_USER, EXIT_DAMAGED = 1, 2, 3
+STREAM = "-"
+
+app = typer.Typer(
+    help="Learned compression: pictures to small .tok files and back.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Benchmarks against other codecs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+# typer carries its own copy of click, older ones import it: take the base of their errors from what they export.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_CommandError: type[Exception] = typer.BadParameter.__mro__[2]
+
+Inputs = Annotated[list[str], typer.Argument(help="files or folders; - is standard input", metavar="IN...")]
+Output = Annotated[
+    str | None, typer.Option("--out", "-o", help="file, or folder for several inputs; - is standard output")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="release name, folder or hub id")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
+MaxPixels = Annotated[int, typer.Option(help="refuse pictures with more pixels", min=1)]
+Levels = Annotated[int | None, typer.Option(help="number of levels: the rate dial of token models")]
+
+
+def say(text: str) -> None:
+    """One line to stderr: stdout is for data."""
+    print(text, file=sys.stderr)
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    version: Annotated[bool, typer.Option("--version", help="show the version and stop")] = False,
+) -> None:
+    if version:
+        from .. import __version__
+
+        print(f"tokodec {__version__}, format {container.VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+def encode(
+    inputs: Inputs,
+    out: Output = None,
+    model: ModelOption = None,
+    quality: Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100")] = None,
+    levels: Levels = None,
+    bpp: Annotated[float | None, typer.Option(help="most bits per pixel, whole file")] = None,
+    size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
+    metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Encode pictures to .tok files."""
+    from .encode import encode_file
+
+    def one(src: str, dst: str) -> int:
+        done = encode_file(
+            sys.stdin.buffer if src == STREAM else src,
+            sys.stdout.buffer if dst == STREAM else dst,
+            model,
+            quality,
+            levels=levels,
+            bpp=bpp,
+            size=size,
+            device=device,
+            force=force,
+            metadata=metadata,
+            max_pixels=max_pixels,
+        )
+        for note in done.notes:
+            say(f"codec: {src}: {note}")
+        if not quiet:
+            say(f"{src} -> {dst}: {len(done.data)} bytes, {done.bpp:.4f} bpp, {done.levels} levels")
+        return 0
+
+    each(plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN), one, quiet)
+
+
+@app.command()
+def decode(
+    inputs: Inputs,
+    out: Output = None,
+    model: ModelOption = None,
+    levels: Levels = None,
+    synthesis: Annotated[
+        str | None, typer.Option(help="which synthesis net, e.g. faithful (least error) or sharp (most natural)")
+    ] = None,
+    format: Annotated[str, typer.Option(help="output format where -o does not say it, e.g. png, webp, tiff")] = "png",
+    strict: Annotated[bool, typer.Option("--strict", help="refuse damaged or cut-off files")] = False,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Decode .tok files to pictures. Exit code 3 says that a file was damaged and decoded as far as it goes."""
+    from .decode import decode_file
+
+    suffix = "." + format.lstrip(".")
+
+    def one(src: str, dst: str) -> int:
+        done = decode_file(
+            sys.stdin.buffer if src == STREAM else src,
+            sys.stdout.buffer if dst == STREAM else dst,
+            model,
+            levels=levels,
+            synthesis=synthesis,
+            format=suffix if dst == STREAM or not Path(dst).suffix else None,
+            device=device,
+            force=force,
+            strict=strict,
+            max_pixels=max_pixels,
+        )
+        for problem in done.problems:
+            say(f"codec: {src}: {problem}")
+        for note in done.notes + done.picture.notes:
+            say(f"codec: {src}: {note}")
+        if not quiet:
+            height, width = done.picture.pixels.shape[:2]
+            say(f"{src} -> {dst}: {width} x {height} pixels, {done.levels} of {done.layers} levels")
+        return EXIT_DAMAGED if done.problems else 0
+
+    each(plan(inputs, out, suffix, (".tok",)), one, quiet)
+
+
+@app.command()
+def info(
+    inputs: Inputs,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a file")] = False,
+) -> None:
+    """Show what a .tok file holds, without decoding it."""
+    from .info import describe
+
+    def one(src: str, _: str) -> int:
+        from .decode import read_bytes
+
+        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src), src)
+        if as_json:
+            print(json.dumps(found))
+        else:
+            width = max(map(len, found))
+            print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
+        return EXIT_DAMAGED if found["problems"] else 0
+
+    each([(src, STREAM) for src in inputs], one, quiet=True)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")] = False) -> None:
+    """List the models that come with the package."""
+    from .models import list_models
+
+    found = list_models()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for entry in found:
+        sizes = " + ".join(map(str, entry["codebook_sizes"]))
+        print(f"{entry['name']}  {entry['modality']}, {sizes} codewords, {entry['bytes'] / 2**20:.1f} MiB")
+        print(f"    weights {entry['weights_hash']}, synthesis {', '.join(entry['synthesis'])}")
+
+
+@app.command()
+def tokenize(
+    inputs: Inputs,
+    out: Output = None,
+    model: ModelOption = None,
+    levels: Levels = None,
+    format: Annotated[str, typer.Option(help="npz or safetensors, where -o does not say it")] = "npz",
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Pictures or .tok files to integer codes (.npz or .safetensors), without decoding pixels."""
+    from .tokens import tokenize_file
+
+    def one(src: str, dst: str) -> int:
+        done = tokenize_file(
+            src, dst, model, levels=levels, device=device, force=force, max_pixels=max_pixels
+        )
+        for note in done.notes:
+            say(f"codec: {src}: {note}")
+        if not quiet:
+            say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
+        return EXIT_DAMAGED if done.problems else 0
+
+    each(plan(inputs, out, "." + format.lstrip("."), (*IMAGE_SUFFIXES_IN, ".tok")), one, quiet)
+
+
+@app.command()
+def detokenize(
+    inputs: Inputs,
+    out: Output = None,
+    model: ModelOption = None,
+    synthesis: Annotated[str | None, typer.Option(help="which synthesis net, e.g. faithful or sharp")] = None,
+    format: Annotated[str, typer.Option(help="tok, or a picture format, where -o does not say it")] = "png",
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Integer codes (.npz or .safetensors) to pictures or .tok files."""
+    from .tokens import detokenize_file
+
+    def one(src: str, dst: str) -> int:
+        detokenize_file(src, dst, model, synthesis=synthesis, device=device, force=force)
+        if not quiet:
+            say(f"{src} -> {dst}")
+        return 0
+
+    each(plan(inputs, out, "." + format.lstrip("."), (".npz", ".safetensors")), one, quiet)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for what the demo makes")] = Path("demo-out"),
+    device: Device = "auto",
+) -> None:
+    """Encode and decode the sample pictures, show what was saved, and write a side-by-side picture."""
+    from .demo import run_demo
+
+    run_demo(out, device)
+
+
+@bench_app.command("image")
+def bench_image(
+    folder: Annotated[Path, typer.Argument(help="folder with pictures")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")] = Path("bench-out"),
+    against: Annotated[str, typer.Option(help="peers, with commas")] = "jpeg,webp,avif",
+    model: ModelOption = None,
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="only so many pictures", min=1)] = None,
+) -> None:
+    """Rate and distortion on a folder of pictures, beside JPEG, WebP and AVIF at the nearest bytes they reach."""
+    from .bench.image import bench_images
+
+    bench_images(folder, out, [name for name in against.split(",") if name], model, device, limit)
+
+
+def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Pair every input with its output.
+
+    A folder stands for the files in it with a ``wanted`` suffix. Without ``out`` an output lies beside its input; with
+    several inputs ``out`` is a folder. Raises UsageError if two inputs would write one file, or nothing is found.
+    """
+    sources: list[str] = []
+    for name in inputs:
+        path = Path(name)
+        if name != STREAM and path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file())
+            if not inside:
+                raise UsageError(f"no {', '.join(wanted)} files in the folder {name}")
+            sources += map(str, inside)
+        else:
+            sources.append(name)
+    many = len(sources) > 1 or Path(inputs[0]).is_dir()
+    if out == STREAM and many:
+        raise UsageError("several inputs cannot share standard output: give a folder with -o")
+    if out is not None and out != STREAM and many:
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
+    pairs: dict[str, str] = {}
+    for src in sources:
+        if out is None:
+            dst = STREAM if src == STREAM else str(Path(src).with_suffix(suffix))
+        elif out != STREAM and (many or Path(out).is_dir()):
+            dst = str(Path(out) / (Path(src).stem + suffix if src != STREAM else "stdin" + suffix))
+        else:
+            dst = out
+        if dst != STREAM and dst in pairs:
+            raise UsageError(f"{pairs[dst]} and {src} would both be written to {dst}")
+        if dst == src and src != STREAM:
+            raise UsageError(f"{src} would be overwritten by its own output: name another with -o")
+        pairs[dst] = src
+    return [(src, dst) for dst, src in pairs.items()]
+
+
+def each(pairs: list[tuple[str, str]], one: Callable[[str, str], int], quiet: bool) -> None:
+    """Run ``one`` for every pair. With several, errors are collected, the others go on, and a progress bar shows.
+
+    Raises: the error itself for a single pair; typer.Exit with the gravest exit code otherwise.
+    """
+    if len(pairs) == 1:
+        code = one(*pairs[0])
+        if code:
+            raise typer.Exit(code)
+        return
+    codes = []
+    for src, dst in track(pairs, quiet):
+        try:
+            codes.append(one(src, dst))
+        except TokodecError as error:
+            say(f"codec: {with_name(src, error)}")
+            codes.append(error.exit_code)
+    failed = sum(code == EXIT_USER for code in codes)
+    if failed:
+        say(f"codec: {failed} of {len(pairs)} files failed")
+        raise typer.Exit(EXIT_USER)
+    if any(codes):
+        raise typer.Exit(max(codes))
+
+
+def with_name(src: str, error: TokodecError) -> str:
+    return str(error) if src in str(error) else f"{src}: {error}"
+
+
+def track(pairs: list[tuple[str, str]], quiet: bool) -> Any:
+    """Iterate with a progress bar on stderr, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return pairs
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    return rich_track(pairs, description="", console=Console(stderr=True))
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every error into one line and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on ``arguments``; returns the exit code."""
+    debug = "--debug" in arguments
+    try:
+        code = app(args=[a for a in arguments if a != "--debug"], prog_name="codec", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TokodecError as error:
+        if debug:
+            traceback.print_exc()
+        say(f"codec: {error}")
+        return error.exit_code
+    except _CommandError as error:  # unknown options, missing arguments, no arguments at all
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if message:
+            say(f"codec: {' '.join(message.split())}; see codec --help")
+        return EXIT_USER
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        say("codec: interrupted")
+        return 130
+    except MemoryError:
+        say("codec: out of memory")
+        return EXIT_FAULT
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        say(f"codec: internal error, please report it: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return EXIT_FAULT
+
+
+__all__ = ["MediaError", "app", "main", "run"]

@@ -1,0 +1,442 @@
+"""The `.tok` file: bytes <-> header, chunks, layers. FORMAT.md specifies it; this module is its only reader and writer.
+
+::
+
+    signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+
+Needs nothing but the standard library, so `codec info` answers without torch.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
+
+# Like PNG's: not ASCII, shows CR/LF conversion, stops `type` on DOS.
+SIGNATURE = b"\x89TOK\r\n\x1a\n"
+VERSION = 1
+
+# Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper case is
+# critical (refuse the file), lower case is ancillary (skip the chunk).
+HEAD, LAYR, ALPH, TEND = b"HEAD", b"LAYR", b"ALPH", b"TEND"
+ICCP, EXIF, INDX = b"iCCP", b"eXIF", b"iNDX"
+KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX}
+
+# Limits, see FORMAT.md section "Limits".
+MAX_LAYERS = 64
+MAX_SIDE = 1 << 20
+MAX_SEGMENT = 128  # cells: bounds what one chunk, however short, can ask a decoder to do
+MAX_METADATA = 16 << 20  # bytes of an ICC profile or EXIF block after decompression
+MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
+
+FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
+LAYER_PREFIX = struct.Struct("<BI")  # layer, segment
+INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
+INDEX_POINTER = struct.Struct("<Q")
+
+# Wire constants. Numbers are never reused.
+MODALITIES = {1: "image"}
+PRIORS = {1: "static"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the header.
+
+    kind: "u8", "u16", "u32", "hash" (8 bytes, shown as 16 hex digits) or "name" (u8 length, then ASCII).
+    low, high: allowed range of a number.  names: what the values of an enumeration are called.
+    """
+
+    name: str
+    kind: str
+    meaning: str
+    low: int = 0
+    high: int = 0xFFFFFFFF
+    names: Mapping[int, str] | None = None
+
+    def check(self, value: Any) -> None:
+        """Raise HeaderError for a value that this field cannot hold."""
+        if self.kind == "name":
+            if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}", value):
+                raise HeaderError(f"header field {self.name}: {value!r} is not a model name")
+        elif self.kind == "hash":
+            if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{16}", value):
+                raise HeaderError(f"header field {self.name}: {value!r} is not 16 hex digits")
+        elif not isinstance(value, int) or not self.low <= value <= self.high:
+            raise HeaderError(f"header field {self.name}: {value} is not in {self.low}..{self.high}")
+        elif self.names is not None and value not in self.names:
+            raise HeaderError(f"header field {self.name}: {value} is not one of {', '.join(map(str, self.names))}")
+
+
+# One table drives the writer, the reader, `codec info` and the table in FORMAT.md (tests/test_format_md.py).
+COMMON_FIELDS = (
+    Field("modality", "u8", "kind of signal", names=MODALITIES),
+    Field("model", "name", "name of the tokenizer"),
+    Field("weights_hash", "hash", "first 8 bytes of the SHA-256 of the model's model.safetensors"),
+    Field("prior", "u8", "kind of entropy model", names=PRIORS),
+    Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the model's prior.safetensors"),
+    Field("layers", "u8", "layers that the complete file holds, coarse to fine", 1, MAX_LAYERS),
+)
+MODALITY_FIELDS = {
+    1: (
+        Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
+        Field("width", "u32", "columns of pixels", 1, MAX_SIDE),
+        Field("stride", "u8", "pixels a grid cell spans along each axis", 1, 64),
+        Field("segment", "u8", "edge of a segment in grid cells", 1, MAX_SEGMENT),
+        Field("channels", "u8", "colour", names={1: "gray", 3: "rgb"}),
+        Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
+        Field("bit_depth", "u8", "bits a sample of the source had; the picture is decoded to 8", names={8: "8", 16: "16"}),
+    )
+}
+_STRUCTS = {"u8": struct.Struct("<B"), "u16": struct.Struct("<H"), "u32": struct.Struct("<I")}
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """The header of a picture, fields as in :data:`COMMON_FIELDS` and :data:`MODALITY_FIELDS`."""
+
+    model: str
+    weights_hash: str
+    prior_hash: str
+    layers: int
+    height: int
+    width: int
+    stride: int
+    segment: int
+    channels: int
+    alpha: int = 0
+    bit_depth: int = 8
+    prior: int = 1
+    modality: int = 1
+
+    def __post_init__(self) -> None:
+        for f in header_fields(self.modality):
+            f.check(getattr(self, f.name))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells along height and width."""
+        return -(-self.height // self.stride), -(-self.width // self.stride)
+
+    @property
+    def n_segments(self) -> int:
+        h, w = self.grid
+        return -(-h // self.segment) * -(-w // self.segment)
+
+    def segment_box(self, segment: int) -> tuple[int, int, int, int]:
+        """Cells of a segment, ``(top, left, bottom, right)``, bottom and right excluded. Segments are in raster order."""
+        h, w = self.grid
+        row, column = divmod(segment, -(-w // self.segment))
+        top, left = row * self.segment, column * self.segment
+        return top, left, min(top + self.segment, h), min(left + self.segment, w)
+
+
+def header_fields(modality: int) -> tuple[Field, ...]:
+    if modality not in MODALITY_FIELDS:
+        raise HeaderError(f"header field modality: {modality} is not one of {', '.join(map(str, MODALITIES))}")
+    return COMMON_FIELDS + MODALITY_FIELDS[modality]
+
+
+def write_header(header: ImageHeader) -> bytes:
+    """Payload of HEAD."""
+    out = bytearray()
+    for f in header_fields(header.modality):
+        value = getattr(header, f.name)
+        if f.kind == "name":
+            out += bytes([len(value)]) + value.encode("ascii")
+        elif f.kind == "hash":
+            out += bytes.fromhex(value)
+        else:
+            out += _STRUCTS[f.kind].pack(value)
+    return bytes(out)
+
+
+def read_header(payload: bytes) -> ImageHeader:
+    """Inverse of :func:`write_header`. Bytes beyond the last known field are ignored: that is how a header may grow."""
+    values: dict[str, Any] = {}
+    at = 0
+
+    def take(n: int, name: str) -> bytes:
+        nonlocal at
+        if at + n > len(payload):
+            raise HeaderError(f"the header ends inside field {name}")
+        at += n
+        return payload[at - n : at]
+
+    def read(f: Field) -> None:
+        if f.kind == "name":
+            raw = take(take(1, f.name)[0], f.name)
+            value: Any = raw.decode("ascii", "backslashreplace")
+        elif f.kind == "hash":
+            value = take(8, f.name).hex()
+        else:
+            value = _STRUCTS[f.kind].unpack(take(_STRUCTS[f.kind].size, f.name))[0]
+        f.check(value)
+        values[f.name] = value
+
+    for f in COMMON_FIELDS:
+        read(f)
+    for f in MODALITY_FIELDS[values["modality"]]:
+        read(f)
+    return ImageHeader(**values)
+
+
+def pack_chunk(kind: bytes, payload: bytes) -> bytes:
+    """Frame a payload: type, length, payload, CRC-32 over type and payload."""
+    return kind + struct.pack("<I", len(payload)) + payload + struct.pack("<I", zlib.crc32(payload, zlib.crc32(kind)))
+
+
+def compress_metadata(data: bytes) -> bytes:
+    return zlib.compress(data, 9)
+
+
+def decompress_metadata(payload: bytes) -> bytes:
+    """Inverse of :func:`compress_metadata`, bounded by ``MAX_METADATA``. Raises ChunkError."""
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(payload, MAX_METADATA)
+    except zlib.error as error:
+        raise ChunkError(f"metadata is not a zlib stream: {error}") from error
+    if not inflate.eof:
+        raise ChunkError(f"metadata is cut short or larger than {MAX_METADATA >> 20} MiB")
+    return data
+
+
+def write_tok(
+    header: ImageHeader,
+    layers: list[list[bytes]],
+    alpha: bytes | None = None,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+) -> bytes:
+    """Build a whole file.
+
+    Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
+          alpha: payload of ALPH.  icc, exif: uncompressed.
+    """
+    if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
+        raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
+    if bool(header.alpha) != (alpha is not None):
+        raise ValueError("the header's alpha flag and the alpha payload disagree")
+    out = bytearray(SIGNATURE + bytes([VERSION]))
+    index = bytearray()
+
+    def put(kind: bytes, payload: bytes, layer: int = 0, segment: int = 0) -> None:
+        index.extend(INDEX_ENTRY.pack(kind, layer, segment, len(out)))
+        out.extend(pack_chunk(kind, payload))
+
+    put(HEAD, write_header(header))
+    for kind, data in ((ICCP, icc), (EXIF, exif)):
+        if data:
+            put(kind, compress_metadata(data))
+    for k, row in enumerate(layers):
+        for s, payload in enumerate(row):
+            put(LAYR, LAYER_PREFIX.pack(k, s) + payload, k, s)
+        if k == 0 and alpha is not None:
+            put(ALPH, alpha)
+    pointer = 0
+    if header.n_segments > 1:  # with one segment there is nothing to seek
+        pointer = len(out)
+        out.extend(pack_chunk(INDX, bytes(index)))
+    out.extend(pack_chunk(TEND, INDEX_POINTER.pack(pointer)))
+    return bytes(out)
+
+
+@dataclass
+class TokFile:
+    """A parsed file: where every chunk lies, and what is wrong with it.
+
+    Payloads are checked against their CRC when they are asked for; what fails counts as lost and is put on ``problems``.
+    """
+
+    data: bytes
+    header: ImageHeader
+    places: dict[tuple[bytes, int, int], int] = field(default_factory=dict)  # (type, layer, segment) -> offset
+    problems: list[str] = field(default_factory=list)
+    complete: bool = False  # the end chunk was found
+    indexed: bool = False  # places come from the index
+
+    def payload(self, kind: bytes, layer: int = 0, segment: int = 0) -> bytes | None:
+        """Payload of a chunk, without the layer prefix of LAYR; None if it is missing or damaged."""
+        offset = self.places.get((kind, layer, segment))
+        if offset is None:
+            return None
+        found = chunk_at(self.data, offset)
+        if found is None or found[0] != kind:
+            self.damaged(f"{kind.decode()} chunk at byte {offset} is damaged")
+            return None
+        payload = found[1]
+        if kind == LAYR:
+            if len(payload) < LAYER_PREFIX.size or LAYER_PREFIX.unpack_from(payload) != (layer, segment):
+                self.damaged(f"LAYR chunk at byte {offset} is not layer {layer} of segment {segment}")
+                return None
+            return payload[LAYER_PREFIX.size :]
+        return payload
+
+    def damaged(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def metadata(self, kind: bytes) -> bytes | None:
+        payload = self.payload(kind)
+        if payload is None:
+            return None
+        try:
+            return decompress_metadata(payload)
+        except ChunkError as error:
+            self.damaged(str(error))
+            return None
+
+
+def chunk_at(data: bytes, offset: int) -> tuple[bytes, bytes] | None:
+    """Type and payload of the chunk that starts at ``offset``, or None if no intact chunk does."""
+    if offset < 0 or offset + FRAME > len(data):
+        return None
+    kind = data[offset : offset + 4]
+    (length,) = struct.unpack_from("<I", data, offset + 4)
+    end = offset + 8 + length
+    if end + 4 > len(data) or not kind.isalpha():
+        return None
+    payload = data[offset + 8 : end]
+    (crc,) = struct.unpack_from("<I", data, end)
+    return (kind, payload) if zlib.crc32(payload, zlib.crc32(kind)) == crc else None
+
+
+def scan(data: bytes, offset: int) -> Iterator[tuple[int, bytes, bytes] | tuple[int, None, bytes]]:
+    """Walk over the chunks from ``offset`` to the end.
+
+    Yields (offset, type, payload) of intact chunks and (offset, None, b"") where damage begins. After damage it looks for
+    the next intact chunk of a known type; the bytes it checks on the way are bounded by a small multiple of the file.
+    """
+    budget = 4 * len(data) + 4096
+    known = re.compile(b"|".join(re.escape(kind) for kind in sorted(KNOWN - {HEAD})))
+    while offset < len(data):
+        found = chunk_at(data, offset)
+        if found is not None:
+            yield offset, found[0], found[1]
+            offset += FRAME + len(found[1])
+            continue
+        yield offset, None, b""
+        for match in known.finditer(data, offset + 1):
+            budget -= min(int.from_bytes(data[match.end() : match.end() + 4], "little"), len(data) - match.start())
+            if budget < 0:
+                return
+            if chunk_at(data, match.start()) is not None:
+                offset = match.start()
+                break
+        else:
+            return
+
+
+def read_tok(data: bytes, max_pixels: int | None = None) -> TokFile:
+    """Parse a file without decoding any layer.
+
+    Args:   max_pixels: refuse larger pictures before anything of their size is allocated.
+    Raises: SignatureError, VersionError, TruncatedError, HeaderError, ChunkError, LimitError; see :mod:`.errors`.
+    """
+    start = len(SIGNATURE) + 1
+    if not data:
+        raise SignatureError("the file is empty")
+    if not data.startswith(SIGNATURE):
+        if SIGNATURE.startswith(data):
+            raise TruncatedError("the file ends inside its signature")
+        if data[1:4] == SIGNATURE[1:4] and data[4:8] != SIGNATURE[4:8]:
+            raise SignatureError("the signature is damaged, as by a transfer in text mode")
+        raise SignatureError("not a .tok file")
+    if len(data) < start:
+        raise TruncatedError("the file ends before its version")
+    if data[start - 1] != VERSION:
+        raise VersionError(f"format version {data[start - 1]}, this reader knows {VERSION}; update tokodec")
+    first = chunk_at(data, start)
+    if first is None:
+        if _cut_head(data, start):
+            raise TruncatedError("the file ends inside its header")
+        raise HeaderError("the header is damaged")
+    if first[0] != HEAD:
+        raise HeaderError("the first chunk is not a header")
+    header = read_header(first[1])
+    if max_pixels is not None and header.height * header.width > max_pixels:
+        raise LimitError(
+            f"a picture of {header.width} x {header.height} pixels is over the limit of {max_pixels}; see --max-pixels"
+        )
+    tok = TokFile(data, header)
+    if not _read_index(tok):
+        _rebuild_index(tok, start + FRAME + len(first[1]))
+    present = sum(key[:2] == (LAYR, 0) for key in tok.places)
+    if present * MAX_MISSING < header.n_segments:
+        raise TruncatedError(
+            f"too little is left to decode: the first layer of {present} of {header.n_segments} segments"
+        )
+    return tok
+
+
+def _cut_head(data: bytes, start: int) -> bool:
+    """Whether the data end before the header chunk does."""
+    if len(data) < start + 8:
+        return HEAD.startswith(data[start : start + 4])
+    return data[start : start + 4] == HEAD and len(data) < start + FRAME + int.from_bytes(data[start + 4 : start + 8], "little")
+
+
+def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
+    if kind != LAYR:
+        return layer == segment == 0
+    return layer < tok.header.layers and segment < tok.header.n_segments
+
+
+def _read_index(tok: TokFile) -> bool:
+    """Fill ``tok.places`` from the index at the end of the file; False if there is none or it is not intact."""
+    data = tok.data
+    end = len(data) - FRAME - INDEX_POINTER.size
+    last = chunk_at(data, end)
+    if last is None or last[0] != TEND:
+        return False
+    (offset,) = INDEX_POINTER.unpack(last[1])
+    found = chunk_at(data, offset) if offset else None
+    if found is None or found[0] != INDX or offset + FRAME + len(found[1]) != end or len(found[1]) % INDEX_ENTRY.size:
+        return False
+    places: dict[tuple[bytes, int, int], int] = {}
+    for kind, layer, segment, place in INDEX_ENTRY.iter_unpack(found[1]):
+        if kind not in KNOWN:
+            if kind[:1].isupper():
+                raise ChunkError(f"unknown critical chunk {kind!r}; update tokodec")
+            continue
+        if not _valid_place(tok, kind, layer, segment) or place >= offset or (kind, layer, segment) in places:
+            return False
+        places[kind, layer, segment] = place
+    tok.places, tok.complete, tok.indexed = places, True, True
+    return True
+
+
+def _rebuild_index(tok: TokFile, offset: int) -> None:
+    """Fill ``tok.places`` by walking over the chunks."""
+    for at, kind, payload in scan(tok.data, offset):
+        if kind is None:
+            tok.damaged(f"damage begins at byte {at}")
+            continue
+        if kind == TEND:
+            tok.complete = True
+            if at + FRAME + len(payload) != len(tok.data):
+                tok.damaged(f"{len(tok.data) - at - FRAME - len(payload)} bytes follow the end of the file")
+            break
+        if kind not in KNOWN:
+            if kind[:1].isupper():
+                raise ChunkError(f"unknown critical chunk {kind.decode()} at byte {at}; update tokodec")
+            continue
+        layer = segment = 0
+        if kind == LAYR:
+            if len(payload) < LAYER_PREFIX.size:
+                tok.damaged(f"LAYR chunk at byte {at} is too short")
+                continue
+            layer, segment = LAYER_PREFIX.unpack_from(payload)
+        if kind == HEAD or not _valid_place(tok, kind, layer, segment) or (kind, layer, segment) in tok.places:
+            tok.damaged(f"{kind.decode()} chunk at byte {at} does not belong there")
+            continue
+        tok.places[kind, layer, segment] = at
+    if not tok.complete:
+        tok.damaged(f"the file is cut off at byte {len(tok.data)}")

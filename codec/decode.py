@@ -1,0 +1,197 @@
+"""`.tok` -> media file. The twin of encode.py: step N here undoes step N there.
+
+1. write the media   2. load the model    3. pixels, tile by tile   4. codes        5. read the layers     6. read
+(run from 6 to 1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .container import ALPH, EXIF, ICCP, LAYR, ImageHeader, TokFile, read_tok
+from .encode import MAX_PIXELS
+from .errors import ChunkError, FormatError, MediaError, ModelError, UsageError
+from .files import open_output
+from .media.image import Picture, decode_alpha, write_image
+from .models import Model, model_for, pick_device
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..tokenizers.api import Tokens
+
+
+@dataclass
+class Decoded:
+    """A decoded picture.
+
+    Attributes:
+        picture: pixels and metadata.
+        levels: the fewest layers that any segment was decoded with.
+        layers: layers that the complete file has.
+        problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser.
+        notes: what the output format could not keep.
+    """
+
+    picture: Picture
+    levels: int
+    layers: int
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def decode_file(
+    src: str | Path | BinaryIO,
+    dst: str | Path | BinaryIO | None = None,
+    model: str | None = None,
+    *,
+    levels: int | None = None,
+    synthesis: str | None = None,
+    format: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
+    """Decode a `.tok` file to a picture.
+
+    Args:
+        src: path or binary file object.
+        dst: path or binary file object; nothing is written if None.
+        model: folder or name to take the weights from; the file's own model by default.
+        levels: decode at most so many layers.
+        synthesis: which synthesis net, e.g. "faithful" or "sharp"; the model's default if None.
+        format: suffix of the output format, needed if ``dst`` is a file object, e.g. ".png".
+        device: "auto", "cpu" or "cuda".
+        force: overwrite ``dst``.
+        strict: raise FormatError for a damaged or truncated file instead of decoding what is left.
+        max_pixels: refuse larger pictures.
+
+    Raises: a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
+    """
+    name = str(src) if isinstance(src, (str, Path)) else "standard input"
+    suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
+    if dst is not None and not suffix:
+        raise UsageError("the output needs a suffix or a format that says what it is, e.g. .png")
+    with open_output(dst, force) as file:
+        try:
+            tok = read_tok(read_bytes(src), max_pixels)  # 6
+            tokens, loaded = file_tokens(tok, model, device, levels)  # 5, 4
+        except (FormatError, ModelError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis)  # 3, 2
+        decoded = Decoded(picture_of(tok, pixels), fewest_levels(tokens), tok.header.layers, tok.problems)
+        if strict and tok.problems:
+            raise FormatError(f"{name}: {tok.problems[0]}")
+        if file is not None:
+            decoded.notes += write_image(decoded.picture, file, suffix, str(dst))  # 1
+    return decoded
+
+
+def fewest_levels(tokens: Tokens) -> int:
+    """The number of levels that every cell has at least; codes ``[1, k, h, w]``."""
+    return int((tokens.codes >= 0).sum(1).min())
+
+
+def read_bytes(src: str | Path | BinaryIO) -> bytes:
+    """The whole file. Raises MediaError if it cannot be read."""
+    if not isinstance(src, (str, Path)):
+        return src.read()
+    try:
+        return Path(src).read_bytes()
+    except OSError as error:
+        raise MediaError(f"cannot read {src}: {error.strerror}") from error
+
+
+def file_tokens(
+    tok: TokFile, model: str | None = None, device: str = "auto", levels: int | None = None
+) -> tuple[Tokens, Model]:
+    """Tokens of a parsed file and the model they belong to. What is lost is noted in ``tok.problems``.
+
+    A segment without its first layer is filled with the entropy model's most probable codes; a segment without a later
+    layer is ``ABSENT`` (-1) from there on.
+    """
+    import numpy as np
+    import torch
+
+    from ..tokenizers.api import Tokens
+    from ..tokenizers.image.grid import ImageGrid
+
+    header = tok.header
+    loaded = model_for(header, model, pick_device(device))
+    if levels is not None and levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+    wanted = min(levels or header.layers, header.layers)
+    tokenizer = loaded.tokenizer
+    assert isinstance(tokenizer, ImageGrid)
+    codes = np.full((1, wanted, *header.grid), -1, dtype=np.int64)
+    for segment in range(header.n_segments):
+        top, left, bottom, right = header.segment_box(segment)
+        grid = (bottom - top, right - left)
+        payloads = segment_payloads(tok, segment, wanted)
+        part = decompress_segment(tok, loaded, segment, payloads, grid)
+        codes[0, : len(part), top:bottom, left:right] = part
+    spec = tokenizer.spec(header.height, header.width)
+    if spec.grid != header.grid:
+        raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
+    held = int((codes >= 0).any(axis=(0, 2, 3)).sum())
+    return Tokens(torch.from_numpy(codes[:, :held]), spec), loaded
+
+
+def segment_payloads(tok: TokFile, segment: int, wanted: int) -> list[bytes]:
+    """Payloads of the layers of a segment up to the first that is missing or damaged."""
+    payloads: list[bytes] = []
+    for layer in range(wanted):
+        payload = tok.payload(LAYR, layer, segment)
+        if payload is None:
+            if layer:
+                tok.damaged(f"segment {segment}: decoded from {layer} of {wanted} layers")
+            break
+        payloads.append(payload)
+    return payloads
+
+
+def decompress_segment(
+    tok: TokFile, model: Model, segment: int, payloads: list[bytes], grid: tuple[int, int]
+) -> np.ndarray:
+    """Codes ``[k, *grid]`` of a segment; a payload that does not decode costs its layer and the later ones."""
+    while payloads:
+        try:
+            return model.prior.decompress(payloads, grid)
+        except ValueError as error:
+            tok.damaged(f"segment {segment}: {error}; decoded from {len(payloads) - 1} layers")
+            payloads = payloads[:-1]
+    tok.damaged(f"segment {segment}: lost, filled with the most probable codes")
+    return model.prior.fill(grid)
+
+
+def decode_pixels(tokens: Tokens, model: Model, channels: int, synthesis: str | None) -> np.ndarray:
+    """Tokens to ``[H, W, channels]`` uint8."""
+    from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.tiling import decode_tiled
+
+    tokenizer = model.tokenizer
+    assert isinstance(tokenizer, ImageGrid)
+    try:
+        tokenizer.check_synthesis(synthesis)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return decode_tiled(tokenizer, tokens, channels, synthesis).numpy()
+
+
+def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
+    """Put pixels and what else the file holds together."""
+    header: ImageHeader = tok.header
+    alpha = None
+    if header.alpha:
+        payload = tok.payload(ALPH)
+        try:
+            if payload is None:
+                raise ChunkError("missing or damaged")
+            alpha = decode_alpha(payload, header.height, header.width)
+        except FormatError as error:
+            tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
+    notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
+    return Picture(pixels, alpha, tok.metadata(ICCP), tok.metadata(EXIF), header.bit_depth, notes)

@@ -1,0 +1,197 @@
+"""Media file -> `.tok`. The twin of decode.py: step N here undoes step N there.
+
+1. read the media    2. load the model    3. codes, tile by tile    4. payloads    5. choose the layers    6. write
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .container import ImageHeader, write_tok
+from .errors import RateError, UsageError
+from .files import open_output
+from .media.image import encode_alpha, read_image
+from .models import DEFAULT_MODELS, Model, load_model, pick_device
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..tokenizers.api import Tokens
+    from .media.image import Picture
+
+SEGMENT = 64  # cells along the edge of a segment: 1024 pixels at stride 16
+MAX_PIXELS = 1 << 28
+
+
+@dataclass
+class Encoded:
+    """A finished file in memory.
+
+    Attributes: data: the file.  levels: layers in it.  pixels: H * W.  notes: what could not be kept, one line each.
+    """
+
+    data: bytes
+    levels: int
+    pixels: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bpp(self) -> float:
+        """Bits per pixel of the whole file."""
+        return 8 * len(self.data) / self.pixels
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the user asked for; at most one of these, all levels if none. Raises UsageError for anything else."""
+
+    quality: float | None = None  # 0 to 100
+    levels: int | None = None  # 1 to K
+    bpp: float | None = None  # most bits per pixel
+    size: int | None = None  # most bytes
+
+    def __post_init__(self) -> None:
+        given = {"quality": self.quality, "levels": self.levels, "bpp": self.bpp, "bytes": self.size}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise UsageError(f"give one of quality, levels, bpp and bytes, not {' and '.join(names)}")
+        if self.quality is not None and not 0 <= self.quality <= 100:
+            raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
+        if self.bpp is not None and not 0 < self.bpp < float("inf"):
+            raise UsageError(f"bpp must be positive, got {self.bpp:g}")
+        if self.size is not None and self.size <= 0:
+            raise UsageError(f"bytes must be positive, got {self.size}")
+
+    def choose_levels(self, build: Callable[[int], bytes], n_levels: int, pixels: int) -> int:
+        """The most levels that stay within the rate; ``build(n)`` makes the file with n of ``n_levels`` levels.
+
+        Raises: UsageError for levels that the model lacks, RateError if one level is too much already.
+        """
+        if self.levels is not None:
+            if not 1 <= self.levels <= n_levels:
+                raise UsageError(f"levels is 1 to {n_levels} with this model, got {self.levels}")
+            return self.levels
+        if self.quality is not None:
+            return min(n_levels, 1 + int(self.quality * n_levels / 100))
+        if self.bpp is not None:
+            most = int(self.bpp * pixels / 8)
+        elif self.size is not None:
+            most = self.size
+        else:
+            return n_levels
+        for n in range(n_levels, 0, -1):
+            if len(build(n)) <= most:
+                return n
+        least = len(build(1))
+        raise RateError(
+            f"the smallest file takes {least} bytes ({8 * least / pixels:.4f} bpp), more than the {most} asked for"
+        )
+
+
+def encode_file(
+    src: str | Path | BinaryIO,
+    dst: str | Path | BinaryIO | None = None,
+    model: str | None = None,
+    quality: float | None = None,
+    *,
+    levels: int | None = None,
+    bpp: float | None = None,
+    size: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+    metadata: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Encoded:
+    """Encode a picture file.
+
+    Args:
+        src: path or binary file object.
+        dst: path or binary file object; nothing is written if None.
+        model: release name, folder or hub id; the default for the modality if None.
+        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; all
+            levels by default.
+        device: "auto", "cpu" or "cuda".
+        force: overwrite ``dst``.
+        metadata: keep ICC profile and EXIF.
+        max_pixels: refuse larger pictures.
+
+    Returns: the file and what was noted on the way.
+    Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
+    """
+    rate = Rate(quality, levels, bpp, size)
+    name = str(src) if isinstance(src, (str, Path)) else "standard input"
+    with open_output(dst, force) as file:
+        picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
+        loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device))  # 2
+        tokens = encode_tokens(picture.pixels, loaded)  # 3
+        layers = compress_tokens(tokens, loaded)  # 4
+        encoded = build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
+        if file is not None:
+            file.write(encoded.data)  # 6
+    return encoded
+
+
+def build_file(
+    picture: Picture, tokens: Tokens, layers: list[list[bytes]], model: Model, metadata: bool, rate: Rate
+) -> Encoded:
+    """Choose the layers that ``rate`` pays for and put the file together."""
+    height, width, channels = picture.pixels.shape
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    icc, exif = (picture.icc, picture.exif) if metadata else (None, None)
+
+    def build(n: int) -> bytes:
+        header = image_header(tokens, model, n, alpha is not None, channels, picture.bit_depth)
+        return write_tok(header, layers[:n], alpha, icc, exif)
+
+    n = rate.choose_levels(build, len(layers), height * width)
+    notes = list(picture.notes)
+    if not metadata and (picture.icc or picture.exif):
+        notes.append("ICC profile and EXIF left out as asked")
+    return Encoded(build(n), n, height * width, notes)
+
+
+def encode_tokens(pixels: np.ndarray, model: Model) -> Tokens:
+    """``pixels [H, W, C]`` uint8 to tokens with all levels, on the CPU."""
+    import torch
+
+    from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.tiling import encode_tiled
+
+    tokenizer = model.tokenizer
+    assert isinstance(tokenizer, ImageGrid)
+    return encode_tiled(tokenizer, torch.from_numpy(pixels))
+
+
+def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
+    """Payloads ``[k][s]`` of level k and segment s."""
+    header = image_header(tokens, model, tokens.n_levels)
+    codes = tokens.codes[0].numpy()
+    columns = []
+    for segment in range(header.n_segments):
+        top, left, bottom, right = header.segment_box(segment)
+        columns.append(model.prior.compress(codes[:, top:bottom, left:right]))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def image_header(
+    tokens: Tokens, model: Model, layers: int, alpha: bool = False, channels: int = 3, bit_depth: int = 8
+) -> ImageHeader:
+    """Header of a file that holds the first ``layers`` levels of ``tokens``."""
+    height, width = tokens.spec.size
+    return ImageHeader(
+        model=tokens.spec.model,
+        weights_hash=tokens.spec.weights_hash,
+        prior=model.prior.wire_id,
+        prior_hash=model.prior.hash,
+        layers=layers,
+        height=height,
+        width=width,
+        stride=tokens.spec.strides[0],
+        segment=SEGMENT,
+        channels=channels,
+        alpha=int(alpha),
+        bit_depth=bit_depth,
+    )

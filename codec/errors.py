@@ -1,0 +1,67 @@
+"""Errors a user can cause, one class a cause.
+
+Every message is one line that says what is wrong, with which file, and what to do. The command line prints it and exits
+with ``exit_code``: 2 for the user's mistake or a bad file. Anything that is not a :class:`TokodecError` is our own fault.
+"""
+
+
+class TokodecError(Exception):
+    """Base of every error that tokodec raises on purpose."""
+
+    exit_code = 2
+
+
+class UsageError(TokodecError):
+    """An argument or a combination of arguments that makes no sense."""
+
+
+class MediaError(TokodecError):
+    """A picture, sound or video that cannot be read or written."""
+
+
+class UnsupportedMediaError(MediaError):
+    """Readable, but holds something we would have to drop in silence (animation, several pages, ...)."""
+
+
+class OutputExistsError(TokodecError):
+    """The output is there already and ``--force`` was not given."""
+
+
+class RateError(TokodecError):
+    """The asked size or rate cannot be reached with this model."""
+
+
+class ModelError(TokodecError):
+    """A model that is unknown, damaged or not the one that wrote the file."""
+
+
+class WeightsMismatchError(ModelError):
+    """The file was made with other weights (or another entropy model) than those at hand."""
+
+
+class FormatError(TokodecError):
+    """Base of everything that can be wrong with a ``.tok`` file."""
+
+
+class SignatureError(FormatError):
+    """Not a ``.tok`` file."""
+
+
+class VersionError(FormatError):
+    """A ``.tok`` file of a format version that this reader does not know."""
+
+
+class TruncatedError(FormatError):
+    """The file ends before the smallest thing that can be decoded."""
+
+
+class HeaderError(FormatError):
+    """The header is damaged or holds values out of range."""
+
+
+class ChunkError(FormatError):
+    """A chunk is malformed, or critical and unknown."""
+
+
+class LimitError(FormatError):
+    """The file declares more than the limits allow."""

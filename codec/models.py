@@ -1,0 +1,119 @@
+"""Models for the codec: a tokenizer with its entropy model, found by name or folder, errors as one line."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .container import PRIORS, ImageHeader
+from .errors import ModelError, UsageError, WeightsMismatchError
+
+if TYPE_CHECKING:
+    from ..entropy.prior import Prior
+    from ..tokenizers.api import Tokenizer
+
+DEFAULT_MODELS = {"image": "image-grid"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file is made with."""
+
+    tokenizer: Tokenizer
+    prior: Prior
+
+
+def pick_device(device: str) -> str:
+    """Resolve "auto" to "cuda" where there is a GPU, else "cpu". Raises UsageError for what is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {device!r}: use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA GPU here: use --device cpu")
+    return device
+
+
+@functools.lru_cache(maxsize=4)
+def load_model(name: str, device: str = "cpu") -> Model:
+    """Load a tokenizer and its prior by release name, folder or hub id; kept for the next call.
+
+    Raises: ModelError if there is none or it is damaged.
+    """
+    from ..entropy.static import StaticPrior
+    from ..tokenizers.api import Tokenizer, find_model
+
+    try:
+        folder = find_model(name)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        prior = StaticPrior.from_pretrained(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise ModelError(str(error)) from error
+    if prior.codebook_sizes != tokenizer.codebook_sizes:
+        raise ModelError(f"the entropy model in {folder} has other codebook sizes than the tokenizer")
+    return Model(tokenizer.to(pick_device(device)), prior)
+
+
+def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
+    """Load a tokenizer by release name, folder or hub id, ready for inference.
+
+    Args:   device: "auto" (a GPU if there is one), "cpu" or "cuda".
+    Raises: ModelError if there is none of that name or it is damaged.
+    """
+    from ..tokenizers.api import Tokenizer
+
+    try:
+        return Tokenizer.from_pretrained(name).to(pick_device(device))
+    except (FileNotFoundError, ValueError) as error:
+        raise ModelError(str(error)) from error
+
+
+def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
+    """The model that a file was made with, from its header; ``name`` overrides where to look.
+
+    Raises: ModelError if there is none, WeightsMismatchError if weights or prior are not the file's.
+    """
+    model = load_model(name or header.model, device)
+    tokenizer, prior = model.tokenizer, model.prior
+    if tokenizer.weights_hash != header.weights_hash:
+        raise WeightsMismatchError(
+            f"the file was made with weights {header.weights_hash} of {header.model},"
+            f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
+        )
+    if (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
+        raise WeightsMismatchError(
+            f"the file was made with entropy model {PRIORS[header.prior]} {header.prior_hash},"
+            f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with --model"
+        )
+    if header.layers > len(tokenizer.codebook_sizes):
+        raise ModelError(f"the file has {header.layers} layers, {tokenizer.name} only {len(tokenizer.codebook_sizes)}")
+    return model
+
+
+def list_models() -> list[dict[str, Any]]:
+    """The released models: name, class, modality, codebooks, bytes, hash. Reads small files only, no torch."""
+    from ..tokenizers import weights
+
+    assets = Path(__file__).resolve().parent.parent / "assets"
+    found = []
+    for config in sorted(assets.glob("*/config.json")):
+        entry = json.loads(config.read_text())
+        path = config.parent / weights.WEIGHTS_FILE
+        found.append(
+            {
+                "name": entry["name"],
+                "class": entry["class"],
+                "modality": next((m for m, name in DEFAULT_MODELS.items() if name == entry["name"]), "image"),
+                "codebook_sizes": entry["config"]["codebook_sizes"],
+                "synthesis": entry["config"].get("synthesis", []),
+                "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
+                "weights_hash": weights.file_hash(path),
+                "folder": str(config.parent),
+            }
+        )
+    return found

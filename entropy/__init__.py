@@ -1,0 +1,1 @@
+"""Entropy models: integer codes <-> bytes, exactly."""

@@ -1,0 +1,52 @@
+"""Integers and frequency tables -> bytes, with the asymmetric numeral system of `constriction` 0.5.
+
+Stream: 32-bit words, 64-bit state, 24-bit probabilities (constriction's ``DefaultAnsCoder``), words little-endian.
+ANS is a stack, so the encoder pushes the symbols in reverse and the decoder pulls them in order.
+
+constriction takes float probabilities and turns them into integers itself. With ``perfect=False`` that rule is: symbol i
+gets ``floor(cumulative(i+1) * s) - floor(cumulative(i) * s) + 1``, where ``s = (2^24 - N) / sum``. Given ``frequency - 1``
+as "probabilities", which sum to ``2^24 - N``, s is exactly 1 and every number an integer far below 2^53, so the result is
+our integer table to the last unit on every machine. ``tests/test_coder.py`` holds this against an ANS coder in plain Python.
+"""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+from .tables import check_table
+
+
+def _model(table: npt.NDArray[np.integer]) -> constriction.stream.model.Categorical:
+    check_table(table)
+    return constriction.stream.model.Categorical((table - 1).astype(np.float64), perfect=False)
+
+
+def encode_static(symbols: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> bytes:
+    """Code ``symbols [n]`` in [0, N) with one frequency ``table [N]``; returns a multiple of 4 bytes."""
+    if table.size == 1 or symbols.size == 0:  # nothing to tell
+        return b""
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(np.ascontiguousarray(symbols, dtype=np.int32), _model(table))
+    return coder.get_compressed().astype("<u4").tobytes()
+
+
+def decode_static(payload: bytes, n: int, table: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Inverse of :func:`encode_static`: the ``n`` symbols of ``payload``.
+
+    Raises: ValueError if the payload has not the form of a stream, or if it is not used up after ``n`` symbols (a payload
+            that was not made for this table and n; a stream that passes can still be wrong, which checksums must catch).
+    """
+    if table.size == 1 or n == 0:
+        if payload:
+            raise ValueError("a payload of zero bytes was expected")
+        return np.zeros(n, dtype=np.int64)
+    if len(payload) % 4 or payload[-4:] == b"\0\0\0\0":
+        raise ValueError("a payload is a row of 32-bit words, the last one not zero")
+    words = np.frombuffer(payload, dtype="<u4").astype(np.uint32)  # none at all for a row of symbol 0
+    coder = constriction.stream.stack.AnsCoder(words)
+    symbols = coder.decode(_model(table), n)
+    if not coder.is_empty():
+        raise ValueError("the payload holds more than its symbols")
+    return symbols.astype(np.int64)

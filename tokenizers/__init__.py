@@ -1,0 +1,1 @@
+"""Tokenizers: analysis network -> quantizer -> integer codes, and back. Needs torch and einops only."""

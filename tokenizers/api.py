@@ -1,0 +1,236 @@
+"""The two contracts: :class:`Tokens` (integer codes that know what they are) and :class:`Tokenizer` (signal <-> tokens)."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import weights
+from .quantize.base import ABSENT
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+CONFIG_FILE = "config.json"
+
+# config.json names a class of this table; nothing else is ever imported because a file says so.
+TOKENIZER_CLASSES = {"ImageGrid": "image.grid"}
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What the integers of a :class:`Tokens` mean.
+
+    Attributes:
+        model: name of the tokenizer, e.g. "image-grid".
+        weights_hash: first 8 bytes of the SHA-256 of its weights file, as 16 hex digits; "" if never saved.
+        modality: "image", "audio" or "video".
+        codebook_sizes: N_k of every codebook, coarse to fine, in the order of ``codes``.
+        strides: signal samples a grid cell spans, one number per grid axis.
+        size: length of the original signal along the grid axes, e.g. (H, W); the last cells may be padding.
+        channels: meaning of the signal's channels, e.g. "rgb".
+        sample_rate: samples (audio) or frames (video) per second; None for pictures.
+    """
+
+    model: str
+    weights_hash: str
+    modality: str
+    codebook_sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    size: tuple[int, ...]
+    channels: str
+    sample_rate: float | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Cells along every axis: ``ceil(size / stride)``."""
+        return tuple(-(-n // s) for n, s in zip(self.size, self.strides, strict=True))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Codes of a batch of signals of one size.
+
+    Attributes:
+        codes: ``[B, K, *grid]`` int64, coarse to fine; ``ABSENT`` (-1) marks a code that was dropped or lost.
+        spec: what they mean; ``K`` may be smaller than ``len(spec.codebook_sizes)``, a prefix of the levels.
+
+    Raises: ValueError if the codes do not fit the spec.
+    """
+
+    codes: Tensor
+    spec: TokenSpec
+
+    def __post_init__(self) -> None:
+        codes, spec = self.codes, self.spec
+        if codes.dtype != torch.int64:
+            raise ValueError(f"codes must be int64, got {codes.dtype}")
+        if codes.ndim != 2 + len(spec.strides) or tuple(codes.shape[2:]) != spec.grid:
+            raise ValueError(f"codes of shape {tuple(codes.shape)} do not fit a grid of {spec.grid}")
+        if not 1 <= codes.shape[1] <= len(spec.codebook_sizes):
+            raise ValueError(f"{codes.shape[1]} levels of codes, the spec has {len(spec.codebook_sizes)}")
+        for k in range(codes.shape[1]):
+            if codes.numel() and not ABSENT <= int(codes[:, k].min()) <= int(codes[:, k].max()) < spec.codebook_sizes[k]:
+                raise ValueError(f"level {k + 1} holds a code outside [0, {spec.codebook_sizes[k]})")
+
+    @property
+    def n_levels(self) -> int:
+        return self.codes.shape[1]
+
+    def levels(self, n: int) -> Tokens:
+        """The first ``n`` levels, a coarser version of the same signal."""
+        if not 1 <= n <= self.n_levels:
+            raise ValueError(f"levels must be 1 to {self.n_levels}, got {n}")
+        return Tokens(self.codes[:, :n], self.spec)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.codes.to(device), self.spec)
+
+
+T = TypeVar("T", bound="Tokenizer")
+
+
+class Tokenizer(nn.Module, abc.ABC):
+    """A signal becomes :class:`Tokens` and comes back.
+
+    Subclasses take one frozen dataclass as configuration, name it in ``config_class``, and list in ``int8_weights`` the
+    prefixes of parameters that are released as int8 per output channel (the rest is released as float16).
+    """
+
+    config_class: ClassVar[type]
+    int8_weights: ClassVar[tuple[str, ...]] = ()
+    modality: ClassVar[str]
+
+    name: str
+    weights_hash: str
+
+    def __init__(self, config: Any, name: str) -> None:
+        super().__init__()
+        if type(config) is not self.config_class:
+            raise ValueError(f"{type(self).__name__} wants a {self.config_class.__name__}, got {type(config).__name__}")
+        self.config = config
+        self.name = name
+        self.weights_hash = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    @abc.abstractmethod
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """N of every codebook, coarse to fine."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor) -> Tokens:
+        """Signal to tokens."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Tokens to signal."""
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """Raise ValueError unless ``tokens`` come from this model with these weights."""
+        spec = tokens.spec
+        if (spec.model, spec.weights_hash) != (self.name, self.weights_hash):
+            raise ValueError(
+                f"tokens of {spec.model} {spec.weights_hash or '(unsaved)'}"
+                f" given to {self.name} {self.weights_hash or '(unsaved)'}"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
+
+        Weights are rounded on the way (int8 or float16, see ``int8_weights``): load them back to use what was released.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, int8=self.int8_weights)
+        text = json.dumps(
+            {"class": type(self).__name__, "name": self.name, "config": dataclasses.asdict(self.config)}, indent=2
+        )
+        (folder / CONFIG_FILE).write_text(text + "\n")
+        self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+
+    @classmethod
+    def from_pretrained(cls: type[T], name: str | Path) -> T:
+        """Load a model by the name of a release, a folder, or a Hugging Face hub id ("user/model").
+
+        Raises:
+            FileNotFoundError: nothing of that name; the message lists the released models.
+            ValueError: the folder is damaged, or holds another class than ``cls``.
+        """
+        folder = find_model(name)
+        found = read_config(folder)
+        module = importlib.import_module("." + TOKENIZER_CLASSES[found["class"]], package=__package__)
+        model_class = getattr(module, found["class"])
+        if not issubclass(model_class, cls):
+            raise ValueError(f"{folder} holds a {found['class']}, not a {cls.__name__}")
+        config_class = model_class.config_class
+        known = {field.name for field in dataclasses.fields(config_class)}
+        unknown = set(found["config"]) - known
+        if unknown:
+            raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
+        config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()})
+        with torch.device("meta"):
+            model = model_class(config, found["name"])
+        state = weights.load(folder / weights.WEIGHTS_FILE)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
+        for buffer_name, buffer in model.named_buffers():
+            if buffer.is_meta:  # telemetry that is not saved with the weights
+                owner, _, leaf = buffer_name.rpartition(".")
+                model.get_submodule(owner)._buffers[leaf] = torch.zeros_like(buffer, device="cpu")
+        model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        model.requires_grad_(True)
+        return model.eval()
+
+
+def released_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in ASSETS.glob(f"*/{CONFIG_FILE}"))
+
+
+def find_model(name: str | Path) -> Path:
+    """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError."""
+    path = Path(name)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    if str(name) in released_models():
+        return ASSETS / str(name)
+    if str(name).count("/") == 1 and not path.exists():
+        try:
+            from huggingface_hub import snapshot_download
+        except ImportError:
+            hint = "; to load it from the Hugging Face hub, pip install 'tokodec[hub]'"
+        else:
+            # No pickles, no code: only what a model folder may hold.
+            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    else:
+        hint = ""
+    raise FileNotFoundError(
+        f"no model {str(name)!r}: give a folder with a {CONFIG_FILE} or one of {', '.join(released_models())}{hint}"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Parsed ``config.json`` of a model folder, its shape checked. Raises ValueError."""
+    path = folder / CONFIG_FILE
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict) or set(found) != {"class", "name", "config"} or not isinstance(found["config"], dict):
+        raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config'")
+    if found["class"] not in TOKENIZER_CLASSES:
+        raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(TOKENIZER_CLASSES)}")
+    return found

@@ -1,0 +1,88 @@
+"""Pictures of any size in bounded memory: tiles with a halo give the codes and pixels of the whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..api import Tokens
+from .grid import STRIDE, ImageGrid
+
+TILE_CELLS = 64  # 64 x 64 cells are 1024 x 1024 pixels
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of grid cells (``core``) and what a network must see to get it right (``outer``).
+
+    Attributes: ``core`` and ``outer`` are ``(top, left, bottom, right)`` in cells, bottom and right excluded.
+    """
+
+    core: tuple[int, int, int, int]
+    outer: tuple[int, int, int, int]
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """Rows and columns of the core inside the outer rectangle, in cells."""
+        (t, le, b, r), (ot, ol, _, _) = self.core, self.outer
+        return slice(t - ot, b - ot), slice(le - ol, r - ol)
+
+
+def tiles(h: int, w: int, halo: int, cells: int = TILE_CELLS) -> Iterator[Tile]:
+    """Cover a grid of ``h x w`` cells with tiles of at most ``cells x cells``, row by row."""
+    for t in range(0, h, cells):
+        for le in range(0, w, cells):
+            b, r = min(t + cells, h), min(le + cells, w)
+            yield Tile((t, le, b, r), (max(0, t - halo), max(0, le - halo), min(h, b + halo), min(w, r + halo)))
+
+
+@torch.no_grad()
+def encode_tiled(model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS) -> Tokens:
+    """Encode one picture tile by tile.
+
+    Args:    pixels: ``[H, W, C]`` uint8 on the CPU, C = 1 or 3.  cells: tile edge in grid cells.
+    Returns: tokens with codes ``[1, K, h, w]`` on the CPU, those of ``model.encode`` on the whole picture.
+    Memory:  one tile with its halo, whatever H and W are.
+    """
+    height, width, _ = pixels.shape
+    spec = model.spec(height, width)
+    codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
+    for tile in tiles(*spec.grid, halo=model.analysis_halo, cells=cells):
+        t, le, b, r = tile.outer
+        x = pixels[t * STRIDE : b * STRIDE, le * STRIDE : r * STRIDE].to(model.device)
+        x = x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255  # [1, 3, <=16(b-t), <=16(r-le)]
+        x = F.pad(x, (0, -x.shape[3] % STRIDE, 0, -x.shape[2] % STRIDE), mode="replicate")
+        rows, columns = tile.inner
+        z_e = model.latents(x)[..., rows, columns]
+        t, le, b, r = tile.core
+        codes[..., t:b, le:r] = model.quantizer.encode(z_e).cpu()
+    return Tokens(codes, spec)
+
+
+@torch.no_grad()
+def decode_tiled(
+    model: ImageGrid, tokens: Tokens, channels: int = 3, synthesis: str | None = None, cells: int = TILE_CELLS
+) -> Tensor:
+    """Decode one picture tile by tile.
+
+    Args:    tokens: codes ``[1, k, h, w]``.  channels: 3, or 1 for the mean of the three.
+    Returns: ``[H, W, channels]`` uint8 on the CPU.
+    """
+    model.check_tokens(tokens)
+    height, width = tokens.spec.size
+    out = torch.empty(height, width, channels, dtype=torch.uint8)
+    for tile in tiles(*tokens.spec.grid, halo=model.synthesis_halo, cells=cells):
+        t, le, b, r = tile.outer
+        x_hat = model.pixels(tokens.codes[..., t:b, le:r].to(model.device), synthesis)  # [1, 3, 16(b-t), 16(r-le)]
+        rows, columns = (slice(s.start * STRIDE, s.stop * STRIDE) for s in tile.inner)
+        x_hat = x_hat[0, :, rows, columns]
+        if channels == 1:
+            x_hat = x_hat.mean(0, keepdim=True)
+        t, le, b, r = (STRIDE * edge for edge in tile.core)
+        target = out[t:b, le:r]
+        target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], : target.shape[1]])
+    return out

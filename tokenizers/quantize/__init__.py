@@ -1,0 +1,48 @@
+"""Quantizers: one small class each, one interface (:class:`~.base.Quantizer`)."""
+
+from .base import (
+    ABSENT,
+    CodebookUsage,
+    Gradient,
+    Quantizer,
+    QuantizerOutput,
+    UsageReport,
+    pass_gradient,
+    rotation_trick,
+    straight_through,
+)
+from .binary import BSQ, LFQ
+from .codebook import CodebookQuantizer
+from .fsq import FSQ
+from .nearest import Metric, nearest_codeword
+from .residual import GroupResidualQuantizer, ResidualQuantizer
+from .scalar import ScalarQuantizer
+from .simvq import FullVQ, SimVQ, VQBridge
+from .vq import EMAVQ, VQ, kmeans
+
+__all__ = [
+    "ABSENT",
+    "BSQ",
+    "EMAVQ",
+    "FSQ",
+    "LFQ",
+    "VQ",
+    "CodebookQuantizer",
+    "CodebookUsage",
+    "FullVQ",
+    "Gradient",
+    "GroupResidualQuantizer",
+    "Metric",
+    "Quantizer",
+    "QuantizerOutput",
+    "ResidualQuantizer",
+    "ScalarQuantizer",
+    "SimVQ",
+    "UsageReport",
+    "VQBridge",
+    "kmeans",
+    "nearest_codeword",
+    "pass_gradient",
+    "rotation_trick",
+    "straight_through",
+]

@@ -1,0 +1,171 @@
+"""What all quantizers share: the interface, gradient estimators and codebook telemetry."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Gradient = Literal["straight-through", "rotation"]
+
+# A code that is not there: a level that was dropped or lost. It adds the zero vector.
+ABSENT = -1
+
+# Implicit codebooks (binary, finite scalar) up to this size have their codewords counted in training.
+MAX_COUNTED = 1 << 18
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer returns in training.
+
+    Attributes:
+        z_q: ``[B, D, *grid]`` quantized latents, with the gradient estimator attached.
+        codes: ``[B, K, *grid]`` int64; ``ABSENT`` where a level was dropped.
+        commitment_loss: scalar, pulls the encoder to the codewords (codewords detached).
+        codebook_loss: scalar, pulls the codewords to the encoder (encoder detached); zero if nothing is learned so.
+        auxiliary_loss: scalar, what else a quantizer asks for (the entropy penalty of binary codes); zero by default.
+    """
+
+    z_q: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+    codebook_loss: Tensor
+    auxiliary_loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+class Quantizer(nn.Module, abc.ABC):
+    """Maps latents ``[B, D, *grid]`` to codes ``[B, K, *grid]`` and back, for a grid of any rank.
+
+    Subclasses set :attr:`dim` and :attr:`codebook_sizes`.
+    """
+
+    dim: int  # D, channels of the latents
+    codebook_sizes: tuple[int, ...]  # N of each of the K codebooks
+
+    @property
+    def n_codebooks(self) -> int:
+        return len(self.codebook_sizes)
+
+    @abc.abstractmethod
+    def forward(self, z_e: Tensor) -> QuantizerOutput:
+        """Quantize for training: latents ``[B, D, *grid]`` to :class:`QuantizerOutput`."""
+
+    @abc.abstractmethod
+    def encode(self, z_e: Tensor) -> Tensor:
+        """Latents ``[B, D, *grid]`` to codes ``[B, K, *grid]`` int64."""
+
+    @abc.abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes ``[B, k, *grid]`` int64, the first ``k <= K`` codebooks, to latents ``[B, D, *grid]``."""
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise ValueError unless ``codes [B, k, *grid]`` are int64 within ``[ABSENT, N_k)`` and ``1 <= k <= K``."""
+        if codes.dtype != torch.int64 or codes.ndim < 2:
+            raise ValueError(f"codes must be int64 [B, K, *grid], got {codes.dtype} {tuple(codes.shape)}")
+        if not 1 <= codes.shape[1] <= self.n_codebooks:
+            raise ValueError(f"{codes.shape[1]} levels of codes, but the quantizer has {self.n_codebooks}")
+        if codes.numel() == 0:
+            return
+        sizes = codes.new_tensor(self.codebook_sizes[: codes.shape[1]])
+        top = codes.movedim(1, 0).flatten(1).amax(1)  # [k]
+        if bool((top >= sizes).any()) or int(codes.amin()) < ABSENT:
+            raise ValueError(f"a code lies outside its codebook {self.codebook_sizes}")
+
+
+def channels_last_rows(z: Tensor) -> Tensor:
+    """``[B, D, *grid] -> [B * prod(grid), D]``."""
+    return z.movedim(1, -1).reshape(-1, z.shape[1])
+
+
+def rows_to_grid(rows: Tensor, like: Tensor) -> Tensor:
+    """``[B * prod(grid), D] -> [B, D, *grid]`` with B and grid of ``like [B, ?, *grid]``."""
+    return rows.reshape(like.shape[0], *like.shape[2:], rows.shape[-1]).movedim(-1, 1)
+
+
+def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
+    """Value of ``z_q``, gradient of ``z_e`` (Bengio et al., arXiv:1308.3432). Any equal shapes."""
+    return z_q.detach() + (z_e - z_e.detach())  # the bracket is an exact zero, so the value is z_q to the bit
+
+
+def rotation_trick(z_e: Tensor, z_q: Tensor, eps: float = 1e-6) -> Tensor:
+    """Value of ``z_q``; the gradient is rotated and rescaled from the codeword to the encoder output.
+
+    Args:    z_e, z_q: ``[..., D]``.
+    Source:  Fifty et al., arXiv:2410.06424, eq. (4): R = I - 2 r r^T + 2 q e^T with r = (e + q) / |e + q|, held
+             constant.
+    Differs: where e and q are opposite (|e + q| < eps) R is undefined; there only the rescaling stays.
+    """
+    e, q = z_e.detach(), z_q.detach()
+    e_norm, q_norm = e.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+    e_unit, q_unit = e / e_norm.clamp_min(eps), q / q_norm.clamp_min(eps)
+    r = e_unit + q_unit
+    r_norm = r.norm(dim=-1, keepdim=True)
+    r = torch.where(r_norm > eps, r / r_norm.clamp_min(eps), torch.zeros_like(r))
+    along_r = (z_e * r).sum(-1, keepdim=True)
+    along_e = (z_e * e_unit).sum(-1, keepdim=True)
+    rotated = z_e - 2 * along_r * r + 2 * along_e * q_unit
+    rotated = torch.where(r_norm > eps, rotated, z_e)
+    out = rotated * (q_norm / e_norm.clamp_min(eps))
+    return straight_through(out, z_q)  # the line above is only there for its gradient
+
+
+def pass_gradient(z_e: Tensor, z_q: Tensor, how: Gradient) -> Tensor:
+    """Attach the gradient estimator ``how`` to rows ``z_e, z_q [..., D]``."""
+    if how == "straight-through":
+        return straight_through(z_e, z_q)
+    if how == "rotation":
+        return rotation_trick(z_e, z_q)
+    raise ValueError(f"unknown gradient estimator {how!r}: use 'straight-through' or 'rotation'")
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """Codebook telemetry over the codes counted since the last reset.
+
+    Attributes:
+        usage: share of codewords used at least once, in [0, 1].
+        perplexity: exp of the entropy of the code histogram, in [1, N].
+        dead: codewords seen fewer than ``dead_below`` times.
+        total: number of codes counted.
+    """
+
+    usage: float
+    perplexity: float
+    dead: int
+    total: int
+
+
+class CodebookUsage(nn.Module):
+    """Counts how often each codeword is chosen. The counts are a buffer that is not saved with the weights."""
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.long), persistent=False)
+
+    @torch.no_grad()
+    def update(self, indices: Tensor) -> None:
+        """Count ``indices`` of any shape; ``ABSENT`` is skipped."""
+        flat = indices.flatten()
+        flat = flat[flat >= 0]
+        self.counts += torch.bincount(flat, minlength=self.counts.numel())
+
+    def reset(self) -> None:
+        self.counts.zero_()
+
+    def report(self, dead_below: int = 1) -> UsageReport:
+        counts = self.counts.double()
+        total = counts.sum()
+        p = counts / total.clamp_min(1)
+        entropy = -(p * p.clamp_min(1e-30).log()).sum()
+        return UsageReport(
+            usage=float((counts > 0).double().mean()),
+            perplexity=float(entropy.exp()) if total > 0 else 0.0,
+            dead=int((counts < dead_below).sum()),
+            total=int(total),
+        )

@@ -1,0 +1,163 @@
+"""Residual quantization: each level codes what the levels before it left over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
+from .codebook import CodebookQuantizer
+
+
+class ResidualQuantizer(Quantizer):
+    """K levels in a row, coarse to fine; any prefix of the levels is a valid code (arXiv:2107.03312, section III-C).
+
+    Args:
+        levels: quantizers with one codebook each and the same D, metric "l2".
+        dropout: in training, the share of batch elements that keep a uniformly random number 1..K of levels; the rest
+            keep all. (SoundStream's quantizer dropout; there dropout is 1.)
+    """
+
+    def __init__(self, levels: Sequence[CodebookQuantizer], dropout: float = 1.0) -> None:
+        super().__init__()
+        if not levels:
+            raise ValueError("a residual quantizer needs at least one level")
+        if len({level.dim for level in levels}) > 1 or any(level.metric != "l2" for level in levels):
+            raise ValueError("levels of a residual quantizer share one dim and use metric 'l2'")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is a share in [0, 1], got {dropout}")
+        self.levels = nn.ModuleList(levels)
+        self.dim = levels[0].dim
+        self.codebook_sizes = tuple(level.codebook_sizes[0] for level in levels)
+        self.gradient = levels[0].gradient
+        self.dropout = dropout
+
+    def draw_levels(self, batch: int, device: torch.device) -> Tensor:
+        """How many levels each batch element keeps, ``[B]`` int64 in 1..K."""
+        full = torch.full((batch,), self.n_codebooks, device=device)
+        if not self.training or self.dropout == 0:
+            return full
+        kept = torch.randint(1, self.n_codebooks + 1, (batch,), device=device)
+        return torch.where(torch.rand(batch, device=device) < self.dropout, kept, full)
+
+    def forward(self, z_e: Tensor, n_levels: Tensor | None = None) -> QuantizerOutput:
+        """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels."""
+        with torch.autocast(z_e.device.type, enabled=False):
+            if n_levels is None:
+                n_levels = self.draw_levels(z_e.shape[0], z_e.device)
+            rows = channels_last_rows(z_e.float())  # [M, D]
+            cells = rows.shape[0] // max(1, z_e.shape[0])
+            residual, total = rows, torch.zeros_like(rows)
+            codes, commitment, codebook = [], rows.new_zeros(()), rows.new_zeros(())
+            for k, level in enumerate(self.levels):
+                assert isinstance(level, CodebookQuantizer)
+                keep = (n_levels > k).repeat_interleave(cells)[:, None]  # [M, 1]
+                _, z_q, indices = level.quantize_rows(residual.detach())
+                indices = torch.where(keep[:, 0], indices, ABSENT)
+                if level.training:
+                    level.observe(residual.detach(), indices)
+                count = keep.sum().clamp_min(1) * self.dim
+                commitment = commitment + ((residual - z_q.detach()).square() * keep).sum() / count
+                if level.learned_by_gradient:
+                    codebook = codebook + ((z_q - residual.detach()).square() * keep).sum() / count
+                z_q = z_q * keep
+                residual, total = residual - z_q.detach(), total + z_q
+                codes.append(rows_to_grid(indices[:, None], z_e))
+            return QuantizerOutput(
+                z_q=rows_to_grid(pass_gradient(rows, total, self.gradient), z_e),
+                codes=torch.cat(codes, dim=1),  # [B, K, *grid]
+                commitment_loss=commitment,
+                codebook_loss=codebook,
+            )
+
+    def encode(self, z_e: Tensor, n_levels: int | None = None) -> Tensor:
+        """Latents ``[B, D, *grid]`` to the codes of the first ``n_levels`` levels (all by default)."""
+        n_levels = self.n_codebooks if n_levels is None else n_levels
+        if not 1 <= n_levels <= self.n_codebooks:
+            raise ValueError(f"n_levels must be in 1..{self.n_codebooks}, got {n_levels}")
+        residual, codes = z_e.detach().float(), []
+        for level in list(self.levels)[:n_levels]:
+            assert isinstance(level, CodebookQuantizer)
+            indices = level.encode(residual)  # [B, 1, *grid]
+            residual = residual - level.decode(indices).detach()
+            codes.append(indices)
+        return torch.cat(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.check_codes(codes)
+        total = codes.new_zeros(codes.shape[0], self.dim, *codes.shape[2:], dtype=torch.float32)
+        for level, indices in zip(self.levels, codes.split(1, dim=1), strict=False):
+            assert isinstance(level, CodebookQuantizer)
+            total = total + level.decode(indices)  # in the order of forward, so that values agree to the bit
+        return total  # [B, D, *grid]
+
+
+class GroupResidualQuantizer(Quantizer):
+    """Channels split into G groups of equal size, a residual quantizer for each.
+
+    The codes are ordered level by level, all groups of a level together: codebook ``k * G + g`` is level k of group g.
+    So the first ``k * G`` codes are what :meth:`encode` gives for ``n_levels=k``, a valid coarser code. A prefix that
+    ends inside a level decodes too: the groups it leaves out stay one level coarser.
+
+    Args:
+        groups: for each group its levels, coarse to fine; the same number of levels and the same D in each.
+        dropout: as in :class:`ResidualQuantizer`; a batch element keeps the same number of levels in all groups.
+
+    Source: Yang et al., HiFi-Codec, arXiv:2305.02765 (group-residual vector quantization).
+    We differ: level-major order of the codes; quantizer dropout across groups; losses are the mean over groups.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[CodebookQuantizer]], dropout: float = 1.0) -> None:
+        super().__init__()
+        if not groups:
+            raise ValueError("a group-residual quantizer needs at least one group")
+        quantizers = [ResidualQuantizer(levels, dropout) for levels in groups]
+        if len({(q.dim, q.n_codebooks) for q in quantizers}) > 1:
+            raise ValueError("groups share one dim and one number of levels")
+        self.groups = nn.ModuleList(quantizers)
+        self.n_levels = quantizers[0].n_codebooks
+        self.dim = sum(q.dim for q in quantizers)
+        self.codebook_sizes = tuple(q.codebook_sizes[k] for k in range(self.n_levels) for q in quantizers)
+
+    def split(self, z_e: Tensor) -> list[tuple[ResidualQuantizer, Tensor]]:
+        """Each group's quantizer with its channels ``[B, D / G, *grid]`` of ``z_e [B, D, *grid]``."""
+        if z_e.shape[1] != self.dim:
+            raise ValueError(f"latents have {z_e.shape[1]} channels, the quantizer has {self.dim}")
+        pairs = []
+        for quantizer, part in zip(self.groups, z_e.chunk(len(self.groups), dim=1), strict=True):
+            assert isinstance(quantizer, ResidualQuantizer)
+            pairs.append((quantizer, part))
+        return pairs
+
+    def forward(self, z_e: Tensor, n_levels: Tensor | None = None) -> QuantizerOutput:
+        """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels."""
+        pairs = self.split(z_e)
+        if n_levels is None:
+            n_levels = pairs[0][0].draw_levels(z_e.shape[0], z_e.device)
+        outs = [quantizer(part, n_levels) for quantizer, part in pairs]
+        return QuantizerOutput(
+            z_q=torch.cat([out.z_q for out in outs], dim=1),
+            codes=torch.stack([out.codes for out in outs], dim=2).flatten(1, 2),  # [B, K * G, *grid]
+            commitment_loss=torch.stack([out.commitment_loss for out in outs]).mean(),
+            codebook_loss=torch.stack([out.codebook_loss for out in outs]).mean(),
+        )
+
+    def encode(self, z_e: Tensor, n_levels: int | None = None) -> Tensor:
+        """Latents ``[B, D, *grid]`` to codes ``[B, n_levels * G, *grid]`` (all levels by default)."""
+        codes = [quantizer.encode(part, n_levels) for quantizer, part in self.split(z_e)]
+        return torch.stack(codes, dim=2).flatten(1, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.check_codes(codes)
+        count = len(self.groups)
+        missing = -codes.shape[1] % count
+        if missing:  # the last level is incomplete
+            codes = torch.cat([codes, codes.new_full((codes.shape[0], missing, *codes.shape[2:]), ABSENT)], dim=1)
+        levels = codes.unflatten(1, (-1, count))  # [B, k, G, *grid]
+        parts = []
+        for group, own in zip(self.groups, levels.unbind(2), strict=True):
+            assert isinstance(group, ResidualQuantizer)
+            parts.append(group.decode(own))
+        return torch.cat(parts, dim=1)  # [B, D, *grid]

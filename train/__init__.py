@@ -1,0 +1,1 @@
+"""Training scripts, one a task. Nothing in the package imports this folder."""

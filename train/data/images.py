@@ -1,0 +1,109 @@
+"""Training pictures kept decoded in memory (the GPU's, if they fit), so that a crop costs one gather."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+def list_images(folders: Iterable[str | Path]) -> list[Path]:
+    """All pictures below ``folders``, sorted by file name so that the order is the same on every machine.
+
+    Raises: FileNotFoundError if a folder is missing or there is no picture.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        found += [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"no pictures in {', '.join(map(str, folders))}")
+    return sorted(found, key=lambda p: (p.name, str(p)))
+
+
+def read_rgb(path: Path) -> Tensor:
+    """One picture as uint8 ``[H, W, 3]``."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def read_all(paths: Sequence[Path]) -> list[Tensor]:
+    """Decode pictures in parallel (Pillow releases the interpreter lock), uint8 ``[H, W, 3]`` each."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return list(pool.map(read_rgb, paths))
+
+
+class CropStore:
+    """Random square crops from pictures of different sizes, all in one flat uint8 buffer.
+
+    Args:
+        pictures: uint8 ``[H, W, 3]`` each; those smaller than ``size`` on a side are left out.
+        size: edge of a crop in pixels.
+        device: where the buffer lives and crops are made.
+        zoom: share of a batch that is cut larger (up to ``max_zoom`` times) and reduced, so that more scales are seen.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Tensor],
+        size: int,
+        device: torch.device | str,
+        zoom: float = 0.25,
+        max_zoom: float = 1.75,
+        seed: int = 0,
+    ) -> None:
+        kept = [p for p in pictures if min(p.shape[:2]) >= size]
+        if not kept:
+            raise ValueError(f"no picture is at least {size} x {size}")
+        self.size, self.zoom, self.max_zoom = size, zoom, max_zoom
+        self.device = torch.device(device)
+        self.buffer = torch.cat([p.reshape(-1) for p in kept]).to(self.device)
+        shapes = torch.tensor([p.shape[:2] for p in kept])
+        self.height, self.width = shapes.to(self.device).unbind(1)
+        pixels = shapes.prod(1)
+        self.start = (3 * (pixels.cumsum(0) - pixels)).to(self.device)
+        self.weight = pixels.double().sqrt().to(self.device)  # between "each picture" and "each pixel" alike
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.start.numel()
+
+    def _rand(self, n: int) -> Tensor:
+        return torch.rand(n, device=self.device, generator=self.generator)
+
+    def _cut(self, n: int, edge: int) -> Tensor:
+        """``n`` crops of ``edge`` pixels as float ``[n, 3, edge, edge]`` in [0, 1]; only from pictures that hold one."""
+        weight = self.weight * (torch.minimum(self.height, self.width) >= edge)
+        which = torch.multinomial(weight, n, replacement=True, generator=self.generator)
+        height, width = self.height[which], self.width[which]
+        top = (self._rand(n) * (height - edge + 1)).long()
+        left = (self._rand(n) * (width - edge + 1)).long()
+        line = torch.arange(edge, device=self.device)
+        rows = (top[:, None] + line) * width[:, None]  # [n, edge]
+        index = rows[:, :, None] + (left[:, None] + line)[:, None, :]  # [n, edge, edge]
+        index = self.start[which][:, None, None] + 3 * index
+        channels = torch.arange(3, device=self.device)[:, None, None]
+        return self.buffer[index[:, None] + channels].float() / 255  # [n, 3, edge, edge]
+
+    def batch(self, n: int) -> Tensor:
+        """``n`` crops ``[n, 3, size, size]`` in [0, 1], flipped and turned at random."""
+        zoomed = int(n * self.zoom)
+        parts = [self._cut(n - zoomed, self.size)]
+        if zoomed:
+            edge = int(self.size * (1 + (self.max_zoom - 1) * float(self._rand(1))))
+            edge = min(edge, int(torch.minimum(self.height, self.width).max()))
+            cut = self._cut(zoomed, edge)
+            parts.append(F.interpolate(cut, self.size, mode="bilinear", antialias=True) if edge != self.size else cut)
+        x = torch.cat(parts)
+        x = torch.where(self._rand(n)[:, None, None, None] < 0.5, x.flip(3), x)
+        return torch.where(self._rand(n)[:, None, None, None] < 0.25, x.transpose(2, 3), x)
