@@ -7,6 +7,7 @@ Heavy imports happen inside the commands, so that `codec --help` and `codec info
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,9 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from . import container
-from .encode import MAX_PIXELS
-from .errors import MediaError, TokodecError, UsageError
-from .media.suffixes import IMAGE_SUFFIXES_IN
+from .container import MAX_PIXELS
+from .errors import TokodecError, UsageError
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED = 1, 2, 3
 STREAM = "-"
@@ -82,6 +82,7 @@ def encode(
 ) -> None:
     """Encode pictures to .tok files."""
     from .encode import encode_file
+    from .media.image import IMAGE_SUFFIXES_IN
 
     def one(src: str, dst: str) -> int:
         done = encode_file(
@@ -202,13 +203,14 @@ def tokenize(
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Pictures or .tok files to integer codes (.npz or .safetensors), without decoding pixels."""
+    from .media.image import IMAGE_SUFFIXES_IN
     from .tokens import tokenize_file
 
     def one(src: str, dst: str) -> int:
         done = tokenize_file(
             src, dst, model, levels=levels, device=device, force=force, max_pixels=max_pixels
         )
-        for note in done.notes:
+        for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         if not quiet:
             say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
@@ -266,12 +268,27 @@ def bench_image(
     bench_images(folder, out, [name for name in against.split(",") if name], model, device, limit)
 
 
+@bench_app.command("process")
+def bench_process(
+    picture: Annotated[Path | None, typer.Argument(help="a picture")] = None,
+    megapixels: Annotated[float | None, typer.Option(help="make a picture of this size instead", min=1e-6)] = None,
+    model: ModelOption = None,
+    device: Device = "auto",
+) -> None:
+    """Wall-clock seconds and peak memory of whole `codec` processes, start-up included."""
+    from .bench.process import bench_processes
+
+    bench_processes(picture, megapixels, model, device)
+
+
 def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
     """Pair every input with its output.
 
     A folder stands for the files in it with a ``wanted`` suffix. Without ``out`` an output lies beside its input; with
     several inputs ``out`` is a folder. Raises UsageError if two inputs would write one file, or nothing is found.
     """
+    if not re.fullmatch(r"\.[A-Za-z0-9]+", suffix):
+        raise UsageError(f"{suffix.lstrip('.')!r} is not a file format")
     sources: list[str] = []
     for name in inputs:
         path = Path(name)
@@ -363,7 +380,9 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except _CommandError as error:  # unknown options, missing arguments, no arguments at all
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        if message:
+        if message.startswith("Usage:"):  # a command without arguments
+            say(message)
+        elif message:
             say(f"codec: {' '.join(message.split())}; see codec --help")
         return EXIT_USER
     except BrokenPipeError:
@@ -382,4 +401,5 @@ def run(arguments: list[str]) -> int:
         return EXIT_FAULT
 
 
-__all__ = ["MediaError", "app", "main", "run"]
+if __name__ == "__main__":
+    main()

@@ -22,8 +22,8 @@ from .errors import ChunkError, HeaderError, LimitError, SignatureError, Truncat
 SIGNATURE = b"\x89TOK\r\n\x1a\n"
 VERSION = 1
 
-# Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper case is
-# critical (refuse the file), lower case is ancillary (skip the chunk).
+# Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper
+# case is critical (refuse the file), lower case is ancillary (skip the chunk).
 HEAD, LAYR, ALPH, TEND = b"HEAD", b"LAYR", b"ALPH", b"TEND"
 ICCP, EXIF, INDX = b"iCCP", b"eXIF", b"iNDX"
 KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX}
@@ -31,6 +31,7 @@ KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX}
 # Limits, see FORMAT.md section "Limits".
 MAX_LAYERS = 64
 MAX_SIDE = 1 << 20
+MAX_PIXELS = 1 << 28  # default of readers and writers, raised by --max-pixels
 MAX_SEGMENT = 128  # cells: bounds what one chunk, however short, can ask a decoder to do
 MAX_METADATA = 16 << 20  # bytes of an ICC profile or EXIF block after decompression
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
@@ -91,7 +92,7 @@ MODALITY_FIELDS = {
         Field("segment", "u8", "edge of a segment in grid cells", 1, MAX_SEGMENT),
         Field("channels", "u8", "colour", names={1: "gray", 3: "rgb"}),
         Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
-        Field("bit_depth", "u8", "bits a sample of the source had; the picture is decoded to 8", names={8: "8", 16: "16"}),
+        Field("bit_depth", "u8", "bits a sample of the source had (decoded to 8)", names={8: "8", 16: "16"}),
     )
 }
 _STRUCTS = {"u8": struct.Struct("<B"), "u16": struct.Struct("<H"), "u32": struct.Struct("<I")}
@@ -130,7 +131,7 @@ class ImageHeader:
         return -(-h // self.segment) * -(-w // self.segment)
 
     def segment_box(self, segment: int) -> tuple[int, int, int, int]:
-        """Cells of a segment, ``(top, left, bottom, right)``, bottom and right excluded. Segments are in raster order."""
+        """Cells of a segment, ``(top, left, bottom, right)``, the last two excluded. Segments are in raster order."""
         h, w = self.grid
         row, column = divmod(segment, -(-w // self.segment))
         top, left = row * self.segment, column * self.segment
@@ -193,6 +194,9 @@ def pack_chunk(kind: bytes, payload: bytes) -> bytes:
 
 
 def compress_metadata(data: bytes) -> bytes:
+    """Payload of iCCP or eXIF. Raises LimitError for a block that no reader would take."""
+    if len(data) > MAX_METADATA:
+        raise LimitError(f"metadata of {len(data)} bytes is over {MAX_METADATA >> 20} MiB; leave it out: --no-metadata")
     return zlib.compress(data, 9)
 
 
@@ -240,11 +244,11 @@ def write_tok(
             put(LAYR, LAYER_PREFIX.pack(k, s) + payload, k, s)
         if k == 0 and alpha is not None:
             put(ALPH, alpha)
-    pointer = 0
+    pointer = b""
     if header.n_segments > 1:  # with one segment there is nothing to seek
-        pointer = len(out)
+        pointer = INDEX_POINTER.pack(len(out))
         out.extend(pack_chunk(INDX, bytes(index)))
-    out.extend(pack_chunk(TEND, INDEX_POINTER.pack(pointer)))
+    out.extend(pack_chunk(TEND, pointer))
     return bytes(out)
 
 
@@ -252,7 +256,8 @@ def write_tok(
 class TokFile:
     """A parsed file: where every chunk lies, and what is wrong with it.
 
-    Payloads are checked against their CRC when they are asked for; what fails counts as lost and is put on ``problems``.
+    Payloads are checked against their CRC when they are asked for; what fails counts as lost and is put on
+    ``problems``.
     """
 
     data: bytes
@@ -311,8 +316,9 @@ def chunk_at(data: bytes, offset: int) -> tuple[bytes, bytes] | None:
 def scan(data: bytes, offset: int) -> Iterator[tuple[int, bytes, bytes] | tuple[int, None, bytes]]:
     """Walk over the chunks from ``offset`` to the end.
 
-    Yields (offset, type, payload) of intact chunks and (offset, None, b"") where damage begins. After damage it looks for
-    the next intact chunk of a known type; the bytes it checks on the way are bounded by a small multiple of the file.
+    Yields (offset, type, payload) of intact chunks and (offset, None, b"") where damage begins. After damage it looks
+    for the next intact chunk of a known type; the bytes it checks on the way are bounded by a small multiple of the
+    file.
     """
     budget = 4 * len(data) + 4096
     known = re.compile(b"|".join(re.escape(kind) for kind in sorted(KNOWN - {HEAD})))
@@ -324,7 +330,10 @@ def scan(data: bytes, offset: int) -> Iterator[tuple[int, bytes, bytes] | tuple[
             continue
         yield offset, None, b""
         for match in known.finditer(data, offset + 1):
-            budget -= min(int.from_bytes(data[match.end() : match.end() + 4], "little"), len(data) - match.start())
+            length = int.from_bytes(data[match.end() : match.end() + 4], "little")
+            if match.start() + FRAME + length > len(data):  # no chunk: seen without work, so it costs nothing
+                continue
+            budget -= length
             if budget < 0:
                 return
             if chunk_at(data, match.start()) is not None:
@@ -380,12 +389,13 @@ def _cut_head(data: bytes, start: int) -> bool:
     """Whether the data end before the header chunk does."""
     if len(data) < start + 8:
         return HEAD.startswith(data[start : start + 4])
-    return data[start : start + 4] == HEAD and len(data) < start + FRAME + int.from_bytes(data[start + 4 : start + 8], "little")
+    length = int.from_bytes(data[start + 4 : start + 8], "little")
+    return data[start : start + 4] == HEAD and len(data) < start + FRAME + length
 
 
 def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
     if kind != LAYR:
-        return layer == segment == 0
+        return layer == segment == 0 and (kind != ALPH or tok.header.alpha == 1)
     return layer < tok.header.layers and segment < tok.header.n_segments
 
 
@@ -394,10 +404,10 @@ def _read_index(tok: TokFile) -> bool:
     data = tok.data
     end = len(data) - FRAME - INDEX_POINTER.size
     last = chunk_at(data, end)
-    if last is None or last[0] != TEND:
+    if last is None or last[0] != TEND or len(last[1]) != INDEX_POINTER.size:
         return False
     (offset,) = INDEX_POINTER.unpack(last[1])
-    found = chunk_at(data, offset) if offset else None
+    found = chunk_at(data, offset)
     if found is None or found[0] != INDX or offset + FRAME + len(found[1]) != end or len(found[1]) % INDEX_ENTRY.size:
         return False
     places: dict[tuple[bytes, int, int], int] = {}
@@ -415,10 +425,14 @@ def _read_index(tok: TokFile) -> bool:
 
 def _rebuild_index(tok: TokFile, offset: int) -> None:
     """Fill ``tok.places`` by walking over the chunks."""
+    damage = None
     for at, kind, payload in scan(tok.data, offset):
         if kind is None:
-            tok.damaged(f"damage begins at byte {at}")
+            damage = at  # it is damage only if something intact follows; else the file ends here
             continue
+        if damage is not None:
+            tok.damaged(f"bytes {damage} to {at - 1} are damaged")
+            damage = None
         if kind == TEND:
             tok.complete = True
             if at + FRAME + len(payload) != len(tok.data):

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import ALPH, EXIF, ICCP, LAYR, ImageHeader, TokFile, read_tok
-from .encode import MAX_PIXELS
+from .container import ALPH, EXIF, ICCP, LAYR, MAX_PIXELS, ImageHeader, TokFile, read_tok
 from .errors import ChunkError, FormatError, MediaError, ModelError, UsageError
 from .files import open_output
 from .media.image import Picture, decode_alpha, write_image
@@ -126,6 +125,9 @@ def file_tokens(
     wanted = min(levels or header.layers, header.layers)
     tokenizer = loaded.tokenizer
     assert isinstance(tokenizer, ImageGrid)
+    spec = tokenizer.spec(header.height, header.width)
+    if spec.grid != header.grid:  # checked first: a stride of 1 would ask for 256 times the memory
+        raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
     codes = np.full((1, wanted, *header.grid), -1, dtype=np.int64)
     for segment in range(header.n_segments):
         top, left, bottom, right = header.segment_box(segment)
@@ -133,9 +135,6 @@ def file_tokens(
         payloads = segment_payloads(tok, segment, wanted)
         part = decompress_segment(tok, loaded, segment, payloads, grid)
         codes[0, : len(part), top:bottom, left:right] = part
-    spec = tokenizer.spec(header.height, header.width)
-    if spec.grid != header.grid:
-        raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
     held = int((codes >= 0).any(axis=(0, 2, 3)).sum())
     return Tokens(torch.from_numpy(codes[:, :held]), spec), loaded
 

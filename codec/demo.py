@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +22,7 @@ from .models import DEFAULT_MODELS, load_model, pick_device
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
-GAP, FONT = 12, 20
+GAP, FONT = 12, 30
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
         raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
 
     console = Console()
-    table = Table(title=f"{tokenizer.name} on {device}")
-    for name in ("picture", "levels", "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"):
-        table.add_column(name, justify="left" if name in ("picture", "synthesis") else "right")
+    table = Table(title=f"{tokenizer.name} on {device}", box=SIMPLE, padding=0)  # fits 80 columns
+    names = "picture", "levels", "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+    for name in names:
+        text = name in ("picture", "synthesis")
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
     n_levels, nets = len(tokenizer.codebook_sizes), tokenizer.config.synthesis
     written = []
     for path in paths:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import ImageHeader, write_tok
+from .container import MAX_PIXELS, ImageHeader, write_tok
 from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .media.image import Picture
 
 SEGMENT = 64  # cells along the edge of a segment: 1024 pixels at stride 16
-MAX_PIXELS = 1 << 28
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Rate:
         if self.quality is not None:
             return min(n_levels, 1 + int(self.quality * n_levels / 100))
         if self.bpp is not None:
-            most = int(self.bpp * pixels / 8)
+            most = int(min(self.bpp * pixels / 8, 2**53))
         elif self.size is not None:
             most = self.size
         else:

@@ -1,7 +1,8 @@
 """Errors a user can cause, one class a cause.
 
-Every message is one line that says what is wrong, with which file, and what to do. The command line prints it and exits
-with ``exit_code``: 2 for the user's mistake or a bad file. Anything that is not a :class:`TokodecError` is our own fault.
+Every message is one line that says what is wrong, with which file, and what to do. The command line prints it and
+exits with ``exit_code``: 2 for the user's mistake or a bad file. Anything that is not a :class:`TokodecError` is our
+own fault.
 """
 
 

@@ -52,8 +52,8 @@ def load_model(name: str, device: str = "cpu") -> Model:
         folder = find_model(name)
         tokenizer = Tokenizer.from_pretrained(folder)
         prior = StaticPrior.from_pretrained(folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise ModelError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(" ".join(str(error).split())) from error
     if prior.codebook_sizes != tokenizer.codebook_sizes:
         raise ModelError(f"the entropy model in {folder} has other codebook sizes than the tokenizer")
     return Model(tokenizer.to(pick_device(device)), prior)
@@ -69,8 +69,8 @@ def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
 
     try:
         return Tokenizer.from_pretrained(name).to(pick_device(device))
-    except (FileNotFoundError, ValueError) as error:
-        raise ModelError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(" ".join(str(error).split())) from error
 
 
 def model_for(header: ImageHeader, name: str | None, device: str) -> Model:

@@ -3,10 +3,11 @@
 Stream: 32-bit words, 64-bit state, 24-bit probabilities (constriction's ``DefaultAnsCoder``), words little-endian.
 ANS is a stack, so the encoder pushes the symbols in reverse and the decoder pulls them in order.
 
-constriction takes float probabilities and turns them into integers itself. With ``perfect=False`` that rule is: symbol i
-gets ``floor(cumulative(i+1) * s) - floor(cumulative(i) * s) + 1``, where ``s = (2^24 - N) / sum``. Given ``frequency - 1``
-as "probabilities", which sum to ``2^24 - N``, s is exactly 1 and every number an integer far below 2^53, so the result is
-our integer table to the last unit on every machine. ``tests/test_coder.py`` holds this against an ANS coder in plain Python.
+constriction takes float probabilities and turns them into integers itself. With ``perfect=False`` that rule is: symbol
+i gets ``floor(cumulative(i+1) * s) - floor(cumulative(i) * s) + 1``, where ``s = (2^24 - N) / sum``. Given
+``frequency - 1`` as "probabilities", which sum to ``2^24 - N``, s is exactly 1 and every number an integer far below
+2^53, so the result is our integer table to the last unit on every machine. ``tests/test_entropy.py`` holds this against
+an ANS coder in plain Python.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def encode_static(symbols: npt.NDArray[np.integer], table: npt.NDArray[np.intege
 def decode_static(payload: bytes, n: int, table: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Inverse of :func:`encode_static`: the ``n`` symbols of ``payload``.
 
-    Raises: ValueError if the payload has not the form of a stream, or if it is not used up after ``n`` symbols (a payload
-            that was not made for this table and n; a stream that passes can still be wrong, which checksums must catch).
+    Raises: ValueError if the payload has not the form of a stream, or if it is not used up after ``n`` symbols (it was
+            not made for this table and n; a stream that passes can still be wrong, which checksums must catch).
     """
     if table.size == 1 or n == 0:
         if payload:

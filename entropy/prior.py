@@ -21,8 +21,8 @@ Codes = npt.NDArray[np.int64]
 class Prior(abc.ABC):
     """A probability model of token grids, decodable on every machine because only integers reach the coder.
 
-    A prior knows codebook sizes and nothing else about the tokenizer. Payloads are one a level, coarse to fine; a prefix of
-    the payloads gives a prefix of the levels.
+    A prior knows codebook sizes and nothing else about the tokenizer. Payloads are one a level, coarse to fine; a
+    prefix of the payloads gives a prefix of the levels.
     """
 
     wire_id: int  # explicit constant of the file format, see FORMAT.md
@@ -50,7 +50,7 @@ class Prior(abc.ABC):
 
     @abc.abstractmethod
     def fill(self, grid: tuple[int, ...]) -> Codes:
-        """The most probable codes of the first level when nothing is known, ``[1, *grid]``: what a lost segment becomes."""
+        """The most probable codes of the first level, ``[1, *grid]``: what a lost segment becomes."""
 
     @abc.abstractmethod
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -1,8 +1,8 @@
 """Counts -> integer frequency tables. The only place where statistics become numbers that the coder sees.
 
 Why integers: an arithmetic coder needs both sides to hold the same probabilities to the last bit; one float that rounds
-differently on the decoder's machine ruins the rest of the stream. So a table is made once, in integer arithmetic, stored as
-integers and hashed. Every table obeys
+differently on the decoder's machine ruins the rest of the stream. So a table is made once, in integer arithmetic,
+stored as integers and hashed. Every table obeys
 
 * support: all symbols 0..N-1, no frequency is zero, so any sequence of codes can be coded;
 * precision: frequencies sum to exactly ``2**PRECISION``;
@@ -23,8 +23,8 @@ Int64Array = npt.NDArray[np.int64]
 def frequency_table(counts: npt.ArrayLike) -> Int64Array:
     """Turn counts into frequencies that sum to ``2**PRECISION``, none zero.
 
-    Every symbol gets 1; the rest is shared in proportion to the counts, rounded down, and what rounding left over goes to
-    the largest remainders (equal ones: smaller symbol first). Integer arithmetic throughout.
+    Every symbol gets 1; the rest is shared in proportion to the counts, rounded down, and what rounding left over goes
+    to the largest remainders (equal ones: smaller symbol first). Integer arithmetic throughout.
 
     Args:    counts ``[N]`` integers >= 0, sum > 0 and < 2**39, 1 <= N <= 2**20.
     Returns: ``[N]`` int64.
@@ -35,7 +35,7 @@ def frequency_table(counts: npt.ArrayLike) -> Int64Array:
         raise ValueError(f"counts must be integers [N] with 1 <= N <= 2^20, got {c.dtype} {c.shape}")
     c = c.astype(np.int64)
     total = int(c.sum())
-    if c.min() < 0 or not 0 < total < 1 << 39:
+    if c.min() < 0 or c.max() >= 1 << 39 or not 0 < total < 1 << 39:  # the sum of larger counts may wrap round
         raise ValueError("counts must be >= 0 with a sum in [1, 2^39)")
     free = TOTAL - c.size
     share, remainder = np.divmod(c * free, total)

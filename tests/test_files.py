@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tokodec.codec.errors import MediaError, OutputExistsError, UsageError
 from tokodec.codec.files import atomic_output
 

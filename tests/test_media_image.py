@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
 from tokodec.codec.errors import ChunkError, MediaError, UnsupportedMediaError
 from tokodec.codec.media import image as image_module
 from tokodec.codec.media.image import (

@@ -86,7 +86,8 @@ def test_a_codeword_finds_itself() -> None:
 def test_blocks_of_rows_change_nothing(max_scores: int, metric: Metric) -> None:
     g = torch.Generator().manual_seed(3)
     z, codebook = torch.randn(1025, 12, generator=g), torch.randn(97, 12, generator=g)
-    assert torch.equal(nearest_codeword(z, codebook, metric, max_scores=max_scores), nearest_codeword(z, codebook, metric))
+    blocked = nearest_codeword(z, codebook, metric, max_scores=max_scores)
+    assert torch.equal(blocked, nearest_codeword(z, codebook, metric))
 
 
 def test_nan_rows_get_index_zero() -> None:

@@ -1,4 +1,4 @@
-"""The two contracts: :class:`Tokens` (integer codes that know what they are) and :class:`Tokenizer` (signal <-> tokens)."""
+"""The two contracts: :class:`Tokens`, integer codes that know what they are, and :class:`Tokenizer`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Tokens:
         if not 1 <= codes.shape[1] <= len(spec.codebook_sizes):
             raise ValueError(f"{codes.shape[1]} levels of codes, the spec has {len(spec.codebook_sizes)}")
         for k in range(codes.shape[1]):
-            if codes.numel() and not ABSENT <= int(codes[:, k].min()) <= int(codes[:, k].max()) < spec.codebook_sizes[k]:
+            level = codes[:, k]
+            if level.numel() and not ABSENT <= int(level.min()) <= int(level.max()) < spec.codebook_sizes[k]:
                 raise ValueError(f"level {k + 1} holds a code outside [0, {spec.codebook_sizes[k]})")
 
     @property
@@ -103,7 +104,7 @@ class Tokenizer(nn.Module, abc.ABC):
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16).
     """
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[Any]]
     int8_weights: ClassVar[tuple[str, ...]] = ()
     modality: ClassVar[str]
 
@@ -114,7 +115,7 @@ class Tokenizer(nn.Module, abc.ABC):
         super().__init__()
         if type(config) is not self.config_class:
             raise ValueError(f"{type(self).__name__} wants a {self.config_class.__name__}, got {type(config).__name__}")
-        self.config = config
+        self.config: Any = config
         self.name = name
         self.weights_hash = ""
 
@@ -177,21 +178,18 @@ class Tokenizer(nn.Module, abc.ABC):
         unknown = set(found["config"]) - known
         if unknown:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
-        config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()})
-        with torch.device("meta"):
-            model = model_class(config, found["name"])
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()}
+        try:
+            model = model_class(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
+        except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
+            raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
         state = weights.load(folder / weights.WEIGHTS_FILE)
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
-        for buffer_name, buffer in model.named_buffers():
-            if buffer.is_meta:  # telemetry that is not saved with the weights
-                owner, _, leaf = buffer_name.rpartition(".")
-                model.get_submodule(owner)._buffers[leaf] = torch.zeros_like(buffer, device="cpu")
         model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
-        model.requires_grad_(True)
         return model.eval()
 
 
@@ -229,7 +227,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict) or set(found) != {"class", "name", "config"} or not isinstance(found["config"], dict):
+    keys = {"class", "name", "config"}
+    if not isinstance(found, dict) or set(found) != keys or not isinstance(found["config"], dict):
         raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config'")
     if found["class"] not in TOKENIZER_CLASSES:
         raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(TOKENIZER_CLASSES)}")

@@ -31,7 +31,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_int8(values: Tensor, step: Tensor) -> Tensor:
-    """Inverse of :func:`quantize_int8`: float32 ``[O, ...]``. One float32 product a weight, the same on every machine."""
+    """Inverse of :func:`quantize_int8`: float32 ``[O, ...]``; one product a weight, the same on every machine."""
     return values.float() * step.reshape(-1, *[1] * (values.ndim - 1))
 
 
@@ -57,8 +57,11 @@ def load(path: Path) -> dict[str, Tensor]:
     for name, tensor in raw.items():
         if name.endswith(SCALE):
             continue
-        if name + SCALE in raw:
-            state[name] = dequantize_int8(tensor, raw[name + SCALE])
+        if tensor.dtype == torch.int8:
+            step = raw.get(name + SCALE)
+            if step is None or step.shape != tensor.shape[:1]:
+                raise ValueError(f"weights {path}: {name} has no step sizes that fit")
+            state[name] = dequantize_int8(tensor, step)
         else:
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state

@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 2 -m tokodec.train.image ...                     # two GPUs
 
 Stage 1 trains analysis net, codebooks and the faithful synthesis net; stage 2 freezes all of that and tunes the sharp
-synthesis net. The budget is wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any time;
-``--resume FOLDER`` starts from released weights. The last thing printed is a table on the test pictures.
+synthesis net. The budget is wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any
+time; ``--resume FOLDER`` starts from released weights. The last thing printed is a table on the test pictures.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+from ..codec.bench.features import FeatureDistance
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
-from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig
+from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
-from ..tokenizers.quantize.simvq import SimVQ
 from .data.images import CropStore, list_images, read_all
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
-from ..codec.bench.features import FeatureDistance
 
 RECIPES = Path(__file__).parent / "recipes"
 STEPS_A_CHECK = 20  # the clock is read every so many steps, by rank 0 for all
 EVALUATIONS = 8  # a stage
+HOLDOUT_QUICK = 24  # held-out pictures that evaluations on the way look at
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
 MSSSIM_EVERY = 4  # the MS-SSIM loss looks at every 4th crop of a batch
 
@@ -65,7 +65,8 @@ class Clock:
         self.accelerator, self.seconds, self.begin, self.share = accelerator, seconds, time.monotonic(), 0.0
 
     def read(self) -> float:
-        share = torch.tensor((time.monotonic() - self.begin) / self.seconds, device=self.accelerator.device)
+        passed = (time.monotonic() - self.begin) / max(self.seconds, 1e-3)
+        share = torch.tensor(passed, device=self.accelerator.device)
         self.share = float(broadcast(share))
         return self.share
 
@@ -153,8 +154,7 @@ def residual_energy(model: ImageGrid, pictures: list[Tensor]) -> list[float]:
         x = picture[:height, :width].to(model.device).permute(2, 0, 1)[None].float() / 255
         residual = model.latents(x)  # [1, D, h, w]
         cells += residual[0, 0].numel()
-        for k, level in enumerate(model.quantizer.levels):
-            assert isinstance(level, SimVQ)
+        for k, level in enumerate(model.codebooks):
             residual = residual - level.decode(level.encode(residual))
             sums[k] += float(residual.square().sum())
     return [s / cells for s in sums]
@@ -190,13 +190,15 @@ class Trainer:
 
         if args.resume:
             self.model = ImageGrid.from_pretrained(args.resume)
+            for level in self.model.codebooks:  # training and its evaluations search without regard to bits
+                level.penalty = torch.zeros(level.codebook_sizes)
         else:
-            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items() if k != "name"}
-            self.model = ImageGrid(ImageGridConfig(**sizes), recipe["model"]["name"])
-            for module in self.model.quantizer.levels:
-                module.gradient = recipe["optim"]["gradient"]
+            sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
+            self.model = ImageGrid(name=sizes.pop("name"), config=ImageGridConfig(**sizes))
+            for level in self.model.codebooks:
+                level.gradient = recipe["optim"]["gradient"]
             self.model.quantizer.gradient = recipe["optim"]["gradient"]
-        self.model.to(self.device, memory_format=torch.channels_last)
+        channels_last(self.model.to(self.device))
         set_seed(args.seed + rank)
         self.out = Path(args.out)
         self.features: FeatureDistance | None = None
@@ -211,7 +213,7 @@ class Trainer:
     def save(self) -> None:
         if self.main:
             copy_of = copy.deepcopy(self.model).cpu()
-            for level in copy_of.quantizer.levels:
+            for level in copy_of.codebooks:
                 level.fold()
             copy_of.save_pretrained(self.out)
 
@@ -244,11 +246,11 @@ class Trainer:
         torch.backends.cudnn.benchmark = False  # pictures of many sizes: nothing to tune for
         synthesis = "faithful" if stage == "faithful" else "sharp"
         features = self.features if stage == "sharp" else None
-        rows = evaluate(self.model, self.holdout[:24], features=features)[synthesis]
+        rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK], features=features)[synthesis]
         score = sum(-r["features"] if features is not None else r["psnr"] for r in rows) / len(rows)
-        usage = [level.usage.report() for level in self.model.quantizer.levels]
+        usage = [level.usage.report() for level in self.model.codebooks]
         if stage == "faithful":
-            for level in self.model.quantizer.levels:
+            for level in self.model.codebooks:
                 level.usage.reset()
         # A discriminator trades a little feature distance for texture: that is kept, a collapse is not.
         kept = score > self.best[stage] - (0.1 * abs(self.best[stage]) if stage == "sharp" else 0)
@@ -304,7 +306,7 @@ class Trainer:
             pixel = pixel_loss(x, x_hat, conf["pixel"])
             loss = conf["pixel_weight"] * pixel + conf["commitment"] * commitment + conf["codebook"] * codebook
             if conf["ms_ssim"]:
-                part = slice(0, None, MSSSIM_EVERY)  # a costly loss in float32, which a part of the batch serves as well
+                part = slice(0, None, MSSSIM_EVERY)  # costly in float32, and a part of the batch serves as well
                 loss = loss + conf["ms_ssim"] * msssim_loss(x[part], x_hat[part])
             if features is not None:
                 with self.accelerator.autocast():
@@ -320,14 +322,16 @@ class Trainer:
         if not self.args.resume:
             self.model.synthesis[names[1]].load_state_dict(self.model.synthesis[names[0]].state_dict())
         self.model.requires_grad_(False)
-        net: nn.Module = self.model.synthesis[names[1]].requires_grad_(True)
-        last: nn.Parameter = net[-2].weight
+        plain = self.model.synthesis[names[1]].requires_grad_(True)
+        assert isinstance(plain, nn.Sequential)
+        last = plain[-2].weight
+        assert isinstance(last, nn.Parameter)
         quantizer: ResidualQuantizer = self.model.quantizer
-        self.features = features = FeatureDistance("lite0").to(self.device, memory_format=torch.channels_last)
-        critic_net = PatchDiscriminator().to(self.device, memory_format=torch.channels_last)
-        optimizer = self.optimizer(net, conf["lr"])
+        self.features = features = channels_last(FeatureDistance("lite0").to(self.device))
+        critic_net = channels_last(PatchDiscriminator().to(self.device))
+        optimizer = self.optimizer(plain, conf["lr"])
         critic_optimizer = self.optimizer(critic_net, conf["discriminator_lr"])
-        net = self.accelerator.prepare_model(torch.compile(net) if self.args.compile else net)
+        net: nn.Module = self.accelerator.prepare_model(torch.compile(plain) if self.args.compile else plain)
         critic: nn.Module = self.accelerator.prepare_model(critic_net)
         guard = AdversarialGuard()
         state = {"act": True, "weight": 0.0}
@@ -377,27 +381,27 @@ class Trainer:
         """Set the penalties of the search (entropy-constrained quantization) to the smallest that meets the recipe."""
         conf = self.recipe["export"]
         some = self.pictures[:: max(1, len(self.pictures) // 200)]
-        levels: list[SimVQ] = list(model.quantizer.levels)  # type: ignore[arg-type]
+        levels = model.codebooks
         for level in levels:
-            level.penalty.zero_()
+            level.penalty = torch.zeros(level.codebook_sizes, device=self.device)
         slopes = [2 * math.log(2) * d / model.config.dim for d in residual_energy(model, some[:50])]
         plain = count_codes(model, some)
         plain_usage = [float((c > 0).double().mean()) for c in plain]
-        before: list[Tensor] = []
+        before: list[Tensor | None] = []
         for weight in conf["rate_weights"]:
             counts = plain
             for _ in range(2 if weight else 0):  # the penalty changes the statistics that it is made of
                 bits = [table_bits(table) for table in StaticPrior.from_counts([c.numpy() for c in counts]).tables]
                 for level, slope, b in zip(levels, slopes, bits, strict=True):
-                    level.penalty.copy_(torch.from_numpy(weight * slope * (b - b.min())))
+                    level.penalty = torch.from_numpy(weight * slope * (b - b.min())).float().to(self.device)
                 counts = count_codes(model, some)
             usage = [float((c > 0).double().mean()) for c in counts]
             if weight and min(usage) < LEAST_USAGE * min(1.0, min(plain_usage)):
                 self.log(f"rate weight {weight:.2f} leaves codewords unused: " + " ".join(f"{u:.4f}" for u in usage))
                 for level, penalty in zip(levels, before, strict=True):
-                    level.penalty.copy_(penalty)
+                    level.penalty = penalty
                 break
-            before = [level.penalty.clone() for level in levels]
+            before = [level.penalty for level in levels]
             prior = StaticPrior.from_counts([c.numpy() for c in counts])
             rows = evaluate(model, self.holdout, prior)[model.config.synthesis[0]]
             self.log(
@@ -454,6 +458,9 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             best = ImageGrid.from_pretrained(self.out)
             self.model.load_state_dict(best.state_dict())
+            if self.main:  # what rounding to int8 and float16 cost: compare with the last line of the stage
+                rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK])[stage]
+                self.log(f"[{stage}, weights as released] held-out " + " ".join(f"{r['psnr']:.3f}" for r in rows))
         self.export()
         self.accelerator.end_training()
 

@@ -17,7 +17,7 @@ _PACKAGES = {
 
 
 class FeatureDistance(nn.Module):
-    """Distance of deep features of two pictures, by the recipe of LPIPS (arXiv:1801.03924, eq. (1)) without its weights.
+    """Distance of deep features of two pictures: the recipe of LPIPS (arXiv:1801.03924, eq. (1)) without its weights.
 
     At each resolution of the network (the last features of strides 2, 4, 8, 16 and 32) the feature vectors are scaled
     to unit length; the distance is the squared difference, summed over channels, averaged over positions and layers.

@@ -22,12 +22,13 @@ import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ... import __version__
 from ..decode import decode_file
 from ..encode import MAX_PIXELS, encode_file
 from ..errors import MediaError, UsageError
@@ -279,12 +280,10 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("tokodec", "torch", "numpy", "pillow", "constriction", "ssimulacra2"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            found[package] = "not installed"
+    """Of everything that bytes, pixels and metrics depend on."""
+    found = {"tokodec": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "pillow", "constriction", "ssimulacra2"):
+        found[package] = version(package)
     return found
 
 
@@ -330,19 +329,25 @@ def _finite(value: Any) -> Any:
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:
+    """The means as a table that fits 80 columns."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['model']}, means over {len(report['pictures'])} pictures")
-    table.add_column("codec", no_wrap=True)
-    for name in ("levels", "bytes", "bpp", "PSNR", "MS-SSIM", "SSIMU2", "features", "enc s", "dec s", "of our bytes"):
-        table.add_column(name, justify="right")
+    n = len(report["pictures"])
+    table = Table(title=f"{report['model']}: means over {n} picture{'s' * (n != 1)}", box=SIMPLE, padding=0)
+    table.add_column("\ncodec", no_wrap=True)
+    for name in (
+        "\nlevels", "\nbytes", "\nbpp", "PSNR\ndB", "MS-\nSSIM", "SSIMU-\nLACRA2", "feat.\ndist.", "enc.\ns", "dec.\ns",
+        "of our\nbytes",
+    ):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
     for i, e in enumerate(report["aggregates"]):
         if i and e["levels"] != report["aggregates"][i - 1]["levels"]:
             table.add_section()
-        missed = "" if e["reached"] == e["pictures"] else " *"
+        missed = " " if e["reached"] == e["pictures"] else "*"
         table.add_row(
-            f"{e['codec']} {e['synthesis']}".strip(),
+            f"ours {e['synthesis']}" if e["synthesis"] else e["codec"],
             str(e["levels"]),
             f"{e['bytes']:.0f}",
             f"{e['bpp']:.4f}",

@@ -25,12 +25,13 @@ class Peer:
 
     @property
     def settings(self) -> str:
-        """For the report, e.g. "Pillow 12.0.0, libwebp 1.6.0: method=6, quality 0 to 100"."""
+        """For the report, e.g. "Pillow 13.0.0, webp 1.6.0: method=6, quality 0 to 100"."""
         from PIL import __version__
 
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        version = features.version(self.library)
-        return f"Pillow {__version__}, {self.library} {version}: {options}, quality {self.lowest} to 100"
+        turbo = self.library == "jpg" and features.check("libjpeg_turbo")
+        library = "libjpeg_turbo" if turbo else self.library
+        return f"Pillow {__version__}, {library} {features.version(library)}: {options}, quality {self.lowest} to 100"
 
 
 PEERS = {

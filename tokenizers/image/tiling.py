@@ -51,7 +51,8 @@ def encode_tiled(model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS) -> T
     height, width, _ = pixels.shape
     spec = model.spec(height, width)
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
-    for tile in tiles(*spec.grid, halo=model.analysis_halo, cells=cells):
+    h, w = spec.grid
+    for tile in tiles(h, w, model.analysis_halo, cells):
         t, le, b, r = tile.outer
         x = pixels[t * STRIDE : b * STRIDE, le * STRIDE : r * STRIDE].to(model.device)
         x = x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255  # [1, 3, <=16(b-t), <=16(r-le)]
@@ -75,7 +76,8 @@ def decode_tiled(
     model.check_tokens(tokens)
     height, width = tokens.spec.size
     out = torch.empty(height, width, channels, dtype=torch.uint8)
-    for tile in tiles(*tokens.spec.grid, halo=model.synthesis_halo, cells=cells):
+    h, w = tokens.spec.grid
+    for tile in tiles(h, w, model.synthesis_halo, cells):
         t, le, b, r = tile.outer
         x_hat = model.pixels(tokens.codes[..., t:b, le:r].to(model.device), synthesis)  # [1, 3, 16(b-t), 16(r-le)]
         rows, columns = (slice(s.start * STRIDE, s.stop * STRIDE) for s in tile.inner)

@@ -49,7 +49,7 @@ class CodebookQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         """The codewords ``[N, D]`` float32, with gradient if they are learned by gradient."""
 
-    #: ``[N]``, added to the squared distances when encoding (not when training); see ``nearest_codeword``. None: nothing.
+    #: ``[N]``, added to the squared distances when encoding, not when training; see ``nearest_codeword``.
     penalty: Tensor | None
 
     #: False where codewords move by other means (EMA); then ``codebook_loss`` is zero.
@@ -78,7 +78,8 @@ class CodebookQuantizer(Quantizer):
         return rows, self.look_up(indices, codebook), indices
 
     def look_up(self, indices: Tensor, codebook: Tensor) -> Tensor:
-        """Codewords ``[M, D]`` of ``indices [M]`` with the gradient that trains them; ``codebook [N, D]`` as searched."""
+        """Codewords ``[M, D]`` of ``indices [M]`` with the gradient that trains them; ``codebook [N, D]`` as searched.
+        """
         return codebook[indices]
 
     def forward(self, z_e: Tensor) -> QuantizerOutput:

@@ -82,7 +82,7 @@ class CropStore:
         return torch.rand(n, device=self.device, generator=self.generator)
 
     def _cut(self, n: int, edge: int) -> Tensor:
-        """``n`` crops of ``edge`` pixels as float ``[n, 3, edge, edge]`` in [0, 1]; only from pictures that hold one."""
+        """``n`` crops of ``edge`` pixels, float ``[n, 3, edge, edge]`` in [0, 1], from pictures that hold one."""
         weight = self.weight * (torch.minimum(self.height, self.width) >= edge)
         which = torch.multinomial(weight, n, replacement=True, generator=self.generator)
         height, width = self.height[which], self.width[which]
@@ -98,7 +98,7 @@ class CropStore:
     def batch(self, n: int) -> Tensor:
         """``n`` crops ``[n, 3, size, size]`` in [0, 1], flipped and turned at random."""
         zoomed = int(n * self.zoom)
-        parts = [self._cut(n - zoomed, self.size)]
+        parts = [self._cut(n - zoomed, self.size)] if zoomed < n else []
         if zoomed:
             edge = int(self.size * (1 + (self.max_zoom - 1) * float(self._rand(1))))
             edge = min(edge, int(torch.minimum(self.height, self.width).max()))

@@ -38,7 +38,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reference: Tensor, adversarial: Tensor, last: nn.Parameter, largest: float = 10.0) -> Tensor:
-    """Weight that gives the adversarial loss the same gradient norm as the others at the last layer, at most ``largest``.
+    """Weight that gives the adversarial loss the gradient norm of the others at the last layer, at most ``largest``.
 
     Source: VQGAN, arXiv:2012.09841, eq. (7). We differ: the bound is 10 instead of 10^4; a discriminator that has won
     sends vanishing gradients, and a weight without a tight bound turns them into noise. That is the usual explosion.
@@ -51,8 +51,8 @@ def adaptive_weight(reference: Tensor, adversarial: Tensor, last: nn.Parameter, 
 class AdversarialGuard:
     """Holds the adversarial term back while the discriminator is far ahead.
 
-    Keeps running means of the share of patches that the discriminator gets right. Above ``won`` the term is switched off
-    (weight 0) until the share falls below ``fair`` again; the discriminator waits meanwhile, so the two meet again.
+    Keeps a running mean of the share of patches that the discriminator gets right. Above ``won`` the term is switched
+    off until the share falls below ``fair`` again; the discriminator waits meanwhile, so the two meet again.
     """
 
     def __init__(self, won: float = 0.95, fair: float = 0.85, momentum: float = 0.95) -> None:

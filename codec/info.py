@@ -1,0 +1,46 @@
+"""What a `.tok` file holds, told without decoding it and without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .container import ALPH, EXIF, FRAME, ICCP, LAYR, VERSION, header_fields, read_tok
+from .errors import FormatError
+
+
+def describe(data: bytes, name: str) -> dict[str, Any]:
+    """Header fields by their names in FORMAT.md, then sizes and state of the file.
+
+    Keys beyond the header: ``bytes``, ``bpp``, ``grid``, ``segments``, ``layer_bytes`` (payload bytes of each layer
+    over all segments), ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``, ``problems``.
+
+    Raises: a FormatError that names the file.
+    """
+    try:
+        tok = read_tok(data)
+    except FormatError as error:
+        raise type(error)(f"{name}: {error}") from error
+    header = tok.header
+    found: dict[str, Any] = {"file": name, "version": VERSION}
+    for f in header_fields(header.modality):
+        value = getattr(header, f.name)
+        found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
+    layers = []
+    for k in range(header.layers):
+        payloads = [tok.payload(LAYR, k, s) for s in range(header.n_segments) if (LAYR, k, s) in tok.places]
+        layers.append(sum(len(p) for p in payloads if p is not None))
+    sizes = {kind: len(tok.payload(kind) or b"") if (kind, 0, 0) in tok.places else 0 for kind in (ICCP, EXIF, ALPH)}
+    found |= {
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.height * header.width), 6),
+        "grid": list(header.grid),
+        "segments": header.n_segments,
+        "layer_bytes": layers,
+        "overhead_bytes": len(data) - sum(layers) - sum(size + FRAME for size in sizes.values() if size),
+        "icc_bytes": sizes[ICCP],
+        "exif_bytes": sizes[EXIF],
+        "alpha_bytes": sizes[ALPH],
+        "complete": tok.complete,
+        "problems": tok.problems,
+    }
+    return found

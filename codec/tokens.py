@@ -1,0 +1,179 @@
+"""Tokens as files: `.npz` and `.safetensors` with the codes and the spec that says what they mean.
+
+Schema, the same for both: array ``codes`` int32 ``[B, K, *grid]`` and the fields of
+:class:`~..tokenizers.api.TokenSpec` as one JSON text: in .npz the zero-dimensional string array ``spec``, in
+.safetensors the metadata entry ``spec``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .container import MAX_PIXELS, SIGNATURE, read_tok, write_tok
+from .decode import decode_pixels, file_tokens, read_bytes
+from .encode import compress_tokens, encode_tokens, image_header
+from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
+from .files import open_output
+from .media.image import Picture, read_image, write_image
+from .models import DEFAULT_MODELS, load_model, pick_device
+
+if TYPE_CHECKING:
+    from ..tokenizers.api import Tokens
+
+TOKEN_SUFFIXES = (".npz", ".safetensors")
+
+
+@dataclass
+class Tokenized:
+    """Tokens of a file, what was damaged in it and what could not be kept."""
+
+    tokens: Tokens
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def tokenize_file(
+    src: str | Path,
+    dst: str | Path | None = None,
+    model: str | None = None,
+    *,
+    levels: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Tokenized:
+    """A picture or a `.tok` file to tokens; the synthesis net does not run.
+
+    Args:   dst: `.npz` or `.safetensors`; nothing is written if None.  levels: keep at most so many.
+    Raises: a :class:`~.errors.TokodecError`.
+    """
+    if dst is not None and Path(dst).suffix.lower() not in TOKEN_SUFFIXES:
+        raise UsageError(f"{dst}: tokens are written as {' or '.join(TOKEN_SUFFIXES)}")
+    if levels is not None and levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+    with open_output(dst, force) as file:
+        done = _tok_tokens(src, model, levels, device, max_pixels) or _media_tokens(src, model, device, max_pixels)
+        if levels is not None:
+            done.tokens = done.tokens.levels(min(levels, done.tokens.n_levels))
+        if file is not None:
+            file.write(dump_tokens(done.tokens, Path(str(dst)).suffix.lower()))
+    return done
+
+
+def _tok_tokens(
+    src: str | Path, model: str | None, levels: int | None, device: str, max_pixels: int
+) -> Tokenized | None:
+    """Tokens of a `.tok` file, None if ``src`` is something else."""
+    data = read_bytes(src)
+    if not data.startswith(SIGNATURE) and Path(src).suffix.lower() != ".tok":
+        return None
+    try:
+        tok = read_tok(data, max_pixels)
+        tokens, _ = file_tokens(tok, model, device, levels)
+    except (FormatError, ModelError) as error:
+        raise type(error)(f"{src}: {error}") from error
+    return Tokenized(tokens, tok.problems)
+
+
+def _media_tokens(src: str | Path, model: str | None, device: str, max_pixels: int) -> Tokenized:
+    picture = read_image(Path(src), str(src), max_pixels)
+    loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device))
+    notes = list(picture.notes)
+    notes += [f"{what} is not part of tokens" for what, value in _extras(picture).items() if value]
+    return Tokenized(encode_tokens(picture.pixels, loaded), [], notes)
+
+
+def _extras(picture: Picture) -> dict[str, bool]:
+    return {
+        "the alpha channel": picture.alpha is not None,
+        "the ICC profile": picture.icc is not None,
+        "EXIF": picture.exif is not None,
+    }
+
+
+def detokenize_file(
+    src: str | Path,
+    dst: str | Path | None = None,
+    model: str | None = None,
+    *,
+    synthesis: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> Picture | None:
+    """Tokens to a picture, or to a `.tok` file if ``dst`` ends so (then None is returned).
+
+    Raises: a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
+    """
+    with open_output(dst, force) as file:
+        tokens = load_tokens(src)
+        loaded = load_model(model or tokens.spec.model, pick_device(device))
+        tokenizer = loaded.tokenizer
+        if tokenizer.weights_hash != tokens.spec.weights_hash:
+            raise WeightsMismatchError(
+                f"{src}: tokens of {tokens.spec.model} {tokens.spec.weights_hash},"
+                f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
+            )
+        if len(tokens.spec.size) != 2 or tokens.spec != tokenizer.spec(*tokens.spec.size):
+            raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
+        if tokens.codes.shape[0] != 1:
+            raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a picture is a batch of 1")
+        if dst is not None and Path(dst).suffix.lower() == ".tok":
+            if int(tokens.codes.min()) < 0:
+                raise UsageError(f"{src}: some codes are absent (-1), a .tok file wants all of them")
+            header = image_header(tokens, loaded, tokens.n_levels)
+            assert file is not None
+            file.write(write_tok(header, compress_tokens(tokens, loaded)))
+            return None
+        picture = Picture(decode_pixels(tokens, loaded, 3, synthesis))
+        if file is not None:
+            write_image(picture, file, Path(str(dst)).suffix, str(dst))
+        return picture
+
+
+def dump_tokens(tokens: Tokens, suffix: str) -> bytes:
+    """Bytes of a `.npz` or `.safetensors` file; see the module's text for the schema."""
+    import numpy as np
+    import safetensors.numpy
+
+    codes = tokens.codes.cpu().numpy().astype(np.int32)
+    spec = json.dumps(dataclasses.asdict(tokens.spec))
+    if suffix == ".safetensors":
+        return safetensors.numpy.save({"codes": codes}, metadata={"spec": spec})
+    buffer = BytesIO()
+    np.savez_compressed(buffer, codes=codes, spec=np.array(spec))
+    return buffer.getvalue()
+
+
+def load_tokens(src: str | Path) -> Tokens:
+    """Read what :func:`dump_tokens` wrote. Raises MediaError for anything else; nothing is unpickled."""
+    import numpy as np
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from ..tokenizers.api import Tokens, TokenSpec
+
+    path = Path(src)
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(str(path), "np") as file:
+                codes, text = file.get_tensor("codes"), (file.metadata() or {})["spec"]
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                codes, text = arrays["codes"], str(arrays["spec"][()])
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        spec = TokenSpec(**fields)
+        if codes.dtype != np.int32:
+            raise ValueError(f"codes are {codes.dtype}, not int32")
+        if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
+            raise ValueError("the spec holds a size that is not positive")
+        return Tokens(torch.from_numpy(codes.astype(np.int64)), spec)
+    except OSError as error:
+        raise MediaError(f"cannot read {src}: {error.strerror or error}") from error
+    except (SafetensorError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+        raise MediaError(f"{src} is not a file of tokens: {error}") from error

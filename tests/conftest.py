@@ -1,0 +1,27 @@
+"""What the tests share. `GENERATE_EXPECTED=1 pytest` makes the golden files anew first, see golden/make.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+def pytest_sessionstart() -> None:
+    if os.environ.get("GENERATE_EXPECTED"):
+        subprocess.run([sys.executable, str(GOLDEN / "make.py")], check=True)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden files."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """Folder of a model of a few kilobytes: random weights, 64 + 32 + 16 codewords, all of them in use."""
+    return GOLDEN / "tiny"

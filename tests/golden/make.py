@@ -1,0 +1,220 @@
+"""Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
+
+Run `python tests/golden/make.py`, or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is
+released. Files of a released format stay as they are: new ones are added under new names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms
+
+from tokodec.codec.container import (
+    HEAD,
+    INDEX_ENTRY,
+    LAYR,
+    SIGNATURE,
+    ImageHeader,
+    pack_chunk,
+    read_tok,
+    write_header,
+)
+from tokodec.codec.decode import decode_file
+from tokodec.codec.encode import Rate, build_file, compress_tokens, encode_tokens
+from tokodec.codec.media.image import Picture
+from tokodec.codec.models import Model, load_model
+from tokodec.entropy.static import StaticPrior
+from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+
+HERE = Path(__file__).resolve().parent
+TINY = HERE / "tiny"
+CONFIG = ImageGridConfig(
+    channels=(8, 8, 8),
+    analysis_blocks=(1, 1, 1),
+    synthesis_blocks=(1, 1, 1),
+    dim=4,
+    codebook_sizes=(64, 32, 16),
+)
+
+
+def smooth_noise(rng: np.random.Generator, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A picture-like array, uint8 [H, W, C]: noise at several scales."""
+    total = torch.zeros(1, channels, height, width)
+    for scale in (2, 5, 13, 40):
+        small = rng.normal(size=(1, channels, height // scale + 2, width // scale + 2)).astype(np.float32)
+        total += F.interpolate(torch.from_numpy(small), (height, width), mode="bicubic") * scale**0.5
+    total = 128 + 40 * total / total.std()
+    return total[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+
+
+def make_tiny() -> None:
+    """A model of random weights whose codes are diverse: codewords are samples of the latents that they stand for."""
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    model = ImageGrid(CONFIG, "tiny")
+    for name, parameter in model.named_parameters():
+        if "pointwise" in name:  # zero at the start of training; here they shall do something
+            torch.nn.init.normal_(parameter, std=0.2)
+    for head in model.synthesis.values():
+        assert isinstance(head, torch.nn.Sequential)
+        last = head[-2]
+        assert isinstance(last, torch.nn.Conv2d)
+        with torch.no_grad():
+            last.weight *= 2
+    model.save_pretrained(TINY)  # rounds the weights, so that the codewords fit what is released
+    model = ImageGrid.from_pretrained(TINY)
+    pictures = [smooth_noise(rng, 256, 256) for _ in range(12)]
+    x = torch.stack([torch.from_numpy(p).permute(2, 0, 1).float() / 255 for p in pictures])
+    with torch.no_grad():
+        residual = model.latents(x).movedim(1, -1).reshape(-1, CONFIG.dim)
+        for level in model.codebooks:
+            chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
+            level.basis.copy_(residual[chosen].half().float())
+            residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
+    model.save_pretrained(TINY)
+    model = ImageGrid.from_pretrained(TINY)
+    codes = model.encode(x).codes
+    counts = [torch.bincount(codes[:, k].flatten(), minlength=n) for k, n in enumerate(CONFIG.codebook_sizes)]
+    print("codewords used:", [f"{float((c > 0).float().mean()):.0%}" for c in counts])
+    StaticPrior.from_counts([c.numpy() for c in counts]).save_pretrained(TINY)
+
+
+def profile() -> bytes:
+    """An sRGB profile without today's date."""
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    made[24:36] = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+    return bytes(made)
+
+
+def exif() -> bytes:
+    block = Image.Exif()
+    block[270] = "a golden picture"
+    return block.tobytes().removeprefix(b"Exif\0\0")
+
+
+def pictures() -> dict[str, tuple[Picture, Rate]]:
+    """The sources of the golden files."""
+    rng = np.random.default_rng(2)
+    flat = np.full((24, 16 * 64 + 20, 3), 90, np.uint8)  # 2 x 66 cells: two segments
+    flat[:, 500:] = (30, 160, 220)
+    alpha = np.zeros((40, 24), np.uint8)
+    alpha[8:30, 5:20] = 200
+    return {
+        "pixel": (Picture(np.array([[[200, 30, 90]]], np.uint8)), Rate()),
+        "gray": (Picture(smooth_noise(rng, 20, 33, 1)), Rate()),
+        "extras": (Picture(smooth_noise(rng, 40, 24), alpha, profile(), exif(), 16), Rate()),
+        "segments": (Picture(flat), Rate()),
+        "coarse": (Picture(smooth_noise(rng, 50, 70)), Rate(levels=2)),
+    }
+
+
+def codes_hash(codes: torch.Tensor) -> str:
+    """SHA-256 of codes ``[1, K, h, w]`` as little-endian int32 in C order, the first 32 hex digits."""
+    return hashlib.sha256(codes.numpy().astype("<i4").tobytes()).hexdigest()[:32]
+
+
+def make_files(model: Model) -> None:
+    expected: dict[str, Any] = {}
+    for name, (picture, rate) in pictures().items():
+        tokens = encode_tokens(picture.pixels, model)
+        made = build_file(picture, tokens, compress_tokens(tokens, model), model, True, rate)
+        (HERE / f"{name}.tok").write_bytes(made.data)
+        kept = tokens.levels(made.levels)
+        expected[name] = {"codes": codes_hash(kept.codes), "shape": list(kept.codes.shape), "bytes": len(made.data)}
+        decode_file(HERE / f"{name}.tok", HERE / f"{name}.png", str(TINY), device="cpu", force=True)
+    (HERE / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
+
+
+def split_chunks(data: bytes) -> list[bytes]:
+    """The framed chunks of an intact file, one after the other."""
+    chunks, at = [], len(SIGNATURE) + 1
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at + 4 : at + 8], "little")
+        chunks.append(data[at:end])
+        at = end
+    return chunks
+
+
+def make_bad() -> None:
+    """Files that must be refused, each by the error that its name starts with."""
+    good = (HERE / "gray.tok").read_bytes()
+    start, (head, *rest) = good[: len(SIGNATURE) + 1], split_chunks(good)
+    header = read_tok(good).header
+    segments = split_chunks((HERE / "segments.tok").read_bytes())
+
+    def with_header(change: Callable[[bytearray], None] | None = None, **fields: Any) -> bytes:
+        payload = bytearray(write_header(replace(header, **fields)))
+        if change is not None:
+            change(payload)
+        return start + pack_chunk(HEAD, bytes(payload)) + b"".join(rest)
+
+    def put(at: int, value: bytes) -> Callable[[bytearray], None]:
+        def change(payload: bytearray) -> None:
+            payload[at : at + len(value)] = value
+
+        return change
+
+    size = len(write_header(header))  # ... height u32, width u32, stride, segment, channels, alpha, bit depth
+    height, width, stride = size - 13, size - 9, size - 5
+    huge = ImageHeader(**{**vars(header), "height": 1 << 20, "width": 1 << 20, "segment": 128})
+    unknown_in_index = pack_chunk(b"iNDX", INDEX_ENTRY.pack(b"WXYZ", 0, 0, len(start)))
+    pointer = struct.pack("<Q", len(start) + len(b"".join(segments[:-2])))
+    bad = {
+        "SignatureError_empty": b"",
+        "SignatureError_text": b"not a picture at all\n",
+        "SignatureError_png": b"\x89PNG\r\n\x1a\n" + good[8:],
+        "SignatureError_newlines": good.replace(b"\r\n", b"\n"),
+        "VersionError_2": good[:8] + b"\x02" + good[9:],
+        "VersionError_0": good[:8] + b"\x00" + good[9:],
+        "TruncatedError_signature": good[:5],
+        "TruncatedError_version": good[:8],
+        "TruncatedError_header": good[:30],
+        "TruncatedError_no_layer": start + head,
+        "TruncatedError_one_segment_of_many": with_header(width=16 * 9, segment=1),
+        "HeaderError_checksum": good[:20] + bytes([good[20] ^ 1]) + good[21:],
+        "HeaderError_not_first": start + b"".join([*rest, head]),
+        "HeaderError_modality": with_header(put(0, b"\x09")),
+        "HeaderError_width_0": with_header(put(width, b"\0\0\0\0")),
+        "HeaderError_height_too_large": with_header(put(height, struct.pack("<I", (1 << 20) + 1))),
+        "HeaderError_stride_0": with_header(put(stride, b"\0")),
+        "HeaderError_channels_2": with_header(put(size - 3, b"\x02")),
+        "HeaderError_name": with_header(put(2, b"../x")),
+        "HeaderError_short": start + pack_chunk(HEAD, write_header(header)[:-1]) + b"".join(rest),
+        "ChunkError_unknown_critical": start + head + pack_chunk(b"WXYZ", b"?") + b"".join(rest),
+        "ChunkError_unknown_critical_in_index": start
+        + b"".join(segments[:-2])
+        + unknown_in_index
+        + pack_chunk(b"TEND", pointer),
+        "ChunkError_stride": with_header(stride=8, segment=64),
+        "LimitError_huge": start + pack_chunk(HEAD, write_header(huge)) + b"".join(rest),
+        "ModelError_layers": with_header(layers=64),
+        "WeightsMismatchError_weights": with_header(weights_hash="0123456789abcdef"),
+        "WeightsMismatchError_prior": with_header(prior_hash="0123456789abcdef"),
+    }
+    assert rest[0][:4] == LAYR
+    (HERE / "bad").mkdir(exist_ok=True)
+    for path in (HERE / "bad").glob("*.tok"):
+        path.unlink()
+    for name, data in bad.items():
+        (HERE / "bad" / f"{name}.tok").write_bytes(data)
+
+
+def main() -> None:
+    make_tiny()
+    make_files(load_model(str(TINY)))
+    make_bad()
+    print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
+
+
+if __name__ == "__main__":
+    main()

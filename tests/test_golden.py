@@ -1,0 +1,170 @@
+"""Files of every released format version still decode to the same codes, and bad ones are refused by name."""
+
+import hashlib
+import inspect
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokodec.codec import container, errors
+from tokodec.codec.container import ALPH, EXIF, ICCP, LAYR, read_tok, write_tok
+from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.encode import compress_tokens
+from tokodec.codec.models import load_model
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
+BAD = sorted((GOLDEN / "bad").glob("*.tok"))
+
+
+def test_every_golden_file_has_its_expectation() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.tok")} == set(EXPECTED)
+    assert {path.stem for path in GOLDEN.glob("*.png")} == set(EXPECTED)
+
+
+def test_golden_files_stay_small() -> None:
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 150_000
+
+
+def test_model_hashes_are_those_of_the_files(tiny_model: Path) -> None:
+    """A golden file names the model by hash: an edited fixture would make all of them undecodable."""
+    model = load_model(str(tiny_model))
+    for kind, found in (("model", model.tokenizer.weights_hash), ("prior", model.prior.hash)):
+        assert found == hashlib.sha256((tiny_model / f"{kind}.safetensors").read_bytes()).hexdigest()[:16]
+    for name in EXPECTED:
+        header = read_tok((GOLDEN / f"{name}.tok").read_bytes()).header
+        assert (header.weights_hash, header.prior_hash) == (model.tokenizer.weights_hash, model.prior.hash)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_codes(name: str, tiny_model: Path) -> None:
+    tok = read_tok((GOLDEN / f"{name}.tok").read_bytes())
+    tokens, _ = file_tokens(tok, str(tiny_model), "cpu")
+    assert tok.problems == []
+    assert tok.complete
+    assert list(tokens.codes.shape) == EXPECTED[name]["shape"]
+    digest = hashlib.sha256(tokens.codes.numpy().astype("<i4").tobytes()).hexdigest()[:32]
+    assert digest == EXPECTED[name]["codes"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_same_codes_give_the_same_bytes(name: str, tiny_model: Path) -> None:
+    """Entropy coder and container together, without the networks."""
+    data = (GOLDEN / f"{name}.tok").read_bytes()
+    assert len(data) == EXPECTED[name]["bytes"]
+    tok = read_tok(data)
+    tokens, model = file_tokens(tok, str(tiny_model), "cpu")
+    layers = compress_tokens(tokens, model)
+    for k, row in enumerate(layers):
+        for s, payload in enumerate(row):
+            assert payload == tok.payload(LAYR, k, s)
+    if name != "extras":  # zlib's output may change between its versions
+        assert write_tok(tok.header, layers) == data
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_pixels(name: str, tiny_model: Path) -> None:
+    """Networks may round differently on another machine: one step of 255."""
+    decoded = decode_file(GOLDEN / f"{name}.tok", model=str(tiny_model), device="cpu")
+    pixels = decoded.picture.pixels
+    with Image.open(GOLDEN / f"{name}.png") as im:
+        expected = np.asarray(im).reshape(*pixels.shape[:2], -1)[..., : pixels.shape[2]]
+    assert pixels.shape == expected.shape
+    assert int(np.abs(pixels.astype(int) - expected.astype(int)).max()) <= 1
+    assert decoded.problems == []
+
+
+def test_gray_stays_gray(tiny_model: Path) -> None:
+    assert decode_file(GOLDEN / "gray.tok", model=str(tiny_model)).picture.pixels.shape == (20, 33, 1)
+
+
+def test_alpha_profile_and_exif(tiny_model: Path) -> None:
+    tok = read_tok((GOLDEN / "extras.tok").read_bytes())
+    assert all(tok.payload(kind) is not None for kind in (ALPH, ICCP, EXIF))
+    decoded = decode_file(GOLDEN / "extras.tok", model=str(tiny_model))
+    alpha = np.zeros((40, 24), np.uint8)
+    alpha[8:30, 5:20] = 200
+    assert decoded.picture.alpha is not None
+    assert np.array_equal(decoded.picture.alpha, alpha)
+    assert decoded.picture.icc is not None
+    assert decoded.picture.icc[36:40] == b"acsp"  # signature of a profile
+    assert decoded.picture.exif is not None
+    assert b"a golden picture\0" in decoded.picture.exif
+    assert decoded.picture.bit_depth == 16
+    assert decoded.notes == []
+    assert decoded.picture.notes == ["decoded to 8 bits, the source had 16"]
+
+
+def test_the_picture_of_several_segments_has_an_index() -> None:
+    tok = read_tok((GOLDEN / "segments.tok").read_bytes())
+    assert tok.header.n_segments == 2
+    assert tok.indexed
+
+
+def test_the_coarse_file_holds_two_of_three_levels(tiny_model: Path) -> None:
+    decoded = decode_file(GOLDEN / "coarse.tok", model=str(tiny_model))
+    assert (decoded.levels, decoded.layers) == (2, 2)
+    assert len(load_model(str(tiny_model)).tokenizer.codebook_sizes) == 3
+
+
+def test_codes_do_not_depend_on_the_number_of_threads(tiny_model: Path) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            tok = read_tok((GOLDEN / "coarse.tok").read_bytes())
+            found.append(file_tokens(tok, str(tiny_model), "cpu")[0].codes)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+# ------------------------------------------------------------------------------------------------------- bad files
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_file_is_refused_by_name(path: Path, tiny_model: Path) -> None:
+    with pytest.raises(errors.TokodecError) as caught:
+        decode_file(path, model=str(tiny_model), device="cpu")
+    assert type(caught.value).__name__ == path.stem.split("_")[0]
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_format_error_has_a_bad_file() -> None:
+    classes = {name for name, c in inspect.getmembers(errors, inspect.isclass) if errors.FormatError in c.__mro__[1:]}
+    assert classes | {"ModelError", "WeightsMismatchError"} == {path.stem.split("_")[0] for path in BAD}
+
+
+def test_a_huge_picture_is_refused_before_anything_of_its_size_is_allocated(tiny_model: Path) -> None:
+    load_model(str(tiny_model))
+    tracemalloc.start()
+    try:
+        for path in BAD:
+            with pytest.raises(errors.TokodecError):
+                decode_file(path, model=str(tiny_model), device="cpu", max_pixels=1 << 28)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_lying_stride_costs_no_memory(tiny_model: Path) -> None:
+    """A stride of 1 asks for 256 times the codes that the picture has; it is refused before they are allocated."""
+    tok = read_tok((GOLDEN / "gray.tok").read_bytes())
+    fields = {**vars(tok.header), "height": 2000, "width": 2000, "stride": 1, "segment": 128}
+    header = container.ImageHeader(**fields)
+    data = write_tok(header, [[b""] * header.n_segments for _ in range(header.layers)])
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.ChunkError, match="stride"):
+            file_tokens(read_tok(data), str(tiny_model), "cpu")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20  # the codes would take 96 MB
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,194 @@
+"""Training: crops, losses, and one command that trains, evaluates and exports a model which codes files."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import tokodec
+from tokodec.codec.bench.features import FeatureDistance
+from tokodec.tokenizers.api import Tokenizer
+from tokodec.train import image as script
+from tokodec.train.data.images import CropStore, list_images, read_all
+from tokodec.train.losses.adversarial import (
+    AdversarialGuard,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_discriminator,
+)
+
+ASSETS = Path(tokodec.__file__).parent / "assets"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small pictures of three sizes cut from a sample picture."""
+    out = tmp_path_factory.mktemp("pictures")
+    with Image.open(ASSETS / "kodim23.webp") as image:
+        for i, (w, h) in enumerate([(192, 200), (260, 192), (192, 192)] * 2):
+            image.crop((40 * i, 30 * i, 40 * i + w, 30 * i + h)).save(out / f"p{i}.png")
+    return out
+
+
+def position_picture(h: int, w: int) -> torch.Tensor:
+    """uint8 [h, w, 3] whose red is the row, green the column and blue the width."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack([rows, columns, torch.full_like(rows, w)], dim=-1).byte()
+
+
+def test_crops_are_cut_from_one_place_of_one_picture() -> None:
+    store = CropStore([position_picture(40, 60), position_picture(50, 33)], 32, "cpu", zoom=0.0)
+    x = (store.batch(64) * 255).round().long()  # [64, 3, 32, 32]
+    assert x.shape == (64, 3, 32, 32)
+    assert set(x[:, 2].unique().tolist()) == {60, 33}
+    for crop in x:
+        assert len(crop[2].unique()) == 1
+        rows, columns = crop[0], crop[1]
+        if rows[0, 0] == rows[0, 1]:  # not turned
+            assert (rows[1:] - rows[:-1] == 1).all()
+        else:
+            rows, columns = rows.T, columns.T
+            assert (rows[1:] - rows[:-1]).abs().eq(1).all()
+        assert ((columns[:, 1:] - columns[:, :-1]).abs() == 1).all()  # either way round: flips
+
+
+def test_zoomed_crops_show_more_of_the_picture() -> None:
+    store = CropStore([position_picture(120, 120)], 32, "cpu", zoom=1.0, max_zoom=2.0)
+    spans = [float((x[1].max() - x[1].min()) * 255) for x in torch.cat([store.batch(4) for _ in range(20)])]
+    assert max(spans) > 40
+    assert min(spans) >= 28
+
+
+def test_small_pictures_are_left_out_and_none_is_an_error() -> None:
+    assert len(CropStore([position_picture(40, 40), position_picture(31, 90)], 32, "cpu")) == 1
+    with pytest.raises(ValueError, match="at least 32"):
+        CropStore([position_picture(31, 90)], 32, "cpu")
+
+
+def test_pictures_are_listed_by_name(folder: Path, tmp_path: Path) -> None:
+    assert [p.name for p in list_images([folder])] == [f"p{i}.png" for i in range(6)]
+    assert [tuple(p.shape) for p in read_all(list_images([folder])[:2])] == [(200, 192, 3), (192, 260, 3)]
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        list_images([tmp_path / "missing"])
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        list_images([tmp_path])
+
+
+def test_learning_rate_warms_up_and_cools_down() -> None:
+    rates = [script.learning_rate(step, share, 100, 0.4) for step, share in [(0, 0), (49, 0), (500, 0.5), (500, 0.8)]]
+    assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5])
+    assert script.learning_rate(500, 1.0, 100, 0.4) == 0
+
+
+def test_feature_distance_is_a_distance() -> None:
+    metric = FeatureDistance("lite0")
+    torch.manual_seed(0)
+    with Image.open(ASSETS / "kodim23.webp") as image:
+        x = torch.from_numpy(np.array(image.crop((0, 0, 128, 96)))).permute(2, 0, 1)[None].float() / 255
+    near, far = x + 0.02 * torch.randn_like(x), x + 0.2 * torch.randn_like(x)
+    same, small, large = metric(x, x), metric(x, near), metric(x, far)
+    assert same.shape == (1,)
+    assert float(same) == 0
+    assert 0 < float(small) < float(large) <= 4
+    x_hat = near.clone().requires_grad_(True)
+    metric(x, x_hat).sum().backward()
+    assert x_hat.grad is not None
+    assert float(x_hat.grad.abs().sum()) > 0
+    assert not metric.train().training  # batch norm must keep its statistics
+
+
+def test_discriminator_learns_and_its_losses_have_the_right_sign() -> None:
+    torch.manual_seed(0)
+    critic = PatchDiscriminator(width=8)
+    real, fake = torch.rand(4, 3, 64, 64), torch.full((4, 3, 64, 64), 0.5)
+    assert critic(real).shape == (4, 1, 8, 8)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    first = hinge_discriminator(critic(real), critic(fake)).item()
+    for _ in range(60):
+        loss = hinge_discriminator(critic(real), critic(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5 * first
+    assert critic(real).mean().item() > critic(fake).mean().item()
+    assert float(hinge_discriminator(torch.tensor([2.0]), torch.tensor([-2.0]))) == 0
+    assert float(hinge_discriminator(torch.tensor([0.0]), torch.tensor([0.0]))) == 2
+
+
+def test_adaptive_weight_equals_the_ratio_of_gradients_and_is_bounded() -> None:
+    last = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    assert float(adaptive_weight((3 * last).sum(), last.sum(), last)) == pytest.approx(3, rel=1e-4)
+    assert float(adaptive_weight((3 * last).sum(), (1e-9 * last).sum(), last, largest=7)) == 7
+
+
+def test_guard_holds_a_winning_discriminator_back_with_hysteresis() -> None:
+    guard = AdversarialGuard(won=0.9, fair=0.7, momentum=0.0)
+    assert guard.update(0.8)
+    assert not guard.update(0.95)
+    assert not guard.update(0.8)  # still over "fair"
+    assert guard.update(0.6)
+    assert guard.held_steps == 2
+
+
+def test_residual_energy_falls_level_by_level(tiny_model: Path) -> None:
+    model = Tokenizer.from_pretrained(tiny_model)
+    assert isinstance(model, script.ImageGrid)
+    with Image.open(ASSETS / "kodim23.webp") as image:
+        picture = torch.from_numpy(np.array(image.crop((0, 0, 130, 97))))
+    energy = script.residual_energy(model, [picture])
+    assert len(energy) == len(model.codebook_sizes)
+    assert all(math.isfinite(e) and e >= 0 for e in energy)
+
+
+def test_one_command_trains_evaluates_and_exports(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load((script.RECIPES / "image-grid.yaml").read_text())
+    recipe["model"] |= {"channels": [8, 8, 8], "analysis_blocks": [1, 1, 1], "synthesis_blocks": [1, 1, 1]}
+    recipe["model"] |= {"dim": 4, "codebook_sizes": [32, 16], "name": "fitted"}
+    recipe["data"] |= {"crop": 192, "holdout_every": 3}
+    recipe["optim"] |= {"batch": 2, "warmup_steps": 5}
+    recipe["sharp"]["adversarial_from"] = 0.0
+    recipe["export"]["bpp_limits"] = [1.0, 1.0]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "model"
+    command = f"image --recipe {path} --data {folder} --test {folder} --minutes 0.1 --precision no --out {out}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    script.main()
+    assert "test pictures" in capsys.readouterr().out
+    found = json.loads((out / "training.json").read_text())
+    stages = [entry["stage"] for entry in found["history"]]
+    assert "faithful" in stages
+    assert "sharp" in stages
+    assert {"faithful", "sharp"} == set(found["test"])
+    assert all(row["bpp_estimated"] > 0 for row in found["test"]["faithful"])
+    # What was exported codes a file.
+    done = tokodec.encode_file(folder / "p0.png", tmp_path / "a.tok", model=str(out))
+    assert done.levels == 2
+    decoded = tokodec.decode_file(tmp_path / "a.tok", tmp_path / "a.png", model=str(out), synthesis="sharp")
+    assert decoded.picture.pixels.shape == (200, 192, 3)
+
+    # Resuming starts from these weights: the codebooks of a run without time are the released ones.
+    again = tmp_path / "again"
+    command = f"image --recipe {path} --data {folder} --minutes 0.02 --stages sharp --precision no --out {again}"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--resume", str(out)])
+    script.main()
+    before, after = Tokenizer.from_pretrained(out).state_dict(), Tokenizer.from_pretrained(again).state_dict()
+    assert torch.equal(before["quantizer.levels.0.basis"], after["quantizer.levels.0.basis"])
+    assert torch.equal(before["analysis.1.weight"], after["analysis.1.weight"])
+
+
+def test_unknown_override_is_refused(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+    command = f"image --data {folder} --out {tmp_path / 'x'} --set optim.speed=3"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        script.main()
