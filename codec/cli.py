@@ -20,7 +20,7 @@ from . import container
 from .container import MAX_PIXELS
 from .errors import TokodecError, UsageError
 
-EXIT_FAULT, EXIT_USER, EXIT_DAMAGED = 1, 2, 3
+EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 STREAM = "-"
 
 app = typer.Typer(
@@ -53,16 +53,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-@app.callback()
-def common(
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-    version: Annotated[bool, typer.Option("--version", help="show the version and stop")] = False,
-) -> None:
-    if version:
+def show_version(wanted: bool) -> None:
+    if wanted:
         from .. import __version__
 
         print(f"tokodec {__version__}, format {container.VERSION}")
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    # Eager, as it must answer before the missing command is noticed.
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version and stop", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -162,7 +169,7 @@ def info(
     from .info import describe
 
     def one(src: str, _: str) -> int:
-        from .decode import read_bytes
+        from .files import read_bytes
 
         found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src), src)
         if as_json:
@@ -372,6 +379,8 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         code = app(args=[a for a in arguments if a != "--debug"], prog_name="codec", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # typer turns KeyboardInterrupt into this code, in silence
+            say("codec: interrupted")
         return code if isinstance(code, int) else 0
     except TokodecError as error:
         if debug:
@@ -390,7 +399,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         say("codec: interrupted")
-        return 130
+        return EXIT_INTERRUPTED
     except MemoryError:
         say("codec: out of memory")
         return EXIT_FAULT

@@ -273,6 +273,11 @@ class TokFile:
         if offset is None:
             return None
         found = chunk_at(self.data, offset)
+        if found is None and self.indexed:  # bytes may have moved under the index: look where the chunks really are
+            self.indexed = False
+            self.places.clear()
+            _rebuild_index(self)
+            return self.payload(kind, layer, segment)
         if found is None or found[0] != kind:
             self.damaged(f"{kind.decode()} chunk at byte {offset} is damaged")
             return None
@@ -376,7 +381,7 @@ def read_tok(data: bytes, max_pixels: int | None = None) -> TokFile:
         )
     tok = TokFile(data, header)
     if not _read_index(tok):
-        _rebuild_index(tok, start + FRAME + len(first[1]))
+        _rebuild_index(tok)
     present = sum(key[:2] == (LAYR, 0) for key in tok.places)
     if present * MAX_MISSING < header.n_segments:
         raise TruncatedError(
@@ -423,15 +428,19 @@ def _read_index(tok: TokFile) -> bool:
     return True
 
 
-def _rebuild_index(tok: TokFile, offset: int) -> None:
-    """Fill ``tok.places`` by walking over the chunks."""
+def _rebuild_index(tok: TokFile) -> None:
+    """Fill ``tok.places`` by walking over the chunks that follow the header."""
+    head = len(SIGNATURE) + 1
+    offset = head + FRAME + int.from_bytes(tok.data[head + 4 : head + 8], "little")
     damage = None
     for at, kind, payload in scan(tok.data, offset):
         if kind is None:
             damage = at  # it is damage only if something intact follows; else the file ends here
             continue
         if damage is not None:
-            tok.damaged(f"bytes {damage} to {at - 1} are damaged")
+            was = tok.data[damage : damage + 4]
+            what = f" ({was.decode()} chunk)" if was in KNOWN else ""
+            tok.damaged(f"bytes {damage} to {at - 1} are damaged{what}")
             damage = None
         if kind == TEND:
             tok.complete = True

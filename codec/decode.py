@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from .container import ALPH, EXIF, ICCP, LAYR, MAX_PIXELS, ImageHeader, TokFile, read_tok
-from .errors import ChunkError, FormatError, MediaError, ModelError, UsageError
-from .files import open_output
+from .errors import ChunkError, FormatError, ModelError, UsageError
+from .files import open_output, read_bytes
 from .media.image import Picture, decode_alpha, write_image
 from .models import Model, model_for, pick_device
 
@@ -92,16 +92,6 @@ def decode_file(
 def fewest_levels(tokens: Tokens) -> int:
     """The number of levels that every cell has at least; codes ``[1, k, h, w]``."""
     return int((tokens.codes >= 0).sum(1).min())
-
-
-def read_bytes(src: str | Path | BinaryIO) -> bytes:
-    """The whole file. Raises MediaError if it cannot be read."""
-    if not isinstance(src, (str, Path)):
-        return src.read()
-    try:
-        return Path(src).read_bytes()
-    except OSError as error:
-        raise MediaError(f"cannot read {src}: {error.strerror}") from error
 
 
 def file_tokens(

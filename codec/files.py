@@ -120,3 +120,13 @@ def open_output(dst: str | Path | BinaryIO | None, force: bool) -> Iterator[Bina
             yield file
     else:
         yield dst
+
+
+def read_bytes(src: str | Path | BinaryIO) -> bytes:
+    """The whole file. Raises MediaError if it cannot be read."""
+    if not isinstance(src, (str, Path)):
+        return src.read()
+    try:
+        return Path(src).read_bytes()
+    except OSError as error:
+        raise MediaError(f"cannot read {src}: {error.strerror}") from error

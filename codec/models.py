@@ -39,24 +39,34 @@ def pick_device(device: str) -> str:
     return device
 
 
-@functools.lru_cache(maxsize=4)
 def load_model(name: str, device: str = "cpu") -> Model:
     """Load a tokenizer and its prior by release name, folder or hub id; kept for the next call.
 
     Raises: ModelError if there is none or it is damaged.
     """
-    from ..entropy.static import StaticPrior
-    from ..tokenizers.api import Tokenizer, find_model
+    from ..entropy.prior import PRIOR_FILE
+    from ..tokenizers.api import find_model
+    from ..tokenizers.weights import WEIGHTS_FILE
 
     try:
         folder = find_model(name)
-        tokenizer = Tokenizer.from_pretrained(folder)
-        prior = StaticPrior.from_pretrained(folder)
+        written = tuple((folder / f).stat().st_mtime_ns for f in (WEIGHTS_FILE, PRIOR_FILE))
+        return _load_folder(folder, pick_device(device), written)
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _load_folder(folder: Path, device: str, written: tuple[int, ...]) -> Model:
+    """A model from its folder; ``written`` makes a retrained one another."""
+    from ..entropy.static import StaticPrior
+    from ..tokenizers.api import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(folder)
+    prior = StaticPrior.from_pretrained(folder)
     if prior.codebook_sizes != tokenizer.codebook_sizes:
         raise ModelError(f"the entropy model in {folder} has other codebook sizes than the tokenizer")
-    return Model(tokenizer.to(pick_device(device)), prior)
+    return Model(tokenizer.to(device), prior)
 
 
 def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
@@ -76,8 +86,16 @@ def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
 def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
     """The model that a file was made with, from its header; ``name`` overrides where to look.
 
+    A name that a file brings along only ever means a released model: a file must not make us open folders or download.
+
     Raises: ModelError if there is none, WeightsMismatchError if weights or prior are not the file's.
     """
+    from ..tokenizers.api import released_models
+
+    if name is None and header.model not in released_models():
+        raise ModelError(
+            f"made with the model {header.model}, which does not come with tokodec; give its folder with --model"
+        )
     model = load_model(name or header.model, device)
     tokenizer, prior = model.tokenizer, model.prior
     if tokenizer.weights_hash != header.weights_hash:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .container import MAX_PIXELS, SIGNATURE, read_tok, write_tok
-from .decode import decode_pixels, file_tokens, read_bytes
+from .decode import decode_pixels, file_tokens
 from .encode import compress_tokens, encode_tokens, image_header
 from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
-from .files import open_output
+from .files import open_output, read_bytes
 from .media.image import Picture, read_image, write_image
 from .models import DEFAULT_MODELS, load_model, pick_device
 
@@ -110,6 +110,8 @@ def detokenize_file(
 
     Raises: a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
+    from ..tokenizers.image.grid import ImageGrid
+
     with open_output(dst, force) as file:
         tokens = load_tokens(src)
         loaded = load_model(model or tokens.spec.model, pick_device(device))
@@ -119,6 +121,7 @@ def detokenize_file(
                 f"{src}: tokens of {tokens.spec.model} {tokens.spec.weights_hash},"
                 f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
             )
+        assert isinstance(tokenizer, ImageGrid)
         if len(tokens.spec.size) != 2 or tokens.spec != tokenizer.spec(*tokens.spec.size):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
         if tokens.codes.shape[0] != 1:

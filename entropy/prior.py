@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 PRIOR_FILE = "prior.safetensors"
 
@@ -59,7 +59,7 @@ class Prior(abc.ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``prior.safetensors`` into ``folder`` and take its hash."""
         path = Path(folder) / PRIOR_FILE
-        save_file(self.arrays(), str(path), metadata={"wire_id": str(self.wire_id)})
+        path.write_bytes(save(self.arrays(), metadata={"wire_id": str(self.wire_id)}))
         self.hash = prior_hash(path)
 
 

@@ -139,6 +139,7 @@ def test_chunk_of_every_length() -> None:
         assert chunk_at(chunk[:-1], 0) is None
     assert chunk_at(pack_chunk(b"a1CD", b""), 0) is None  # types are letters
     assert chunk_at(chunk, -1) is None
+    assert chunk_at(b"before" + chunk, -len(chunk)) is None  # Python would count from the end
     assert chunk_at(chunk, 10**18) is None
 
 
@@ -332,7 +333,8 @@ def test_an_index_that_lies_is_not_believed() -> None:
     for lie in (
         (LAYR, 3, 0, 100),  # a layer that the header does not have
         (LAYR, 0, 2, 100),  # a segment that the picture does not have
-        (LAYR, 0, 0, 1 << 40),  # beyond the file
+        (ICCP, 0, 0, 1 << 40),  # beyond the file
+        (ICCP, 0, 0, len(data) - 30),  # behind the index
         entries[1],  # twice
         (ICCP, 0, 1, 100),
         (ALPH, 0, 0, 100),  # the header says that there is none

@@ -248,6 +248,18 @@ def test_a_payload_that_does_not_decode_costs_its_layer(many: bytes, tiny_model:
         assert torch.equal(tokens.codes, expected)
 
 
+def test_payloads_of_no_bytes_are_codes(one: bytes, tiny_model: Path, tiny: Model) -> None:
+    """Codes of 0 take no bytes at all; that is not a missing layer."""
+    header = read_tok(one).header
+    codes = np.zeros((3, *header.grid), np.int64)
+    codes[2] = 5
+    payloads = tiny.prior.compress(codes)
+    assert payloads[0] == payloads[1] == b""
+    tokens, problems = codes_of(write_tok(header, [[payload] for payload in payloads]), tiny_model)
+    assert problems == []
+    assert np.array_equal(tokens.codes[0].numpy(), codes)
+
+
 def test_damaged_alpha_and_metadata_are_told(many: bytes, tiny_model: Path) -> None:
     intact = decode_file(io.BytesIO(many), model=str(tiny_model), device="cpu")
     assert intact.problems == []
@@ -371,3 +383,25 @@ def test_codes_survive_the_way_through_a_file(one: bytes, tiny_model: Path) -> N
     tokens, problems = codes_of(one, tiny_model)
     assert problems == []
     assert write_tok(read_tok(one).header, compress_tokens(tokens, load_model(str(tiny_model)))) == one
+
+
+def test_bytes_that_moved_under_an_intact_index_are_found_again(many: bytes, tiny_model: Path) -> None:
+    offsets = chunk_offsets(many)
+    early, late = offsets[b"iCCP", 0, 0][0], offsets[LAYR, 2, 5][0]
+    moved = many[:early] + b"1234567" + many[early:late] + many[late + 7 :]  # as long as before, so the end fits
+    tok = read_tok(moved)
+    assert tok.indexed
+    tokens, _ = file_tokens(tok, str(tiny_model), "cpu")
+    whole, _ = file_tokens(read_tok(many), str(tiny_model), "cpu")
+    changed = (tokens.codes != whole.codes).any(1)[0]
+    assert tok.problems
+    assert int(changed.sum()) <= 4  # one segment of 2 x 2 cells lost its last layer, everything else was found
+
+
+def test_a_file_cannot_make_us_open_a_folder_or_a_hub(
+    many: bytes, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)  # a folder "tiny" lies right here
+    with pytest.raises(ModelError, match="tiny, which does not come with tokodec; give its folder with --model"):
+        decode_file(io.BytesIO(many), device="cpu")
+    assert decode_file(io.BytesIO(many), model="tiny", device="cpu").problems == []

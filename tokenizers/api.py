@@ -230,6 +230,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     keys = {"class", "name", "config"}
     if not isinstance(found, dict) or set(found) != keys or not isinstance(found["config"], dict):
         raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config'")
+    if not isinstance(found["name"], str):
+        raise ValueError(f"{path}: 'name' is not a text")
     if found["class"] not in TOKENIZER_CLASSES:
         raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(TOKENIZER_CLASSES)}")
     return found

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 WEIGHTS_FILE = "model.safetensors"
@@ -44,7 +45,7 @@ def save(state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = ()) -> No
             out[name], out[name + SCALE] = quantize_int8(tensor)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor
-    save_file({name: tensor.contiguous() for name, tensor in out.items()}, str(path))
+    path.write_bytes(to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -85,6 +85,18 @@ def pixel_loss(x: Tensor, x_hat: Tensor, kind: str) -> Tensor:
     raise ValueError(f"unknown pixel loss {kind!r}: use 'mse' or 'log-mse'")
 
 
+def shifted(x: Tensor, x_hat: Tensor, most: int = 32) -> tuple[Tensor, Tensor]:
+    """Cut both at one random place, up to ``most - 1`` pixels from the top left corner.
+
+    The codes' grid and the strides of the feature net would otherwise always meet in the same phase, and the synthesis
+    net would learn patterns that please this net at this phase and no other.
+    """
+    top, left = torch.randint(most, (2,)).tolist()
+    height, width = x.shape[2] - most, x.shape[3] - most
+    window = (..., slice(top, top + height), slice(left, left + width))
+    return x[window], x_hat[window]
+
+
 def msssim_loss(x: Tensor, x_hat: Tensor) -> Tensor:
     return 1 - ms_ssim(x_hat.float(), x.float(), data_range=1.0)
 
@@ -344,7 +356,7 @@ class Trainer:
                 z_q = quantizer(self.model.analysis(2 * x - 1)).z_q
             with self.accelerator.autocast():
                 x_hat = (net(z_q) + 1) / 2
-                feature = features(x, x_hat).mean()
+                feature = features(*shifted(x, x_hat)).mean()
             x_hat = x_hat.float()
             l1 = F.l1_loss(x_hat, x)
             part = slice(0, None, MSSSIM_EVERY)

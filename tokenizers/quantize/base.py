@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 Gradient = Literal["straight-through", "rotation"]
@@ -78,7 +79,7 @@ class Quantizer(nn.Module, abc.ABC):
 
 def channels_last_rows(z: Tensor) -> Tensor:
     """``[B, D, *grid] -> [B * prod(grid), D]``."""
-    return z.movedim(1, -1).reshape(-1, z.shape[1])
+    return rearrange(z, "b d ... -> (b ...) d")
 
 
 def rows_to_grid(rows: Tensor, like: Tensor) -> Tensor:

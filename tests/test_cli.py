@@ -1,0 +1,691 @@
+"""The command line: exit codes, one line an error, data on stdout and talk on stderr, outputs whole or not at all."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from tokodec.codec import cli, encode, models, tokens
+from tokodec.codec.container import read_tok
+
+MAIN = "from tokodec.codec.cli import main; main()"
+
+
+@dataclass
+class Result:
+    code: int
+    out: bytes
+    err: list[str]
+
+
+Codec = Callable[..., Result]
+
+
+@pytest.fixture
+def codec(capsysbinary: pytest.CaptureFixture[bytes]) -> Codec:
+    """Runs the command line in this process."""
+
+    def call(*arguments: object) -> Result:
+        capsysbinary.readouterr()
+        code = cli.run([str(a) for a in arguments])
+        out, err = capsysbinary.readouterr()
+        assert b"Traceback" not in err or "--debug" in arguments
+        return Result(code, out, err.decode().splitlines())
+
+    return call
+
+
+@pytest.fixture
+def tiny(tiny_model: Path) -> list[str]:
+    return ["--model", str(tiny_model), "--device", "cpu"]
+
+
+def samples(height: int = 40, width: int = 50, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A picture of 40 x 50 in a folder of its own."""
+    path = tmp_path / "photo.png"
+    Image.fromarray(samples()).save(path)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_user_error(result: Result, *words: str) -> None:
+    """Exit code 2, nothing on stdout, one line on stderr that holds every one of ``words``."""
+    assert result.code == 2
+    assert result.out == b""
+    assert len(result.err) == 1, result.err
+    assert result.err[0].startswith("codec: ")
+    assert "internal error" not in result.err[0]
+    for word in words:
+        assert word in result.err[0]
+
+
+# --------------------------------------------------------------------------------------------- encode and decode
+
+
+def test_encode_and_decode(codec: Codec, tiny: list[str], photo: Path) -> None:
+    done = codec("encode", photo, *tiny)
+    assert (done.code, done.out) == (0, b"")
+    tok = photo.with_suffix(".tok")
+    size = tok.stat().st_size
+    assert done.err == [f"{photo} -> {tok}: {size} bytes, {8 * size / 2000:.4f} bpp, 3 levels"]
+    back = photo.parent / "back.png"
+    done = codec("decode", tok, "-o", back, *tiny)
+    assert (done.code, done.out) == (0, b"")
+    assert done.err == [f"{tok} -> {back}: 50 x 40 pixels, 3 of 3 levels"]
+    with Image.open(back) as im:
+        assert (im.mode, im.size, im.format) == ("RGB", (50, 40), "PNG")
+    assert names(photo.parent) == ["back.png", "photo.png", "photo.tok"]
+
+
+def test_quiet_says_nothing(codec: Codec, tiny: list[str], photo: Path) -> None:
+    assert codec("encode", photo, "--quiet", *tiny).err == []
+    assert codec("decode", photo.with_suffix(".tok"), "-o", photo.parent / "b.png", "--quiet", *tiny).err == []
+
+
+def test_encoding_twice_gives_the_same_bytes(codec: Codec, tiny: list[str], photo: Path) -> None:
+    for name in ("a.tok", "b.tok"):
+        codec("encode", photo, "-o", photo.parent / name, *tiny)
+    assert (photo.parent / "a.tok").read_bytes() == (photo.parent / "b.tok").read_bytes()
+
+
+def test_an_output_is_never_overwritten_without_force(codec: Codec, tiny: list[str], photo: Path) -> None:
+    tok = photo.with_suffix(".tok")
+    tok.write_bytes(b"precious")
+    assert_user_error(codec("encode", photo, *tiny), str(tok), "--force")
+    assert tok.read_bytes() == b"precious"
+    assert codec("encode", photo, "--force", *tiny).code == 0
+    assert tok.read_bytes() != b"precious"
+    assert_user_error(codec("decode", tok, *tiny), str(photo), "--force")  # decoding would replace the source
+    assert names(photo.parent) == ["photo.png", "photo.tok"]
+
+
+@pytest.mark.parametrize(("format", "kind"), [("png", "PNG"), ("webp", "WEBP"), ("tiff", "TIFF"), (".png", "PNG")])
+def test_output_format(format: str, kind: str, codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    """By option, by suffix, and by option for a name without suffix."""
+    tok = tmp_path / "gray.tok"
+    shutil.copy(golden / "gray.tok", tok)
+    assert codec("decode", tok, "--format", format, *tiny).code == 0
+    assert codec("decode", tok, "-o", tmp_path / f"by_suffix.{kind.lower()}", *tiny).code == 0
+    assert codec("decode", tok, "-o", tmp_path / "bare", "--format", format, *tiny).code == 0
+    for path in (tok.with_suffix("." + format.lstrip(".")), tmp_path / f"by_suffix.{kind.lower()}", tmp_path / "bare"):
+        with Image.open(path) as im:
+            assert im.format == kind
+
+
+def test_levels_of_a_decoder(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    tok = golden / "extras.tok"
+    for levels in (1, 2, 3):
+        done = codec("decode", tok, "-o", tmp_path / f"{levels}.png", "--levels", levels, *tiny)
+        assert done.code == 0
+        assert done.err[-1].endswith(f"{levels} of 3 levels")
+    pictures = [np.asarray(Image.open(tmp_path / f"{levels}.png")) for levels in (1, 2, 3)]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[1], pictures[2])
+    assert_user_error(codec("decode", tok, "-o", tmp_path / "0.png", "--levels", 0, *tiny), "levels")
+
+
+def test_synthesis_nets(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    for name in ("faithful", "sharp"):
+        out = tmp_path / f"{name}.png"
+        assert codec("decode", golden / "gray.tok", "-o", out, "--synthesis", name, *tiny).code == 0
+    assert (tmp_path / "faithful.png").read_bytes() != (tmp_path / "sharp.png").read_bytes()
+    done = codec("decode", golden / "gray.tok", "-o", tmp_path / "x.png", "--synthesis", "blurred", *tiny)
+    assert_user_error(done, "blurred", "faithful, sharp")
+    assert names(tmp_path) == ["faithful.png", "sharp.png"]
+
+
+# ----------------------------------------------------------------------------------------------------------- rates
+
+
+def sizes_of(codec: Codec, tiny: list[str], photo: Path) -> list[int]:
+    sizes = []
+    for levels in (1, 2, 3):
+        path = photo.parent / f"level{levels}.tok"
+        done = codec("encode", photo, "-o", path, "--levels", levels, *tiny)
+        assert done.code == 0
+        assert done.err[0].endswith(f"{levels} levels")
+        assert read_tok(path.read_bytes()).header.layers == levels
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(set(sizes))
+    return sizes
+
+
+def levels_at(codec: Codec, tiny: list[str], photo: Path, *rate: object) -> int:
+    path = photo.parent / "rate.tok"
+    done = codec("encode", photo, "-o", path, "--force", *rate, *tiny)
+    assert done.code == 0, done.err
+    return read_tok(path.read_bytes()).header.layers
+
+
+def test_bytes_and_bpp_are_upper_limits_of_the_whole_file(codec: Codec, tiny: list[str], photo: Path) -> None:
+    sizes = sizes_of(codec, tiny, photo)
+    for n, size in enumerate(sizes, start=1):
+        assert levels_at(codec, tiny, photo, "--bytes", size) == n
+        assert levels_at(codec, tiny, photo, "--bpp", 8 * size / 2000 + 1e-9) == n
+    assert levels_at(codec, tiny, photo, "--bytes", sizes[2] - 1) == 2
+    assert levels_at(codec, tiny, photo, "--bpp", 8 * (sizes[2] - 1) / 2000 + 1e-9) == 2
+    assert levels_at(codec, tiny, photo, "--bytes", 10**9) == 3
+    assert levels_at(codec, tiny, photo, "--bpp", 1e308) == 3
+    for rate in (("--bytes", sizes[0] - 1), ("--bpp", 8 * (sizes[0] - 1) / 2000)):
+        done = codec("encode", photo, "-o", photo.parent / "no.tok", *rate, *tiny)
+        assert_user_error(done, f"{sizes[0]} bytes", str(sizes[0] - 1))
+    assert "no.tok" not in names(photo.parent)
+
+
+@pytest.mark.parametrize(("quality", "levels"), [(0, 1), (33, 1), (34, 2), (66, 2), (67, 3), (99.9, 3), (100, 3)])
+def test_quality_is_mapped_to_levels(quality: float, levels: int, codec: Codec, tiny: list[str], photo: Path) -> None:
+    assert levels_at(codec, tiny, photo, "-q", quality) == levels
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        "-q 101", "-q -1", "-q nan", "--levels 0", "--levels 4", "--bpp 0", "--bpp -1", "--bpp nan", "--bpp inf",
+        "--bytes 0", "--bytes -5", "-q 50 --levels 2", "--bpp 1 --bytes 100", "-q 50 --bpp 1", "-q fifty",
+        "--levels 1.5", "--bytes ten", "--max-pixels 0",
+    ],
+)  # fmt: skip
+def test_rates_that_make_no_sense(rate: str, codec: Codec, tiny: list[str], photo: Path) -> None:
+    assert_user_error(codec("encode", photo, *rate.split(), *tiny))
+    assert names(photo.parent) == ["photo.png"]
+
+
+# ------------------------------------------------------------------------------------------- what a picture carries
+
+
+def there_and_back(codec: Codec, tiny: list[str], path: Path, *options: object) -> tuple[Image.Image, list[str]]:
+    """The decoded picture and what was said on the way, but for the reports of success."""
+    encoded = codec("encode", path, *options, "--quiet", *tiny)
+    back = path.parent / "back.png"
+    decoded = codec("decode", path.with_suffix(".tok"), "-o", back, "--quiet", "--force", *tiny)
+    assert (encoded.code, decoded.code) == (0, 0), encoded.err + decoded.err
+    im = Image.open(back)
+    im.load()
+    return im, encoded.err + decoded.err
+
+
+def test_gray(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    Image.fromarray(samples(channels=1)[..., 0]).save(tmp_path / "x.png")
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png")
+    assert (im.mode, im.size) == ("L", (50, 40))
+    assert said == []
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_lossless(mode: str, codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    source = Image.fromarray(samples(channels=4), "RGBA") if mode == "RGBA" else Image.fromarray(samples(channels=2))
+    source.save(tmp_path / "x.png")
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png")
+    assert im.mode == mode
+    assert np.array_equal(np.asarray(im)[..., -1], np.asarray(source)[..., -1])
+    assert said == []
+
+
+def test_alpha_is_never_dropped_in_silence(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    done = codec("decode", golden / "extras.tok", "-o", tmp_path / "x.jpg", *tiny)
+    assert_user_error(done, "alpha")
+    assert names(tmp_path) == []
+
+
+def test_profile_and_exif(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[270] = "described"
+    Image.fromarray(samples()).save(tmp_path / "x.png", icc_profile=profile, exif=exif)
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png")
+    assert im.info["icc_profile"] == profile
+    assert im.getexif()[270] == "described"
+    assert said == []
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png", "--no-metadata", "--force")
+    assert "icc_profile" not in im.info
+    assert 270 not in im.getexif()
+    assert len(said) == 1
+    assert "left out as asked" in said[0]
+
+
+def test_exif_orientation_is_applied(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    source = Image.fromarray(samples())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    source.save(tmp_path / "turned.png", exif=exif)
+    source.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    turned, _ = there_and_back(codec, tiny, tmp_path / "turned.png")
+    upright, _ = there_and_back(codec, tiny, tmp_path / "upright.png")
+    assert turned.size == (40, 50)
+    assert np.array_equal(np.asarray(turned), np.asarray(upright))
+    assert 0x0112 not in turned.getexif()  # or it would be turned once more
+
+
+def test_16_bits_are_told(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32).save(tmp_path / "x.png")
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png")
+    assert im.mode == "L"
+    assert len(said) == 2
+    assert all("8 bit" in line or "16" in line for line in said)
+    assert json.loads(codec("info", tmp_path / "x.tok", "--json").out)["bit_depth"] == 16
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (33, 20)])
+def test_awkward_sizes(size: tuple[int, int], codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    Image.fromarray(samples(*size)).save(tmp_path / "x.png")
+    im, _ = there_and_back(codec, tiny, tmp_path / "x.png")
+    assert im.size == (size[1], size[0])
+
+
+# ---------------------------------------------------------------------------------------------------- many, folders
+
+
+def make_folder(folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(samples(20 + i, 30, seed=i)).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_folders(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "in")
+    done = codec("encode", folder, "-o", tmp_path / "deep" / "out", *tiny)
+    assert (done.code, done.out, len(done.err)) == (0, b"", 3)
+    assert names(tmp_path / "deep" / "out") == ["0.tok", "1.tok", "2.tok"]
+    done = codec("decode", tmp_path / "deep" / "out", "-o", tmp_path / "back", "--format", "webp", *tiny)
+    assert done.code == 0
+    assert names(tmp_path / "back") == ["0.webp", "1.webp", "2.webp"]
+    assert codec("encode", folder, *tiny).code == 0  # beside the inputs
+    assert names(folder) == ["0.png", "0.tok", "1.png", "1.tok", "2.png", "2.tok", "notes.txt"]
+
+
+def test_one_file_into_a_folder(codec: Codec, tiny: list[str], photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert codec("encode", photo, "-o", tmp_path / "out", *tiny).code == 0
+    assert names(tmp_path / "out") == ["photo.tok"]
+
+
+def test_one_bad_file_does_not_stop_the_others(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "in")
+    (folder / "1.png").write_bytes(b"no picture")
+    done = codec("encode", folder, tmp_path / "missing.png", "-o", tmp_path / "out", "--quiet", *tiny)
+    assert (done.code, done.out, len(done.err)) == (2, b"", 3)
+    assert "1.png" in done.err[0]
+    assert "missing.png" in done.err[1]
+    assert done.err[2] == "codec: 2 of 4 files failed"
+    assert names(tmp_path / "out") == ["0.tok", "2.tok"]
+    done = codec("encode", folder, "-o", tmp_path / "none", "--bytes", 1, *tiny)  # an error that knows no name
+    assert done.code == 2
+    assert [f"{i}.png" in line for i, line in enumerate(done.err[:3])] == [True] * 3
+    assert names(tmp_path / "none") == []
+
+
+def test_the_gravest_exit_code_wins(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tok").write_bytes((golden / "gray.tok").read_bytes()[:-4])
+    shutil.copy(golden / "pixel.tok", tmp_path / "good.tok")
+    done = codec("decode", tmp_path, *tiny)
+    assert done.code == 3
+    assert names(tmp_path) == ["cut.png", "cut.tok", "good.png", "good.tok"]
+    (tmp_path / "bad.tok").write_bytes(b"")
+    done = codec("decode", tmp_path, "--force", *tiny)
+    assert done.code == 2
+    assert done.err[-1] == "codec: 1 of 3 files failed"
+
+
+def test_plans_that_are_refused(codec: Codec, tiny: list[str], photo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photo, other / "photo.png")
+    for arguments, word in (
+        ((photo, other / "photo.png", "-o", tmp_path / "out"), "both be written"),
+        ((photo, photo), "both be written"),
+        ((photo, other / "photo.png", "-o", "-"), "standard output"),
+        ((photo, other / "photo.png", "-o", photo), "cannot make the folder"),
+        ((tmp_path / "empty",), "no .png"),
+        ((photo, "-o", tmp_path / "no" / "folder.tok"), "does not exist"),
+        ((tmp_path / "missing.png",), "no such file"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert_user_error(codec("encode", *arguments, *tiny), word)
+    assert_user_error(codec("decode", photo, *tiny), "overwritten by its own output")
+    assert list(tmp_path.rglob("*.tok")) == []
+
+
+# ------------------------------------------------------------------------------------------------------- streams
+
+
+def test_stdin_and_stdout(codec: Codec, tiny: list[str], photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec("encode", photo, *tiny)
+    expected = photo.with_suffix(".tok").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(photo.read_bytes())))
+    piped = codec("encode", "-", *tiny)
+    assert (piped.code, piped.out) == (0, expected)
+    assert codec("encode", photo, "-o", "-", *tiny).out == expected
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(expected)))
+    piped = codec("decode", "-", *tiny)
+    assert piped.code == 0
+    with Image.open(io.BytesIO(piped.out)) as im:
+        assert (im.format, im.size) == ("PNG", (50, 40))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(expected)))
+    assert json.loads(codec("info", "-", "--json").out)["width"] == 50
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert_user_error(codec("decode", "-", *tiny), "standard input", "empty")
+    assert names(photo.parent) == ["photo.png", "photo.tok"]
+
+
+def test_real_pipes(tiny: list[str], photo: Path) -> None:
+    command = [sys.executable, "-c", MAIN]
+    encoded = subprocess.run(
+        [*command, "encode", "-", "--quiet", *tiny], input=photo.read_bytes(), capture_output=True, check=True
+    )
+    assert encoded.stdout.startswith(b"\x89TOK")
+    assert encoded.stderr == b""
+    decoded = subprocess.run(
+        [*command, "decode", "-", "--format", "ppm", *tiny], input=encoded.stdout, capture_output=True, check=True
+    )
+    assert decoded.stdout.startswith(b"P6\n50 40\n255\n")
+    assert len(decoded.stdout) == len(b"P6\n50 40\n255\n") + 50 * 40 * 3
+
+
+def test_exit_codes_of_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MAIN]
+    failed = subprocess.run([*command, "decode", str(tmp_path / "x.tok")], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith("codec: ")
+
+
+def test_help_and_info_need_no_torch(golden: Path) -> None:
+    code = (
+        "import sys; from tokodec.codec.cli import run;"
+        "codes = [run(['--help']), run(['encode', '--help']), run(['--version']), run(['info', sys.argv[1]])];"
+        "print(codes, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(golden / "segments.tok")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] False"
+    assert done.stderr == ""
+
+
+# ------------------------------------------------------------------------------------------------ info and models
+
+
+def test_info(codec: Codec, golden: Path) -> None:
+    done = codec("info", golden / "extras.tok", "--json")
+    assert (done.code, done.err) == (0, [])
+    found = json.loads(done.out)
+    assert found["model"] == "tiny"
+    assert found["alpha"] == 1
+    assert (found["height"], found["width"]) == (40, 24)
+    plain = codec("info", golden / "extras.tok").out.decode().splitlines()
+    assert [line.split()[0] for line in plain] == list(found)
+    several = codec("info", golden / "extras.tok", golden / "gray.tok", "--json")
+    assert [json.loads(line)["channels"] for line in several.out.splitlines()] == ["rgb", "gray"]
+
+
+def test_info_of_bad_files(codec: Codec, golden: Path, tmp_path: Path) -> None:
+    bad = sorted((golden / "bad").glob("*.tok"))
+    for path in bad:
+        done = codec("info", path, "--json")
+        if done.code == 0:  # wrong only in the eyes of a model
+            assert path.name.startswith(("ModelError", "WeightsMismatchError", "ChunkError_stride", "LimitError"))
+        else:
+            assert_user_error(done, str(path))
+    assert_user_error(codec("info", tmp_path / "none.tok"), "none.tok")
+    assert_user_error(codec("info", tmp_path), str(tmp_path))
+    cut = tmp_path / "cut.tok"
+    cut.write_bytes((golden / "gray.tok").read_bytes()[:-5])
+    done = codec("info", cut, "--json")
+    assert done.code == 3
+    assert json.loads(done.out)["complete"] is False
+
+
+def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(json.loads(codec("models", "--json").out), list)
+    shutil.copytree(tiny_model, tmp_path / "assets" / "tiny")
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "codec" / "models.py"))
+    done = codec("models", "--json")
+    assert (done.code, done.err) == (0, [])
+    (entry,) = json.loads(done.out)
+    loaded = models.load_model(str(tiny_model))
+    assert entry["name"] == "tiny"
+    assert entry["modality"] == "image"
+    assert entry["codebook_sizes"] == [64, 32, 16]
+    assert entry["weights_hash"] == loaded.tokenizer.weights_hash
+    assert entry["bytes"] == sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
+    assert b"tiny  image, 64 + 32 + 16 codewords" in codec("models").out
+
+
+# ------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_tokenize_and_detokenize(suffix: str, codec: Codec, tiny: list[str], photo: Path) -> None:
+    folder = photo.parent
+    done = codec("tokenize", photo, "--format", suffix, *tiny)
+    assert (done.code, done.out) == (0, b"")
+    made = photo.with_suffix("." + suffix)
+    assert done.err == [f"{photo} -> {made}: codes 3 x 3 x 4"]
+    codec("encode", photo, *tiny)
+    codec("decode", photo.with_suffix(".tok"), "-o", folder / "decoded.png", *tiny)
+    for target in ("back.png", "back.tok"):
+        assert codec("detokenize", made, "-o", folder / target, *tiny).code == 0
+    assert np.array_equal(np.asarray(Image.open(folder / "back.png")), np.asarray(Image.open(folder / "decoded.png")))
+    assert (folder / "back.tok").read_bytes() == photo.with_suffix(".tok").read_bytes()
+    # A .tok file gives the same tokens, without the picture.
+    assert codec("tokenize", photo.with_suffix(".tok"), "-o", folder / f"tok.{suffix}", *tiny).code == 0
+    assert np.array_equal(
+        tokens.load_tokens(folder / f"tok.{suffix}").codes, tokens.load_tokens(made).codes
+    )  # fmt: skip
+    assert codec("tokenize", photo, "-o", folder / f"two.{suffix}", "--levels", 2, *tiny).code == 0
+    assert tokens.load_tokens(folder / f"two.{suffix}").n_levels == 2
+
+
+def test_tokens_are_plain_arrays(codec: Codec, tiny: list[str], photo: Path) -> None:
+    codec("tokenize", photo, *tiny)
+    with np.load(photo.with_suffix(".npz"), allow_pickle=False) as arrays:
+        assert arrays["codes"].dtype == np.int32
+        assert arrays["codes"].shape == (1, 3, 3, 4)
+        spec = json.loads(str(arrays["spec"][()]))
+    assert spec["size"] == [40, 50]
+    assert spec["codebook_sizes"] == [64, 32, 16]
+
+
+def test_tokenizing_a_damaged_file_says_so(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.tok"
+    cut.write_bytes((golden / "gray.tok").read_bytes()[:-5])
+    done = codec("tokenize", cut, "--quiet", *tiny)
+    assert done.code == 3
+    assert any("cut off" in line for line in done.err)
+    bad = golden / "bad" / "VersionError_2.tok"
+    assert_user_error(codec("tokenize", bad, "-o", tmp_path / "x.npz", *tiny), "version")
+
+
+def write_npz(path: Path, codes: Any, spec: Any) -> None:
+    np.savez(path, codes=codes, spec=np.array(spec))
+
+
+def test_tokens_that_are_refused(codec: Codec, tiny: list[str], photo: Path) -> None:
+    codec("tokenize", photo, *tiny)
+    path = photo.with_suffix(".npz")
+    with np.load(path) as arrays:
+        codes, spec = arrays["codes"], json.loads(str(arrays["spec"][()]))
+    changes: list[tuple[Any, Any]] = [
+        (codes, "no json"),
+        (codes, json.dumps(spec | {"unknown": 1})),
+        (codes, json.dumps({})),
+        (codes, json.dumps([])),
+        (codes, json.dumps(spec | {"size": [4000, 50]})),
+        (codes, json.dumps(spec | {"size": 40})),
+        (codes, json.dumps(spec | {"size": [-40, 50]})),
+        (codes, json.dumps(spec | {"weights_hash": "0" * 16})),
+        (codes, json.dumps(spec | {"strides": [8, 8], "size": [24, 32]})),
+        (codes, json.dumps(spec | {"model": "other"})),
+        (codes, json.dumps(spec | {"codebook_sizes": [65, 32, 16]})),
+        (codes[..., 0], json.dumps(spec | {"strides": [16], "size": [40]})),
+        (codes + 64, json.dumps(spec)),
+        (codes - 5, json.dumps(spec)),
+        (codes.astype(np.float32), json.dumps(spec)),
+        (np.concatenate([codes, codes]), json.dumps(spec)),
+        (np.zeros((1, 3, 0, 0), np.int32), json.dumps(spec)),
+        (np.array([None, {}], dtype=object), json.dumps(spec)),
+    ]
+    for i, (changed, text) in enumerate(changes):
+        write_npz(photo.parent / "bad.npz", changed, text)
+        done = codec("detokenize", photo.parent / "bad.npz", "-o", photo.parent / f"{i}.png", *tiny)
+        assert_user_error(done, "bad.npz")
+    for data in (b"", b"PK\x03\x04", path.read_bytes()[:-30], b"text"):
+        for suffix in ("npz", "safetensors"):
+            (photo.parent / f"bad.{suffix}").write_bytes(data)
+            assert_user_error(codec("detokenize", photo.parent / f"bad.{suffix}", "-o", photo.parent / "x.png", *tiny))
+    assert_user_error(codec("detokenize", photo.parent / "none.npz", "-o", photo.parent / "x.png", *tiny), "none.npz")
+    assert {p.suffix for p in photo.parent.iterdir()} == {".png", ".npz", ".safetensors"}
+    assert len(list(photo.parent.glob("*.png"))) == 1
+
+
+def test_absent_codes(codec: Codec, tiny: list[str], photo: Path) -> None:
+    """They decode to pixels, but a .tok file has no way to say that they are absent."""
+    codec("tokenize", photo, *tiny)
+    path = photo.with_suffix(".npz")
+    with np.load(path) as arrays:
+        codes, spec = arrays["codes"].copy(), str(arrays["spec"][()])
+    codes[0, 1:, 0, 0] = -1
+    write_npz(path, codes, spec)
+    assert codec("detokenize", path, "-o", photo.parent / "x.png", *tiny).code == 0
+    assert_user_error(codec("detokenize", path, "-o", photo.parent / "x.tok", *tiny), "absent")
+
+
+# ----------------------------------------------------------------------------------------------- damage and errors
+
+
+def test_damaged_files_decode_with_exit_code_3(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    data = bytearray((golden / "segments.tok").read_bytes())
+    data[80] ^= 1  # in the first layer of the first segment
+    tok = tmp_path / "x.tok"
+    tok.write_bytes(data)
+    done = codec("decode", tok, "--quiet", *tiny)
+    assert done.code == 3
+    assert done.err
+    assert all(line.startswith(f"codec: {tok}: ") for line in done.err)
+    assert any("segment 0: lost" in line for line in done.err)
+    assert Image.open(tmp_path / "x.png").size == (1044, 24)
+    assert_user_error(codec("decode", tok, "-o", tmp_path / "strict.png", "--strict", *tiny), str(tok))
+    assert names(tmp_path) == ["x.png", "x.tok"]
+
+
+def test_bad_files_leave_nothing_behind(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    for path in sorted((golden / "bad").glob("*.tok")):
+        assert_user_error(codec("decode", path, "-o", tmp_path / "x.png", *tiny), str(path))
+    assert names(tmp_path) == []
+
+
+def test_mistakes(codec: Codec, tiny: list[str], photo: Path, golden: Path, tmp_path: Path) -> None:
+    tok = golden / "gray.tok"
+    mistakes: list[tuple[list[object], str]] = [
+        (["encode"], ""),
+        (["encode", photo, "--nonsense"], "nonsense"),
+        (["nonsense"], "nonsense"),
+        (["encode", photo, "--model", "no-such-model"], "no-such-model"),
+        (["encode", photo, "--model", tmp_path], "no model"),
+        (["encode", photo, "--device", "tpu", *tiny[:2]], "tpu"),
+        (["encode", photo, "--max-pixels", "100", *tiny], "100"),
+        (["decode", tok, "-o", tmp_path / "x.png", "--max-pixels", "100", *tiny], "--max-pixels"),
+        (["decode", tok, "-o", tmp_path / "x.doc", *tiny], ".doc"),
+        (["decode", tok, "-o", tmp_path / "x", "--format", "doc", *tiny], "doc"),
+        (["decode", tok, "--format", "", *tiny], "format"),
+        (["decode", tok, "--format", "a/b", *tiny], "format"),
+        (["tokenize", photo, "-o", tmp_path / "x.pt", *tiny], ".npz"),
+        (["tokenize", photo, "-o", tmp_path / "x.npz", "--levels", "0", *tiny], "levels"),
+        (["encode", photo, "--levels", "two", *tiny], "--levels"),
+    ]
+    for arguments, word in mistakes:
+        assert_user_error(codec(*arguments), word)
+    assert names(tmp_path) == ["photo.png"]
+
+
+def test_a_damaged_model_is_one_line(codec: Codec, photo: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "prior.safetensors"):
+        broken = tmp_path / f"broken {name}"
+        shutil.copytree(tiny_model, broken)
+        (broken / name).write_bytes((tiny_model / name).read_bytes()[:100])
+        assert_user_error(codec("encode", photo, "--model", broken), name)
+
+
+def test_no_arguments_show_help(codec: Codec) -> None:
+    done = codec()
+    assert b"Usage: codec" in done.out + "\n".join(done.err).encode()
+    assert done.code in (0, 2)
+
+
+def test_version(codec: Codec) -> None:
+    from tokodec import __version__
+
+    done = codec("--version")
+    assert (done.code, done.out) == (0, f"tokodec {__version__}, format 1\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (RuntimeError("two\nlines"), 1, "internal error, please report it: RuntimeError: two lines"),
+        (MemoryError(), 1, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failures_of_ours_are_one_line_and_leave_nothing_behind(
+    error: BaseException, code: int, word: str, codec: Codec, tiny: list[str], photo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(encode, "build_file", fail)
+    done = codec("encode", photo, *tiny)
+    assert (done.code, done.out) == (code, b"")
+    assert len(done.err) == 1
+    assert word in done.err[0]
+    assert names(photo.parent) == ["photo.png"]
+    photo.with_suffix(".tok").write_bytes(b"before")
+    assert codec("encode", photo, "--force", *tiny).code == code
+    assert photo.with_suffix(".tok").read_bytes() == b"before"
+    assert names(photo.parent) == ["photo.png", "photo.tok"]
+
+
+def test_a_disk_that_refuses_in_the_middle(
+    codec: Codec, tiny: list[str], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokodec.codec import decode
+
+    def half(picture: object, file: io.BufferedWriter, *_: object) -> list[str]:
+        file.write(b"half a picture")
+        raise OSError(28, "No space left on device")
+
+    codec("encode", photo, *tiny)
+    monkeypatch.setattr(decode, "write_image", half)
+    done = codec("decode", photo.with_suffix(".tok"), "-o", photo.parent / "x.png", *tiny)
+    assert done.code != 0
+    assert len(done.err) == 1
+    assert names(photo.parent) == ["photo.png", "photo.tok"]
+
+
+def test_debug_shows_the_traceback(codec: Codec, tmp_path: Path) -> None:
+    done = codec("--debug", "info", tmp_path / "none.tok")
+    assert done.code == 2
+    assert done.err[0].startswith("Traceback")
+    assert done.err[-1].startswith("codec: cannot read")

@@ -1,0 +1,95 @@
+"""FORMAT.md says what the code does: its header table, constants and hex dump are compared with the container."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+from tokodec.codec import container, errors
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMAT = ROOT / "FORMAT.md"
+SMALLEST = ROOT / "tests" / "golden" / "pixel.tok"
+
+
+def allowed(f: container.Field) -> str:
+    """The range column of a field."""
+    if f.names is not None:
+        return ", ".join(f"{value} {name}" for value, name in f.names.items())
+    return "" if f.kind in ("name", "hash") else f"{f.low}..{f.high}"
+
+
+def annotate(data: bytes) -> list[str]:
+    """A commented hex dump: a line for the signature, the version, each header field and each part of a chunk."""
+    lines = []
+    at = 0
+
+    def line(n: int, text: str) -> bytes:
+        nonlocal at
+        raw = data[at : at + n]
+        lines.append(f"{at:04x}  {raw.hex(' '):<24}  {text}")
+        at += n
+        return raw
+
+    line(8, "signature")
+    line(1, f"version {data[8]}")
+    while at < len(data):
+        kind = line(4, f"chunk {data[at : at + 4].decode()}")
+        (length,) = struct.unpack("<I", data[at : at + 4])
+        line(4, f"  {length} bytes of payload")
+        end = at + length
+        if kind == container.HEAD:
+            header = container.read_header(data[at:end])
+            for f in container.header_fields(header.modality):
+                value = getattr(header, f.name)
+                size = 1 + len(value) if f.kind == "name" else {"u8": 1, "u16": 2, "u32": 4, "hash": 8}[f.kind]
+                line(size, f"  {f.name} {value}")
+        elif kind == container.LAYR:
+            line(1, f"  layer {data[at]}")
+            line(4, "  segment 0")
+            line(end - at, "  coded codes: one 32-bit word")
+        line(4, "  CRC-32 of type and payload")
+    return lines
+
+
+def test_the_header_table_is_the_code() -> None:
+    rows = re.findall(r"^\| (\w+) \| (u8|u16|u32|hash|name) \| (.*?) ?\| (.+?) \|$", FORMAT.read_text(), re.M)
+    fields = [f for modality in container.MODALITY_FIELDS for f in container.header_fields(modality)]
+    assert rows == [(f.name, f.kind, allowed(f), f.meaning) for f in fields]
+
+
+def test_the_hex_dump_is_the_smallest_golden_file() -> None:
+    dump = "```\n" + "\n".join(annotate(SMALLEST.read_bytes())) + "\n```"
+    text = FORMAT.read_text()
+    block = re.search(r"(?s)(## Example\n.*?)(```.*?```|HEXDUMP)", text)
+    assert block is not None
+    if os.environ.get("GENERATE_EXPECTED"):
+        FORMAT.write_text(text.replace(block[2], dump))
+        return
+    assert block[2] == dump
+
+
+def test_constants_chunk_types_and_errors_are_named() -> None:
+    text = FORMAT.read_text()
+    assert container.SIGNATURE.hex(" ").upper() in text
+    assert f"Version {container.VERSION}." in text
+    for kind in container.KNOWN:
+        assert f"| `{kind.decode()}` |" in text
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.FormatError) and value is not errors.FormatError:
+            assert f"| `{name}` |" in text
+
+
+def test_every_must_names_a_test_that_exists() -> None:
+    text = FORMAT.read_text()
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", text)
+    assert named
+    for file, function in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert not function or f"def {function}(" in source
+    for paragraph in text.split("\n\n"):
+        rules = paragraph.count("MUST") - paragraph.count("MUST, MAY") - paragraph.count("Each MUST")
+        if rules > 0 and "RFC 2119" not in paragraph:
+            assert "test_" in paragraph, f"no test named beside: {paragraph[:80]}"

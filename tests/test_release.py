@@ -1,0 +1,86 @@
+"""Released models: within the size limits, loadable, and as good on the sample pictures as their cards say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tokodec
+from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
+from tokodec.codec.media.image import read_image
+from tokodec.codec.models import list_models, load_model
+from tokodec.tokenizers.api import ASSETS, released_models
+from tokodec.tokenizers.image.grid import ImageGrid
+from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
+
+SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageGrid:
+    found = tokodec.load("image-grid", "cpu")
+    assert isinstance(found, ImageGrid)
+    return found
+
+
+@pytest.mark.parametrize("name", released_models())
+def test_a_release_is_complete_and_small(name: str) -> None:
+    folder = ASSETS / name
+    files = {p.name for p in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "prior.safetensors", "README.md", "training.json"} <= files
+    assert sum((folder / f).stat().st_size for f in files) < 16 << 20
+    assert not [f for f in files if Path(f).suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt")]
+    card = (folder / "README.md").read_text()
+    for section in ("## Data", "## Training", "## Results", "## Bad at", "## Licence"):
+        assert section in card
+    assert load_model(name).tokenizer.weights_hash in card
+    assert {entry["name"] for entry in list_models()} >= {name}
+
+
+def test_codebooks_are_used_on_the_training_set() -> None:
+    training = json.loads((ASSETS / "image-grid" / "training.json").read_text())
+    assert min(training["codebook_usage"]) > 0.95
+
+
+@pytest.mark.parametrize(("levels", "most_bpp", "least_db"), [(1, 0.055, 20.2), (4, 0.190, 22.3)])
+def test_rate_and_distortion_of_a_hard_picture(levels: int, most_bpp: float, least_db: float, tmp_path: Path) -> None:
+    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", levels=levels)
+    assert (tmp_path / "a.tok").stat().st_size == len(done.data)
+    assert done.bpp <= most_bpp
+    x_hat = tokodec.decode_file(tmp_path / "a.tok").picture.pixels
+    assert psnr(read_image(SAMPLE, "sample", 1 << 20).pixels, x_hat) >= least_db
+
+
+def test_the_sharp_net_is_nearer_in_deep_features_and_the_faithful_one_in_pixels(tmp_path: Path) -> None:
+    easy = ASSETS / "kodim23.webp"
+    x = read_image(easy, "sample", 1 << 20).pixels
+    data = tmp_path / "a.tok"
+    tokodec.encode_file(easy, data, levels=1)
+    faithful, sharp = (tokodec.decode_file(data, synthesis=s).picture.pixels for s in ("faithful", "sharp"))
+    assert psnr(x, faithful) > psnr(x, sharp)
+    assert feature_distance(x, sharp) < feature_distance(x, faithful)
+    assert (ms_ssim(x, sharp) or 0) > 0.8
+
+
+def test_files_are_as_long_as_the_tables_say(model: ImageGrid) -> None:
+    prior = load_model("image-grid").prior
+    pixels = read_image(SAMPLE, "sample", 1 << 20).pixels
+    codes = encode_tiled(model, torch.from_numpy(pixels)).codes[0].numpy()
+    for payload, bits in zip(prior.compress(codes), prior.bits(codes), strict=True):
+        assert 8 * len(payload) <= 1.01 * bits + 64
+
+
+def test_tiles_give_the_codes_and_pixels_of_the_whole(model: ImageGrid) -> None:
+    pixels = read_image(SAMPLE, "sample", 1 << 20).pixels
+    pixels = np.ascontiguousarray(pixels[:501, :707])  # borders inside a cell
+    whole = model.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+    tiled = encode_tiled(model, torch.from_numpy(pixels), cells=15)
+    # The sums of a convolution may be ordered differently for another width; only a near tie may notice.
+    assert int((tiled.codes != whole.codes).any(1).sum()) <= 1
+    x_hat = model.decode(whole)[0].mul(255).round().byte().permute(1, 2, 0)
+    x_tiled = decode_tiled(model, whole, cells=15)
+    assert int((x_hat.int() - x_tiled.int()).abs().max()) <= 1
