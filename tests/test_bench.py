@@ -16,9 +16,11 @@ from PIL import Image
 from tokodec.codec.bench.image import MEANS, ROOT, _finite, aggregate, bench_images
 from tokodec.codec.bench.page import chart, ticks
 from tokodec.codec.bench.peers import PEERS, PeerFile, PeerSearch
+from tokodec.codec.bench.process import bench_processes, write_synthetic
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
-from tokodec.codec.errors import MediaError, ModelError, UsageError
+from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
+from tokodec.codec.media.image import read_image
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
@@ -252,3 +254,21 @@ def test_chart_marks_what_was_not_reached() -> None:
     group = {"codec": "avif", "synthesis": "", "bpp": 0.1, "psnr": 30.0, "pictures": 2}
     assert 'fill="red"' in chart([{**group, "reached": 2}], {"avif": "red"}, "psnr", "PSNR", "")
     assert 'fill="red"' not in chart([{**group, "reached": 1}], {"avif": "red"}, "psnr", "PSNR", "")
+
+
+def test_processes_are_timed_and_weighed(tiny_model: Path) -> None:
+    runs = bench_processes(None, 0.01, str(tiny_model), "cpu")
+    assert [run.command for run in runs] == ["--help", "encode", "info", "decode"]
+    assert all(run.seconds > 0 and run.cpu > 0 and run.mib > 1 for run in runs)
+    assert runs[1].mib > runs[0].mib  # torch is there only where it is needed
+    with pytest.raises(UsageError, match="picture or --megapixels"):
+        bench_processes(None, None, None, "cpu")
+    with pytest.raises(TokodecError, match=r"encode .* failed: codec: .*no such file"):
+        bench_processes(Path("nowhere.png"), None, str(tiny_model), "cpu")
+
+
+def test_the_synthetic_picture_has_the_size_asked_for(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "a.ppm", 0.03)
+    pixels = read_image(tmp_path / "a.ppm", "a.ppm", 1 << 20).pixels
+    assert pixels.shape == (150, 200, 3)
+    assert pixels.std() > 20

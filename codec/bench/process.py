@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import TokodecError, UsageError
-from ..media.image import Picture, write_image
 
 
 @dataclass(frozen=True)
@@ -28,34 +27,56 @@ class Run:
     mib: float
 
 
+# What the process runs: `codec`, and at its end one line with its peak memory in KiB. The kernel's figure for children
+# (ru_maxrss) will not do on Linux: it starts from what the parent held.
+_PROBE = """
+import atexit, pathlib, resource, sys
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage // 1024 if sys.platform == "darwin" else usage
+report = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: report.write_text(str(peak())))
+from tokodec.codec.cli import main
+main()
+"""
+
+
 def run_codec(*arguments: str) -> Run:
     """Run `codec` with ``arguments`` in a process of its own. Raises TokodecError if it fails."""
-    code = "from tokodec.codec.cli import main; main()"
-    begin = time.perf_counter()
-    line = [sys.executable, "-c", code, *arguments]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert process.stderr is not None
-    message = process.stderr.read().decode(errors="replace")
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - begin
-    if process.returncode:
-        raise TokodecError(f"codec {' '.join(arguments)} failed: {message.strip().splitlines()[-1] if message else ''}")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return Run(arguments[0], seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 2**20)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "peak"
+        before = os.times()
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(report), *arguments], capture_output=True, text=True, errors="replace"
+        )
+        seconds = time.perf_counter() - begin
+        after = os.times()
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise TokodecError(f"codec {' '.join(arguments)} failed: {last}")
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return Run(arguments[0], seconds, cpu, int(report.read_text()) / 1024)
 
 
-def synthetic_picture(megapixels: float) -> Picture:
-    """A picture of about so many million pixels, 4:3, with gradients, edges and noise in every tile; seed 0."""
+def write_synthetic(path: Path, megapixels: float) -> None:
+    """Write a PPM of about so many million pixels, 4:3, with gradients, edges and noise in every tile; seed 0.
+
+    Row by row, so that a picture of any size can be made.
+    """
     height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
     width = max(1, round(megapixels * 1e6 / height))
     rng = np.random.default_rng(0)
     columns = np.arange(width, dtype=np.int64)
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for row in range(height):  # row by row: the picture itself is all that is allocated
-        base = (columns // 7 + row // 5 + 40 * ((columns // 97 + row // 61) % 3)) % 224
-        pixels[row] = base[:, None] + np.array([0, 8, 16]) + rng.integers(0, 16, (width, 1))
-    return Picture(pixels)
+    with path.open("wb") as file:
+        file.write(f"P6\n{width} {height}\n255\n".encode())
+        for row in range(height):
+            base = (columns // 7 + row // 5 + 40 * ((columns // 97 + row // 61) % 3)) % 224
+            pixels = base[:, None] + np.array([0, 8, 16]) + rng.integers(0, 16, (width, 1))
+            file.write(pixels.astype(np.uint8).tobytes())
 
 
 def bench_processes(picture: Path | None, megapixels: float | None, model: str | None, device: str) -> list[Run]:
@@ -70,7 +91,7 @@ def bench_processes(picture: Path | None, megapixels: float | None, model: str |
         source = picture
         if source is None:
             source = Path(folder) / "synthetic.ppm"
-            write_image(synthetic_picture(megapixels or 0), source, ".ppm", str(source))
+            write_synthetic(source, megapixels or 0)
         tok, out = str(Path(folder) / "a.tok"), str(Path(folder) / "a.png")
         runs = [
             run_codec("--help"),
