@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -469,3 +471,20 @@ def test_state_of_a_loaded_model(tiny_model: Path) -> None:
         assert not tensor.is_meta, name
     assert all(parameter.requires_grad for parameter in model.parameters())  # it can be trained on
     assert [codebook.codebook.shape for codebook in model.codebooks] == [(64, 4), (32, 4), (16, 4)]
+
+
+def test_a_hub_name_loads_through_the_hub_if_it_is_installed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tiny_model)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert Tokenizer.from_pretrained("somebody/tiny").name == "tiny"
+    assert asked == [("somebody/tiny", ["*.json", "*.safetensors", "README.md"])]  # nothing that could be run
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"tokodec\[hub\]"):
+        Tokenizer.from_pretrained("somebody/tiny")

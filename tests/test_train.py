@@ -105,6 +105,19 @@ def test_feature_distance_is_a_distance() -> None:
     assert not metric.train().training  # batch norm must keep its statistics
 
 
+def test_shifted_pictures_stay_aligned() -> None:
+    x = position_picture(64, 80).permute(2, 0, 1)[None].float()
+    seen = set()
+    for _ in range(40):
+        a, b = script.shifted(x, x + 1, 8)
+        assert a.shape == (1, 3, 56, 72)
+        assert torch.equal(a + 1, b)
+        seen.add((int(a[0, 0, 0, 0]), int(a[0, 1, 0, 0])))
+    assert len(seen) > 20
+    assert max(max(place) for place in seen) <= 8
+    assert script.shifted(x, x, 0)[0].shape == x.shape
+
+
 def test_discriminator_learns_and_its_losses_have_the_right_sign() -> None:
     torch.manual_seed(0)
     critic = PatchDiscriminator(width=8)

@@ -85,14 +85,14 @@ def pixel_loss(x: Tensor, x_hat: Tensor, kind: str) -> Tensor:
     raise ValueError(f"unknown pixel loss {kind!r}: use 'mse' or 'log-mse'")
 
 
-def shifted(x: Tensor, x_hat: Tensor, most: int = 32) -> tuple[Tensor, Tensor]:
-    """Cut both at one random place, up to ``most - 1`` pixels from the top left corner.
+def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Cut both ``[B, 3, H, W]`` to ``[B, 3, H - shift, W - shift]`` at one random place, the same in both.
 
-    The codes' grid and the strides of the feature net would otherwise always meet in the same phase, and the synthesis
-    net would learn patterns that please this net at this phase and no other.
+    Without it the codes' grid and the strides of the feature net always meet in the same phase, and the synthesis net
+    may learn patterns that please this net at this phase and no other.
     """
-    top, left = torch.randint(most, (2,)).tolist()
-    height, width = x.shape[2] - most, x.shape[3] - most
+    top, left = torch.randint(shift + 1, (2,)).tolist()
+    height, width = x.shape[2] - shift, x.shape[3] - shift
     window = (..., slice(top, top + height), slice(left, left + width))
     return x[window], x_hat[window]
 
@@ -356,7 +356,7 @@ class Trainer:
                 z_q = quantizer(self.model.analysis(2 * x - 1)).z_q
             with self.accelerator.autocast():
                 x_hat = (net(z_q) + 1) / 2
-                feature = features(*shifted(x, x_hat)).mean()
+                feature = features(*shifted(x, x_hat, conf["feature_shift"])).mean()
             x_hat = x_hat.float()
             l1 = F.l1_loss(x_hat, x)
             part = slice(0, None, MSSSIM_EVERY)
