@@ -4,8 +4,11 @@ PYTHON ?= .venv/bin/python
 
 lint:  ## ruff and mypy over everything
 	$(PYTHON) -m ruff check .
-	@work=$$(mktemp -d) && ln -s "$(CURDIR)" $$work/tokodec && python=$$(realpath -s $(PYTHON)) && cd $$work && \
-	    $$python -m mypy --config-file tokodec/pyproject.toml --cache-dir $$work/cache -p tokodec; code=$$?; \
+	@# mypy wants the package under its name: a folder of links, so that build/ and the like stay outside.
+	@work=$$(mktemp -d) && mkdir $$work/tokodec && python=$$(realpath -s $(PYTHON)) && \
+	    for part in __init__.py codec tokenizers entropy train tests assets; do \
+	        ln -s "$(CURDIR)/$$part" $$work/tokodec/; done && cd $$work && \
+	    $$python -m mypy --config-file "$(CURDIR)/pyproject.toml" --cache-dir $$work/cache -p tokodec; code=$$?; \
 	    rm -rf $$work; exit $$code
 
 test:  ## all tests

@@ -59,7 +59,9 @@ class Prior(abc.ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``prior.safetensors`` into ``folder`` and take its hash."""
         path = Path(folder) / PRIOR_FILE
-        path.write_bytes(save(self.arrays(), metadata={"wire_id": str(self.wire_id)}))
+        beside = path.with_suffix(".tmp")
+        beside.write_bytes(save(self.arrays(), metadata={"wire_id": str(self.wire_id)}))
+        beside.replace(path)
         self.hash = prior_hash(path)
 
 

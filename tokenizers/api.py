@@ -185,7 +185,7 @@ class Tokenizer(nn.Module, abc.ABC):
             raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
         state = weights.load(folder / weights.WEIGHTS_FILE)
         try:
-            model.load_state_dict(state, assign=True)
+            model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error

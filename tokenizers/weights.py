@@ -45,7 +45,9 @@ def save(state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = ()) -> No
             out[name], out[name + SCALE] = quantize_int8(tensor)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor
-    path.write_bytes(to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))
+    beside = path.with_suffix(".tmp")  # and renamed: a half-written file never stays, a mapped one is not pulled away
+    beside.write_bytes(to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))
+    beside.replace(path)
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -786,10 +786,10 @@ def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
             im.load()
         except _DECODER_ERRORS as error:
             raise ChunkError(f"alpha chunk: the PNG is damaged ({_one_line(error)})") from error
-    alpha = np.empty((height, width), np.uint8)
-    for y0, y1 in _bands(height, width):
-        alpha[y0:y1] = np.asarray(im.crop((0, y0, width, y1)))
-    return alpha
+        alpha = np.empty((height, width), np.uint8)
+        for y0, y1 in _bands(height, width):
+            alpha[y0:y1] = np.asarray(im.crop((0, y0, width, y1)))  # older Pillow checks the size here too
+        return alpha
 
 
 def _check_inflated_size(stream: bytes | bytearray, expected: int) -> None:

@@ -69,7 +69,10 @@ M = TypeVar("M", bound=nn.Module)
 
 def channels_last(module: M) -> M:
     """Lay kernels out as NHWC, in place: twice as fast as NCHW on CPUs, and what tensor cores want."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def blocks(channels: int, n: int) -> list[nn.Module]:
