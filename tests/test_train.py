@@ -200,8 +200,45 @@ def test_one_command_trains_evaluates_and_exports(
     assert torch.equal(before["analysis.1.weight"], after["analysis.1.weight"])
 
 
-def test_unknown_override_is_refused(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
-    command = f"image --data {folder} --out {tmp_path / 'x'} --set optim.speed=3"
-    monkeypatch.setattr(sys, "argv", command.split())
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--set optim.speed=3", "the recipe has no optim.speed"),
+        ("--set a.b.c=3", "the recipe has no a.b.c"),
+        ("--recipe nothing", "no recipe nothing: give a file or one of image-grid"),
+        ("--resume nothing --set data.crop=192", "no model 'nothing'"),
+        ("--data {missing}", "no folder"),
+        ("--seed 1", "no picture is at least 256 x 256"),
+        ("--out {taken}", "holds a model already"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    change: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    change = change.format(missing=tmp_path / "missing", taken=tiny_model)
+    monkeypatch.setattr(sys, "argv", f"image --precision no --data {folder} --out {tmp_path / 'x'} {change}".split())
+    with pytest.raises(SystemExit) as caught:
         script.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_with_one_synthesis_net_trains_one_stage(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "one"
+    small = "channels=[8,8,8] analysis_blocks=[1,1,1] synthesis_blocks=[1,1,1] dim=4 codebook_sizes=[16]"
+    sets = " ".join(f"model.{item}" for item in [*small.split(), "synthesis=[plain]"])
+    rest = "data.crop=192 data.holdout_every=3 optim.batch=2 export.bpp_limits=[1.0]"
+    command = f"image --data {folder} --minutes 0.02 --precision no --out {out} --set {sets} {rest}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    script.main()
+    assert {e["stage"] for e in json.loads((out / "training.json").read_text())["history"]} == {"faithful"}
+    assert tokodec.encode_file(folder / "p0.png", model=str(out)).levels == 1

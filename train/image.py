@@ -30,12 +30,14 @@ from torch import Tensor, nn
 from ..codec.bench.features import FeatureDistance
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
+from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 
 RECIPES = Path(__file__).parent / "recipes"
+STAGES = ("faithful", "sharp")
 STEPS_A_CHECK = 20  # the clock is read every so many steps, by rank 0 for all
 EVALUATIONS = 8  # a stage
 HOLDOUT_QUICK = 24  # held-out pictures that evaluations on the way look at
@@ -212,6 +214,8 @@ class Trainer:
             self.model.quantizer.gradient = recipe["optim"]["gradient"]
         channels_last(self.model.to(self.device))
         set_seed(args.seed + rank)
+        # The first synthesis net is trained in stage 1, the second, if there is one, in stage 2.
+        self.net_of = dict(zip(STAGES, self.model.config.synthesis, strict=False))
         self.out = Path(args.out)
         self.features: FeatureDistance | None = None
         self.best = {"faithful": -1e9, "sharp": -1e9}
@@ -256,9 +260,8 @@ class Trainer:
             return
         self.model.eval()
         torch.backends.cudnn.benchmark = False  # pictures of many sizes: nothing to tune for
-        synthesis = "faithful" if stage == "faithful" else "sharp"
         features = self.features if stage == "sharp" else None
-        rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK], features=features)[synthesis]
+        rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK], features=features)[self.net_of[stage]]
         score = sum(-r["features"] if features is not None else r["psnr"] for r in rows) / len(rows)
         usage = [level.usage.report() for level in self.model.codebooks]
         if stage == "faithful":
@@ -330,11 +333,11 @@ class Trainer:
 
     def sharp(self, seconds: float) -> None:
         conf = self.recipe["sharp"]
-        names = self.model.config.synthesis
+        plain = self.model.synthesis[self.net_of["sharp"]]
         if not self.args.resume:
-            self.model.synthesis[names[1]].load_state_dict(self.model.synthesis[names[0]].state_dict())
+            plain.load_state_dict(self.model.synthesis[self.net_of["faithful"]].state_dict())
         self.model.requires_grad_(False)
-        plain = self.model.synthesis[names[1]].requires_grad_(True)
+        plain.requires_grad_(True)
         assert isinstance(plain, nn.Sequential)
         last = plain[-2].weight
         assert isinstance(last, nn.Parameter)
@@ -462,16 +465,18 @@ class Trainer:
 
     def run(self) -> None:
         seconds = 60 * self.args.minutes
-        stages = [s for s in ("faithful", "sharp") if s in self.args.stages]
+        stages = [s for s in STAGES if s in self.args.stages and s in self.net_of]
         total = sum(self.recipe[s]["share"] for s in stages)
         for stage in stages:
             getattr(self, stage)(seconds * self.recipe[stage]["share"] / total)
             # The next stage and the export start from the best weights of this one.
             self.accelerator.wait_for_everyone()
+            if not (self.out / CONFIG_FILE).is_file():
+                raise ValueError(f"stage {stage} gave no finite result: lower its learning rate")
             best = ImageGrid.from_pretrained(self.out)
             self.model.load_state_dict(best.state_dict())
             if self.main:  # what rounding to int8 and float16 cost: compare with the last line of the stage
-                rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK])[stage]
+                rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK])[self.net_of[stage]]
                 self.log(f"[{stage}, weights as released] held-out " + " ".join(f"{r['psnr']:.3f}" for r in rows))
         self.export()
         self.accelerator.end_training()
@@ -484,25 +489,35 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
     parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
     parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget for both stages")
-    parser.add_argument("--stages", nargs="+", default=["faithful", "sharp"], choices=["faithful", "sharp"])
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--resume", help="model folder to start from")
     parser.add_argument("--out", required=True, help="folder for the trained model")
+    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
     parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    path = Path(args.recipe)
-    recipe = yaml.safe_load((path if path.is_file() else RECIPES / f"{args.recipe}.yaml").read_text())
+    path = Path(args.recipe) if Path(args.recipe).is_file() else RECIPES / f"{args.recipe}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        parser.error(f"no recipe {args.recipe}: give a file or one of {known}")
+    recipe = yaml.safe_load(path.read_text())
     for item in args.set:
         key, _, value = item.partition("=")
         *parents, leaf = key.split(".")
         node = recipe
         for parent in parents:
-            node = node[parent]
+            node = node.get(parent, {}) if isinstance(node, dict) else {}
         if leaf not in node:
             parser.error(f"the recipe has no {key}")
         node[leaf] = yaml.safe_load(value)
-    Trainer(recipe, args).run()
+    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
+        parser.error(f"{args.out} holds a model already: give another --out, or --force")
+    try:
+        trainer = Trainer(recipe, args)
+    except (OSError, ValueError) as error:  # no pictures, no such model, settings that make no sense
+        parser.error(str(error))
+    trainer.run()
 
 
 if __name__ == "__main__":
