@@ -34,6 +34,7 @@ def nearest_codeword(
         ValueError: if shapes do not fit or the codebook is empty.
 
     Computed in float32 whatever autocast says (half precision picks a wrong codeword for 1 to 5 % of vectors).
+    On CUDA leave TF32 matrix products off, as PyTorch does by default (TF32: 0.1 to 0.4 % wrong).
     Distances are ranked by ``|c|^2 / 2 - z.c``, which leaves out the ``|z|^2`` that all codewords share.
     Cost: O(M N D) time, O(max_scores) memory beyond the inputs.
     """
