@@ -1,7 +1,6 @@
 """`.tok` -> media file. The twin of encode.py: step N here undoes step N there.
 
-1. write the media   2. load the model    3. pixels, tile by tile   4. codes        5. read the layers     6. read
-(run from 6 to 1)
+6. read    2. load the model    5. pick the layers    4. codes    3. pixels, tile by tile    1. write the media
 """
 
 from __future__ import annotations
@@ -77,10 +76,10 @@ def decode_file(
     with open_output(dst, force) as file:
         try:
             tok = read_tok(read_bytes(src), max_pixels)  # 6
-            tokens, loaded = file_tokens(tok, model, device, levels)  # 5, 4
+            tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
         except (FormatError, ModelError) as error:
             raise type(error)(f"{name}: {error}") from error
-        pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis)  # 3, 2
+        pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis)  # 3
         decoded = Decoded(picture_of(tok, pixels), fewest_levels(tokens), tok.header.layers, tok.problems)
         if strict and tok.problems:
             raise FormatError(f"{name}: {tok.problems[0]}")
