@@ -288,6 +288,28 @@ def bench_process(
     bench_processes(picture, megapixels, model, device)
 
 
+@bench_app.command("nearest")
+def bench_nearest_codeword(
+    device: Device = "auto",
+    shapes: Annotated[str | None, typer.Option(help="rows x codewords x dimensions, as 4096x1024x8,...")] = None,
+    seconds: Annotated[float, typer.Option(help="how long each peer is timed on each shape", min=1e-6)] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the random inputs", min=0)] = 0,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="safetensors file with z [M, D] and codebook [N, D], or a folder of pictures: more shapes"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="also torch.compile; on CUDA it is the default")
+    ] = None,
+    step: Annotated[bool, typer.Option("--step", help="also steps of training and inference, end to end")] = False,
+) -> None:
+    """The nearest-codeword search beside PyTorch and what is installed: time, memory, wrong indices."""
+    from .bench.nearest import bench_nearest
+
+    bench_nearest(device, shapes, seconds, seed, latents, out, compile, step)
+
+
 def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
     """Pair every input with its output.
 

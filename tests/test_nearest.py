@@ -81,15 +81,6 @@ def test_a_codeword_finds_itself() -> None:
     assert torch.equal(nearest_codeword(codebook, codebook), torch.arange(1025))
 
 
-@pytest.mark.parametrize("max_scores", [1, 97, 1000, 97 * 256, 1 << 24])
-@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-def test_blocks_of_rows_change_nothing(max_scores: int, metric: Metric) -> None:
-    g = torch.Generator().manual_seed(3)
-    z, codebook = torch.randn(1025, 12, generator=g), torch.randn(97, 12, generator=g)
-    blocked = nearest_codeword(z, codebook, metric, max_scores=max_scores)
-    assert torch.equal(blocked, nearest_codeword(z, codebook, metric))
-
-
 def test_nan_rows_get_index_zero() -> None:
     g = torch.Generator().manual_seed(4)
     z, codebook = torch.randn(97, 8, generator=g), torch.randn(257, 8, generator=g)

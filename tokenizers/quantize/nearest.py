@@ -1,59 +1,208 @@
-"""Nearest-codeword search: the one function through which every token passes."""
+"""Nearest-codeword search: the one function through which every token passes.
+
+Two implementations keep one promise: ``nearest_cpu.py``, plain PyTorch for any device and fast on CPUs, and
+``nearest_triton.py``, kernels for CUDA. Both search in low precision, know a bound on its error, and decide in float64
+what the bound leaves open; so they give the same indices.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Metric = Literal["l2", "cosine", "dot"]
+from . import nearest_cpu
 
-# Largest block of the [M, N] score matrix that is kept at once: 2^24 float32 scores are 64 MiB.
-MAX_SCORES = 1 << 24
+Metric = Literal["l2", "cosine", "dot"]
+Backend = Literal["auto", "reference", "triton"]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache
+def triton_kernels() -> ModuleType | None:
+    """The kernels, or None with a warning that says why they cannot be used."""
+    try:
+        from . import nearest_triton
+    except ImportError as e:
+        warnings.warn(f"nearest-codeword search without its CUDA kernels: {e}", stacklevel=2)
+        return None
+    return nearest_triton
+
+
+@lru_cache
+def choose_backend(device_type: str, index: int | None) -> Literal["reference", "triton"]:
+    """What "auto" means on a device; logged once."""
+    backend: Literal["reference", "triton"] = "reference"
+    if device_type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(index) >= (8, 0):
+        backend = "triton" if triton_kernels() is not None else "reference"
+    log.info("nearest-codeword search on %s: %s", device_type, backend)
+    return backend
+
+
+@torch.library.custom_op("tokodec::nearest_codeword", mutates_args=())
+def _nearest(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, backend: str) -> Tensor:
+    """Indices ``[G, M]`` of ``codebook [G, N, D]`` for ``z [G, M, D]``; one opaque operator to ``torch.compile``."""
+    if backend == "auto":
+        backend = choose_backend(z.device.type, z.device.index)
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        if backend == "reference":
+            return nearest_cpu.search(z, codebook, dot, penalty)
+        kernels = triton_kernels()
+        if kernels is None:
+            raise RuntimeError("backend 'triton' needs the package triton")
+        return kernels.search(z, codebook, dot, penalty)
+
+
+@_nearest.register_fake
+def _(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, backend: str) -> Tensor:
+    return z.new_empty(z.shape[:-1], dtype=torch.int64)
+
+
+@overload
+def nearest_codeword(
+    z: Tensor,
+    codebook: Tensor,
+    metric: Metric = "l2",
+    penalty: Tensor | None = None,
+    backend: Backend = "auto",
+    return_distance: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def nearest_codeword(
+    z: Tensor,
+    codebook: Tensor,
+    metric: Metric = "l2",
+    penalty: Tensor | None = None,
+    backend: Backend = "auto",
+    *,
+    return_distance: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def nearest_codeword(
-    z: Tensor, codebook: Tensor, metric: Metric = "l2", penalty: Tensor | None = None, max_scores: int = MAX_SCORES
-) -> Tensor:
+    z: Tensor,
+    codebook: Tensor,
+    metric: Metric = "l2",
+    penalty: Tensor | None = None,
+    backend: Backend = "auto",
+    return_distance: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Find the nearest codeword of every latent vector.
 
     Args:
-        z: ``[M, D]`` latent vectors, any float type.
-        codebook: ``[N, D]`` codewords, any float type.
+        z: ``[M, D]`` latent vectors, float32, bfloat16 or float16; float64 is rounded to float32. Any strides.
+        codebook: ``[N, D]`` codewords, likewise. Or several searches at once: ``z [G, M, D]`` in ``[G, N, D]``.
         metric: "l2" smallest squared Euclidean distance, "cosine" largest cosine, "dot" largest inner product.
-        penalty: ``[N]`` float, added to the squared distance to each codeword ("l2" only); lambda times the code length
-            in bits gives entropy-constrained search (Chou, Lookabaugh and Gray, IEEE Trans. ASSP 37(1), 1989).
-        max_scores: the search runs over blocks of rows so that at most ``max(N, max_scores)`` scores exist at once.
+        penalty: ``[N]`` or ``[G, N]`` float, added to the squared distance to each codeword ("l2" only); lambda times
+            the code length in bits gives entropy-constrained search (Chou, Lookabaugh and Gray, IEEE Trans. ASSP 37(1),
+            1989).
+        backend: "reference" plain PyTorch, "triton" kernels, "auto" kernels on CUDA devices from Ampere on.
+        return_distance: return the squared Euclidean distance to the winner too, without the penalty.
 
     Returns:
-        indices ``[M]`` int64. Equal scores go to the smaller index. A row of ``z`` that holds a NaN gets index 0.
+        indices ``[M]`` or ``[G, M]`` int64: what brute force in float64 over the given values finds, on every device.
+        Equal distances go to the smaller index. A row of ``z`` with a NaN or an infinity gets index 0; a codeword with
+        one is never chosen (index 0 if there is no other). With ``return_distance`` also ``[M]`` or ``[G, M]`` float32.
 
     Raises:
-        ValueError: if shapes do not fit or the codebook is empty.
+        ValueError: if shapes or types do not fit or the codebook is empty.
 
-    Computed in float32 whatever autocast says: half precision picks wrong codewords. So does TF32: on CUDA leave it off
-    for matrix products, as PyTorch does by default.
-    Distances are ranked by ``|c|^2 / 2 - z.c``, which leaves out the ``|z|^2`` that all codewords share.
-    Cost: O(M N D) time, O(max_scores) memory beyond the inputs.
+    The result does not depend on autocast or on TF32 settings, and carries no gradient.
+    Cost: O(M N D) time, O(M) and the codebook in extra memory; see NEAREST.md for the kernels.
     """
-    if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1]:
+    if z.ndim not in (2, 3) or codebook.ndim != z.ndim or z.shape[-1] != codebook.shape[-1]:
         raise ValueError(f"need z [M, D] and codebook [N, D], got {tuple(z.shape)} and {tuple(codebook.shape)}")
-    n = codebook.shape[0]
-    if n == 0:
+    if z.ndim == 3 and z.shape[0] != codebook.shape[0]:
+        raise ValueError(f"need z [G, M, D] and codebook [G, N, D], got {tuple(z.shape)} and {tuple(codebook.shape)}")
+    if codebook.shape[-2] == 0 or codebook.shape[-1] == 0:
         raise ValueError("the codebook is empty")
+    if metric not in ("l2", "cosine", "dot"):
+        raise ValueError(f"unknown metric {metric!r}: use 'l2', 'cosine' or 'dot'")
+    if backend not in ("auto", "reference", "triton"):
+        raise ValueError(f"unknown backend {backend!r}: use 'auto', 'reference' or 'triton'")
+    if not (z.is_floating_point() and codebook.is_floating_point()):
+        raise ValueError(f"latents and codewords are floating point, got {z.dtype} and {codebook.dtype}")
+    if penalty is not None and (metric != "l2" or penalty.shape != codebook.shape[:-1]):
+        raise ValueError(f"a penalty is [N] and goes with metric 'l2', got {tuple(penalty.shape)} and {metric!r}")
+    single = z.ndim == 2
+    z, codebook = z.detach(), codebook.detach()
+    given = codebook
+    z = z if z.dtype in FLOATS else z.float()
+    if metric == "cosine":
+        codebook = F.normalize(codebook.double(), dim=-1)  # the length of z does not matter
+    elif codebook.dtype not in FLOATS:
+        codebook = codebook.float()
+    if penalty is not None:
+        penalty = penalty.detach().float()
+    if single:
+        z, codebook = z[None], codebook[None]
+        penalty = None if penalty is None else penalty[None]
+    indices = _nearest(z, codebook, metric != "l2", penalty, backend)
+    indices = indices[0] if single else indices
+    if not return_distance:
+        return indices
+    if single:
+        return indices, squared_distance(z[0], given, indices)
+    return indices, torch.stack([squared_distance(*own) for own in zip(z, given, indices, strict=True)])
+
+
+def squared_distance(z: Tensor, codebook: Tensor, indices: Tensor, max_elements: int = 1 << 22) -> Tensor:
+    """Squared Euclidean distance ``[M]`` float32 of each row of ``z [M, D]`` to its codeword ``codebook[indices]``.
+
+    Computed from the differences, in blocks of ``max_elements`` elements, so that it is small where it should be.
+    """
+    rows = max(1, max_elements // max(1, z.shape[-1]))
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        z, codebook = z.float(), codebook.float()
-        if metric == "cosine":
-            z, codebook = F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)
-        elif metric not in ("l2", "dot"):
-            raise ValueError(f"unknown metric {metric!r}: use 'l2', 'cosine' or 'dot'")
-        if penalty is not None and (metric != "l2" or penalty.shape != (n,)):
-            raise ValueError(f"a penalty is [N] and goes with metric 'l2', got {tuple(penalty.shape)} and {metric!r}")
-        bias = codebook.square().sum(-1) / 2 if metric == "l2" else codebook.new_zeros(n)  # [N]
-        if penalty is not None:
-            bias = bias + penalty.float() / 2
-        rows = max(1, max_scores // n)
-        indices = [torch.addmm(bias, block, codebook.T, alpha=-1).argmin(-1) for block in z.split(rows)]
-        return torch.cat(indices) if indices else z.new_zeros(0, dtype=torch.long)  # [M]
+        parts = [
+            (block.float() - codebook[own].float()).square().sum(-1)
+            for block, own in zip(z.split(rows), indices.split(rows), strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def residual_codewords(
+    z: Tensor,
+    codebooks: Sequence[Tensor],
+    penalties: Sequence[Tensor | None] | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Indices ``[M, K]`` int64 of a residual search: level k codes ``z`` minus the codewords of the levels before it.
+
+    Args:
+        z: ``[M, D]`` latent vectors; the residual is float32.
+        codebooks: K codebooks ``[N_k, D]``, coarse to fine.
+        penalties: for each level None or what :func:`nearest_codeword` takes.
+
+    On CUDA one kernel makes the next residual; no step waits for the host, so the whole can be captured in a CUDA
+    graph. The indices are those of K calls of :func:`nearest_codeword` with subtractions in between.
+    """
+    penalties = [None] * len(codebooks) if penalties is None else penalties
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        residual, levels = z.detach().float(), []
+        for k, (codebook, penalty) in enumerate(zip(codebooks, penalties, strict=True)):
+            indices = nearest_codeword(residual, codebook, "l2", penalty, backend)
+            levels.append(indices)
+            if k + 1 < len(codebooks):
+                residual = _subtract_codewords(residual, codebook.detach(), indices)
+        return torch.stack(levels, dim=-1) if levels else z.new_zeros(z.shape[0], 0, dtype=torch.int64)
+
+
+def _subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+    """``z - codebook[indices]`` float32 ``[M, D]``."""
+    if z.is_cuda and choose_backend(z.device.type, z.device.index) == "triton":
+        kernels = triton_kernels()
+        assert kernels is not None
+        return kernels.subtract_codewords(z, codebook, indices)
+    return z - codebook[indices].float()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
 from .codebook import CodebookQuantizer
+from .nearest import residual_codewords
 
 
 class ResidualQuantizer(Quantizer):
@@ -77,13 +78,11 @@ class ResidualQuantizer(Quantizer):
         n_levels = self.n_codebooks if n_levels is None else n_levels
         if not 1 <= n_levels <= self.n_codebooks:
             raise ValueError(f"n_levels must be in 1..{self.n_codebooks}, got {n_levels}")
-        residual, codes = z_e.detach().float(), []
-        for level in list(self.levels)[:n_levels]:
-            assert isinstance(level, CodebookQuantizer)
-            indices = level.encode(residual)  # [B, 1, *grid]
-            residual = residual - level.decode(indices).detach()
-            codes.append(indices)
-        return torch.cat(codes, dim=1)
+        rows = channels_last_rows(z_e.detach().float())  # [M, D]
+        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # for codebooks that are computed
+            levels = [level for level in self.levels if isinstance(level, CodebookQuantizer)][:n_levels]
+            indices = residual_codewords(rows, [v.codebook for v in levels], [v.penalty for v in levels])
+        return rows_to_grid(indices, z_e)  # [B, n_levels, *grid]
 
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
