@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tokodec.tokenizers.quantize import Metric, nearest_codeword
+from tokodec.tokenizers.quantize import Metric, nearest_codeword, residual_codewords
 
 SIZES = [1, 97, 257, 1025]
 
@@ -138,3 +139,43 @@ def test_no_rows_and_no_gradient() -> None:
 def test_bad_input_is_refused(z: torch.Tensor, codebook: torch.Tensor, metric: Any) -> None:
     with pytest.raises(ValueError, match=r"need z|empty|unknown metric"):
         nearest_codeword(z, codebook, metric)
+
+
+def test_compiles_whole_and_with_fake_tensors() -> None:
+    g = torch.Generator().manual_seed(8)
+    z, codebook = torch.randn(97, 8, generator=g), torch.randn(257, 8, generator=g)
+    compiled = torch.compile(lambda a, b: nearest_codeword(2 * a, 2 * b) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(z, codebook), nearest_codeword(z, codebook) + 1)
+    with FakeTensorMode() as mode:
+        indices = nearest_codeword(mode.from_tensor(z), mode.from_tensor(codebook))
+    assert (indices.shape, indices.dtype) == ((97,), torch.int64)
+    torch.library.opcheck(torch.ops.tokodec.nearest_codeword, (z[None], codebook[None], False, None, "auto"))
+
+
+def test_groups_are_independent_searches() -> None:
+    g = torch.Generator().manual_seed(9)
+    z, codebook = torch.randn(3, 97, 8, generator=g), torch.randn(3, 130, 8, generator=g)
+    penalty = torch.rand(3, 130, generator=g)
+    indices, distance = nearest_codeword(z, codebook, "l2", penalty, return_distance=True)
+    for k in range(3):
+        assert torch.equal(indices[k], nearest_codeword(z[k], codebook[k], "l2", penalty[k]))
+        want = (z[k] - codebook[k][indices[k]]).square().sum(-1)
+        assert torch.allclose(distance[k], want)
+
+
+def test_residual_codewords_are_searches_in_turn() -> None:
+    g = torch.Generator().manual_seed(10)
+    z = torch.randn(97, 8, generator=g)
+    books = [torch.randn(130, 8, generator=g) / 2**k for k in range(3)]
+    penalty = torch.rand(130, generator=g)
+    found = residual_codewords(z, books, [None, penalty, None])
+    residual = z
+    for k, book in enumerate(books):
+        assert torch.equal(found[:, k], nearest_codeword(residual, book, "l2", penalty if k == 1 else None))
+        residual = residual - book[found[:, k]]
+    assert residual_codewords(z, []).shape == (97, 0)
+
+
+def test_unknown_backends_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown backend"):
+        nearest_codeword(torch.zeros(3, 4), torch.zeros(5, 4), backend="cuda")  # type: ignore[call-overload]

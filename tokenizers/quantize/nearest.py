@@ -49,18 +49,21 @@ def choose_backend(device_type: str, index: int | None) -> Literal["reference", 
     return backend
 
 
-@torch.library.custom_op("tokodec::nearest_codeword", mutates_args=())
-def _nearest(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, backend: str) -> Tensor:
-    """Indices ``[G, M]`` of ``codebook [G, N, D]`` for ``z [G, M, D]``; one opaque operator to ``torch.compile``."""
+def _search(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, backend: str) -> Tensor:
+    """Indices ``[G, M]`` of ``codebook [G, N, D]`` for ``z [G, M, D]``."""
     if backend == "auto":
         backend = choose_backend(z.device.type, z.device.index)
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        if backend == "reference":
-            return nearest_cpu.search(z, codebook, dot, penalty)
+    if backend == "triton":
         kernels = triton_kernels()
         if kernels is None:
             raise RuntimeError("backend 'triton' needs the package triton")
         return kernels.search(z, codebook, dot, penalty)
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        return nearest_cpu.search(z, codebook, dot, penalty)
+
+
+# One opaque operator to torch.compile and to fake tensors.
+_nearest = torch.library.custom_op("tokodec::nearest_codeword", _search, mutates_args=())
 
 
 @_nearest.register_fake
@@ -149,7 +152,9 @@ def nearest_codeword(
     if single:
         z, codebook = z[None], codebook[None]
         penalty = None if penalty is None else penalty[None]
-    indices = _nearest(z, codebook, metric != "l2", penalty, backend)
+    # The operator costs host time, so it is passed by where nobody looks for it.
+    plain = type(z) is Tensor and type(codebook) is Tensor and not torch.compiler.is_compiling()
+    indices = (_search if plain else _nearest)(z, codebook, metric != "l2", penalty, backend)
     indices = indices[0] if single else indices
     if not return_distance:
         return indices

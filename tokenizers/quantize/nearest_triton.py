@@ -248,7 +248,7 @@ def _latent_scales(
     # 2^lift_e is more than any score: added to all, they are positive, and ordered as the integers of the same bits.
     most = norm * c_norm + _power(row_e - codebook_e) * tl.load(head_ptr + BIAS)
     lift_e = tl.maximum(_exponent(most * 1.001) + 1 - OFFSET, -14)
-    error += (COLUMNS + 32) * 2.0**-23 * (most + _power(lift_e + OFFSET))
+    error += (COLUMNS + max(32, COLUMNS // 9)) * 2.0**-23 * (most + _power(lift_e + OFFSET))
     slack = tl.where(inside, error * 2.002, float("inf"))
     return finite & mask_m, scale, bias_scale, _power(lift_e), tl.where(finite, slack, -1.0), first
 
