@@ -51,13 +51,17 @@ def choose_backend(device_type: str, index: int | None) -> Literal["reference", 
 
 def _search(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, backend: str) -> Tensor:
     """Indices ``[G, M]`` of ``codebook [G, N, D]`` for ``z [G, M, D]``."""
-    if backend == "auto":
-        backend = choose_backend(z.device.type, z.device.index)
-    if backend == "triton":
+    chosen = choose_backend(z.device.type, z.device.index) if backend == "auto" else backend
+    if chosen == "triton":
         kernels = triton_kernels()
         if kernels is None:
             raise RuntimeError("backend 'triton' needs the package triton")
-        return kernels.search(z, codebook, dot, penalty)
+        try:
+            return kernels.search(z, codebook, dot, penalty)
+        except kernels.OutOfResources as e:  # a GPU with less shared memory than the kernels want for this D
+            if backend == "triton":
+                raise
+            warnings.warn(f"nearest-codeword search without its CUDA kernels: {e}", stacklevel=2)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         return nearest_cpu.search(z, codebook, dot, penalty)
 

@@ -25,6 +25,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+__all__ = ["OutOfResources", "plan", "search", "subtract_codewords"]
 
 # Scaled latents and codewords have their largest element in [2^6, 2^7): there float16 reaches 30 bits down before its
 # smallest number, and squared norms stay far from its largest.
@@ -717,9 +720,25 @@ class Plan(NamedTuple):
     stages: int
 
 
+# Shared memory that a program of an H100 can have, in bytes.
+HOPPER_SHARED = 232448
+
+
 @lru_cache
-def plan(dim: int, size: int) -> Plan:
-    """Tile sizes for ``size`` codewords of ``dim`` elements, measured on an H100 (NEAREST.md, section 5)."""
+def plan(dim: int, size: int, shared: int = HOPPER_SHARED) -> Plan:
+    """Tile sizes for ``size`` codewords of ``dim`` elements, measured on an H100 (NEAREST.md, section 5).
+
+    With less ``shared`` memory (bytes that a program can have) fewer tiles are on their way at once.
+    """
+    p = _largest_plan(dim, size)
+    stages = p.stages
+    columns = min(p.columns, p.block_k + EXTRA_COLUMNS.value)
+    while stages > 1 and (p.block_m + stages * p.block_n) * columns * 2 > shared:
+        stages -= 1
+    return p._replace(stages=stages)
+
+
+def _largest_plan(dim: int, size: int) -> Plan:
     parts = 3 if 3 * dim + BIAS_COLUMNS.value <= 32 else 1  # then the tensor cores are idle anyway
     width = max(16, triton.next_power_of_2(parts * dim))
     if width > 256:  # columns in several blocks, which are made anew for each tile
@@ -748,6 +767,19 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
 
     See :func:`nearest_codeword` for what is promised. Extra memory: 45 bytes for each row, and the codebook in float16.
     """
+    with torch.cuda.device_of(z):  # kernels run on the current device
+        return _launch(z, codebook, dot, penalty)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program can have."""
+    if device.type != "cuda":  # Triton's interpreter
+        return HOPPER_SHARED
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
+
+
+def _launch(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None) -> Tensor:
     groups, rows, dim = z.shape
     size = codebook.shape[1]
     device = z.device
@@ -760,7 +792,7 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
     penalty = penalty.contiguous() if penalty is not None else index  # what stands in is never read
     # Exponent that moves from the bias to its scale, so that it stays below 2^15: |c|^2 / 2 < D 2^13.
     shift = 14 if has_penalty else max(0, (max(dim, 2) - 1).bit_length() - 2)
-    p = plan(dim, size)
+    p = plan(dim, size, _shared_memory(device))
     tiles = triton.cdiv(size, p.block_n)
     row_tiles = triton.cdiv(rows, p.block_m)
     splits = 1
