@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tokodec.tokenizers.quantize import (
     ABSENT,
@@ -31,6 +32,7 @@ from tokodec.tokenizers.quantize import (
     rotation_trick,
     straight_through,
 )
+from tokodec.tokenizers.quantize.residual import _LevelStep
 
 D, N = 6, 32
 
@@ -333,6 +335,31 @@ def test_moving_averages_have_no_codebook_loss(name: str) -> None:
 
 
 # ---- residual and group-residual ----
+
+
+def test_level_step_is_the_plain_formula() -> None:
+    g = torch.Generator().manual_seed(0)
+    keep = torch.rand(12, 1, generator=g) < 0.6
+    weight = keep[:, 0] / (keep.sum() * 5)
+    mix = torch.randn(12, 5, generator=g, dtype=torch.float64)
+
+    def run(fused: bool) -> tuple[list[Tensor], list[Tensor]]:
+        g = torch.Generator().manual_seed(1)
+        residual = torch.randn(12, 5, generator=g, dtype=torch.float64).requires_grad_()
+        z_q = torch.randn(12, 5, generator=g, dtype=torch.float64).requires_grad_()
+        if fused:
+            commitment, codebook, left = _LevelStep.apply(residual, z_q, keep, weight.double())
+        else:
+            share = weight.double()[:, None]
+            commitment = ((residual - z_q.detach()).square() * share).sum()
+            codebook = ((z_q - residual.detach()).square() * share).sum()
+            left = residual - z_q.detach() * keep
+        (3 * commitment + 0.5 * codebook + (left * mix).sum()).backward()
+        assert residual.grad is not None
+        assert z_q.grad is not None
+        return [commitment, codebook, left], [residual.grad, z_q.grad]
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=1e-12)
 
 
 def test_each_level_codes_the_residual() -> None:

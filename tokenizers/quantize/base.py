@@ -153,8 +153,8 @@ class CodebookUsage(nn.Module):
     def update(self, indices: Tensor) -> None:
         """Count ``indices`` of any shape; ``ABSENT`` is skipped."""
         flat = indices.flatten()
-        flat = flat[flat >= 0]
-        self.counts += torch.bincount(flat, minlength=self.counts.numel())
+        # Not bincount: on CUDA it waits for the device, once for each level of each training step.
+        self.counts.index_add_(0, flat.clamp_min(0), (flat >= 0).to(self.counts.dtype))
 
     def reset(self) -> None:
         self.counts.zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,29 @@ from torch import Tensor, nn
 from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
 from .codebook import CodebookQuantizer
 from .nearest import residual_codewords
+
+
+class _LevelStep(torch.autograd.Function):
+    """Both losses of a level and what it leaves over; one difference serves the three and their gradients.
+
+    ``residual, z_q [M, D]``, ``keep [M, 1]`` bool, ``weight [M]`` float that is 0 where ``keep`` is not. Returns
+    (commitment loss, codebook loss, next residual [M, D]). The losses are equal, ``sum(weight (residual - z_q)^2)``;
+    the gradient of the first goes to ``residual``, that of the second to ``z_q``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, z_q: Tensor, keep: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        difference = residual - z_q
+        weighted = difference * weight[:, None]
+        loss = torch.dot(weighted.flatten(), difference.flatten())
+        ctx.save_for_backward(weighted)
+        return loss, loss.clone(), torch.where(keep, difference, residual)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        commitment, codebook, left = gradients
+        (weighted,) = ctx.saved_tensors
+        return left + (2 * commitment) * weighted, (-2 * codebook) * weighted, None, None
 
 
 class ResidualQuantizer(Quantizer):
@@ -50,21 +74,23 @@ class ResidualQuantizer(Quantizer):
                 n_levels = self.draw_levels(z_e.shape[0], z_e.device)
             rows = channels_last_rows(z_e.float())  # [M, D]
             cells = rows.shape[0] // max(1, z_e.shape[0])
+            levels = torch.arange(self.n_codebooks, device=rows.device)[:, None]  # [K, 1]
+            keep = (n_levels > levels).repeat_interleave(cells, dim=1)  # [K, M]
+            weight = keep / (keep.sum(1, keepdim=True).clamp_min(1) * self.dim)  # [K, M] means over kept rows
             residual, total = rows, torch.zeros_like(rows)
             codes, commitment, codebook = [], rows.new_zeros(()), rows.new_zeros(())
             for k, level in enumerate(self.levels):
                 assert isinstance(level, CodebookQuantizer)
-                keep = (n_levels > k).repeat_interleave(cells)[:, None]  # [M, 1]
                 _, z_q, indices = level.quantize_rows(residual.detach())
-                indices = torch.where(keep[:, 0], indices, ABSENT)
+                indices = torch.where(keep[k], indices, ABSENT)
                 if level.training:
                     level.observe(residual.detach(), indices)
-                count = keep.sum().clamp_min(1) * self.dim
-                commitment = commitment + ((residual - z_q.detach()).square() * keep).sum() / count
+                own_commitment, own_codebook, left = _LevelStep.apply(residual, z_q, keep[k][:, None], weight[k])
+                commitment = commitment + own_commitment
                 if level.learned_by_gradient:
-                    codebook = codebook + ((z_q - residual.detach()).square() * keep).sum() / count
-                z_q = z_q * keep
-                residual, total = residual - z_q.detach(), total + z_q
+                    codebook = codebook + own_codebook
+                total = total + z_q.detach() * keep[k][:, None]
+                residual = left
                 codes.append(rows_to_grid(indices[:, None], z_e))
             return QuantizerOutput(
                 z_q=rows_to_grid(pass_gradient(rows, total, self.gradient), z_e),
