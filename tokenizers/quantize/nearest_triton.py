@@ -765,7 +765,8 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
         dot: largest inner product instead of smallest distance.
         penalty: ``[G, N]`` float32, added to the squared distances.
 
-    See :func:`nearest_codeword` for what is promised. Extra memory: 45 bytes for each row, and the codebook in float16.
+    See :func:`nearest_codeword` for what is promised. Memory: 48 bytes for each row with its index, and the codebook in
+    float16; 20 more for each further split of the codebook, which only few rows get.
     """
     with torch.cuda.device_of(z):  # kernels run on the current device
         return _launch(z, codebook, dot, penalty)
