@@ -91,7 +91,7 @@ def matmul_codeword(
         return torch.cat([torch.addmm(bias, block, codebook.T, alpha=-1).argmin(-1) for block in blocks])
 
 
-def subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+def subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor, backend: str = "auto") -> Tensor:
     return z - codebook[indices]
 
 

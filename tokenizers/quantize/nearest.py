@@ -204,13 +204,13 @@ def residual_codewords(
             indices = nearest_codeword(residual, codebook, "l2", penalty, backend)
             levels.append(indices)
             if k + 1 < len(codebooks):
-                residual = _subtract_codewords(residual, codebook.detach(), indices)
+                residual = _subtract_codewords(residual, codebook.detach(), indices, backend)
         return torch.stack(levels, dim=-1) if levels else z.new_zeros(z.shape[0], 0, dtype=torch.int64)
 
 
-def _subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
+def _subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor, backend: Backend = "auto") -> Tensor:
     """``z - codebook[indices]`` float32 ``[M, D]``."""
-    if z.is_cuda and choose_backend(z.device.type, z.device.index) == "triton":
+    if backend != "reference" and z.is_cuda and choose_backend(z.device.type, z.device.index) == "triton":
         kernels = triton_kernels()
         assert kernels is not None
         return kernels.subtract_codewords(z, codebook, indices)

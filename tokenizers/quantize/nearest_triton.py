@@ -18,8 +18,11 @@ Nothing is read back to the host, so a search can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -333,6 +336,23 @@ def _tile_scores(a, a_extra, block_ptr, extra_ptr, EXTRA: tl.constexpr, CODEWORD
 
 
 @triton.jit
+def _wide_tile_scores(
+    z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, block_ptr,
+    D: tl.constexpr, CENTRE: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, BIAS_AT: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Scores ``[BLOCK_M, BLOCK_N]`` of a tile with more columns than fit at once: latents are read for each tile."""
+    score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for column in range(0, COLUMNS, BLOCK_K):
+        a = _latent_columns(
+            z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, column,
+            D, CENTRE, PARTS, BIAS_AT, BLOCK_K,
+        )  # fmt: skip
+        score = tl.dot(a, tl.load(block_ptr + column), score)
+    return score
+
+
+@triton.jit
 def _group_minimum(score, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
     """Smallest score of each group of codewords, as int32: ``[BLOCK_M, BLOCK_N]`` to ``[BLOCK_M, SLOTS]``.
 
@@ -503,13 +523,10 @@ def _search(
         if WHOLE:
             score = _tile_scores(a, a_extra, block_ptr, extra_ptr, EXTRA, CODEWORDS_FIRST)
         else:
-            score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for column in range(0, COLUMNS, BLOCK_K):
-                a = _latent_columns(
-                    z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, column,
-                    D, CENTRE, PARTS, BIAS_AT, BLOCK_K,
-                )  # fmt: skip
-                score = tl.dot(a, tl.load(block_ptr + column), score)
+            score = _wide_tile_scores(
+                z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, block_ptr,
+                D, CENTRE, PARTS, COLUMNS, BIAS_AT, BLOCK_K, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
         block_ptr += BLOCK_N * COLUMNS
         extra_ptr += BLOCK_N * COLUMNS
         low = _group_minimum(score, BLOCK_M, BLOCK_N, GROUP)
@@ -637,13 +654,10 @@ def _collect(
             if WHOLE:
                 score = _tile_scores(a, a_extra, block_ptr, extra_ptr, EXTRA, CODEWORDS_FIRST)
             else:
-                score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-                for column in range(0, COLUMNS, BLOCK_K):
-                    a = _latent_columns(
-                        z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, column,
-                        D, CENTRE, PARTS, BIAS_AT, BLOCK_K,
-                    )  # fmt: skip
-                    score = tl.dot(a, tl.load(block_ptr + column), score)
+                score = _wide_tile_scores(
+                    z_ptr, head_ptr, offset_m, mask_m, stride_d, scale, bias_scale, lift, block_ptr,
+                    D, CENTRE, PARTS, COLUMNS, BIAS_AT, BLOCK_K, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
             block_ptr += BLOCK_N * COLUMNS
             extra_ptr += BLOCK_N * COLUMNS
             low = _group_minimum(score, BLOCK_M, BLOCK_N, GROUP)
@@ -768,8 +782,10 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
     See :func:`nearest_codeword` for what is promised. Memory: 48 bytes for each row with its index, and the codebook in
     float16; 20 more for each further split of the codebook, which only few rows get.
     """
-    with torch.cuda.device_of(z):  # kernels run on the current device
-        return _launch(z, codebook, dot, penalty)
+    if z.is_cuda and z.device.index != torch.cuda.current_device():  # kernels run on the current device
+        with torch.cuda.device_of(z):
+            return _launch(z, codebook, dot, penalty)
+    return _launch(z, codebook, dot, penalty)
 
 
 @lru_cache
@@ -780,70 +796,195 @@ def _shared_memory(device: torch.device) -> int:
     return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
-def _launch(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None) -> Tensor:
-    groups, rows, dim = z.shape
-    size = codebook.shape[1]
-    device = z.device
-    index = torch.empty(groups, rows, dtype=torch.int64, device=device)
-    if index.numel() == 0:
-        return index
-    half = (torch.float16, torch.bfloat16)
-    centre = not dot and not (z.dtype in half and codebook.dtype in half)  # half precision splits without loss as it is
-    has_penalty = penalty is not None
-    penalty = penalty.contiguous() if penalty is not None else index  # what stands in is never read
+class _Stage(NamedTuple):
+    """One kernel of a search and what it is called with; the arguments come in this order."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    tensors: tuple[str, ...]  # names of inputs and buffers
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+class _Buffer(NamedTuple):
+    """A buffer of a search: a piece of its workspace."""
+
+    start: int  # bytes, a multiple of 16
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, workspace: Tensor) -> Tensor:
+        return workspace[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+class _Recipe(NamedTuple):
+    """All that a search needs to know before it sees data."""
+
+    head: tuple[int, ...]  # shape of the head: float32, zero before the first stage
+    buffers: dict[str, _Buffer]
+    size: int  # of the workspace, bytes
+    stages: tuple[_Stage, ...]
+
+
+def _recipe(
+    groups: int, rows: int, size: int, dim: int, z_strides: tuple[int, ...], c_strides: tuple[int, ...],
+    dot: bool, centre: bool, has_penalty: bool, shared: int,
+) -> _Recipe:  # fmt: skip
     # Exponent that moves from the bias to its scale, so that it stays below 2^15: |c|^2 / 2 < D 2^13.
     shift = 14 if has_penalty else max(0, (max(dim, 2) - 1).bit_length() - 2)
-    p = plan(dim, size, _shared_memory(device))
+    p = plan(dim, size, shared)
     tiles = triton.cdiv(size, p.block_n)
     row_tiles = triton.cdiv(rows, p.block_m)
     splits = 1
     while row_tiles * groups * splits < 128 and splits < min(16, tiles):
         splits *= 2
     room = min(rows, max(4096, rows // 8))
-
-    head = torch.zeros(groups, MEAN.value + dim, dtype=torch.float32, device=device)
-    operand = torch.empty(groups, tiles * p.block_n, p.columns, dtype=torch.float16, device=device)
-    partial = torch.empty(groups, 1 + FIELDS.value * splits, rows, dtype=torch.int32, device=device)
-    listed = torch.empty(groups, 2, rows, dtype=torch.int32, device=device)
-    candidates = torch.empty(groups, room, CANDIDATES.value, dtype=torch.int32, device=device)
     block_d = max(2, triton.next_power_of_2(dim))
     exact_d = min(32, block_d)
-    tiling = {"BLOCK_N": p.block_n, "GROUP": p.group}
-    product = {
-        "PARTS": p.parts, "COLUMNS": p.columns, "BIAS_AT": p.bias_at, "CENTRE": centre, "PENALTY": has_penalty,
-    }  # fmt: skip
-    exact = {"D": dim, "DOT": dot, "EXACT_D": exact_d}
-
     # Small codebooks: more programs, each with fewer codewords.
     block_range, block_operand, range_d = (16, 16, 128) if size <= 4096 else (128, 64, 32)
-    _codebook_range[triton.cdiv(size, block_range), groups](
-        codebook, penalty, head, size, *codebook.stride(),
-        D=dim, CENTRE=centre, PENALTY=has_penalty, BLOCK_N=block_range, BLOCK_D=min(range_d, block_d),
-    )  # fmt: skip
-    _codebook_operand[tiles * p.block_n // block_operand, groups](
-        codebook, penalty, head, operand, size, tiles * p.block_n, *codebook.stride(), shift,
-        D=dim, DOT=dot, BLOCK_N=block_operand, BLOCK_D=min(32, block_d), **product,
-    )  # fmt: skip
-    results = (listed, candidates, index)
-    _search[row_tiles, splits, groups](
-        z, head, operand, partial, rows, tiles, triton.cdiv(tiles, splits), *z.stride(), shift,
-        D=dim, BLOCK_K=p.block_k, BLOCK_M=p.block_m, BLOCK_D=p.block_d, CODEWORDS_FIRST=p.codewords_first,
-        **product, **tiling, num_warps=p.warps, num_stages=p.stages,
-    )  # fmt: skip
     refine_m = 8 if p.group == 1 else 16 if exact_d == 32 else 32
-    _refine[triton.cdiv(rows, refine_m), groups](
-        z, codebook, penalty, head, partial, *results, rows, size, splits, room, *z.stride(), *codebook.stride(),
-        BLOCK_M=refine_m, PENALTY=has_penalty, **exact, **tiling, num_warps=2 if exact_d <= 8 else 4,
+    tiling = {"BLOCK_N": p.block_n, "GROUP": p.group}
+    product = {
+        "D": dim, "CENTRE": centre, "PENALTY": has_penalty,
+        "PARTS": p.parts, "COLUMNS": p.columns, "BIAS_AT": p.bias_at,
+    }  # fmt: skip
+    search = {
+        **product, **tiling, "BLOCK_K": p.block_k, "BLOCK_D": p.block_d, "CODEWORDS_FIRST": p.codewords_first,
+    }  # fmt: skip
+    exact = {"D": dim, "DOT": dot, "PENALTY": has_penalty, "EXACT_D": exact_d, **tiling}
+    pipeline = {"num_warps": p.warps, "num_stages": p.stages}
+    results = ("listed", "candidates", "index")
+    stages = (
+        _Stage(
+            _codebook_range, (triton.cdiv(size, block_range), groups, 1), ("codebook", "penalty", "head"),
+            (size, *c_strides),
+            {
+                "D": dim, "CENTRE": centre, "PENALTY": has_penalty,
+                "BLOCK_N": block_range, "BLOCK_D": min(range_d, block_d),
+            }, {},
+        ),
+        _Stage(
+            _codebook_operand, (tiles * p.block_n // block_operand, groups, 1),
+            ("codebook", "penalty", "head", "operand"), (size, tiles * p.block_n, *c_strides, shift),
+            {**product, "DOT": dot, "BLOCK_N": block_operand, "BLOCK_D": min(32, block_d)}, {},
+        ),
+        _Stage(
+            _search, (row_tiles, splits, groups), ("z", "head", "operand", "partial"),
+            (rows, tiles, triton.cdiv(tiles, splits), *z_strides, shift),
+            {**search, "BLOCK_M": p.block_m}, pipeline,
+        ),
+        _Stage(
+            _refine, (triton.cdiv(rows, refine_m), groups, 1),
+            ("z", "codebook", "penalty", "head", "partial", *results),
+            (rows, size, splits, room, *z_strides, *c_strides),
+            {**exact, "BLOCK_M": refine_m}, {"num_warps": 2 if exact_d <= 8 else 4},
+        ),
+        _Stage(
+            _collect, (264, groups, 1), ("z", "head", "operand", "listed", "candidates"),
+            (rows, tiles, max(4, triton.cdiv(tiles, 128)), room, *z_strides, shift),
+            {**search, "BLOCK_M": p.block_m // 2}, pipeline,
+        ),
+        _Stage(
+            _settle, (528, groups, 1), ("z", "codebook", "penalty", "head", *results),
+            (rows, size, room, *z_strides, *c_strides), {**exact, "BLOCK_M": 16}, {},
+        ),
     )  # fmt: skip
-    _collect[264, groups](
-        z, head, operand, listed, candidates, rows, tiles, max(4, triton.cdiv(tiles, 128)), room, *z.stride(), shift,
-        D=dim, BLOCK_K=p.block_k, BLOCK_M=p.block_m // 2, BLOCK_D=p.block_d, CODEWORDS_FIRST=p.codewords_first,
-        **product, **tiling, num_warps=p.warps, num_stages=p.stages,
+    buffers, at = {}, 0
+    for name, shape, dtype in (
+        ("operand", (groups, tiles * p.block_n, p.columns), torch.float16),
+        ("partial", (groups, 1 + FIELDS.value * splits, rows), torch.int32),
+        ("listed", (groups, 2, rows), torch.int32),
+        ("candidates", (groups, room, CANDIDATES.value), torch.int32),
+    ):
+        buffers[name] = _Buffer(at, shape, dtype)
+        at = triton.cdiv(buffers[name].stop, 128) * 128
+    return _Recipe((groups, MEAN.value + dim), buffers, at, stages)
+
+
+class _Launch(NamedTuple):
+    """The launcher of a compiled kernel and what it wants: addresses (by their places), then numbers and constants."""
+
+    launcher: Callable[..., None]
+    addresses: Callable[[list[int]], tuple[int, ...]]
+    rest: tuple[Any, ...]
+
+
+class _Known(NamedTuple):
+    """A search that was run before."""
+
+    head: tuple[int, ...]
+    size: int
+    starts: tuple[int, ...]  # of the buffers in the workspace
+    launches: tuple[_Launch, ...]
+
+
+# Triton would find the kernels again from their arguments, which takes the host longer than a small search takes the
+# device; so the launchers are called directly, with plain addresses.
+_known: dict[Any, _Known] = {}
+KNOWN_MAX = 1024
+
+
+def _launch(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None) -> Tensor:
+    device = z.device
+    index = torch.empty(z.shape[:2], dtype=torch.int64, device=device)
+    if index.numel() == 0:
+        return index
+    given = index if penalty is None else penalty.contiguous()  # what stands in is never read
+    own = (z, codebook, given, index)
+    addresses = [t.data_ptr() for t in own]
+    # What Triton compiles for: numbers, types, and whether addresses are multiples of 16 (those of new buffers are).
+    key = (
+        z.shape, z.stride(), z.dtype, codebook.shape, codebook.stride(), codebook.dtype, device,
+        dot, penalty is None, *[a % 16 for a in addresses],
     )  # fmt: skip
-    _settle[528, groups](
-        z, codebook, penalty, head, *results, rows, size, room, *z.stride(), *codebook.stride(),
-        BLOCK_M=16, PENALTY=has_penalty, **exact, **tiling,
+    known = _known.get(key)
+    if known is None:
+        return _first_launch(own, dot, penalty is not None, key)
+    head = torch.zeros(known.head, dtype=torch.float32, device=device)
+    workspace = torch.empty(known.size, dtype=torch.uint8, device=device)
+    start = workspace.data_ptr()
+    addresses.append(head.data_ptr())
+    addresses += [start + at for at in known.starts]
+    stream = triton.runtime.driver.active.get_current_stream(device.index)
+    for launcher, chosen, rest in known.launches:
+        launcher(*chosen(addresses), *rest, stream=stream)
+    return index
+
+
+def _first_launch(own: tuple[Tensor, ...], dot: bool, has_penalty: bool, key: Any) -> Tensor:
+    """Run a search through Triton, and keep what it compiled."""
+    z, codebook, penalty, index = own
+    half = (torch.float16, torch.bfloat16)
+    centre = not dot and not (z.dtype in half and codebook.dtype in half)  # half precision splits without loss as it is
+    groups, rows, dim = z.shape
+    recipe = _recipe(
+        groups, rows, codebook.shape[1], dim, z.stride(), codebook.stride(),
+        dot, centre, has_penalty, _shared_memory(z.device),
     )  # fmt: skip
+    head = torch.zeros(recipe.head, dtype=torch.float32, device=z.device)
+    workspace = torch.empty(recipe.size, dtype=torch.uint8, device=z.device)
+    tensors = {"z": z, "codebook": codebook, "penalty": penalty, "index": index, "head": head}
+    tensors |= {name: buffer.view(workspace) for name, buffer in recipe.buffers.items()}
+    places = {name: i for i, name in enumerate(tensors)}
+    launches = []
+    for stage in recipe.stages:
+        arguments = [*(tensors[name] for name in stage.tensors), *stage.numbers]
+        kernel = stage.kernel[stage.grid](*arguments, **stage.constants, **stage.options)
+        if kernel is not None:  # None in the interpreter
+            constants = [stage.constants[name] for name in stage.kernel.arg_names[len(arguments) :]]
+            chosen = itemgetter(*(places[name] for name in stage.tensors))
+            launches.append(_Launch(kernel[stage.grid], chosen, (*stage.numbers, *constants)))
+    if len(launches) == len(recipe.stages):
+        if len(_known) >= KNOWN_MAX:
+            _known.clear()
+        starts = tuple(buffer.start for buffer in recipe.buffers.values())
+        _known[key] = _Known(recipe.head, recipe.size, starts, tuple(launches))
     return index
 
 
