@@ -43,7 +43,7 @@ INDEX_POINTER = struct.Struct("<Q")
 
 # Wire constants. Numbers are never reused.
 MODALITIES = {1: "image"}
-PRIORS = {1: "static"}
+PRIORS = {1: "static", 2: "context"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ COMMON_FIELDS = (
     Field("model", "name", "name of the tokenizer"),
     Field("weights_hash", "hash", "first 8 bytes of the SHA-256 of the model's model.safetensors"),
     Field("prior", "u8", "kind of entropy model", names=PRIORS),
-    Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the model's prior.safetensors"),
+    Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the entropy model's file"),
     Field("layers", "u8", "layers that the complete file holds, coarse to fine", 1, MAX_LAYERS),
 )
 MODALITY_FIELDS = {

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..tokenizers.api import Tokens
 
 
+CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
+
+
 @dataclass
 class Decoded:
     """A decoded picture.
@@ -98,7 +101,7 @@ def file_tokens(
 ) -> tuple[Tokens, Model]:
     """Tokens of a parsed file and the model they belong to. What is lost is noted in ``tok.problems``.
 
-    A segment without its first layer is filled with the entropy model's most probable codes; a segment without a later
+    A segment without its first layer is filled with what the entropy model expects there; a segment without a later
     layer is ``ABSENT`` (-1) from there on.
     """
     import numpy as np
@@ -118,12 +121,17 @@ def file_tokens(
     if spec.grid != header.grid:  # checked first: a stride of 1 would ask for 256 times the memory
         raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
     codes = np.full((1, wanted, *header.grid), -1, dtype=np.int64)
+    lost = []
     for segment in range(header.n_segments):
         top, left, bottom, right = header.segment_box(segment)
-        grid = (bottom - top, right - left)
         payloads = segment_payloads(tok, segment, wanted)
-        part = decompress_segment(tok, loaded, segment, payloads, grid)
-        codes[0, : len(part), top:bottom, left:right] = part
+        part = decompress_segment(tok, loaded, segment, payloads, (bottom - top, right - left))
+        if part is None:
+            lost.append(segment)
+        else:
+            codes[0, : len(part), top:bottom, left:right] = part
+    for segment in lost:
+        conceal_segment(codes[0], header.segment_box(segment), loaded)
     held = int((codes >= 0).any(axis=(0, 2, 3)).sum())
     return Tokens(torch.from_numpy(codes[:, :held]), spec), loaded
 
@@ -143,16 +151,30 @@ def segment_payloads(tok: TokFile, segment: int, wanted: int) -> list[bytes]:
 
 def decompress_segment(
     tok: TokFile, model: Model, segment: int, payloads: list[bytes], grid: tuple[int, int]
-) -> np.ndarray:
-    """Codes ``[k, *grid]`` of a segment; a payload that does not decode costs its layer and the later ones."""
+) -> np.ndarray | None:
+    """Codes ``[k, *grid]`` of a segment, None if it is lost; a payload that does not decode costs later layers too."""
     while payloads:
         try:
             return model.prior.decompress(payloads, grid)
         except ValueError as error:
             tok.damaged(f"segment {segment}: {error}; decoded from {len(payloads) - 1} layers")
             payloads = payloads[:-1]
-    tok.damaged(f"segment {segment}: lost, filled with the most probable codes")
-    return model.prior.fill(grid)
+    tok.damaged(f"segment {segment}: lost, {grid[0]} x {grid[1]} cells filled with what the entropy model expects")
+    return None
+
+
+def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Model) -> None:
+    """Fill the first layer of a lost segment of ``codes [K, h, w]`` in place, given what lies around it."""
+    from ..tokenizers.image.grid import ImageGrid
+
+    assert isinstance(model.tokenizer, ImageGrid)
+    codewords = [level.codebook.detach().float().cpu().numpy() for level in model.tokenizer.codebooks]
+    top, left, bottom, right = box
+    y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
+    window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
+    # Lost neighbours in the window are filled as well, but only to go on from: each has a turn of its own.
+    filled = model.prior.conceal(window, codewords, levels=1)
+    codes[0, top:bottom, left:right] = filled[0, top - y : bottom - y, left - x : right - x]
 
 
 def decode_pixels(tokens: Tokens, model: Model, channels: int, synthesis: str | None) -> np.ndarray:

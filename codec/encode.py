@@ -99,6 +99,7 @@ def encode_file(
     levels: int | None = None,
     bpp: float | None = None,
     size: int | None = None,
+    prior: str | None = None,
     device: str = "auto",
     force: bool = False,
     metadata: bool = True,
@@ -112,6 +113,7 @@ def encode_file(
         model: release name, folder or hub id; the default for the modality if None.
         quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; all
             levels by default.
+        prior: entropy model, "context" (smaller files) or "static"; the first of these that the model has by default.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
@@ -124,7 +126,7 @@ def encode_file(
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
         picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
-        loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device))  # 2
+        loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device), prior)  # 2
         tokens = encode_tokens(picture.pixels, loaded)  # 3
         layers = compress_tokens(tokens, loaded)  # 4
         encoded = build_file(picture, tokens, layers, loaded, metadata, rate)  # 5

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..tokenizers.api import Tokenizer
 
 DEFAULT_MODELS = {"image": "image-grid"}
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
+PRIOR_FILES = {"context": "context.safetensors", "static": "prior.safetensors"}  # best first
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,53 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_model(name: str, device: str = "cpu") -> Model:
-    """Load a tokenizer and its prior by release name, folder or hub id; kept for the next call.
+def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:
+    """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
 
-    Raises: ModelError if there is none or it is damaged.
+    Args:   prior: "context" or "static"; the first of these that the model has if None.
+    Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
     """
-    from ..entropy.prior import PRIOR_FILE
     from ..tokenizers.api import find_model
-    from ..tokenizers.weights import WEIGHTS_FILE
 
+    if prior is not None and prior not in PRIOR_FILES:
+        raise UsageError(f"unknown entropy model {prior!r}: use {' or '.join(PRIOR_FILES)}")
     try:
         folder = find_model(name)
-        written = tuple((folder / f).stat().st_mtime_ns for f in (WEIGHTS_FILE, PRIOR_FILE))
-        return _load_folder(folder, pick_device(device), written)
+        there = [kind for kind, file in PRIOR_FILES.items() if (folder / file).is_file()]
+        kind = prior or next(iter(there), "static")
+        if prior is not None and there and prior not in there:
+            raise ValueError(f"{name} has no entropy model {prior!r}, only {' and '.join(map(repr, there))}")
+        device = pick_device(device)
+        tokenizer = _load_tokenizer(folder, device, _written(folder, WEIGHTS_FILE, CONFIG_FILE))
+        loaded = _load_prior(folder, kind, device, _written(folder, PRIOR_FILES[kind]))
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
+    if loaded.codebook_sizes != tokenizer.codebook_sizes:
+        raise ModelError(f"the entropy model {kind!r} in {folder} has other codebook sizes than the tokenizer")
+    return Model(tokenizer, loaded)
+
+
+def _written(folder: Path, *files: str) -> tuple[int, ...]:
+    """When files of a model were written: a retrained one is another."""
+    return tuple((folder / file).stat().st_mtime_ns for file in files if (folder / file).is_file())
 
 
 @functools.lru_cache(maxsize=4)
-def _load_folder(folder: Path, device: str, written: tuple[int, ...]) -> Model:
-    """A model from its folder; ``written`` makes a retrained one another."""
-    from ..entropy.static import StaticPrior
+def _load_tokenizer(folder: Path, device: str, written: tuple[int, ...]) -> Tokenizer:
     from ..tokenizers.api import Tokenizer
 
-    tokenizer = Tokenizer.from_pretrained(folder)
-    prior = StaticPrior.from_pretrained(folder)
-    if prior.codebook_sizes != tokenizer.codebook_sizes:
-        raise ModelError(f"the entropy model in {folder} has other codebook sizes than the tokenizer")
-    return Model(tokenizer.to(device), prior)
+    return Tokenizer.from_pretrained(folder).to(device)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_prior(folder: Path, kind: str, device: str, written: tuple[int, ...]) -> Prior:
+    if kind == "static":
+        from ..entropy.static import StaticPrior
+
+        return StaticPrior.from_pretrained(folder)
+    from ..entropy.context import ContextPrior
+
+    return ContextPrior.from_pretrained(folder, device)
 
 
 def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
@@ -96,14 +117,14 @@ def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
         raise ModelError(
             f"made with the model {header.model}, which does not come with tokodec; give its folder with --model"
         )
-    model = load_model(name or header.model, device)
+    model = load_model(name or header.model, device, PRIORS[header.prior])
     tokenizer, prior = model.tokenizer, model.prior
     if tokenizer.weights_hash != header.weights_hash:
         raise WeightsMismatchError(
             f"the file was made with weights {header.weights_hash} of {header.model},"
             f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
         )
-    if (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
+    if prior.hash != header.prior_hash:
         raise WeightsMismatchError(
             f"the file was made with entropy model {PRIORS[header.prior]} {header.prior_hash},"
             f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with --model"

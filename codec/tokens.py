@@ -144,7 +144,7 @@ def dump_tokens(tokens: Tokens, suffix: str) -> bytes:
     import numpy as np
     import safetensors.numpy
 
-    codes = tokens.codes.cpu().numpy().astype(np.int32)
+    codes = np.ascontiguousarray(tokens.codes.cpu().numpy(), dtype=np.int32)  # safetensors would mix other layouts up
     spec = json.dumps(dataclasses.asdict(tokens.spec))
     if suffix == ".safetensors":
         return safetensors.numpy.save({"codes": codes}, metadata={"spec": spec})

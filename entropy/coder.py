@@ -18,6 +18,17 @@ import numpy.typing as npt
 
 from .tables import check_table
 
+# Frequencies minus one, float32 [n, N]: integers below 2^24, which float32 holds exactly.
+Shares = npt.NDArray[np.float32]
+
+_TABLES = constriction.stream.model.Categorical(perfect=False)
+
+
+def _words(payload: bytes) -> npt.NDArray[np.uint32]:
+    if len(payload) % 4 or payload[-4:] == b"\0\0\0\0":
+        raise ValueError("a payload is a row of 32-bit words, the last one not zero")
+    return np.frombuffer(payload, dtype="<u4").astype(np.uint32)  # none at all for a row of symbol 0
+
 
 def _model(table: npt.NDArray[np.integer]) -> constriction.stream.model.Categorical:
     check_table(table)
@@ -43,11 +54,46 @@ def decode_static(payload: bytes, n: int, table: npt.NDArray[np.integer]) -> npt
         if payload:
             raise ValueError("a payload of zero bytes was expected")
         return np.zeros(n, dtype=np.int64)
-    if len(payload) % 4 or payload[-4:] == b"\0\0\0\0":
-        raise ValueError("a payload is a row of 32-bit words, the last one not zero")
-    words = np.frombuffer(payload, dtype="<u4").astype(np.uint32)  # none at all for a row of symbol 0
-    coder = constriction.stream.stack.AnsCoder(words)
+    coder = constriction.stream.stack.AnsCoder(_words(payload))
     symbols = coder.decode(_model(table), n)
     if not coder.is_empty():
         raise ValueError("the payload holds more than its symbols")
     return symbols.astype(np.int64)
+
+
+class TableEncoder:
+    """Symbols with a table each, coded in the order in which they are given."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[npt.NDArray[np.int32], Shares]] = []
+
+    def push(self, symbols: npt.NDArray[np.integer], shares: Shares) -> None:
+        """Add ``symbols [n]`` in [0, N) with frequencies ``shares + 1``, ``[n, N]``."""
+        if symbols.size and shares.shape[1] > 1:  # a table of one entry tells nothing
+            self._blocks.append((np.ascontiguousarray(symbols, dtype=np.int32), shares))
+
+    def finish(self) -> bytes:
+        """All that was pushed, a multiple of 4 bytes."""
+        coder = constriction.stream.stack.AnsCoder()
+        for symbols, shares in reversed(self._blocks):  # ANS is a stack: push in reverse
+            coder.encode_reverse(symbols, _TABLES, np.ascontiguousarray(shares))
+        return coder.get_compressed().astype("<u4").tobytes()
+
+
+class TableDecoder:
+    """Inverse of :class:`TableEncoder`. Raises ValueError if the payload has not the form of a stream."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._coder = constriction.stream.stack.AnsCoder(_words(payload))
+
+    def pull(self, shares: Shares) -> npt.NDArray[np.int64]:
+        """The next symbols ``[n]``, with frequencies ``shares + 1``, ``[n, N]``."""
+        if not len(shares) or shares.shape[1] == 1:
+            return np.zeros(len(shares), dtype=np.int64)
+        symbols: npt.NDArray[np.int32] = self._coder.decode(_TABLES, np.ascontiguousarray(shares))
+        return symbols.astype(np.int64)
+
+    def finish(self) -> None:
+        """Raise ValueError unless the payload is used up."""
+        if not self._coder.is_empty():
+            raise ValueError("the payload holds more than its symbols")

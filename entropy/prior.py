@@ -6,14 +6,12 @@ import abc
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-
-PRIOR_FILE = "prior.safetensors"
 
 Codes = npt.NDArray[np.int64]
 
@@ -25,8 +23,9 @@ class Prior(abc.ABC):
     prefix of the payloads gives a prefix of the levels.
     """
 
-    wire_id: int  # explicit constant of the file format, see FORMAT.md
-    hash: str  # first 8 bytes of the SHA-256 of prior.safetensors as hex digits; "" if never saved
+    wire_id: ClassVar[int]  # explicit constant of the file format, see FORMAT.md
+    file: ClassVar[str]  # name of its file in a model's folder
+    hash: str  # first 8 bytes of the SHA-256 of its file as hex digits; "" if never saved
 
     @property
     @abc.abstractmethod
@@ -49,18 +48,29 @@ class Prior(abc.ABC):
         """Ideal code length of codes ``[k, *grid]`` in bits, one number a level, ``[k]``."""
 
     @abc.abstractmethod
-    def fill(self, grid: tuple[int, ...]) -> Codes:
-        """The most probable codes of the first level, ``[1, *grid]``: what a lost segment becomes."""
+    def conceal(
+        self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
+    ) -> Codes:
+        """Fill the missing codes (-1) of ``[k, *grid]``, given those that are there.
+
+        An estimate: unlike what is coded, it may differ from machine to machine where two codes are nearly as good.
+
+        Args:
+            codewords: ``[N_k, D]`` of every level. With them codes are chosen for the least expected squared error, and
+                one that is better left out stays -1; without, each is the most probable one.
+            levels: fill only so many, coarse to fine; all of them by default.
+        """
 
     @abc.abstractmethod
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What the prior consists of, for :meth:`save_pretrained`."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``prior.safetensors`` into ``folder`` and take its hash."""
-        path = Path(folder) / PRIOR_FILE
+        """Write the prior's file into ``folder`` and take its hash."""
+        path = Path(folder) / self.file
         beside = path.with_suffix(".tmp")
-        beside.write_bytes(save(self.arrays(), metadata={"wire_id": str(self.wire_id)}))
+        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
+        beside.write_bytes(save(arrays, metadata={"wire_id": str(self.wire_id)}))
         beside.replace(path)
         self.hash = prior_hash(path)
 
@@ -70,10 +80,20 @@ def prior_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def read_prior_arrays(folder: str | Path) -> tuple[dict[str, npt.NDArray[Any]], str]:
-    """Arrays and hash of the prior in ``folder``. Raises ValueError if it is missing or damaged."""
-    path = Path(folder) / PRIOR_FILE
+def read_prior_arrays(folder: str | Path, file: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
+    """Arrays and hash of the prior ``file`` in ``folder``. Raises ValueError if it is missing or damaged."""
+    path = Path(folder) / file
     try:
         return load_file(str(path)), prior_hash(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read entropy model {path}: {error}") from error
+
+
+def check_codes(codes: Codes, sizes: Sequence[int], missing: bool = False) -> None:
+    """Raise ValueError unless ``codes [k, *grid]`` are codes of the first k codebooks (or -1, if ``missing``)."""
+    if codes.ndim < 2 or not 1 <= codes.shape[0] <= len(sizes):
+        raise ValueError(f"codes must be [k, *grid] with k <= {len(sizes)}, got {codes.shape}")
+    least = -1 if missing else 0
+    for k, level in enumerate(codes):
+        if level.size and not least <= int(level.min()) <= int(level.max()) < sizes[k]:
+            raise ValueError(f"level {k + 1} holds a code outside [0, {sizes[k]})")

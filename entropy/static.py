@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .prior import Codes, Prior, read_prior_arrays
+from .prior import Codes, Prior, check_codes, read_prior_arrays
 from .tables import check_table, frequency_table, table_bits
+
+STATIC_FILE = "prior.safetensors"
 
 
 class StaticPrior(Prior):
@@ -24,6 +26,7 @@ class StaticPrior(Prior):
     """
 
     wire_id = 1
+    file = STATIC_FILE
 
     def __init__(self, tables: Sequence[npt.NDArray[np.integer]]) -> None:
         if not tables:
@@ -42,7 +45,7 @@ class StaticPrior(Prior):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> StaticPrior:
         """Read ``prior.safetensors``. Raises ValueError if it is missing or damaged."""
-        arrays, digest = read_prior_arrays(folder)
+        arrays, digest = read_prior_arrays(folder, STATIC_FILE)
         names = [f"table.{k}" for k in range(len(arrays))]
         if set(names) != set(arrays):
             raise ValueError(f"the entropy model in {folder} does not hold tables 0..{len(arrays) - 1}")
@@ -60,7 +63,7 @@ class StaticPrior(Prior):
     def compress(self, codes: Codes) -> list[bytes]:
         from .coder import encode_static  # the coder's library is not needed to train or to look at tables
 
-        self._check(codes)
+        check_codes(codes, self.codebook_sizes)
         return [encode_static(level.ravel(), table) for level, table in zip(codes, self.tables, strict=False)]
 
     def decompress(self, payloads: Sequence[bytes], grid: tuple[int, ...]) -> Codes:
@@ -75,15 +78,24 @@ class StaticPrior(Prior):
         return out
 
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
-        self._check(codes)
+        check_codes(codes, self.codebook_sizes)
         return np.array([table_bits(t)[level].sum() for level, t in zip(codes, self.tables, strict=False)])
 
-    def fill(self, grid: tuple[int, ...]) -> Codes:
-        return np.full((1, *grid), int(self.tables[0].argmax()), dtype=np.int64)
-
-    def _check(self, codes: Codes) -> None:
-        if codes.ndim < 2 or not 1 <= codes.shape[0] <= len(self.tables):
-            raise ValueError(f"codes must be [k, *grid] with k <= {len(self.tables)}, got {codes.shape}")
-        for k, level in enumerate(codes):
-            if level.size and not 0 <= int(level.min()) <= int(level.max()) < self.tables[k].size:
-                raise ValueError(f"level {k + 1} holds a code outside [0, {self.tables[k].size})")
+    def conceal(
+        self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
+    ) -> Codes:
+        check_codes(codes, self.codebook_sizes, missing=True)
+        filled = codes.copy()
+        rest = 0.0  # of the expected codeword, [D]
+        for k, (level, table) in enumerate(zip(filled[:levels], self.tables, strict=False)):
+            best = int(table.argmax())
+            if codewords is not None:
+                vectors = np.asarray(codewords[k], dtype=np.float64)
+                wanted = table @ vectors / table.sum() + rest
+                distance = np.square(vectors - wanted).sum(1)
+                best = int(distance.argmin())
+                if k and np.square(wanted).sum() <= distance[best]:
+                    best = -1
+                rest = wanted - (vectors[best] if best >= 0 else 0.0)
+            level[level < 0] = best
+        return filled

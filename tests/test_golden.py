@@ -17,9 +17,12 @@ from tokodec.codec.container import ALPH, EXIF, ICCP, LAYR, read_tok, write_tok
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import compress_tokens
 from tokodec.codec.models import load_model
+from tokodec.entropy.context import ContextPrior
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
+CONTEXT = GOLDEN / "context"
+EXPECTED_CONTEXT: dict[str, dict[str, Any]] = json.loads((CONTEXT / "expected.json").read_text())
 BAD = sorted((GOLDEN / "bad").glob("*.tok"))
 
 
@@ -29,7 +32,7 @@ def test_every_golden_file_has_its_expectation() -> None:
 
 
 def test_golden_files_stay_small() -> None:
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 150_000
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
 
 
 def test_model_hashes_are_those_of_the_files(tiny_model: Path) -> None:
@@ -124,6 +127,39 @@ def test_codes_do_not_depend_on_the_number_of_threads(tiny_model: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+# --------------------------------------------------------------------------------------------------- context prior
+
+
+def test_every_context_file_has_its_expectation() -> None:
+    assert {path.stem for path in CONTEXT.glob("*.tok")} == set(EXPECTED_CONTEXT) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED_CONTEXT)
+def test_context_files_decode_to_their_codes_by_their_tables(name: str) -> None:
+    tok = read_tok((CONTEXT / f"{name}.tok").read_bytes())
+    assert (tok.header.prior, tok.header.prior_hash) == (2, load_model(str(CONTEXT)).prior.hash)
+    tokens, model = file_tokens(tok, str(CONTEXT), "cpu")
+    assert tok.problems == []
+    expected = EXPECTED_CONTEXT[name]
+    assert hashlib.sha256(tokens.codes.numpy().astype("<i4").tobytes()).hexdigest()[:32] == expected["codes"]
+    assert isinstance(model.prior, ContextPrior)
+    if tok.header.n_segments == 1:
+        assert model.prior.tables_hash(tokens.codes[0].numpy()) == expected["tables"]
+    layers = compress_tokens(tokens, model)
+    assert [[tok.payload(LAYR, k, s) for s in range(len(row))] for k, row in enumerate(layers)] == layers
+    assert len((CONTEXT / f"{name}.tok").read_bytes()) == expected["bytes"]
+
+
+def test_the_same_codes_whichever_prior(tiny_model: Path) -> None:
+    for name in EXPECTED:
+        assert EXPECTED_CONTEXT[name]["codes"] == EXPECTED[name]["codes"]
+
+
+def test_context_files_want_their_prior(tiny_model: Path) -> None:
+    with pytest.raises(errors.ModelError, match="no entropy model 'context', only 'static'"):
+        decode_file(CONTEXT / "gray.tok", model=str(tiny_model), device="cpu")
 
 
 # ------------------------------------------------------------------------------------------------------- bad files

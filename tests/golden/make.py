@@ -1,14 +1,17 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py`, or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is
-released. Files of a released format stay as they are: new ones are added under new names.
+Run `python tests/golden/make.py` (with the word `context` it makes only the folder of that name), or any tests with
+GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as they are:
+new ones are added under new names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +36,15 @@ from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import Rate, build_file, compress_tokens, encode_tokens
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
+from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.context_net import ContextNet, LevelShape
+from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
+CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 CONFIG = ImageGridConfig(
     channels=(8, 8, 8),
     analysis_blocks=(1, 1, 1),
@@ -135,6 +142,37 @@ def make_files(model: Model) -> None:
     (HERE / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
+def make_context() -> None:
+    """A context prior of random weights for `tiny`, and files of every kind of picture made with it."""
+    torch.manual_seed(3)
+    CONTEXT.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(TINY / name, CONTEXT)
+    codewords = [level.codebook.detach().numpy() for level in ImageGrid.from_pretrained(TINY).codebooks]
+    shape = LevelShape(features=8, width=16, hidden=16, blocks=1, digit=8)
+    schedules = [refinement(2, steps) for steps in (8, 4, 2, 1)]  # the last is the filler's
+    net = ContextNet(codewords, schedules, [offsets_within(2, (1, 1))] * 4, [shape] * 4)
+    ContextPrior(net.export()).save_pretrained(CONTEXT)
+    model = load_model(str(CONTEXT))
+    expected: dict[str, Any] = {}
+    for name, (picture, rate) in pictures().items():
+        tokens = encode_tokens(picture.pixels, model)
+        made = build_file(picture, tokens, compress_tokens(tokens, model), model, False, rate)
+        (CONTEXT / f"{name}.tok").write_bytes(made.data)
+        kept = tokens.levels(made.levels)
+        expected[name] = {
+            "codes": codes_hash(kept.codes),
+            "tables": context_prior(model).tables_hash(kept.codes[0].numpy()),
+            "bytes": len(made.data),
+        }
+    (CONTEXT / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
+
+
+def context_prior(model: Model) -> ContextPrior:
+    assert isinstance(model.prior, ContextPrior)
+    return model.prior
+
+
 def split_chunks(data: bytes) -> list[bytes]:
     """The framed chunks of an intact file, one after the other."""
     chunks, at = [], len(SIGNATURE) + 1
@@ -209,12 +247,14 @@ def make_bad() -> None:
         (HERE / "bad" / f"{name}.tok").write_bytes(data)
 
 
-def main() -> None:
-    make_tiny()
-    make_files(load_model(str(TINY)))
-    make_bad()
+def main(wanted: list[str]) -> None:
+    if not wanted:
+        make_tiny()
+        make_files(load_model(str(TINY)))
+        make_bad()
+    make_context()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

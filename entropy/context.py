@@ -1,0 +1,501 @@
+"""The context prior: a learned model of token grids whose probabilities are exact integers on every machine.
+
+Codes of a level are coded in few steps (:mod:`.schedule`), all cells of a step at once, each given the codes around it:
+those of all coarser levels, and those of its own level that came in earlier steps. An integer network
+(:mod:`.integer`, trained as :mod:`.context_net`) turns the window around a cell into frequencies; a code of a large
+codebook is two or three digits (:mod:`.tree`), each with a table of at most 256 entries.
+
+A further network of the same kind, if there is one, sees all levels of the neighbours and tells the first level of a
+cell whose codes were lost (:meth:`ContextPrior.conceal`). It codes nothing.
+
+Support: codes 0..N_k-1 of each level; leaves of the tree without a code get the smallest frequency. Precision: 24 bits.
+Payload of a level: for each step the first digits of its cells, then their second, then their third; :mod:`.coder`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .integer import (
+    ACT_BITS,
+    CONCEAL,
+    LOGIT_BITS,
+    LOGIT_MAX,
+    STREAM_BITS,
+    STREAM_MAX,
+    ExactLinear,
+    check_linear,
+    exact_dtype,
+    frequencies,
+)
+from .prior import Codes, Prior, check_codes, read_prior_arrays
+from .schedule import Schedule
+from .tables import PRECISION
+from .tree import CodeTree
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+CONTEXT_FILE = "context.safetensors"
+GRAPH_AFTER = 2  # runs over a grid before CUDA graphs are captured for it
+KEPT_GRIDS = 8
+PROBABILITIES = 1 << 24  # elements of a block of whole distributions, in concealment
+
+Int64Array = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float32]
+
+
+class ContextLevel:
+    """The integer network of one level.
+
+    Args:
+        arrays: the level's part of the prior's file; FORMAT.md lists them.
+        sizes: codebook sizes of the levels that it sees, its own last.
+
+    Raises: ValueError if the arrays do not fit each other, or if a sum could leave the exact range.
+    """
+
+    def __init__(self, arrays: Arrays, sizes: Sequence[int], device: torch.device) -> None:
+        try:
+            self._build(arrays, list(sizes), device)
+        except KeyError as error:
+            raise ValueError(f"the context model lacks {error}") from error
+
+    def _build(self, arrays: Arrays, sizes: list[int], device: torch.device) -> None:
+        self.device, self.sizes = device, sizes
+        self.tree = CodeTree(tuple(int(b) for b in arrays["bases"]), arrays["leaf"].astype(np.int64))
+        if self.tree.size != sizes[-1]:
+            raise ValueError(f"a tree of {self.tree.size} codes does not fit a codebook of {sizes[-1]}")
+        self.schedule = Schedule(tuple(int(p) for p in arrays["period"]), tuple(int(s) for s in arrays["steps"]))
+        self.offsets = arrays["offsets"].astype(np.int64)
+        if self.offsets.ndim != 2 or self.offsets.shape[1] != self.schedule.ndim:
+            raise ValueError("offsets are [P, axes of the grid]")
+        table = arrays["table"]
+        rows = sum(n + 1 for n in sizes) + 1
+        if table.dtype != np.int8 or table.ndim != 2 or len(table) != rows or table.min(initial=0) < -127:
+            raise ValueError(f"the embedding table must be int8 [{rows}, F] in -127..127")
+        self.dtype = dtype = exact_dtype(device)
+        self.table = torch.from_numpy(table.astype(np.float32)).to(device, dtype)
+        self.first_row = [int(row) for row in np.cumsum([0] + [n + 1 for n in sizes])]
+
+        def linear(name: str, input_max: int, low: int, high: int) -> ExactLinear:
+            part = {key: arrays[f"{name}.{key}"] for key in ("weight", "bias", "shift")}
+            return ExactLinear(part, input_max, low, high, device, dtype)
+
+        blocks = sum(name.startswith("up.") and name.endswith(".weight") for name in arrays)
+        digits = len(self.tree.bases)
+        self.input = linear("input", 127, -STREAM_MAX, STREAM_MAX)
+        self.up = [linear(f"up.{i}", 127, 0, 255) for i in range(blocks)]
+        self.down = [linear(f"down.{i}", 255, -STREAM_MAX, STREAM_MAX) for i in range(blocks)]
+        self.head = [linear(f"head.{i}", 127, -(1 << 16), 1 << 16) for i in range(digits)]
+        self.first_logits = linear("logits.0", 255, -LOGIT_MAX, LOGIT_MAX)
+        self.prefix, self.weight, self.bias = [], [], []
+        before = 1
+        for i in range(1, digits):
+            before *= self.tree.bases[i - 1]
+            base = self.tree.bases[i]
+            prefix = arrays[f"prefix.{i}"]
+            weight, bias, shift = check_linear({k: arrays[f"logits.{i}.{k}"] for k in ("weight", "bias", "shift")}, 255)
+            if prefix.dtype != np.int32 or len(prefix) != before or len(weight) != before * base:
+                raise ValueError(f"digit {i} wants {before} rows and {before * base} logits")
+            scale = 2.0**-shift
+            self.prefix.append(torch.from_numpy(prefix).to(device, dtype))
+            rows_ = (weight * scale[:, None]).reshape(before, base, -1)
+            self.weight.append(torch.from_numpy(rows_).to(device, dtype))  # [prefixes, base, hidden]
+            self.bias.append(torch.from_numpy((bias * scale + 0.5).reshape(before, base)).to(device, dtype))
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self.graphs: dict[tuple[int, ...], StepGraphs] = {}
+        self.runs: Counter[tuple[int, ...]] = Counter()
+
+    def layout(self, grid: tuple[int, ...]) -> Layout:
+        """Neighbours and steps of a grid; kept for the next call."""
+        if grid not in self._layouts:
+            if len(self._layouts) >= KEPT_GRIDS:
+                for kept in (self._layouts, self.graphs, self.runs):
+                    kept.clear()
+            self._layouts[grid] = Layout(self, grid)
+        return self._layouts[grid]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Windows ``[n, P * F]`` to what the heads read, ``[n, C]``."""
+        h = self.input(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            h = h.add_(down(up(_activation(h)))).clamp_(-STREAM_MAX, STREAM_MAX)
+        return _activation(h)
+
+    def logits(self, a: Tensor, digit: int, prefix: Tensor | None = None) -> Tensor:
+        """Logits ``[n, base]`` of a digit, after the digits before it as one number, ``prefix [n]``."""
+        v = self.head[digit](a)
+        if prefix is None:
+            return self.first_logits(v.clamp_(0, 255))
+        v = v.add_(self.prefix[digit - 1].index_select(0, prefix)).clamp_(0, 255)
+        rows = self.weight[digit - 1].index_select(0, prefix)  # [n, base, hidden]
+        out = torch.baddbmm(self.bias[digit - 1].index_select(0, prefix)[:, :, None], rows, v[:, :, None])
+        return out[:, :, 0].floor_().clamp_(-LOGIT_MAX, LOGIT_MAX)
+
+    def probabilities(self, a: Tensor) -> Tensor:
+        """Probabilities of all codes, ``[n, N]`` float64: for estimates, not for the coder."""
+        found = (self.logits(a, 0).double() * (math.log(2) / (1 << LOGIT_BITS))).softmax(-1)  # [n, bases[0]]
+        for i, (prefix, weight, bias) in enumerate(zip(self.prefix, self.weight, self.bias, strict=True), 1):
+            v = (self.head[i](a)[:, None] + prefix).clamp_(0, 255)  # [n, prefixes, hidden]
+            logits = torch.einsum("nph,pbh->npb", v, weight).add_(bias).floor_()
+            inner = (logits.double() * (math.log(2) / (1 << LOGIT_BITS))).softmax(-1)
+            found = (found[:, :, None] * inner).flatten(1)
+        leaf = torch.from_numpy(self.tree.leaf).to(self.device)
+        found = found[:, leaf]
+        return found / found.sum(-1, keepdim=True)
+
+
+def _activation(h: Tensor) -> Tensor:
+    return h.mul(2.0 ** (ACT_BITS - STREAM_BITS)).add_(0.5).floor_().clamp_(-127, 127)
+
+
+class Layout:
+    """What a level needs to know about a grid.
+
+    Attributes:
+        neighbours: ``[n, P]`` flat indices, n for those outside.
+        steps: flat indices of the cells of each step, on the host.
+        cells: the same on the device.
+        windows: ``[m * P]`` neighbours of the cells of each step, on the device.
+    """
+
+    def __init__(self, level: ContextLevel, grid: tuple[int, ...]) -> None:
+        n = math.prod(grid)
+        cells = np.stack(np.unravel_index(np.arange(n), grid), axis=-1)
+        there = cells[:, None] + level.offsets  # [n, P, ndim]
+        inside = ((there >= 0) & (there < np.array(grid))).all(-1)
+        flat = np.zeros(inside.shape, dtype=np.int64)
+        for axis, size in enumerate(grid):
+            flat = flat * size + there[..., axis]
+        self.neighbours = torch.from_numpy(np.where(inside, flat, n)).to(level.device)
+        self.steps = list(level.schedule.run(grid))
+        self.cells = [torch.from_numpy(step).to(level.device) for step in self.steps]
+        self.windows = [self.neighbours[cells].view(-1) for cells in self.cells]
+
+
+class LevelRun:
+    """One level of one grid while it is coded: what is known so far.
+
+    Args: codes: ``[k, n]`` of the other levels that it sees, -1 where one is missing.
+    """
+
+    def __init__(self, level: ContextLevel, codes: Tensor, grid: tuple[int, ...]) -> None:
+        self.level, self.layout = level, level.layout(grid)
+        # Sums of rows for each cell, the last one for cells outside: of the other levels, and with the own level's.
+        self.coarser = level.table.new_empty(math.prod(grid) + 1, level.table.shape[1])  # [n + 1, F]
+        self.map = torch.empty_like(self.coarser)
+        self.a = self.map  # what the heads read for the step at hand, [m, C]
+        self.begin(codes)
+
+    def begin(self, codes: Tensor) -> None:
+        """Forget all codes of the own level, take others of the other levels."""
+        table, first = self.level.table, self.level.first_row
+        self.coarser.zero_()
+        for own, start, end in zip(codes, first, first[1:], strict=False):
+            self.coarser[:-1] += table.index_select(0, torch.where(own < 0, end - 1, own + start))
+            self.coarser[-1] += table[end - 1]
+        torch.add(self.coarser, table[first[-1] - 1], out=self.map)
+        torch.add(self.coarser[-1], table[-1], out=self.map[-1])
+        self.map.clamp_(-127, 127)
+
+    def tables(self, step: int, digit: int, prefix: Int64Array) -> Shares:
+        """Tables ``[m, base]`` of a digit of the step's cells; digit 0 first. ``prefix [m]``: the digits before it."""
+        if digit == 0:
+            self.a = self.hidden(self.layout.windows[step], len(prefix))
+            return _to_host(frequencies(self.level.logits(self.a, 0)))
+        return _to_host(frequencies(self.level.logits(self.a, digit, torch.from_numpy(prefix).to(self.level.device))))
+
+    def put(self, step: int, codes: Int64Array) -> None:
+        """From now on the step's cells are known to hold ``codes [m]``."""
+        self.know(self.layout.cells[step], torch.from_numpy(codes).to(self.level.device))
+
+    def hidden(self, window: Tensor, n: int) -> Tensor:
+        """What the heads read for n cells with neighbours ``window [n * P]``, ``[n, C]``."""
+        return self.level.hidden(self.map.index_select(0, window).view(n, -1))
+
+    def know(self, cells: Tensor, codes: Tensor) -> None:
+        """Put ``codes [m]`` into the map at ``cells [m]``."""
+        rows = self.level.table.index_select(0, codes + self.level.first_row[-2])
+        self.map.index_copy_(0, cells, rows.add_(self.coarser.index_select(0, cells)).clamp_(-127, 127))
+
+
+class StepGraphs:
+    """A :class:`LevelRun` whose steps are CUDA graphs: a step is some hundred small kernels, and launching them one by
+    one takes longer than they run. Captured once for a level and a grid; one run at a time.
+    """
+
+    def __init__(self, level: ContextLevel, grid: tuple[int, ...]) -> None:
+        self.level, self.n = level, math.prod(grid)
+        none = torch.zeros(len(level.sizes) - 1, self.n, dtype=torch.int64, device=level.device)
+        self.run = LevelRun(level, none, grid)
+        self.layout = self.run.layout
+        frequencies(level.logits(self.run.hidden(self.layout.windows[0], len(self.layout.steps[0])), 0))  # warm up
+        self.tables_of: list[list[tuple[torch.cuda.CUDAGraph, Tensor, Tensor]]] = []
+        self.puts: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
+        pool = None
+        for step, cells in enumerate(self.layout.cells):
+            m = len(cells)
+            digits = []
+            for digit, base in enumerate(level.tree.bases):
+                given = torch.zeros(m, dtype=torch.int64, pin_memory=True)
+                found = torch.zeros(m, base, dtype=torch.float32, pin_memory=True)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    if digit == 0:
+                        a = self.run.hidden(self.layout.windows[step], m)
+                        logits = level.logits(a, 0)
+                    else:
+                        logits = level.logits(a, digit, given.to(level.device, non_blocking=True))
+                    found.copy_(frequencies(logits), non_blocking=True)
+                pool = pool or graph.pool()
+                digits.append((graph, given, found))
+            self.tables_of.append(digits)
+            codes = torch.zeros(m, dtype=torch.int64, pin_memory=True)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self.run.know(cells, codes.to(level.device, non_blocking=True))
+            self.puts.append((graph, codes))
+        torch.cuda.current_stream(level.device).synchronize()
+
+    def start(self, codes: Tensor) -> StepGraphs:
+        """Begin a new run; ``codes [k, n]`` as for :class:`LevelRun`."""
+        self.run.begin(codes)
+        return self
+
+    def tables(self, step: int, digit: int, prefix: Int64Array) -> Shares:
+        """As :meth:`LevelRun.tables`; the array is overwritten by the next run."""
+        graph, given, found = self.tables_of[step][digit]
+        given.numpy()[:] = prefix
+        graph.replay()
+        torch.cuda.current_stream(self.level.device).synchronize()
+        shares: Shares = found.numpy()
+        return shares
+
+    def put(self, step: int, codes: Int64Array) -> None:
+        """As :meth:`LevelRun.put`."""
+        graph, given = self.puts[step]
+        given.numpy()[:] = codes  # the step's tables were waited for, so the last copy from here is done
+        graph.replay()
+
+
+def start_run(level: ContextLevel, codes: Tensor, grid: tuple[int, ...]) -> LevelRun | StepGraphs:
+    """Begin to code a level: step by step, or with graphs on a GPU that has seen this grid before."""
+    if level.device.type == "cuda":
+        level.layout(grid)
+        level.runs[grid] += 1
+        if level.runs[grid] > GRAPH_AFTER and len(level.layout(grid).steps) <= 64:
+            if grid not in level.graphs:
+                level.graphs[grid] = StepGraphs(level, grid)
+            return level.graphs[grid].start(codes)
+    return LevelRun(level, codes, grid)
+
+
+class ContextPrior(Prior):
+    """Context model over grids of any number of axes; see the module's text.
+
+    Args: arrays: as in ``context.safetensors``: for each level k names that start with "k.", and maybe "conceal.".
+    Raises: ValueError if they do not fit each other.
+    """
+
+    wire_id = 2
+    file = CONTEXT_FILE
+
+    def __init__(self, arrays: Arrays, device: torch.device | str = "cpu") -> None:
+        self._arrays = dict(arrays)
+        self.hash = ""
+        parts: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for name, array in arrays.items():
+            own, _, rest = name.partition(".")
+            parts.setdefault(own, {})[rest] = array
+        filler = parts.pop(CONCEAL, None)
+        if not parts or set(parts) != {str(k) for k in range(len(parts))}:
+            raise ValueError("a context model holds levels 0..K-1")
+        if any("leaf" not in part for part in parts.values()):
+            raise ValueError("the context model lacks 'leaf'")
+        self._sizes = tuple(parts[str(k)]["leaf"].size for k in range(len(parts)))
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.levels = [ContextLevel(parts[str(k)], self._sizes[: k + 1], self.device) for k in range(len(parts))]
+        self.filler = None
+        if filler is not None:
+            self.filler = ContextLevel(filler, (*self._sizes[1:], self._sizes[0]), self.device)
+        every = [*self.levels, *([self.filler] if self.filler else [])]
+        if len({level.schedule.ndim for level in every}) > 1:
+            raise ValueError("all levels of a context model are grids of the same number of axes")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> ContextPrior:
+        """Read ``context.safetensors``. Raises ValueError if it is missing or damaged."""
+        arrays, digest = read_prior_arrays(folder, CONTEXT_FILE)
+        prior = cls(arrays, device)
+        prior.hash = digest
+        return prior
+
+    def to(self, device: torch.device | str) -> ContextPrior:
+        """The same prior on another device; its tables are the same."""
+        moved = ContextPrior(self._arrays, device)
+        moved.hash = self.hash
+        return moved
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return dict(self._arrays)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self._sizes
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the grids that it codes."""
+        return self.levels[0].schedule.ndim
+
+    @torch.no_grad()
+    def compress(self, codes: Codes) -> list[bytes]:
+        from .coder import TableEncoder
+
+        payloads = []
+        for blocks in self._code(codes):
+            encoder = TableEncoder()
+            for value, shares in blocks:
+                encoder.push(value, shares.copy())
+            payloads.append(encoder.finish())
+        return payloads
+
+    @torch.no_grad()
+    def decompress(self, payloads: Sequence[bytes], grid: tuple[int, ...]) -> Codes:
+        from .coder import TableDecoder
+
+        if len(payloads) > len(self.levels):
+            raise ValueError(f"{len(payloads)} payloads for {len(self.levels)} levels")
+        self._check_axes(grid)
+        out = np.empty((len(payloads), math.prod(grid)), dtype=np.int64)
+        for k, payload in enumerate(payloads):
+            level, decoder = self.levels[k], TableDecoder(payload)
+            run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
+            for step, cells in enumerate(run.layout.steps):
+                leaf = np.zeros(len(cells), dtype=np.int64)
+                for digit, base in enumerate(level.tree.bases):
+                    leaf = leaf * base + decoder.pull(run.tables(step, digit, leaf))
+                codes = level.tree.code[leaf]
+                if codes.size and codes.min() < 0:
+                    raise ValueError("the payload holds a code that the codebook lacks")
+                out[k, cells] = codes
+                run.put(step, codes)
+            decoder.finish()
+        return out.reshape(len(payloads), *grid)
+
+    @torch.no_grad()
+    def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
+        found = []
+        for blocks in self._code(codes):
+            total = 0.0
+            for value, shares in blocks:
+                total += float((PRECISION - np.log2(shares[np.arange(len(value)), value].astype(np.float64) + 1)).sum())
+            found.append(total)
+        return np.array(found)
+
+    @torch.no_grad()
+    def tables_hash(self, codes: Codes) -> str:
+        """SHA-256 of all integer tables that coding ``codes [k, *grid]`` takes: equal on every machine."""
+        digest = hashlib.sha256()
+        for blocks in self._code(codes):
+            for _, shares in blocks:
+                digest.update(shares.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def _code(self, codes: Codes) -> Iterator[Iterator[tuple[Int64Array, Shares]]]:
+        """For each level of ``codes [k, *grid]`` the digits and their tables, in coding order."""
+        check_codes(codes, self._sizes)
+        grid = codes.shape[1:]
+        self._check_axes(grid)
+        flat = np.ascontiguousarray(codes.reshape(len(codes), -1))
+        for k in range(len(codes)):
+            yield self._code_level(self.levels[k], flat[:k], flat[k], grid)
+
+    def _code_level(
+        self, level: ContextLevel, coarser: Codes, own: Codes, grid: tuple[int, ...]
+    ) -> Iterator[tuple[Int64Array, Shares]]:
+        run = start_run(level, torch.from_numpy(coarser).to(self.device), grid)
+        for step, cells in enumerate(run.layout.steps):
+            leaf, rest = level.tree.leaf[own[cells]], level.tree.code.size
+            for digit, base in enumerate(level.tree.bases):
+                prefix = leaf // rest
+                rest //= base
+                yield leaf // rest % base, run.tables(step, digit, prefix)
+            run.put(step, own[cells])
+
+    @torch.no_grad()
+    def conceal(
+        self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
+    ) -> Codes:
+        """Fill missing codes, from the rim of a hole inwards; see :meth:`Prior.conceal`.
+
+        With ``codewords`` a missing code of the first level becomes the one nearest to the expected codeword, and what
+        that leaves of the expectation is handed on to the finer levels, where a code stays missing if nothing (zero) is
+        nearer than every codeword. Without them each becomes its most probable value.
+        """
+        check_codes(codes, self._sizes, missing=True)
+        grid = codes.shape[1:]
+        self._check_axes(grid)
+        flat = torch.from_numpy(np.ascontiguousarray(codes.reshape(len(codes), -1)).copy()).to(self.device)
+        n = flat.shape[1]
+        tables = None
+        if codewords is not None:
+            tables = [torch.from_numpy(np.asarray(c, dtype=np.float64)).to(self.device) for c in codewords]
+        rest = None if tables is None else tables[0].new_zeros(n, tables[0].shape[1])  # of the expectation, [n, D]
+        for k in range(len(codes) if levels is None else levels):
+            lost = flat[k] < 0
+            if not bool(lost.any()):
+                continue
+            level, seen = self.levels[k], flat[:k]
+            if k == 0 and self.filler is not None:
+                level = self.filler
+                seen = flat.new_full((len(self._sizes) - 1, n), -1)
+                seen[: len(flat) - 1] = flat[1:]
+            run = LevelRun(level, seen, grid)
+            there = (~lost).nonzero()[:, 0]
+            run.know(there, flat[k, there])
+            close = torch.from_numpy(np.flatnonzero((np.abs(level.offsets) <= 1).all(1))).to(self.device)
+            near = run.layout.neighbours[:, close]  # [n, 3^ndim]
+            while bool(lost.any()):
+                held = torch.cat([~lost, lost.new_zeros(1)])
+                cells = (lost & held[near].any(1)).nonzero()[:, 0]
+                if not len(cells):  # nothing is known at all
+                    cells = lost.nonzero()[:, 0]
+                found = []
+                for block in cells.split(max(1, PROBABILITIES // level.tree.code.size)):
+                    p = level.probabilities(run.hidden(run.layout.neighbours[block].view(-1), len(block)))
+                    if tables is None or rest is None:
+                        found.append(p.argmax(1))
+                        continue
+                    wanted = p @ tables[k] + rest[block]
+                    distance, best = torch.cdist(wanted, tables[k]).min(1)
+                    if k:
+                        best = torch.where(wanted.norm(dim=1) <= distance, -1, best)
+                    rest[block] = wanted - torch.where(best[:, None] < 0, 0.0, tables[k][best.clamp_min(0)])
+                    found.append(best)
+                filled = torch.cat(found)
+                flat[k, cells] = filled
+                lost[cells] = False
+                run.know(cells[filled >= 0], filled[filled >= 0])
+        return flat.cpu().numpy().reshape(codes.shape)
+
+    def _check_axes(self, grid: Sequence[int]) -> None:
+        if len(grid) != self.ndim:
+            raise ValueError(f"the context model is for grids of {self.ndim} axes, not {tuple(grid)}")
+
+
+def _to_host(shares: Tensor) -> Shares:
+    found: Shares = shares.cpu().numpy()
+    return found
