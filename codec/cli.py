@@ -81,6 +81,9 @@ def encode(
     levels: Levels = None,
     bpp: Annotated[float | None, typer.Option(help="most bits per pixel, whole file")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
+    ] = None,
     metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
     device: Device = "auto",
     force: Force = False,
@@ -100,6 +103,7 @@ def encode(
             levels=levels,
             bpp=bpp,
             size=size,
+            prior=prior,
             device=device,
             force=force,
             metadata=metadata,
@@ -308,6 +312,47 @@ def bench_nearest_codeword(
     from .bench.nearest import bench_nearest
 
     bench_nearest(device, shapes, seconds, seed, latents, out, compile, step)
+
+
+@bench_app.command("prior")
+def bench_entropy_priors(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="pictures, .tok files, token files (.npz, .safetensors), or folders", metavar="INPUT..."),
+    ],
+    model: ModelOption = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(help="of PyTorch on the CPU", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="how long each prior is timed on inputs of one size", min=1e-6)] = 0.5,
+    large: Annotated[bool, typer.Option("--large/--no-large", help="also coders of large codebooks")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
+) -> None:
+    """The context prior beside the static one: bytes, a hash of the integer tables, speed.
+
+    "tables SHA-256" is equal on all machines for equal codes in equal order (inputs as given, folders by name). Codes
+    of a picture may differ between devices in rare ties of the analysis net, so compare with .tok or token files.
+    """
+    from .bench.prior import bench_prior
+
+    bench_prior(inputs, model, device, threads, seconds, large, out)
+
+
+@bench_app.command("conceal")
+def bench_concealment(
+    pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them", metavar="PICTURE...")],
+    share: Annotated[float, typer.Option(help="of what is lost, between 0 and 1")] = 0.2,
+    model: ModelOption = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="of the losses", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="folder for PNG files of the first picture with lost cells, one a filler")
+    ] = None,
+) -> None:
+    """Lost codes filled by the priors and by simple means: how far PSNR drops."""
+    from .bench.conceal import bench_conceal
+
+    bench_conceal(pictures, share, model, device, seed, out, save)
 
 
 def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from .integer import (
     STREAM_BITS,
     STREAM_MAX,
     ExactLinear,
+    OneThread,
     check_linear,
     exact_dtype,
     frequencies,
@@ -365,11 +366,12 @@ class ContextPrior(Prior):
         from .coder import TableEncoder
 
         payloads = []
-        for blocks in self._code(codes):
-            encoder = TableEncoder()
-            for value, shares in blocks:
-                encoder.push(value, shares.copy())
-            payloads.append(encoder.finish())
+        with OneThread():
+            for blocks in self._code(codes):
+                encoder = TableEncoder()
+                for value, shares in blocks:
+                    encoder.push(value, shares.copy())
+                payloads.append(encoder.finish())
         return payloads
 
     @torch.no_grad()
@@ -380,19 +382,20 @@ class ContextPrior(Prior):
             raise ValueError(f"{len(payloads)} payloads for {len(self.levels)} levels")
         self._check_axes(grid)
         out = np.empty((len(payloads), math.prod(grid)), dtype=np.int64)
-        for k, payload in enumerate(payloads):
-            level, decoder = self.levels[k], TableDecoder(payload)
-            run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
-            for step, cells in enumerate(run.layout.steps):
-                leaf = np.zeros(len(cells), dtype=np.int64)
-                for digit, base in enumerate(level.tree.bases):
-                    leaf = leaf * base + decoder.pull(run.tables(step, digit, leaf))
-                codes = level.tree.code[leaf]
-                if codes.size and codes.min() < 0:
-                    raise ValueError("the payload holds a code that the codebook lacks")
-                out[k, cells] = codes
-                run.put(step, codes)
-            decoder.finish()
+        with OneThread():
+            for k, payload in enumerate(payloads):
+                level, decoder = self.levels[k], TableDecoder(payload)
+                run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
+                for step, cells in enumerate(run.layout.steps):
+                    leaf = np.zeros(len(cells), dtype=np.int64)
+                    for digit, base in enumerate(level.tree.bases):
+                        leaf = leaf * base + decoder.pull(run.tables(step, digit, leaf))
+                    codes = level.tree.code[leaf]
+                    if codes.size and codes.min() < 0:
+                        raise ValueError("the payload holds a code that the codebook lacks")
+                    out[k, cells] = codes
+                    run.put(step, codes)
+                decoder.finish()
         return out.reshape(len(payloads), *grid)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ The scales (a value v stands for ``v / 2^bits``) are constants of the format, be
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -46,6 +47,31 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     """float32 if matrix products of float32 are computed in float32 on this device, else float64."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return torch.float32 if backend.matmul.fp32_precision in ("none", "ieee") else torch.float64
+
+
+class OneThread:
+    """PyTorch on one CPU thread inside; as many as before outside. May be entered by several Python threads.
+
+    A prior is thousands of small products with something to wait for after each. Two threads win a third of the time on
+    an idle machine; on a busy one they wait for each other, for whole time slices, and lose a factor of twenty.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _before = 1
+
+    def __enter__(self) -> None:
+        with OneThread._lock:
+            if not OneThread._inside:
+                OneThread._before = torch.get_num_threads()
+            OneThread._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with OneThread._lock:
+            OneThread._inside -= 1
+            if not OneThread._inside:
+                torch.set_num_threads(OneThread._before)
 
 
 class ExactLinear:

@@ -86,16 +86,11 @@ class StaticPrior(Prior):
     ) -> Codes:
         check_codes(codes, self.codebook_sizes, missing=True)
         filled = codes.copy()
-        rest = 0.0  # of the expected codeword, [D]
         for k, (level, table) in enumerate(zip(filled[:levels], self.tables, strict=False)):
             best = int(table.argmax())
-            if codewords is not None:
+            if codewords is not None:  # a finer level is as likely to hurt as to help: left out
                 vectors = np.asarray(codewords[k], dtype=np.float64)
-                wanted = table @ vectors / table.sum() + rest
-                distance = np.square(vectors - wanted).sum(1)
-                best = int(distance.argmin())
-                if k and np.square(wanted).sum() <= distance[best]:
-                    best = -1
-                rest = wanted - (vectors[best] if best >= 0 else 0.0)
+                mean = table @ vectors / table.sum()
+                best = -1 if k else int(np.square(vectors - mean).sum(1).argmin())
             level[level < 0] = best
         return filled

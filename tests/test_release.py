@@ -13,10 +13,12 @@ import tokodec
 from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
 from tokodec.codec.media.image import read_image
 from tokodec.codec.models import list_models, load_model
+from tokodec.entropy.context import ContextPrior
 from tokodec.tokenizers.api import ASSETS, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 
+TABLES_HASH = "9900df5a0a1914477dbeccbfcf01d3c1eee982b4da8407ffdb36f2e5287ddcdb"
 SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
 
 
@@ -32,7 +34,9 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     folder = ASSETS / name
     files = {p.name for p in folder.iterdir()}
     assert {"config.json", "model.safetensors", "prior.safetensors", "README.md", "training.json"} <= files
-    assert sum((folder / f).stat().st_size for f in files) < 16 << 20
+    for f in files:  # a tokenizer and its priors are trained and loaded on their own
+        assert (folder / f).stat().st_size < 16 << 20
+    assert sum((folder / f).stat().st_size for f in files) < 28 << 20
     assert not [f for f in files if Path(f).suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt")]
     card = (folder / "README.md").read_text()
     for section in ("## Data", "## Training", "## Results", "## Bad at", "## Licence"):
@@ -66,8 +70,33 @@ def test_the_sharp_net_is_nearer_in_deep_features_and_the_faithful_one_in_pixels
     assert (ms_ssim(x, sharp) or 0) > 0.8
 
 
-def test_files_are_as_long_as_the_tables_say(model: ImageGrid) -> None:
-    prior = load_model("image-grid").prior
+def test_the_context_prior_is_in_the_card() -> None:
+    assert load_model("image-grid", prior="context").prior.hash in (ASSETS / "image-grid" / "README.md").read_text()
+
+
+def test_the_context_prior_computes_these_tables_on_every_machine() -> None:
+    """The codes are made with integers, so that nothing but the prior decides the hash."""
+    prior = load_model("image-grid", prior="context").prior
+    assert isinstance(prior, ContextPrior)
+    number = np.arange(4 * 11 * 13, dtype=np.int64).reshape(4, 11, 13)
+    codes = number * 7919 % np.array(prior.codebook_sizes)[:, None, None]
+    assert prior.tables_hash(codes) == TABLES_HASH
+
+
+@pytest.mark.parametrize(("sample", "least"), [("kodim05", 0.08), ("kodim23", 0.24)])  # the hard one and an easy one
+def test_what_the_context_prior_saves_at_every_number_of_levels(sample: str, least: float, model: ImageGrid) -> None:
+    pixels = read_image(ASSETS / f"{sample}.webp", "sample", 1 << 20).pixels
+    codes = encode_tiled(model, torch.from_numpy(pixels)).codes[0].numpy()
+    static, context = (
+        np.cumsum([len(p) for p in load_model("image-grid", prior=kind).prior.compress(codes)])
+        for kind in ("static", "context")
+    )
+    assert (context < static * (1 - least)).all(), (static, context)
+
+
+@pytest.mark.parametrize("kind", ["static", "context"])
+def test_files_are_as_long_as_the_tables_say(kind: str, model: ImageGrid) -> None:
+    prior = load_model("image-grid", prior=kind).prior
     pixels = read_image(SAMPLE, "sample", 1 << 20).pixels
     codes = encode_tiled(model, torch.from_numpy(pixels)).codes[0].numpy()
     for payload, bits in zip(prior.compress(codes), prior.bits(codes), strict=True):
