@@ -18,6 +18,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import Tensor
 from .integer import (
     ACT_BITS,
     CONCEAL,
+    EXACT,
     LOGIT_BITS,
     LOGIT_MAX,
     STREAM_BITS,
@@ -73,46 +75,68 @@ class ContextLevel:
 
     def _build(self, arrays: Arrays, sizes: list[int], device: torch.device) -> None:
         self.device, self.sizes = device, sizes
-        self.tree = CodeTree(tuple(int(b) for b in arrays["bases"]), arrays["leaf"].astype(np.int64))
-        if self.tree.size != sizes[-1]:
-            raise ValueError(f"a tree of {self.tree.size} codes does not fit a codebook of {sizes[-1]}")
-        self.schedule = Schedule(tuple(int(p) for p in arrays["period"]), tuple(int(s) for s in arrays["steps"]))
-        self.offsets = arrays["offsets"].astype(np.int64)
-        if self.offsets.ndim != 2 or self.offsets.shape[1] != self.schedule.ndim:
-            raise ValueError("offsets are [P, axes of the grid]")
-        table = arrays["table"]
-        rows = sum(n + 1 for n in sizes) + 1
-        if table.dtype != np.int8 or table.ndim != 2 or len(table) != rows or table.min(initial=0) < -127:
-            raise ValueError(f"the embedding table must be int8 [{rows}, F] in -127..127")
         self.dtype = dtype = exact_dtype(device)
+        used: set[str] = set()
+
+        def take(name: str, dtype: type[np.integer], *shape: int | None) -> npt.NDArray[Any]:
+            """An array of this type and shape; None in a shape is any size but 0."""
+            array = arrays[name]
+            used.add(name)
+            fits = array.ndim == len(shape) and all(
+                n == m or (m is None and n) for n, m in zip(array.shape, shape, strict=True)
+            )
+            if array.dtype != dtype or not fits:
+                wanted = ", ".join("any" if n is None else str(n) for n in shape)
+                raise ValueError(
+                    f"context model: {name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} [{wanted}]"
+                )
+            return array
+
+        def parts(name: str, n_out: int | None, n_in: int) -> dict[str, npt.NDArray[Any]]:
+            weight = take(f"{name}.weight", np.int8, n_out, n_in)
+            return {
+                "weight": weight,
+                "bias": take(f"{name}.bias", np.int32, len(weight)),
+                "shift": take(f"{name}.shift", np.uint8, len(weight)),
+            }
+
+        def linear(name: str, n_out: int | None, n_in: int, input_max: int, low: int, high: int) -> ExactLinear:
+            return ExactLinear(parts(name, n_out, n_in), input_max, low, high, device, dtype)
+
+        bases = tuple(int(b) for b in take("bases", np.int32, None))
+        self.tree = CodeTree(bases, take("leaf", np.int32, sizes[-1]).astype(np.int64))
+        period = take("period", np.int32, None)
+        self.schedule = Schedule(tuple(int(p) for p in period), tuple(int(s) for s in take("steps", np.int32, None)))
+        self.offsets = take("offsets", np.int32, None, len(period)).astype(np.int64)
+        table = take("table", np.int8, sum(n + 1 for n in sizes) + 1, None)
+        if table.min() < -127:
+            raise ValueError("context model: the embedding table leaves -127..127")
         self.table = torch.from_numpy(table.astype(np.float32)).to(device, dtype)
         self.first_row = [int(row) for row in np.cumsum([0] + [n + 1 for n in sizes])]
-
-        def linear(name: str, input_max: int, low: int, high: int) -> ExactLinear:
-            part = {key: arrays[f"{name}.{key}"] for key in ("weight", "bias", "shift")}
-            return ExactLinear(part, input_max, low, high, device, dtype)
-
-        blocks = sum(name.startswith("up.") and name.endswith(".weight") for name in arrays)
-        digits = len(self.tree.bases)
-        self.input = linear("input", 127, -STREAM_MAX, STREAM_MAX)
-        self.up = [linear(f"up.{i}", 127, 0, 255) for i in range(blocks)]
-        self.down = [linear(f"down.{i}", 255, -STREAM_MAX, STREAM_MAX) for i in range(blocks)]
-        self.head = [linear(f"head.{i}", 127, -(1 << 16), 1 << 16) for i in range(digits)]
-        self.first_logits = linear("logits.0", 255, -LOGIT_MAX, LOGIT_MAX)
+        self.input = linear("input", None, len(self.offsets) * table.shape[1], 127, -STREAM_MAX, STREAM_MAX)
+        width = self.input.weight.shape[1]
+        self.up: list[ExactLinear] = []
+        self.down: list[ExactLinear] = []
+        while f"up.{len(self.up)}.weight" in arrays:
+            i = len(self.up)
+            self.up.append(linear(f"up.{i}", None, width, 127, 0, 255))
+            self.down.append(linear(f"down.{i}", width, self.up[i].weight.shape[1], 255, -STREAM_MAX, STREAM_MAX))
+        self.head = [linear(f"head.{i}", None, width, 127, -(1 << 16), 1 << 16) for i in range(len(bases))]
+        hidden = [head.weight.shape[1] for head in self.head]
+        self.first_logits = linear("logits.0", bases[0], hidden[0], 255, -LOGIT_MAX, LOGIT_MAX)
         self.prefix, self.weight, self.bias = [], [], []
         before = 1
-        for i in range(1, digits):
-            before *= self.tree.bases[i - 1]
-            base = self.tree.bases[i]
-            prefix = arrays[f"prefix.{i}"]
-            weight, bias, shift = check_linear({k: arrays[f"logits.{i}.{k}"] for k in ("weight", "bias", "shift")}, 255)
-            if prefix.dtype != np.int32 or len(prefix) != before or len(weight) != before * base:
-                raise ValueError(f"digit {i} wants {before} rows and {before * base} logits")
+        for i in range(1, len(bases)):
+            before *= bases[i - 1]
+            prefix = take(f"prefix.{i}", np.int32, before, hidden[i])
+            weight, bias, shift = check_linear(parts(f"logits.{i}", before * bases[i], hidden[i]), 255)
             scale = 2.0**-shift
-            self.prefix.append(torch.from_numpy(prefix).to(device, dtype))
-            rows_ = (weight * scale[:, None]).reshape(before, base, -1)
-            self.weight.append(torch.from_numpy(rows_).to(device, dtype))  # [prefixes, base, hidden]
-            self.bias.append(torch.from_numpy((bias * scale + 0.5).reshape(before, base)).to(device, dtype))
+            self.prefix.append(torch.from_numpy(prefix.clip(-EXACT, EXACT)).to(device, dtype))
+            rows = (weight * scale[:, None]).reshape(before, bases[i], -1)
+            self.weight.append(torch.from_numpy(rows).to(device, dtype))  # [prefixes, base, hidden]
+            self.bias.append(torch.from_numpy((bias * scale + 0.5).reshape(before, bases[i])).to(device, dtype))
+        if used != set(arrays):
+            raise ValueError(f"context model: nobody needs {', '.join(sorted(set(arrays) - used))}")
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self.graphs: dict[tuple[int, ...], StepGraphs] = {}
         self.runs: Counter[tuple[int, ...]] = Counter()
@@ -361,12 +385,11 @@ class ContextPrior(Prior):
         """Axes of the grids that it codes."""
         return self.levels[0].schedule.ndim
 
-    @torch.no_grad()
     def compress(self, codes: Codes) -> list[bytes]:
         from .coder import TableEncoder
 
         payloads = []
-        with OneThread():
+        with OneThread(), self._exactly():
             for blocks in self._code(codes):
                 encoder = TableEncoder()
                 for value, shares in blocks:
@@ -374,7 +397,6 @@ class ContextPrior(Prior):
                 payloads.append(encoder.finish())
         return payloads
 
-    @torch.no_grad()
     def decompress(self, payloads: Sequence[bytes], grid: tuple[int, ...]) -> Codes:
         from .coder import TableDecoder
 
@@ -382,7 +404,7 @@ class ContextPrior(Prior):
             raise ValueError(f"{len(payloads)} payloads for {len(self.levels)} levels")
         self._check_axes(grid)
         out = np.empty((len(payloads), math.prod(grid)), dtype=np.int64)
-        with OneThread():
+        with OneThread(), self._exactly():
             for k, payload in enumerate(payloads):
                 level, decoder = self.levels[k], TableDecoder(payload)
                 run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
@@ -398,24 +420,31 @@ class ContextPrior(Prior):
                 decoder.finish()
         return out.reshape(len(payloads), *grid)
 
-    @torch.no_grad()
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         found = []
-        for blocks in self._code(codes):
-            total = 0.0
-            for value, shares in blocks:
-                total += float((PRECISION - np.log2(shares[np.arange(len(value)), value].astype(np.float64) + 1)).sum())
-            found.append(total)
+        with self._exactly():
+            for blocks in self._code(codes):
+                total = 0.0
+                for value, shares in blocks:
+                    chosen = shares[np.arange(len(value)), value].astype(np.float64)
+                    total += float((PRECISION - np.log2(chosen + 1)).sum())
+                found.append(total)
         return np.array(found)
 
-    @torch.no_grad()
     def tables_hash(self, codes: Codes) -> str:
         """SHA-256 of all integer tables that coding ``codes [k, *grid]`` takes: equal on every machine."""
         digest = hashlib.sha256()
-        for blocks in self._code(codes):
-            for _, shares in blocks:
-                digest.update(shares.astype("<i4").tobytes())
+        with self._exactly():
+            for blocks in self._code(codes):
+                for _, shares in blocks:
+                    digest.update(shares.astype("<i4").tobytes())
         return digest.hexdigest()
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        """No gradients, and no autocast, which would round the products."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _code(self, codes: Codes) -> Iterator[Iterator[tuple[Int64Array, Shares]]]:
         """For each level of ``codes [k, *grid]`` the digits and their tables, in coding order."""
@@ -438,7 +467,6 @@ class ContextPrior(Prior):
                 yield leaf // rest % base, run.tables(step, digit, prefix)
             run.put(step, own[cells])
 
-    @torch.no_grad()
     def conceal(
         self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
     ) -> Codes:
@@ -449,15 +477,19 @@ class ContextPrior(Prior):
         nearer than every codeword. Without them each becomes its most probable value.
         """
         check_codes(codes, self._sizes, missing=True)
+        self._check_axes(codes.shape[1:])
+        with self._exactly():
+            return self._conceal(codes, codewords, len(codes) if levels is None else min(levels, len(codes)))
+
+    def _conceal(self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None, levels: int) -> Codes:
         grid = codes.shape[1:]
-        self._check_axes(grid)
         flat = torch.from_numpy(np.ascontiguousarray(codes.reshape(len(codes), -1)).copy()).to(self.device)
         n = flat.shape[1]
         tables = None
         if codewords is not None:
             tables = [torch.from_numpy(np.asarray(c, dtype=np.float64)).to(self.device) for c in codewords]
         rest = None if tables is None else tables[0].new_zeros(n, tables[0].shape[1])  # of the expectation, [n, D]
-        for k in range(len(codes) if levels is None else levels):
+        for k in range(levels):
             lost = flat[k] < 0
             if not bool(lost.any()):
                 continue

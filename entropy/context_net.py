@@ -33,6 +33,9 @@ from .tree import CodeTree, balanced_tree
 Features = npt.NDArray[np.floating]
 
 
+ROOM = EXACT * 0.75  # for sums before rounding; what rounding adds, half a unit for each weight, fits into the rest
+
+
 @dataclass(frozen=True)
 class LevelShape:
     """Sizes of the network of one level."""
@@ -52,17 +55,20 @@ def rounded(x: Tensor, bits: int, low: float, high: float, rounding: bool) -> Te
     return x.clamp(low * 2.0**-bits, high * 2.0**-bits)
 
 
-def weight_bits(weight: Tensor, input_max: int, input_bits: int, output_bits: int) -> Tensor:
-    """Fraction bits ``[out, 1]`` for int8 weights ``[out, in]``: the most that keep products and sums exact.
+def weight_bits(weight: Tensor, bias: Tensor, like: RoundedLinear) -> tuple[Tensor, Tensor]:
+    """Fraction bits for int8 weights ``[out, in]``, and a factor on weight and bias, ``[out, 1]`` each.
 
-    Rows must fit +-127, the sum of |weight| * input_max must stay below ``EXACT`` with room for bias and rounding, and
-    products must be at least as fine as what they are rounded to.
+    The bits are the most that keep sums exact: rows must fit +-127, ``sum |weight| * input_max + |bias|`` must stay
+    below ``EXACT`` with room for rounding. But products must be at least as fine as what they are rounded to; a row
+    is too large even then is made smaller by the factor, which is 1 otherwise.
     """
     largest = weight.detach().abs().amax(1, keepdim=True).clamp_min(1e-8).double()
-    total = weight.detach().abs().sum(1, keepdim=True).clamp_min(1e-8).double()
+    total = weight.detach().abs().sum(1, keepdim=True).double() * like.input_max
+    total = (total + bias.detach().abs()[:, None].double() * 2**like.input_bits).clamp_min(1e-8)
     bits = torch.floor(torch.log2(127.0 / largest))
-    bits = torch.minimum(bits, torch.floor(torch.log2(EXACT * 0.75 / input_max / total)))
-    return bits.clamp(output_bits - input_bits, 16)
+    bits = torch.minimum(bits, torch.floor(torch.log2(ROOM / total)))
+    bits = bits.clamp(max(0, like.output_bits - like.input_bits), 16)
+    return bits, (ROOM / total * torch.exp2(-bits)).clamp_max(1.0)
 
 
 class RoundedLinear(nn.Module):
@@ -92,7 +98,8 @@ class RoundedLinear(nn.Module):
 
 def round_weight(weight: Tensor, bias: Tensor, like: RoundedLinear) -> tuple[Tensor, Tensor, Tensor]:
     """Rounded weight, its fraction bits, rounded bias; gradients pass."""
-    bits = weight_bits(weight, like.input_max, like.input_bits, like.output_bits)
+    bits, factor = weight_bits(weight, bias, like)
+    weight, bias = weight * factor.to(weight.dtype), bias * factor[:, 0].to(bias.dtype)
     scale = torch.exp2(bits).to(weight.dtype)
     rows = weight + (((weight * scale + 0.5).floor().clamp(-127, 127) / scale) - weight).detach()
     fine = torch.exp2(bits[:, 0] + like.input_bits).to(bias.dtype)  # of the products

@@ -38,7 +38,7 @@ class Schedule:
         if not self.period or min(self.period) < 0:
             raise ValueError(f"a period is one number >= 0 for each axis, got {self.period}")
         cells = int(np.prod(self.tile))
-        if len(self.steps) != cells or set(self.steps) != set(range(max(self.steps, default=0) + 1)):
+        if len(self.steps) != cells or sorted(set(self.steps)) != list(range(len(set(self.steps)))):
             raise ValueError(f"a tile of {cells} cells wants steps 0..S for each cell, got {self.steps}")
 
     @property
@@ -144,7 +144,7 @@ def offsets_within(radius: float, scale: Sequence[float]) -> Int64Array:
 
     Args: radius: in cells along an axis of scale 1.  scale: how much farther than one a cell counts along each axis.
     """
-    reach = [int(radius / s) for s in scale]
+    reach = [int(radius / s + 1e-9) for s in scale]
     found = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=np.int64)
     distance = (found * np.asarray(scale)) ** 2
     total = distance.sum(1)

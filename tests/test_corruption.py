@@ -5,6 +5,7 @@ Most cases stop at the codes, since synthesis nets take any codes; some hundreds
 
 import io
 import random
+import shutil
 import struct
 import time
 import zlib
@@ -31,7 +32,11 @@ from tokodec.codec.encode import compress_tokens
 from tokodec.codec.errors import FormatError, ModelError
 from tokodec.codec.media.image import encode_alpha
 from tokodec.codec.models import Model, load_model
+from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.context_net import ContextNet, LevelShape
+from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.tokenizers.api import Tokens
+from tokodec.tokenizers.image.grid import ImageGrid
 
 START = len(SIGNATURE) + 1
 
@@ -41,14 +46,20 @@ def tiny(tiny_model: Path) -> Model:
     return load_model(str(tiny_model))
 
 
+def image_grid(model: Model) -> ImageGrid:
+    assert isinstance(model.tokenizer, ImageGrid)
+    return model.tokenizer
+
+
 def make_file(model: Model, height: int, width: int, segment: int = 64, extras: bool = False) -> bytes:
     """A file of random codes, as likely as the prior thinks."""
     rng = np.random.default_rng(height * width)
     grid = (-(-height // 16), -(-width // 16))
     codes = np.stack([rng.choice(n, grid) for n in model.prior.codebook_sizes])
     header = ImageHeader(
-        "tiny", model.tokenizer.weights_hash, model.prior.hash, 3, height, width, 16, segment, 3, int(extras)
-    )
+        "tiny", model.tokenizer.weights_hash, model.prior.hash, 3, height, width, 16, segment, 3, int(extras),
+        prior=model.prior.wire_id,
+    )  # fmt: skip
     layers: list[list[bytes]] = [[], [], []]
     for s in range(header.n_segments):
         top, left, bottom, right = header.segment_box(s)
@@ -222,7 +233,9 @@ def test_a_damaged_chunk_costs_its_own_segment(
         top, left, bottom, right = header.segment_box(segment)
         expected[:, layer:, top:bottom, left:right] = -1
         if layer == 0:
-            expected[:, :1, top:bottom, left:right] = int(tiny.prior.fill((1,))[0, 0])
+            codewords = [level.codebook.detach().numpy() for level in image_grid(tiny).codebooks]
+            filled = tiny.prior.conceal(np.full((3, 1, 1), -1), codewords)
+            expected[:, :1, top:bottom, left:right] = int(filled[0, 0, 0])
         assert torch.equal(tokens.codes, expected)
 
 
@@ -344,6 +357,89 @@ def test_random_corruption_to_pixels(many: bytes, one: bytes, tiny_model: Path) 
         if not done.problems:
             assert np.array_equal(done.picture.pixels, intact[data].picture.pixels)
     assert decoded > 100
+
+
+# ------------------------------------------------------------------------------------------------- a context prior
+
+
+@pytest.fixture(scope="module")
+def context_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a context prior of random weights beside the static one."""
+    folder = tmp_path_factory.mktemp("context") / "tiny"
+    shutil.copytree(tiny_model, folder)
+    torch.manual_seed(0)
+    sizes = load_model(str(tiny_model)).prior.codebook_sizes
+    offsets, shape = offsets_within(2, (1.0, 1.0)), LevelShape(features=8, width=16, hidden=16, blocks=1, digit=8)
+    schedules = [*(refinement(2, n) for n in (8, 4, 2)), refinement(2, 1)]
+    codewords = [np.zeros((n, 0)) for n in sizes]
+    net = ContextNet(codewords, schedules, [offsets] * len(schedules), [shape] * len(schedules))
+    ContextPrior(net.export()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many_context(context_model: Path) -> bytes:
+    """3 x 2 segments, coded with the context prior."""
+    return make_file(load_model(str(context_model)), 90, 50, segment=2, extras=True)
+
+
+def test_the_context_prior_is_the_default(many_context: bytes, context_model: Path, tiny_model: Path) -> None:
+    model = load_model(str(context_model))
+    assert isinstance(model.prior, ContextPrior)
+    header = read_tok(many_context).header
+    assert (header.prior, header.prior_hash) == (model.prior.wire_id, model.prior.hash)
+    tokens, problems = codes_of(many_context, context_model)
+    assert problems == []
+    assert fewest_levels(tokens) == 3
+    with pytest.raises(ModelError, match="entropy model"):  # it is not that of the model without it
+        codes_of(many_context, tiny_model)
+
+
+def test_a_damaged_chunk_of_the_context_prior_costs_its_own_segment(many_context: bytes, context_model: Path) -> None:
+    whole = codes_of(many_context, context_model)[0].codes
+    header = read_tok(many_context).header
+    for layer in range(3):
+        for segment in range(header.n_segments):
+            changed = bytearray(many_context)
+            changed[chunk_offsets(many_context)[LAYR, layer, segment][1] - 1] ^= 1
+            tokens, problems = codes_of(bytes(changed), context_model)
+            assert problems
+            top, left, bottom, right = header.segment_box(segment)
+            inside = torch.zeros(whole.shape[2:], dtype=torch.bool)
+            inside[top:bottom, left:right] = True
+            assert torch.equal(tokens.codes[..., ~inside], whole[..., ~inside])
+            own = tokens.codes[..., inside][0]
+            assert torch.equal(own[:layer], whole[0, :layer][:, inside])
+            assert (own[max(layer, 1) :] == -1).all()
+            assert layer or (int(own[0].min()) >= 0 and int(own[0].max()) < 64)  # filled
+
+
+def test_random_corruption_of_a_context_coded_file(many_context: bytes, context_model: Path) -> None:
+    whole = codes_of(many_context, context_model)[0].codes
+    rng = random.Random(5)
+    found: dict[str, int] = {}
+    for _ in range(150):
+        result = check(behind_the_header(many_context, rng), whole, context_model)
+        found[result] = found.get(result, 0) + 1
+    assert found["told"] > 100
+
+
+def test_hostile_payloads_of_a_context_coded_file(many_context: bytes, context_model: Path) -> None:
+    """Right checksums around random words: what does not decode is told, what does is codes."""
+    tok = read_tok(many_context)
+    offsets = chunk_offsets(many_context)
+    rng = random.Random(6)
+    told = 0
+    for _ in range(100):
+        layer, segment = rng.randrange(3), rng.randrange(tok.header.n_segments)
+        start, end = offsets[LAYR, layer, segment]
+        payload = LAYER_PREFIX.pack(layer, segment) + rng.randbytes(4 * rng.randrange(6))
+        tokens, problems = codes_of(
+            many_context[:start] + pack_chunk(LAYR, payload) + many_context[end:], context_model
+        )
+        told += bool(problems)
+        assert tokens.codes.shape == (1, 3, 6, 4)
+    assert told > 50
 
 
 def hostile_files(model: Model) -> Iterator[bytes]:

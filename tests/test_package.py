@@ -76,6 +76,22 @@ def test_public_names_are_there() -> None:
         _ = tokodec.nonsense
 
 
+def test_entropy_knows_neither_tokenizers_nor_the_codec() -> None:
+    """And only its networks take torch: who codes with fixed tables, or makes a schedule, does not wait for it."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module('tokodec.entropy.' + name)\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('tokodec.')), 'torch' in sys.modules)"
+    )
+    light = ["coder", "prior", "schedule", "static", "tables", "tree"]
+    names = ["tokodec.entropy", *(f"tokodec.entropy.{name}" for name in light)]
+    assert run_python(code, *light).split() == [*names, "False"]
+    every = sorted(path.stem for path in (ROOT / "entropy").glob("*.py") if path.stem != "__init__")
+    assert set(light) < set(every)
+    names = ["tokodec.entropy", *(f"tokodec.entropy.{name}" for name in every)]
+    assert run_python(code, *every).split() == [*names, "True"]
+
+
 BLOCKED = """
 import sys
 

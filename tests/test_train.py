@@ -24,6 +24,7 @@ from tokodec.train.losses.adversarial import (
     adaptive_weight,
     hinge_discriminator,
 )
+from tokodec.train.recipe import RECIPES
 
 ASSETS = Path(tokodec.__file__).parent / "assets"
 
@@ -164,7 +165,7 @@ def test_residual_energy_falls_level_by_level(tiny_model: Path) -> None:
 def test_one_command_trains_evaluates_and_exports(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = yaml.safe_load((script.RECIPES / "image-grid.yaml").read_text())
+    recipe = yaml.safe_load((RECIPES / "image-grid.yaml").read_text())
     recipe["model"] |= {"channels": [8, 8, 8], "analysis_blocks": [1, 1, 1], "synthesis_blocks": [1, 1, 1]}
     recipe["model"] |= {"dim": 4, "codebook_sizes": [32, 16], "name": "fitted"}
     recipe["data"] |= {"crop": 192, "holdout_every": 3}

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from pytorch_msssim import ms_ssim
@@ -35,8 +34,8 @@ from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
+from .recipe import change, read_recipe
 
-RECIPES = Path(__file__).parent / "recipes"
 STAGES = ("faithful", "sharp")
 STEPS_A_CHECK = 20  # the clock is read every so many steps, by rank 0 for all
 EVALUATIONS = 8  # a stage
@@ -497,23 +496,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    path = Path(args.recipe) if Path(args.recipe).is_file() else RECIPES / f"{args.recipe}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        parser.error(f"no recipe {args.recipe}: give a file or one of {known}")
-    recipe = yaml.safe_load(path.read_text())
-    for item in args.set:
-        key, _, value = item.partition("=")
-        *parents, leaf = key.split(".")
-        node = recipe
-        for parent in parents:
-            node = node.get(parent, {}) if isinstance(node, dict) else {}
-        if leaf not in node:
-            parser.error(f"the recipe has no {key}")
-        node[leaf] = yaml.safe_load(value)
     if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
         parser.error(f"{args.out} holds a model already: give another --out, or --force")
     try:
+        recipe = read_recipe(args.recipe)
+        change(recipe, args.set)
         trainer = Trainer(recipe, args)
     except (OSError, ValueError) as error:  # no pictures, no such model, settings that make no sense
         parser.error(str(error))

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 import torch.distributed
-import yaml
 
+from ..codec.errors import TokodecError
 from ..entropy.context import CONTEXT_FILE, ContextPrior
 from ..entropy.context_net import ContextNet, LevelShape
 from ..entropy.integer import CONCEAL
@@ -38,8 +38,8 @@ from ..tokenizers.api import Tokenizer, TokenSpec
 from ..tokenizers.image.grid import ImageGrid
 from .data.images import list_images, read_all
 from .data.tokens import Codes, LevelSampler, TokenStore, picture_views, read_token_files
+from .recipe import change, read_recipe
 
-RECIPES = Path(__file__).parent / "recipes"
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
 EVALUATION_ROWS = 16384
@@ -236,14 +236,17 @@ def read_grids(
         grids["train"] = [codes for i, (_, codes) in enumerate(named) if i % every]
         grids["held-out"] = [codes for i, (_, codes) in enumerate(named) if i % every == 0]
         if not grids["train"]:
-            raise SystemExit("the tokens of one file are too few: every held-out file needs others to learn from")
+            raise ValueError("the tokens of one file are too few: every held-out file needs others to learn from")
         if arguments.test:
-            grids["test"] = [codes for _, codes in read_token_files(arguments.test)[0]]
+            tests, other = read_token_files(arguments.test)
+            if (other.model, other.weights_hash) != (spec.model, spec.weights_hash):
+                raise ValueError(f"the test tokens are of another model, {other.model} {other.weights_hash}")
+            grids["test"] = [codes for _, codes in tests]
         if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
-            raise SystemExit(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
+            raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
         return grids, spec, tokenizer
     if not isinstance(tokenizer, ImageGrid):
-        raise SystemExit("pictures want an image tokenizer; for other tokens use --tokens")
+        raise ValueError("pictures want an image tokenizer; for other tokens use --tokens")
     own: dict[str, npt.NDArray[Any]] = {}
 
     def put(name: str, codes: Codes) -> None:
@@ -258,8 +261,8 @@ def read_grids(
             for codes in picture_views(tokenizer, picture, 0 if held else recipe["data"]["views"], generator):
                 put("held-out" if held else "train", codes)
     if arguments.test:
-        tests = list_images(arguments.test)
-        for picture in read_all(tests[ranks.rank :: ranks.world]):  # in float32, as the codec has it
+        paths = list_images(arguments.test)
+        for picture in read_all(paths[ranks.rank :: ranks.world]):  # in float32, as the codec has it
             put("test", picture_views(tokenizer, picture, 0, generator)[0])
     shared = ranks.share(arguments.out, "tokens", own)
     for name in sorted(shared):
@@ -284,16 +287,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. optim.lr=1e-3"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite a prior in --out")
     arguments = parser.parse_args(argv)
+    if (arguments.out / CONTEXT_FILE).exists() and not arguments.force:
+        parser.error(f"{arguments.out} holds a context prior already: give another --out, or --force")
+    try:
+        recipe = read_recipe(arguments.recipe)
+        change(recipe, arguments.set)
+        run(arguments, recipe)
+    except (OSError, ValueError, TokodecError) as error:  # no pictures, damaged tokens, settings that make no sense
+        parser.error(" ".join(str(error).split()))
+
+
+def run(arguments: argparse.Namespace, recipe: dict[str, Any]) -> None:
+    """What the command does."""
     begin = time.monotonic()
-    path = RECIPES / f"{arguments.recipe}.yaml"
-    recipe: dict[str, Any] = yaml.safe_load((path if path.exists() else Path(arguments.recipe)).read_text())
-    for change in arguments.set:
-        key, _, value = change.partition("=")
-        section, _, name = key.partition(".")
-        if name not in recipe.get(section, {}):
-            raise SystemExit(f"the recipe has no {key}")
-        recipe[section][name] = yaml.safe_load(value)
     ranks = Ranks()
     device = torch.device(arguments.device)
     if device.type == "cuda":
@@ -315,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         net.load_export(before.arrays())
     chosen = [i for i, name in enumerate(net.names) if not arguments.only or name in arguments.only]
     if not chosen or (arguments.only and not before):
-        raise SystemExit(f"--only takes names of {', '.join(net.names)} and goes with --resume")
+        raise ValueError(f"--only takes names of {', '.join(net.names)} and goes with --resume")
     trainer = Trainer(net, sizes, recipe, device, chosen[ranks.rank :: ranks.world])
     left = 60 * arguments.minutes - (time.monotonic() - begin)
     if ranks.rank == 0:
