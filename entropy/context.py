@@ -101,7 +101,8 @@ class ContextLevel:
             }
 
         def linear(name: str, n_out: int | None, n_in: int, input_max: int, low: int, high: int) -> ExactLinear:
-            return ExactLinear(parts(name, n_out, n_in), input_max, low, high, device, dtype)
+            input_min = 0 if input_max == 255 else -input_max
+            return ExactLinear(parts(name, n_out, n_in), input_max, low, high, device, dtype, input_min)
 
         bases = tuple(int(b) for b in take("bases", np.int32, None))
         self.tree = CodeTree(bases, take("leaf", np.int32, sizes[-1]).astype(np.int64))
@@ -114,15 +115,15 @@ class ContextLevel:
         self.table = torch.from_numpy(table.astype(np.float32)).to(device, dtype)
         self.first_row = [int(row) for row in np.cumsum([0] + [n + 1 for n in sizes])]
         self.input = linear("input", None, len(self.offsets) * table.shape[1], 127, -STREAM_MAX, STREAM_MAX)
-        width = self.input.weight.shape[1]
+        width = self.input.n_out
         self.up: list[ExactLinear] = []
         self.down: list[ExactLinear] = []
         while f"up.{len(self.up)}.weight" in arrays:
             i = len(self.up)
             self.up.append(linear(f"up.{i}", None, width, 127, 0, 255))
-            self.down.append(linear(f"down.{i}", width, self.up[i].weight.shape[1], 255, -STREAM_MAX, STREAM_MAX))
+            self.down.append(linear(f"down.{i}", width, self.up[i].n_out, 255, -STREAM_MAX, STREAM_MAX))
         self.head = [linear(f"head.{i}", None, width, 127, -(1 << 16), 1 << 16) for i in range(len(bases))]
-        hidden = [head.weight.shape[1] for head in self.head]
+        hidden = [head.n_out for head in self.head]
         self.first_logits = linear("logits.0", bases[0], hidden[0], 255, -LOGIT_MAX, LOGIT_MAX)
         self.prefix, self.weight, self.bias = [], [], []
         before = 1
@@ -218,7 +219,7 @@ class LevelRun:
         self.level, self.layout = level, level.layout(grid)
         # Sums of rows for each cell, the last one for cells outside: of the other levels, and with the own level's.
         self.coarser = level.table.new_empty(math.prod(grid) + 1, level.table.shape[1])  # [n + 1, F]
-        self.map = torch.empty_like(self.coarser)
+        self.map = torch.empty_like(self.coarser, dtype=torch.int8 if level.input.int8 else level.dtype)
         self.a = self.map  # what the heads read for the step at hand, [m, C]
         self.begin(codes)
 
@@ -229,9 +230,9 @@ class LevelRun:
         for own, start, end in zip(codes, first, first[1:], strict=False):
             self.coarser[:-1] += table.index_select(0, torch.where(own < 0, end - 1, own + start))
             self.coarser[-1] += table[end - 1]
-        torch.add(self.coarser, table[first[-1] - 1], out=self.map)
-        torch.add(self.coarser[-1], table[-1], out=self.map[-1])
-        self.map.clamp_(-127, 127)
+        own_row = table[first[-1] - 1].expand_as(self.coarser).clone()
+        own_row[-1] = table[-1]
+        self.map.copy_(own_row.add_(self.coarser).clamp_(-127, 127))
 
     def tables(self, step: int, digit: int, prefix: Int64Array) -> Shares:
         """Tables ``[m, base]`` of a digit of the step's cells; digit 0 first. ``prefix [m]``: the digits before it."""
@@ -251,7 +252,8 @@ class LevelRun:
     def know(self, cells: Tensor, codes: Tensor) -> None:
         """Put ``codes [m]`` into the map at ``cells [m]``."""
         rows = self.level.table.index_select(0, codes + self.level.first_row[-2])
-        self.map.index_copy_(0, cells, rows.add_(self.coarser.index_select(0, cells)).clamp_(-127, 127))
+        rows = rows.add_(self.coarser.index_select(0, cells)).clamp_(-127, 127)
+        self.map.index_copy_(0, cells, rows.to(self.map.dtype))
 
 
 class StepGraphs:

@@ -7,8 +7,8 @@ and every sum is exact, so the order does not matter.
 * Weights are int8, activations are integers of at most 16 bits, biases int32.
 * They are held in float32, which is exact below ``2^24`` (``EXACT``). :class:`ExactLinear` proves when it is made that
   no partial sum, in whatever order, can leave that range: ``sum |w| * input_max + |b| + half < 2^24`` for each output.
-  So a plain matrix product, the fastest that each device has, gives the integer result. Where settings allow products
-  of fewer bits (TF32 and the like), float64 is used instead.
+  So a plain matrix product gives the integer result. Where settings allow products of fewer bits (TF32 and the like),
+  float64 is used instead; on CPUs that have exact products of int8, those, which are several times faster.
 * Rounding is one rule: :func:`ExactLinear` returns ``floor((W x + b) / 2^shift + 1/2)``, half up.
 * Probabilities: ``2^(logit / 64)`` from a table of integers that is itself made with integers (:func:`exp2_table`),
   then one exact division (:func:`frequencies`).
@@ -40,6 +40,7 @@ STREAM_MAX = (1 << 15) - 1
 LOGIT_BITS = 6  # base-2 logits, -32768..32767
 LOGIT_MAX = 1 << 15
 CONCEAL = "conceal"  # name of the network that fills lost codes of the first level
+INT8_MIN = 8  # inputs of a layer from which int8 products are worth their conversions
 WEIGHT_BITS = 16  # 2^16 is the largest weight of a symbol in :func:`frequencies`
 
 
@@ -74,12 +75,36 @@ class OneThread:
                 torch.set_num_threads(OneThread._before)
 
 
+@lru_cache
+def int8_products(device: torch.device) -> bool:
+    """Whether products of int8 are exact and fast: on CPUs with instructions that sum them in 32 bits (VNNI, AMX).
+
+    Older ones sum pairs in 16 bits, which may saturate, so the instructions are asked for and a worst case is tried.
+    Measured on an Intel Xeon with AMX, one thread, 384 rows: 384 us against 3.7 ms in float32 for 3136 x 256 weights,
+    101 us against 601 for 256 x 512.
+    """
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    if device.type != "cpu" or supported is None or not supported() or not hasattr(torch, "_int_mm"):
+        return False
+    try:
+        for sign in (1, -1):
+            x = torch.full((33, 96), 127, dtype=torch.int8)
+            if not bool((torch._int_mm(x, sign * x.T.contiguous()) == sign * 96 * 127 * 127).all()):
+                return False
+    except RuntimeError:  # a build of PyTorch without it
+        return False
+    return True
+
+
 class ExactLinear:
     """``clamp(floor((W x + b) / 2^shift + 1/2), low, high)`` in exact integers, held as floats.
+
+    Products are those of float32, or those of int8 where :func:`int8_products` says so; the results are the same.
 
     Args:
         arrays: ``weight`` int8 ``[out, in]``, ``bias`` int32 ``[out]``, ``shift`` uint8 ``[out]``.
         input_max: largest absolute value of an input.
+        input_min: smallest input; ``-input_max`` if None.
 
     Raises: ValueError if types or shapes are not these, or if a sum could leave the exact range.
     """
@@ -92,17 +117,35 @@ class ExactLinear:
         high: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        input_min: int | None = None,
     ) -> None:
         weight, bias, shift = check_linear(arrays, input_max)
         self.low, self.high = low, high
         # Powers of two are exact, so scale and rounding go into weight and bias, and floor() is all that is left.
         scale = 2.0 ** -shift.astype(np.float64)
-        self.weight = torch.from_numpy((weight * scale[:, None]).T.copy()).to(device, dtype)  # [in, out]
+        self.n_out, self.n_in = weight.shape
+        # 0..255 does not fit into int8: x - 128 does, and 128 times the sum of a row's weights goes into the bias.
+        self.offset = 128 if input_min == 0 and input_max > 127 else 0
+        fits = (
+            input_max - self.offset <= 127 and self.n_in >= INT8_MIN
+        )  # a column alone has strides that _int_mm mistakes
+        self.int8 = dtype == torch.float32 and fits and int8_products(device)
+        if self.int8:
+            bias = bias + self.offset * weight.sum(1)
+            self.weight = torch.from_numpy(weight.T.astype(np.int8).copy())  # [in, out]
+            self.scale = torch.from_numpy(scale).to(dtype)
+        else:
+            self.weight = torch.from_numpy((weight * scale[:, None]).T.copy()).to(device, dtype)
         self.bias = torch.from_numpy(bias * scale + 0.5).to(device, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Integers ``[n, in]`` to integers ``[n, out]``."""
-        return torch.addmm(self.bias, x, self.weight).floor_().clamp_(self.low, self.high)
+        """Integers ``[n, in]``, floats or int8, to integers ``[n, out]`` in floats."""
+        if not self.int8:
+            return torch.addmm(self.bias, x, self.weight).floor_().clamp_(self.low, self.high)
+        if x.dtype != torch.int8:
+            x = (x - self.offset if self.offset else x).to(torch.int8)
+        products = torch._int_mm(x, self.weight).to(torch.float32)
+        return products.mul_(self.scale).add_(self.bias).floor_().clamp_(self.low, self.high)
 
 
 def check_linear(

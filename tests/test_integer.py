@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokodec.entropy import integer
 from tokodec.entropy.integer import EXACT, LOGIT_MAX, ExactLinear, check_linear, exact_dtype, exp2_table, frequencies
 from tokodec.entropy.tables import TOTAL
 
@@ -245,3 +246,23 @@ def test_results_do_not_depend_on_threads() -> None:
     assert torch.equal(y[:1], first)
     assert y[:2].tolist() == plain_layer(arrays, x[:2].long().numpy(), -LOGIT_MAX, LOGIT_MAX)
     assert tables[0].add(1).tolist() == plain_frequencies([int(v) for v in y[0, :256]])
+
+
+@pytest.mark.parametrize("input_max", [127, 255])
+def test_int8_products_are_those_of_float32(input_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the CPU has them; elsewhere both layers are float32 and nothing is compared."""
+    if not integer.int8_products(CPU):
+        pytest.skip("this CPU has no exact products of int8")
+    rng = np.random.default_rng(input_max)
+    for n_in, n_out, rows in ((8, 1, 1), (100, 33, 17), (500, 64, 384)):
+        arrays = layer(
+            rng.choice([-127, 127, 3], (n_out, n_in)), rng.integers(-1000, 1000, n_out), rng.integers(1, 12, n_out)
+        )
+        x = rng.choice([0, input_max, 1] if input_max > 127 else [-127, 0, 127], (rows, n_in))
+        layers = []
+        for able in (True, False):
+            monkeypatch.setattr(integer, "int8_products", lambda _, able=able: able)
+            layers.append(ExactLinear(arrays, input_max, -WIDE, WIDE, CPU, input_min=0 if input_max > 127 else None))
+        assert [own.int8 for own in layers] == [True, False]
+        found = [own(torch.from_numpy(x).float()) for own in layers]
+        assert torch.equal(*found)
