@@ -199,6 +199,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         sizes = " + ".join(map(str, entry["codebook_sizes"]))
         print(f"{entry['name']}  {entry['modality']}, {sizes} codewords, {entry['bytes'] / 2**20:.1f} MiB")
         print(f"    weights {entry['weights_hash']}, synthesis {', '.join(entry['synthesis'])}")
+        print(f"    entropy models {', '.join(entry['priors'])}")
 
 
 @app.command()

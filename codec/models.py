@@ -135,7 +135,7 @@ def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """The released models: name, class, modality, codebooks, bytes, hash. Reads small files only, no torch."""
+    """The released models: name, class, modality, codebooks, bytes, hash, entropy models. No torch."""
     from ..tokenizers import weights
 
     assets = Path(__file__).resolve().parent.parent / "assets"
@@ -152,6 +152,7 @@ def list_models() -> list[dict[str, Any]]:
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights.file_hash(path),
+                "priors": [kind for kind, file in PRIOR_FILES.items() if (config.parent / file).is_file()],
                 "folder": str(config.parent),
             }
         )

@@ -469,7 +469,34 @@ def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert entry["codebook_sizes"] == [64, 32, 16]
     assert entry["weights_hash"] == loaded.tokenizer.weights_hash
     assert entry["bytes"] == sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
+    assert entry["priors"] == ["static"]
     assert b"tiny  image, 64 + 32 + 16 codewords" in codec("models").out
+    assert b"entropy models static" in codec("models").out
+
+
+def test_the_prior_is_chosen(codec: Codec, golden: Path, tiny_model: Path, photo: Path, tmp_path: Path) -> None:
+    """The best that the model has, or the one that is asked for; one that it lacks is refused by name."""
+    file = tmp_path / "a.tok"
+    for model, wanted, found in (
+        (golden / "context", [], "context"),
+        (golden / "context", ["--prior", "context"], "context"),
+        (tiny_model, [], "static"),
+        (tiny_model, ["--prior", "static"], "static"),
+    ):
+        done = codec("encode", str(photo), "-o", str(file), "--force", "--model", str(model), *wanted)
+        assert done.code == 0
+        assert json.loads(codec("info", str(file), "--json").out)["prior"] == found
+        assert codec("decode", str(file), "-o", str(tmp_path / "a.png"), "--force", "--model", str(model)).code == 0
+    for model, wanted, message in (
+        (golden / "context", "static", "has no entropy model 'static', only 'context'"),
+        (tiny_model, "context", "has no entropy model 'context', only 'static'"),
+        (tiny_model, "best", "unknown entropy model 'best': use context or static"),
+    ):
+        before = file.read_bytes()
+        done = codec("encode", str(photo), "-o", str(file), "--force", "--model", str(model), "--prior", wanted)
+        assert (done.code, len(done.err)) == (2, 1)
+        assert message in done.err[0]
+        assert file.read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------------- tokens
