@@ -487,13 +487,13 @@ def test_the_prior_is_chosen(codec: Codec, golden: Path, tiny_model: Path, photo
         assert done.code == 0
         assert json.loads(codec("info", str(file), "--json").out)["prior"] == found
         assert codec("decode", str(file), "-o", str(tmp_path / "a.png"), "--force", "--model", str(model)).code == 0
-    for model, wanted, message in (
+    for model, kind, message in (
         (golden / "context", "static", "has no entropy model 'static', only 'context'"),
         (tiny_model, "context", "has no entropy model 'context', only 'static'"),
         (tiny_model, "best", "unknown entropy model 'best': use context or static"),
     ):
         before = file.read_bytes()
-        done = codec("encode", str(photo), "-o", str(file), "--force", "--model", str(model), "--prior", wanted)
+        done = codec("encode", str(photo), "-o", str(file), "--force", "--model", str(model), "--prior", kind)
         assert (done.code, len(done.err)) == (2, 1)
         assert message in done.err[0]
         assert file.read_bytes() == before
