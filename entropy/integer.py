@@ -53,8 +53,8 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 class OneThread:
     """PyTorch on one CPU thread inside; as many as before outside. May be entered by several Python threads.
 
-    A prior is thousands of small products with something to wait for after each. Two threads win a third of the time on
-    an idle machine; on a busy one they wait for each other, for whole time slices, and lose a factor of twenty.
+    A prior is thousands of small products with something to wait for after each. Two threads gain on an idle machine; on
+    a busy one they wait for each other, for whole time slices, and a picture takes seconds instead of a tenth of one.
     """
 
     _lock = threading.Lock()
@@ -80,8 +80,8 @@ def int8_products(device: torch.device) -> bool:
     """Whether products of int8 are exact and fast: on CPUs with instructions that sum them in 32 bits (VNNI, AMX).
 
     Older ones sum pairs in 16 bits, which may saturate, so the instructions are asked for and a worst case is tried.
-    Measured on an Intel Xeon with AMX, one thread, 384 rows: 384 us against 3.7 ms in float32 for 3136 x 256 weights,
-    101 us against 601 for 256 x 512.
+    `codec bench prior` on Kodak, one core of an Intel Xeon with AMX: a picture's codes decode in 131 ms with float32
+    products (commit 782c0fc) and in 78 ms with these (00b0e5d).
     """
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     if device.type != "cpu" or supported is None or not supported() or not hasattr(torch, "_int_mm"):
