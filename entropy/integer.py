@@ -53,8 +53,8 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 class OneThread:
     """PyTorch on one CPU thread inside; as many as before outside. May be entered by several Python threads.
 
-    A prior is thousands of small products with something to wait for after each. Two threads gain on an idle machine; on
-    a busy one they wait for each other, for whole time slices, and a picture takes seconds instead of a tenth of one.
+    A prior is thousands of small products with something to wait for after each. Two threads gain on an idle machine;
+    on a busy one they wait for each other, for whole time slices, and a picture takes seconds, not a tenth of one.
     """
 
     _lock = threading.Lock()
