@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import re
 from importlib.metadata import version
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from tokodec.codec.bench.image import MEANS, ROOT, _finite, aggregate, bench_images
-from tokodec.codec.bench.page import chart, ticks
+from tokodec.codec.bench.metrics import METRICS, decibel
 from tokodec.codec.bench.peers import PEERS, PeerFile, PeerSearch
 from tokodec.codec.bench.process import bench_processes, write_synthetic
 from tokodec.codec.decode import decode_file
@@ -78,9 +77,18 @@ def as_rgb(path: Path) -> np.ndarray:
 
 
 def test_every_combination_has_its_row(rows: list[dict[str, str]]) -> None:
-    found = [(r["picture"], r["codec"], r["synthesis"], r["levels"]) for r in rows]
-    codecs = [("image-grid", "faithful"), ("image-grid", "sharp"), ("jpeg", ""), ("avif", "")]
-    assert found == [(name, *codec, str(levels)) for name in NAMES for levels in (1, 2) for codec in codecs]
+    ours = [("image-grid", "faithful"), ("image-grid", "sharp")]
+    expected = []
+    for name in NAMES:
+        for levels in ("1", "2"):
+            expected += [(name, *codec, "curve", levels, "") for codec in ours]
+            expected += [(name, peer, "", "matched", levels, "*") for peer in ("jpeg", "avif")]
+        expected += [(name, peer, "", "curve", "", str(q)) for peer in ("jpeg", "avif") for q in PEERS[peer].curve]
+    found = []
+    for r in rows:
+        quality = "*" if r["role"] == "matched" else r["quality"]
+        found.append((r["picture"], r["codec"], r["synthesis"], r["role"], r["levels"], quality))
+    assert found == expected
 
 
 def test_our_rows_are_our_files(rows: list[dict[str, str]], pictures: Path, model: str, tmp_path: Path) -> None:
@@ -109,9 +117,10 @@ def test_the_synthesis_nets_share_a_file_but_not_pixels(rows: list[dict[str, str
 
 
 def test_peer_rows_are_peer_files(rows: list[dict[str, str]], pictures: Path) -> None:
+    threads = torch.get_num_threads()
     options = {
         "jpeg": {"subsampling": "4:2:0", "optimize": True, "progressive": True},
-        "avif": {"speed": 4, "subsampling": "4:2:0"},
+        "avif": {"speed": 4, "subsampling": "4:4:4", "autotiling": False, "max_threads": threads},
     }
     ours = {(r["picture"], r["levels"]): int(r["bytes"]) for r in rows if r["synthesis"] == "faithful"}
     outcomes = set()
@@ -122,6 +131,9 @@ def test_peer_rows_are_peer_files(rows: list[dict[str, str]], pictures: Path) ->
         image = Image.open(pictures / r["picture"]).convert("RGB")
         image.save(file, r["codec"].upper(), quality=int(r["quality"]), **options[r["codec"]])
         assert int(r["bytes"]) == len(file.getvalue())
+        if r["role"] == "curve":
+            assert r["reached"] == r["bytes_ratio"] == ""
+            continue
         most = ours[r["picture"], r["levels"]]
         assert (r["reached"] == "True") == (int(r["bytes"]) <= most)
         assert float(r["bytes_ratio"]) == pytest.approx(int(r["bytes"]) / most)
@@ -137,10 +149,46 @@ def test_aggregates_are_means_of_the_rows(rows: list[dict[str, str]], report: di
     for entry in report["aggregates"]:
         key = (entry["codec"], entry["synthesis"], str(entry["levels"]))
         group = [r for r in rows if (r["codec"], r["synthesis"], r["levels"]) == key]
+        assert {r["role"] for r in group} == {"matched" if entry["codec"] in PEERS else "curve"}
         assert entry["pictures"] == len(group) == 2
         assert entry["reached"] == sum(r["reached"] == "True" for r in group)
         for name in MEANS:
             assert entry[name] == pytest.approx(np.mean([float(r[name]) for r in group])), name
+
+
+def test_curves_are_means_of_the_rows(rows: list[dict[str, str]], report: dict[str, Any]) -> None:
+    assert [(c["name"], c["kind"], len(c["points"])) for c in report["curves"]] == [
+        ("image-grid faithful", "ours", 2), ("image-grid sharp", "ours", 2), ("jpeg", "peer", 9), ("avif", "peer", 10),
+    ]  # fmt: skip
+    for curve in report["curves"]:
+        own = [r for r in rows if r["role"] == "curve" and f"{r['codec']} {r['synthesis']}".strip() == curve["name"]]
+        for point in curve["points"]:
+            number = re.findall(r"\d+", point["setting"])[0]  # "quality 40" or "2 levels"
+            group = [r for r in own if r["quality" if curve["kind"] == "peer" else "levels"] == number]
+            assert len(group) == 2
+            for key in ("bytes", "bpp", *METRICS.values(), "encode_s", "decode_s"):
+                assert point[key] == pytest.approx(np.mean([float(r[key]) for r in group])), key
+            assert point["ms_ssim_db"] == decibel(point["ms_ssim"])
+
+
+def test_every_codec_is_timed_and_weighed(report: dict[str, Any]) -> None:
+    ours = [("image-grid", "faithful"), ("image-grid", "sharp")]
+    assert [(e["codec"], e["synthesis"]) for e in report["speed"]] == [*ours, ("jpeg", ""), ("avif", "")]
+    assert all(e["encode_s"] > 0 and e["decode_s"] > 0 and not e["random_weights"] for e in report["speed"])
+    assert [e["files"] for e in report["speed"]] == [4, 4, 18, 20]
+    assert report["memory"]["picture"] == "a.png"
+    weighed = {(e["codec"], e["synthesis"]): e for e in report["memory"]["codecs"]}
+    assert list(weighed) == [("start-up", ""), *ours, ("jpeg", ""), ("avif", "")]
+    assert all(e["gpu_mib"] is None and 1 < e["encode_mib"] < 4000 for e in weighed.values())
+    # PyTorch is only where ours is.
+    assert weighed["jpeg", ""]["decode_mib"] < weighed["image-grid", "sharp"]["decode_mib"] - 50
+
+
+def test_two_levels_are_too_few_for_a_bd_rate(report: dict[str, Any]) -> None:
+    assert len(report["bd_rate"]["pairs"]) == 2 * 2 * 3
+    assert {pair["percent"] for pair in report["bd_rate"]["pairs"]} == {None}
+    assert "2 rising points" in report["bd_rate"]["pairs"][0]["reason"]
+    assert report["places"] == []
 
 
 def test_report_says_where_it_comes_from(report: dict[str, Any]) -> None:
@@ -158,8 +206,7 @@ def test_report_says_where_it_comes_from(report: dict[str, Any]) -> None:
 
 def test_page_needs_nothing_from_outside(out: Path, rows: list[dict[str, str]]) -> None:
     html = (out / "index.html").read_text()
-    assert not re.findall(r"""https?://|@import|<link|src="(?!data:)|url\(""", html)
-    assert html.count('<svg viewBox="0 0') == 4  # a chart a metric
+    assert not re.findall(r"""https?:|@import|<link|src="(?!data:)|url\((?!#)|fetch\(|import\(""", html)
     for section in re.findall(r"<section>.*?</section>", html, re.DOTALL):
         (name,) = re.findall(r"<h3>(\S+)", section)
         (levels,) = re.findall(r"ours with (\d)", section)
@@ -167,11 +214,51 @@ def test_page_needs_nothing_from_outside(out: Path, rows: list[dict[str, str]]) 
         sizes = {label: int(size.replace(",", "")) for label, size in captions}
         of = {f"{r['codec']} {r['synthesis']}".strip(): int(r["bytes"]) for r in rows
               if r["picture"] == name and r["levels"] == levels}  # fmt: skip
-        assert list(sizes) == ["original", "image-grid sharp", "image-grid faithful", "AVIF"]
+        assert list(sizes)[:4] == ["original", "image-grid sharp", "image-grid faithful", "AVIF"]
         assert sizes["image-grid sharp"] == sizes["image-grid faithful"] == of["image-grid sharp"]
         assert sizes["AVIF"] == of["avif"] <= of["image-grid sharp"]
-        assert section.count("data:image/webp;base64,") == 4
+        assert section.count("data:image/webp;base64,") == len(sizes)
+        assert re.findall(r'data-kind="(\w+)"', section)[:4] == ["original", "ours", "ours", "peer"]
     assert re.findall(r"<h3>(\S+)", html) == NAMES
+
+
+def test_page_holds_the_curves(out: Path, report: dict[str, Any]) -> None:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', (out / "index.html").read_text())
+    data = json.loads(text)
+    assert [m["key"] for m in data["metrics"]] == ["psnr", "ms_ssim_db", "ssimulacra2", "feature_distance"]
+    assert [(s["name"], s["kind"], s["shown"]) for s in data["series"]] == [
+        (c["name"], c["kind"], True) for c in report["curves"]
+    ]
+    for series, curve in zip(data["series"], report["curves"], strict=True):
+        points = sorted(curve["points"], key=lambda p: p["bpp"])
+        for key in ("setting", "bpp", "psnr", "ssimulacra2"):
+            assert [p[key] for p in series["points"]] == [p[key] for p in points]
+    assert len({s["colour"] for s in data["series"]}) == 4
+
+
+def test_a_model_whose_dial_is_quality(
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageGrid, "dial", "quality", raising=False)
+    report = bench_images(
+        pictures, tmp_path, ["jpeg"], model, "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"], memory=False,
+        show=["a.png"], threads=1,
+    )  # fmt: skip
+    assert report["metrics"] == ["psnr"]
+    assert report["aggregates"] == []
+    assert report["memory"] is None
+    assert report["machine"]["torch_threads"] == 1
+    curves = {c["name"]: c["points"] for c in report["curves"]}
+    assert [p["setting"] for p in curves["image-grid sharp"]] == ["quality 10.5", "quality 60"]
+    assert curves["image-grid sharp"][0]["bytes"] < curves["image-grid sharp"][1]["bytes"]
+    assert curves["jpeg"][0]["ms_ssim"] is None
+    with (tmp_path / "results.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert {(r["role"], r["levels"], r["ms_ssim"]) for r in found} == {("curve", "", "")}
+    html = (tmp_path / "index.html").read_text()
+    assert re.findall(r"<h3>a.png <small>.*ours with (.*)</small>", html) in (["quality 10.5"], ["quality 60"])
+    assert html.count('<option value="psnr">') == 1
+    assert "ms_ssim_db" not in re.findall(r"<option.*?</option>", html)
 
 
 def test_metrics_of_small_pictures_are_left_empty(model: str, tmp_path: Path) -> None:
@@ -179,11 +266,12 @@ def test_metrics_of_small_pictures_are_left_empty(model: str, tmp_path: Path) ->
     folder.mkdir()
     for name in NAMES:
         Image.fromarray(np.arange(48 * 32 * 3, dtype=np.uint8).reshape(48, 32, 3)).save(folder / name)
-    report = bench_images(folder, tmp_path / "out", [], model, "cpu", limit=1)
+    report = bench_images(folder, tmp_path / "out", [], model, "cpu", limit=1, memory=False)
     assert report["pictures"] == ["a.png"]
     assert [e["ms_ssim"] for e in report["aggregates"]] == [None] * 4
     assert [e["ssimulacra2"] for e in report["aggregates"]] == [None] * 4
-    assert (tmp_path / "out" / "index.html").read_text().count('<svg viewBox="0 0') == 2
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r'<option value="([a-z]\w+)">', html) == ["psnr", "feature_distance"]
 
 
 def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path) -> None:
@@ -205,6 +293,17 @@ def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path)
         with pytest.raises(error, match=match) as caught:
             bench_images(*arguments)
         assert "\n" not in str(caught.value)
+    options: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("unknown metric 'lpips'.*psnr, ms-ssim", {"metric_names": ["lpips"]}),
+        ("at least one metric", {"metric_names": []}),
+        ("z.png is not among the pictures", {"show": ["z.png"]}),
+        ("unknown published points 'clic'", {"published": "clic"}),
+        ("unknown CompressAI model 'elic'.*cheng2020-anchor", {"baselines": ["elic"]}),
+        ("dial of image-grid is its levels", {"qualities": [50.0]}),
+    )
+    for match, option in options:
+        with pytest.raises(UsageError, match=match):
+            bench_images(pictures, target, [], model, "cpu", **option)
     assert not target.exists()
 
 
@@ -240,21 +339,6 @@ def test_search_is_never_above_where_sizes_dip(monkeypatch: pytest.MonkeyPatch) 
 def test_infinite_psnr_is_null_in_json() -> None:
     assert _finite({"a": [float("inf"), 1.0, None], "b": "x"}) == {"a": [None, 1.0, None], "b": "x"}
     assert aggregate([]) == []
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 0.21), (21.3, 21.4), (-367, 25), (0.5, 0.5), (0, 0), (0.9999, 1)])
-def test_ticks_are_few_and_enclose_the_values(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert found[0] <= low
-    assert found[-1] >= high
-    assert 2 <= len(found) <= 8
-    assert len({round(b - a, 9) for a, b in itertools.pairwise(found)}) == 1
-
-
-def test_chart_marks_what_was_not_reached() -> None:
-    group = {"codec": "avif", "synthesis": "", "bpp": 0.1, "psnr": 30.0, "pictures": 2}
-    assert 'fill="red"' in chart([{**group, "reached": 2}], {"avif": "red"}, "psnr", "PSNR", "")
-    assert 'fill="red"' not in chart([{**group, "reached": 1}], {"avif": "red"}, "psnr", "PSNR", "")
 
 
 def test_processes_are_timed_and_weighed(tiny_model: Path) -> None:

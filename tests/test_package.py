@@ -99,6 +99,7 @@ class Blocked:
     names = {
         "torchvision", "torchaudio", "compressai", "accelerate", "huggingface_hub", "yaml", "scipy", "matplotlib",
         "pytorch_msssim", "ssimulacra2", "efficientnet_lite_pytorch", "vector_quantize_pytorch", "tokodec.train",
+        "bjontegaard", "pillow_heif", "pillow_jxl",
     }
 
     @classmethod

@@ -28,7 +28,7 @@ from ..container import MAX_PIXELS
 from ..errors import ModelError, UsageError
 from ..files import atomic_output, open_output
 from ..media.image import IMAGE_SUFFIXES_IN, Picture, read_image, write_image
-from ..models import DEFAULT_MODELS, pick_device
+from ..models import TOKEN_MODELS, pick_device
 from . import metrics
 from .image import _finite
 from .prior import input_files, load_priors, numbers, origin, plain_console, said, where
@@ -187,7 +187,7 @@ def bench_conceal(
         make_folder(save)
     console = plain_console()
     with open_output(out, force=True) as file, torch.no_grad():
-        folder, static, context = load_priors(model or DEFAULT_MODELS["image"], device)
+        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")

@@ -1,9 +1,12 @@
-"""Rate and distortion of a picture model beside JPEG, WebP and AVIF at the same number of bytes.
+"""Rate and distortion of a picture model beside other codecs: each one's own curve, and all of them at equal bytes.
 
 ::
 
-    picture -> RGB -> our file with 1..K levels -> decoded by every synthesis net  -> metrics -> a row each
-                   -> each peer's file, the largest not above ours -> decoded      -> metrics -> a row
+    picture -> RGB -> our file at each setting of our dial -> decoded by every synthesis net    -> metrics -> a row each
+                   -> each peer's file at each setting of its own                    -> decoded -> metrics -> a row
+                   -> where our dial is a few levels: each peer's file, the largest
+                      not above ours                                                 -> decoded -> metrics -> a row
+    rows -> means for each setting -> curves -> BD-rates -> results.csv, results.json, index.html
 
 Sizes are those of whole files. Every codec gets the same 8-bit RGB pixels without alpha and metadata, from memory.
 """
@@ -19,124 +22,194 @@ import math
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ... import __version__
-from ..decode import decode_file
-from ..encode import MAX_PIXELS, encode_file
+from ..encode import MAX_PIXELS
 from ..errors import MediaError, UsageError
 from ..files import atomic_output
 from ..media.image import IMAGE_SUFFIXES_IN, read_image
-from ..models import DEFAULT_MODELS, load_model, pick_device
+from . import baselines as compressai
 from . import metrics
+from .curves import METHOD, Curve, compare, mean_point, places
+from .memory import weigh
+from .ours import Coder, Setting, decode_ours, encode_ours, prepare, warm_up
 from .page import Exhibit, Version, page
 from .peers import PeerSearch, decode_peer, find_peers
+from .published import check_is_kodak, load_published
+from .report import print_report
 
 EXHIBITS = 3  # pictures shown on the page
+# On it: the first three of these that were asked for and reach our bytes.
+SHOWN_PEERS = ("avif", "jxl", "jpeg", "heic", "webp", "jpeg2000", "avif420")
+SHOWN_BPP = 0.2  # about so many bits per pixel, where our dial is a quality
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture coded one way; a line of results.csv."""
+    """One picture coded one way; a line of results.csv. What does not apply or was not asked for is None."""
 
     picture: str
     codec: str  # name of our model, or of the peer
     synthesis: str  # our synthesis net; empty for a peer
-    levels: int  # levels in our file; for a peer, in the file of ours that it is matched with
-    quality: int | None  # the peer's setting
-    bytes: int  # of the whole file
-    bpp: float
-    psnr: float
+    role: str  # "curve": a setting of its own; "matched": a peer at our bytes; "speed": only the times mean something
+    levels: int | None  # levels in our file; for a matched peer, in the file of ours that it is matched with
+    quality: float | None
+    bytes: int | None  # of the whole file
+    bpp: float | None
+    psnr: float | None
     ms_ssim: float | None
     ssimulacra2: float | None
-    feature_distance: float
+    feature_distance: float | None
     encode_s: float
     decode_s: float
-    reached: bool  # False if the peer's file of lowest quality is larger than ours
-    bytes_ratio: float  # to our file
+    reached: bool | None = None  # False if the matched peer's file of lowest quality is larger than ours
+    bytes_ratio: float | None = None  # of the matched peer's file to ours
 
 
-# What is averaged over pictures; the rest of a row says which group it belongs to.
+# What is averaged over pictures for each number of levels; the rest of a row says which group it belongs to.
 MEANS = (
     "bytes", "bpp", "psnr", "ms_ssim", "ssimulacra2", "feature_distance", "encode_s", "decode_s", "bytes_ratio",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Coder:
-    """Our codec, ready to run."""
-
-    model: str
-    name: str
-    levels: int
-    synthesis: tuple[str, ...]
-    device: str
-
-
 def bench_images(
-    folder: Path, out: Path, against: list[str], model: str | None, device: str, limit: int | None = None
+    folder: Path,
+    out: Path,
+    against: list[str],
+    model: str | None,
+    device: str,
+    limit: int | None = None,
+    *,
+    qualities: Sequence[float] | None = None,
+    metric_names: Sequence[str] = tuple(metrics.METRICS),
+    published: str | None = None,
+    baselines: Sequence[str] = (),
+    show: Sequence[str] = (),
+    memory: bool = True,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a model on the pictures of a folder; print a table and write the results.
+    """Measure a model on the pictures of a folder; print tables and write the results.
 
     Args:    folder: pictures directly in it are taken, in the order of their names.
-             out: folder for results.csv (a row a picture), results.json (means, settings, machine) and index.html;
-             made if missing, files of these names are replaced.  against: names of peers, see :data:`~.peers.PEERS`.
+             out: folder for results.csv (a row a picture and setting), results.json (means, BD-rates, settings,
+             machine) and index.html; made if missing, files of these names are replaced.
+             against: names of peers, see :data:`~.peers.PEERS`.
              model: name, folder or hub id, the default for pictures if None.  device: "auto", "cpu" or "cuda".
              limit: only the first so many pictures.
+             qualities: 0 to 100, for a model whose rate dial is a quality.
+             metric_names: see :data:`~.metrics.METRICS`.
+             published: "kodak" to compare with published points too; the pictures must then be those 24.
+             baselines: CompressAI models to time, see :data:`~.baselines.MODELS`.
+             show: names of pictures for the page's sliders; three of them if empty.
+             memory: weigh each codec in processes of its own, on the first picture.
+             threads: of PyTorch and of the peers; what PyTorch has now if None.
     Returns: what results.json holds.
-    Raises:  a TokodecError: no picture, an unknown peer or model, the `bench` extra missing. A picture that cannot be
-             read is left out and named under "skipped".
+    Raises:  a TokodecError: no picture, an unknown peer, metric or model, a package of an extra missing. A picture that
+             cannot be read, or that a peer refuses, is left out and named under "skipped".
     """
+    import torch
     from rich.console import Console
     from rich.progress import track
 
     paths = picture_files(folder, limit)
-    peers = find_peers(against)
+    keys = metrics.choose_metrics(metric_names)
+    missing = set(show) - {path.name for path in paths}
+    if missing:
+        raise UsageError(f"{min(missing)} is not among the pictures")
+    threads = threads or torch.get_num_threads()
+    peers = find_peers(against, threads)
+    timed = compressai.check_baselines(list(baselines))
+    if published is not None:
+        if published != "kodak":
+            raise UsageError(f"unknown published points {published!r}: there are those of kodak")
+        check_is_kodak([shape_of(path) for path in paths])
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; the results need a folder")
-    coder = prepare(model, device)
-    metrics.check_bench_extra(coder.device)
+    if peers or published:
+        with metrics.bench_extra():
+            import bjontegaard  # noqa: F401
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        coder = prepare(model, device, qualities, strict=True)
+        metrics.check_bench_extra(coder.device, keys)
+        learned = [compressai.load_baseline(name, coder.device) for name in timed]
 
-    shown = {round(i * (len(paths) - 1) / max(1, EXHIBITS - 1)) for i in range(EXHIBITS)}
-    rows: list[Row] = []
-    exhibits: list[Exhibit] = []
-    skipped: list[str] = []
-    for i, path in enumerate(track(paths, "measuring", console=Console(stderr=True), transient=True)):
-        try:
-            x = metrics.as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
-        except MediaError as error:
-            skipped.append(str(error))
-            continue
-        searches = [PeerSearch(peer, x) for peer in peers]
-        found = list(bench_picture(path.name, x, coder, searches))
-        rows += [row for row, _ in found]
-        if i in shown:
-            exhibits.append(exhibit(path, x, found, coder))
-    if not rows:
-        raise MediaError(f"none of the pictures in {folder} can be read; the first: {skipped[0]}")
+        spread = {paths[round(i * (len(paths) - 1) / max(1, EXHIBITS - 1))].name for i in range(EXHIBITS)}
+        rows: list[Row] = []
+        exhibits: list[Exhibit] = []
+        skipped: list[str] = []
+        used: list[Path] = []
+        seen: set[tuple[int, ...]] = set()
+        for path in track(paths, "measuring", console=Console(stderr=True), transient=True):
+            try:
+                x = metrics.as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
+                if x.shape not in seen:
+                    seen.add(x.shape)
+                    warm_up_all(x, coder, learned)
+                searches = [PeerSearch(peer, x, threads) for peer in peers]
+                found = list(bench_picture(path.name, x, coder, searches, keys))
+                found += [time_baseline(path.name, x, baseline) for baseline in learned]
+                if path.name in (show or spread):
+                    exhibits.append(exhibit(path, x, coder, searches))
+            except MediaError as error:
+                skipped.append(str(error))
+                continue
+            rows += found
+            used.append(path)
+        if not rows:
+            raise MediaError(f"none of the pictures in {folder} can be read; the first: {skipped[0]}")
+        weighed = weigh(used[0], threads, coder, peers, learned) if memory else []
+        place = machine(coder.device)
+    finally:
+        torch.set_num_threads(before)
 
+    curves = mean_curves(rows, coder)
     report: dict[str, Any] = {
         "model": coder.name,
-        "pictures": list(dict.fromkeys(row.picture for row in rows)),
+        "pictures": [path.name for path in used],
         "skipped": skipped,
-        "aggregates": aggregate(rows),
-        "peers": {peer.name: peer.settings for peer in peers},
-        "machine": machine(coder.device),
+        "metrics": list(keys),
+        "aggregates": aggregate(rows) if coder.by_levels else [],
+        "speed": speed(rows),
+        "memory": {"picture": used[0].name, "codecs": weighed} if memory else None,
+        "peers": {peer.name: f"{peer.settings}; curve at {', '.join(map(str, peer.curve))}" for peer in peers},
+        "compressai": dict.fromkeys(timed, compressai.LABEL),
+        "published": None,
+        "machine": place,
         "versions": versions(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+    if published:
+        source = load_published()
+        report["published"] = source["source"]
+        curves += published_curves(source["curves"])
+    comparisons = compare(curves)
+    report["curves"] = [dataclasses.asdict(curve) for curve in curves]
+    report["bd_rate"] = {"package": "bjontegaard", "method": METHOD, "pairs": comparisons}
+    report["places"] = places(comparisons)
     write_results(out, report, rows, exhibits)
     print_report(report, out)
     return report
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """Height and width from a picture's header. Raises MediaError."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise MediaError(f"{path}: not a picture that can be read") from error
 
 
 def picture_files(folder: Path, limit: int | None) -> list[Path]:
@@ -151,114 +224,154 @@ def picture_files(folder: Path, limit: int | None) -> list[Path]:
     return paths[:limit]
 
 
-def prepare(model: str | None, device: str) -> Coder:
-    """Load the model and run it once, so that no measured time holds what happens only once."""
-    from ...tokenizers.image.grid import ImageGrid
-
-    model = model or DEFAULT_MODELS["image"]
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if not isinstance(tokenizer, ImageGrid):
-        raise UsageError(f"{tokenizer.name} is not a model for pictures")
-    coder = Coder(model, tokenizer.name, len(tokenizer.codebook_sizes), tokenizer.config.synthesis, device)
-    for synthesis in coder.synthesis:
-        round_trip(np.zeros((64, 64, 3), np.uint8), coder, 1, synthesis)
-    return coder
-
-
-def round_trip(x: np.ndarray, coder: Coder, levels: int, synthesis: str) -> tuple[bytes, np.ndarray]:
-    data, _ = encode_ours(x, coder, levels)
-    return data, decode_ours(data, coder, synthesis)[0]
-
-
-def encode_ours(x: np.ndarray, coder: Coder, levels: int) -> tuple[bytes, float]:
-    """Our file, and the seconds it took."""
-    source = io.BytesIO(b"P6\n%d %d\n255\n" % (x.shape[1], x.shape[0]) + x.tobytes())
-    start = time.perf_counter()
-    encoded = encode_file(source, model=coder.model, levels=levels, device=coder.device)
-    return encoded.data, time.perf_counter() - start
-
-
-def decode_ours(data: bytes, coder: Coder, synthesis: str) -> tuple[np.ndarray, float]:
-    """Pixels ``[H, W, 3]`` uint8, and the seconds they took."""
-    start = time.perf_counter()
-    decoded = decode_file(io.BytesIO(data), model=coder.model, synthesis=synthesis, device=coder.device)
-    return decoded.picture.pixels, time.perf_counter() - start
+def warm_up_all(x: np.ndarray, coder: Coder, learned: Sequence[compressai.Baseline]) -> None:
+    """Before the first picture of a size, where it matters: GPUs choose and record kernels in the first runs."""
+    if coder.device == "cuda":
+        warm_up(x, coder, 3)
+        for baseline in learned:
+            compressai.warm_up(x, baseline)
 
 
 def bench_picture(
-    name: str, x: np.ndarray, coder: Coder, searches: list[PeerSearch]
-) -> Iterable[tuple[Row, np.ndarray]]:
-    """Rows of one picture with the decoded pixels: for each number of levels ours by every synthesis net, the peers."""
+    name: str, x: np.ndarray, coder: Coder, searches: list[PeerSearch], keys: Sequence[str]
+) -> Iterator[Row]:
+    """Rows of one picture: ours at every setting by every synthesis net, each with the peers matched to it if the dial
+    is levels; then the peers at their own settings."""
+    pixels = x.shape[0] * x.shape[1]
+    measured: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def row(
-        codec: str, synthesis: str, size: int, x_hat: np.ndarray, encode_s: float, decode_s: float, quality: int | None
-    ) -> Row:
-        return Row(
-            picture=name,
-            codec=codec,
-            synthesis=synthesis,
-            levels=levels,
-            quality=quality,
-            bytes=size,
-            bpp=8 * size / (x.shape[0] * x.shape[1]),
-            psnr=metrics.psnr(x, x_hat),
-            ms_ssim=metrics.ms_ssim(x, x_hat),
-            ssimulacra2=metrics.ssimulacra2(x, x_hat),
-            feature_distance=metrics.feature_distance(x, x_hat, coder.device),
-            encode_s=encode_s,
-            decode_s=decode_s,
-            reached=size <= len(data),
-            bytes_ratio=size / len(data),
-        )
+    def peer_fields(search: PeerSearch, quality: int) -> dict[str, Any]:
+        """The fields of a peer's row that depend on its file only, measured once for each file."""
+        key = (search.peer.name, quality)
+        if key not in measured:
+            file = search.encode(quality)
+            x_hat, decode_s = decode_peer(file.data)
+            measured[key] = {
+                "codec": search.peer.name, "synthesis": "", "quality": quality, "bytes": len(file.data),
+                "bpp": 8 * len(file.data) / pixels, "encode_s": file.encode_s, "decode_s": decode_s,
+                **metrics.measure(x, x_hat, keys, coder.device),
+            }  # fmt: skip
+        return measured[key]
 
-    for levels in range(1, coder.levels + 1):
-        data, encode_s = encode_ours(x, coder, levels)
+    for setting in coder.settings:
+        data, encode_s = encode_ours(x, coder, setting)
         for synthesis in coder.synthesis:
             x_hat, decode_s = decode_ours(data, coder, synthesis)
-            yield row(coder.name, synthesis, len(data), x_hat, encode_s, decode_s, None), x_hat
-        for search in searches:
-            file, _ = search.nearest(len(data))
-            x_hat, decode_s = decode_peer(file.data)
-            yield row(search.peer.name, "", len(file.data), x_hat, file.encode_s, decode_s, file.quality), x_hat
+            yield Row(
+                picture=name, codec=coder.name, synthesis=synthesis, role="curve", levels=setting.levels,
+                quality=setting.quality, bytes=len(data), bpp=8 * len(data) / pixels, encode_s=encode_s,
+                decode_s=decode_s, reached=True, bytes_ratio=1.0, **metrics.measure(x, x_hat, keys, coder.device),
+            )  # fmt: skip
+        for search in searches if coder.by_levels else ():
+            file, reached = search.nearest(len(data))
+            yield Row(
+                picture=name, role="matched", levels=setting.levels, reached=reached,
+                bytes_ratio=len(file.data) / len(data), **peer_fields(search, file.quality),
+            )  # fmt: skip
+    for search in searches:
+        for quality in search.peer.curve:
+            yield Row(picture=name, role="curve", levels=None, **peer_fields(search, quality))
 
 
-def exhibit(path: Path, x: np.ndarray, found: list[tuple[Row, np.ndarray]], coder: Coder) -> Exhibit:
-    """What the page shows of a picture: the original, ours by every synthesis net, and AVIF or the last peer.
+def time_baseline(name: str, x: np.ndarray, baseline: compressai.Baseline) -> Row:
+    """A row with the times of a network with random weights and nothing else."""
+    found, encode_s = baseline.compress(x)
+    _, decode_s = baseline.decompress(found, *x.shape[:2])
+    nothing = dict.fromkeys(("levels", "quality", "bytes", "bpp", *metrics.METRICS.values()))
+    return Row(
+        picture=name, codec=baseline.name, synthesis="", role="speed", encode_s=encode_s, decode_s=decode_s, **nothing
+    )
 
-    It is shown at the fewest levels whose size the peer can reach, at all levels if there are none.
+
+def exhibit(path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch]) -> Exhibit:
+    """What the page shows of a picture: the original, ours by every synthesis net, and up to three peers at our bytes.
+
+    The size is that of our file at the fewest levels that the first of :data:`SHOWN_PEERS` can reach, or, where the
+    dial is a quality, of our file nearest to :data:`SHOWN_BPP` that it can reach; our largest file if there is none.
+    Then it is shown with its smallest file, where no other peer gets there either.
     """
-    peers = list(dict.fromkeys(row.codec for row, _ in found if not row.synthesis))
-    peer = "avif" if "avif" in peers else peers[-1] if peers else None
-    fair = [row.levels for row, _ in found if row.codec == peer and row.reached and not row.synthesis]
-    levels = min(fair, default=coder.levels)
-    versions = [Version("original", path.stat().st_size, None, x)]
-    for row, x_hat in reversed(found):
-        if row.levels == levels and (row.synthesis or row.codec == peer):
-            label = f"{row.codec} {row.synthesis}" if row.synthesis else row.codec.upper()
-            versions.append(Version(label, row.bytes, row.psnr, x_hat))
-    # The peer comes last: ours are what the page is about.
-    versions.sort(key=lambda v: peer is not None and v.label == peer.upper())
-    return Exhibit(path.name, levels, versions)
+    wanted = sorted(searches, key=lambda search: SHOWN_PEERS.index(search.peer.name))
+    files = [(setting, encode_ours(x, coder, setting)[0]) for setting in coder.settings]
+    if not coder.by_levels:
+        goal = SHOWN_BPP * x.shape[0] * x.shape[1] / 8
+        files.sort(key=lambda pair: abs(math.log(len(pair[1]) / goal)))
+    largest = max(files, key=lambda pair: len(pair[1]))
+    setting, data = next((pair for pair in files if not wanted or wanted[0].nearest(len(pair[1]))[1]), largest)
+    shown = [search for search in wanted if search.nearest(len(data))[1]][:3] or wanted[:1]
+
+    versions = [Version("original", "original", path.stat().st_size, None, x)]
+    for synthesis in reversed(coder.synthesis):
+        x_hat, _ = decode_ours(data, coder, synthesis)
+        versions.append(Version(f"{coder.name} {synthesis}".strip(), "ours", len(data), metrics.psnr(x, x_hat), x_hat))
+    for search in shown:
+        file, reached = search.nearest(len(data))
+        x_hat, _ = decode_peer(file.data)
+        label = search.peer.name.upper() + ("" if reached else ", its smallest file")
+        versions.append(Version(label, "peer", len(file.data), metrics.psnr(x, x_hat), x_hat))
+    return Exhibit(path.name, setting.label, versions)
 
 
-def aggregate(rows: list[Row]) -> list[dict[str, Any]]:
-    """Means over pictures for each codec, synthesis net and number of levels, in the order of the rows.
+def mean_curves(rows: Sequence[Row], coder: Coder) -> list[Curve]:
+    """The rows of settings of their own as one curve of means for each codec and synthesis net, ours first."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if row.role == "curve":
+            settings = groups.setdefault((row.codec, row.synthesis), {})
+            settings.setdefault(Setting(row.levels, row.quality).label, []).append(dataclasses.asdict(row))
+    return [
+        Curve(
+            f"{codec} {synthesis}".strip(),
+            "ours" if codec == coder.name else "peer",
+            [mean_point(group, setting) for setting, group in settings.items()],
+        )
+        for (codec, synthesis), settings in groups.items()
+    ]
+
+
+def published_curves(found: Sequence[dict[str, Any]]) -> list[Curve]:
+    """What :func:`~.published.load_published` gives under "curves", as curves."""
+    result = []
+    for entry in found:
+        names = [key for key in ("bpp", "psnr", "ms_ssim_db") if key in entry]
+        points = [dict(zip(names, values, strict=True)) for values in zip(*(entry[n] for n in names), strict=True)]
+        result.append(Curve(entry["name"], "published", points))
+    return result
+
+
+def aggregate(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Means over pictures for each number of levels of our file: ours by each synthesis net, and the peers matched.
 
     A metric that some pictures are too small for is averaged over the others, and None if there are none.
     """
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.codec, row.synthesis, row.levels), []).append(row)
+        if row.levels is not None:
+            groups.setdefault((row.codec, row.synthesis, row.levels), []).append(row)
     result = []
     for (codec, synthesis, levels), group in groups.items():
         entry: dict[str, Any] = {"codec": codec, "synthesis": synthesis, "levels": levels, "pictures": len(group)}
-        entry["reached"] = sum(row.reached for row in group)
+        entry["reached"] = sum(bool(row.reached) for row in group)
         for name in MEANS:
             values = [value for row in group if (value := getattr(row, name)) is not None]
             entry[name] = float(np.mean(values)) if values else None
         result.append(entry)
     return result
+
+
+def speed(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Median seconds for one picture over pictures and settings, for each codec and synthesis net."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.role != "matched":
+            groups.setdefault((row.codec, row.synthesis, row.role), []).append(row)
+    return [
+        {
+            "codec": codec, "synthesis": synthesis, "random_weights": role == "speed", "files": len(group),
+            "encode_s": float(np.median([row.encode_s for row in group])),
+            "decode_s": float(np.median([row.decode_s for row in group])),
+        }
+        for (codec, synthesis, role), group in groups.items()
+    ]  # fmt: skip
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -280,10 +393,16 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that bytes, pixels and metrics depend on."""
+    """Of everything that bytes, pixels, times and metrics depend on, as far as it is installed."""
     found = {"tokodec": __version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "pillow", "constriction", "ssimulacra2"):
-        found[package] = version(package)
+    for package in (
+        "torch", "numpy", "pillow", "constriction", "ssimulacra2", "pillow-heif", "pillow-jxl-plugin", "bjontegaard",
+        "compressai",
+    ):  # fmt: skip
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
     return found
 
 
@@ -326,44 +445,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def print_report(report: dict[str, Any], out: Path) -> None:
-    """The means as a table that fits 80 columns."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    n = len(report["pictures"])
-    table = Table(title=f"{report['model']}: means over {n} picture{'s' * (n != 1)}", box=SIMPLE, padding=0)
-    table.add_column("\ncodec", no_wrap=True)
-    for name in (
-        "\nlevels", "\nbytes", "\nbpp", "PSNR\ndB", "MS-\nSSIM", "SSIMU-\nLACRA2", "feat.\ndist.", "enc.\ns", "dec.\ns",
-        "of our\nbytes",
-    ):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
-    for i, e in enumerate(report["aggregates"]):
-        if i and e["levels"] != report["aggregates"][i - 1]["levels"]:
-            table.add_section()
-        missed = " " if e["reached"] == e["pictures"] else "*"
-        table.add_row(
-            f"ours {e['synthesis']}" if e["synthesis"] else e["codec"],
-            str(e["levels"]),
-            f"{e['bytes']:.0f}",
-            f"{e['bpp']:.4f}",
-            f"{e['psnr']:.2f}",
-            "-" if e["ms_ssim"] is None else f"{e['ms_ssim']:.4f}",
-            "-" if e["ssimulacra2"] is None else f"{e['ssimulacra2']:.1f}",
-            f"{e['feature_distance']:.4f}",
-            f"{e['encode_s']:.2f}",
-            f"{e['decode_s']:.2f}",
-            f"{e['bytes_ratio']:.0%}{missed}",
-        )
-    console = Console()
-    console.print(table)
-    if any(e["reached"] < e["pictures"] for e in report["aggregates"]):
-        console.print("* on some pictures even the lowest quality takes more bytes than ours", highlight=False)
-    for reason in report["skipped"]:
-        console.print(f"left out: {reason}", highlight=False, markup=False)
-    where = f"results.csv, results.json and index.html are in {out}"
-    console.print(where, highlight=False, markup=False, soft_wrap=True)

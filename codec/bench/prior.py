@@ -45,7 +45,7 @@ from ..encode import SEGMENT
 from ..errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from ..files import open_output
 from ..media.image import IMAGE_SUFFIXES_IN
-from ..models import DEFAULT_MODELS, pick_device
+from ..models import TOKEN_MODELS, pick_device
 from ..tokens import TOKEN_SUFFIXES, load_tokens, tokenize_file
 from .image import _finite, commit, machine
 from .nearest import one_line, quartiles
@@ -508,7 +508,7 @@ def bench_prior(
     paths = input_files(inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
     console = plain_console()
     with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
-        folder, static, context = load_priors(model or DEFAULT_MODELS["image"], device)
+        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
         found = read_inputs(paths, model, device, folder, static)
         report: dict[str, Any] = {
             **origin(folder, static, context, device),

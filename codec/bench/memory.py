@@ -1,0 +1,137 @@
+"""Peak memory of one codec on one picture: encoding and decoding each in a process of their own.
+
+The figures are of whole processes, Python and libraries included; a process that only starts and reads the picture is
+the floor to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TokodecError
+from .process import _PROBE
+
+if TYPE_CHECKING:
+    from .baselines import Baseline
+    from .ours import Coder
+    from .peers import Peer
+
+# Weighed as processes of `codec` are, with one codec in place of the command line.
+_CHILD = _PROBE.rpartition("from tokodec.codec.cli")[0] + (
+    "from tokodec.codec.bench.memory import child\nchild(*sys.argv[1:])\n"
+)
+START = "start-up"
+
+
+def weigh(
+    picture: Path, threads: int, coder: Coder, peers: list[Peer], baselines: list[Baseline]
+) -> list[dict[str, Any]]:
+    """Peak memory of every codec at the middle one of its settings, ours with all levels where levels are the dial.
+
+    Args:    picture: file that is coded.  threads: of PyTorch and of the peers.
+    Returns: dicts with "codec", "synthesis", "encode_mib", "decode_mib" (peak resident memory of the process) and
+             "gpu_mib" (what PyTorch held on the GPU at most, None on the CPU); the first is :data:`START`.
+    Raises:  TokodecError if a process fails.
+    """
+    middle = coder.settings[-1] if coder.by_levels else coder.settings[len(coder.settings) // 2]
+    ours = {"model": coder.model, "levels": middle.levels, "quality": middle.quality, "device": coder.device}
+    jobs: list[dict[str, Any]] = [{"kind": "start", "codec": START, "synthesis": ""}]
+    for synthesis in coder.synthesis:
+        jobs.append({"kind": "ours", "codec": coder.name, "synthesis": synthesis, **ours})
+    for peer in peers:
+        quality = peer.curve[len(peer.curve) // 2]
+        jobs.append({"kind": "peer", "codec": peer.name, "synthesis": "", "quality": quality})
+    for baseline in baselines:
+        jobs.append({"kind": "baseline", "codec": baseline.name, "synthesis": "", "device": baseline.device})
+    found = []
+    encoded: dict[str, tuple[float, float | None]] = {}  # once for all synthesis nets
+    with tempfile.TemporaryDirectory() as folder:
+        for job in jobs:
+            coded = Path(folder) / "coded"
+            job["threads"] = threads
+            if job["codec"] not in encoded:
+                encoded[job["codec"]] = _run(job, "encode", picture, coded)
+            encode_mib, gpu_encode = decode_mib, gpu_decode = encoded[job["codec"]]
+            if job["kind"] != "start":
+                decode_mib, gpu_decode = _run(job, "decode", picture, coded)
+            gpu = None if gpu_encode is None or gpu_decode is None else max(gpu_encode, gpu_decode)
+            found.append(
+                {"codec": job["codec"], "synthesis": job["synthesis"], "encode_mib": encode_mib,
+                 "decode_mib": decode_mib, "gpu_mib": gpu}
+            )  # fmt: skip
+    return found
+
+
+def _run(job: dict[str, Any], step: str, picture: Path, coded: Path) -> tuple[float, float | None]:
+    """MiB of one process, in memory and on the GPU."""
+    report = coded.with_name("peak")
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(report), json.dumps(job), step, str(picture), str(coded)],
+        capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise TokodecError(f"weighing {job['codec']} failed: {last}")
+    return int(report.read_text()) / 1024, json.loads(done.stdout.splitlines()[-1])
+
+
+def child(text: str, step: str, picture: str, coded: str) -> None:
+    """In the process that is weighed: one step of one codec; prints the peak on the GPU in MiB, or null."""
+    from ..encode import MAX_PIXELS
+    from ..media.image import read_image
+    from .metrics import as_rgb
+
+    job = json.loads(text)
+    file = Path(coded)
+    size = (0, 0)
+    x = None
+    if step == "encode" or job["kind"] == "baseline":
+        x = as_rgb(read_image(Path(picture), picture, MAX_PIXELS).pixels)
+        size = x.shape[:2]
+    if job["kind"] == "ours":
+        from .ours import Coder, Setting, decode_ours, encode_ours
+
+        setting = Setting(job["levels"], job["quality"])
+        _set_threads(job["threads"])
+        coder = Coder(job["model"], job["codec"], (setting,), (job["synthesis"],), job["device"])
+        if x is not None:
+            file.write_bytes(encode_ours(x, coder, setting)[0])
+        else:
+            decode_ours(file.read_bytes(), coder, job["synthesis"])
+    elif job["kind"] == "peer":
+        from .peers import PeerSearch, decode_peer, find_peers
+
+        (peer,) = find_peers([job["codec"]], job["threads"])
+        if x is not None:
+            file.write_bytes(PeerSearch(peer, x, job["threads"]).encode(job["quality"]).data)
+        else:
+            decode_peer(file.read_bytes())
+    elif job["kind"] == "baseline":
+        from .baselines import from_text, load_baseline, to_text
+
+        _set_threads(job["threads"])
+        baseline = load_baseline(job["codec"], job["device"])
+        if step == "encode" and x is not None:
+            file.write_text(to_text(baseline.compress(x)[0]))
+        else:
+            baseline.decompress(from_text(file.read_text()), *size)
+    print(json.dumps(_gpu_mib(job.get("device"))))
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _gpu_mib(device: str | None) -> float | None:
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20
