@@ -37,13 +37,12 @@ MAX_METADATA = 16 << 20  # bytes of an ICC profile or EXIF block after decompres
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
 
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
-LAYER_PREFIX = struct.Struct("<BI")  # layer, segment
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
 INDEX_POINTER = struct.Struct("<Q")
 
 # Wire constants. Numbers are never reused.
 MODALITIES = {1: "image"}
-PRIORS = {1: "static", 2: "context"}
+PRIORS = {1: "static", 2: "context", 3: "hyperprior"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class Field:
 
     kind: "u8", "u16", "u32", "hash" (8 bytes, shown as 16 hex digits) or "name" (u8 length, then ASCII).
     low, high: allowed range of a number.  names: what the values of an enumeration are called.
+    optional: a number that is 0 where the header ends before it. Only the last fields may be optional; a writer leaves
+    out those at the end that are 0.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Field:
     low: int = 0
     high: int = 0xFFFFFFFF
     names: Mapping[int, str] | None = None
+    optional: bool = False
 
     def check(self, value: Any) -> None:
         """Raise HeaderError for a value that this field cannot hold."""
@@ -93,6 +95,7 @@ MODALITY_FIELDS = {
         Field("channels", "u8", "colour", names={1: "gray", 3: "rgb"}),
         Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
         Field("bit_depth", "u8", "bits a sample of the source had (decoded to 8)", names={8: "8", 16: "16"}),
+        Field("quality", "u16", "quality dial in hundredths; 0 for models without one", 0, 10_000, optional=True),
     )
 }
 _STRUCTS = {"u8": struct.Struct("<B"), "u16": struct.Struct("<H"), "u32": struct.Struct("<I")}
@@ -113,6 +116,7 @@ class ImageHeader:
     channels: int
     alpha: int = 0
     bit_depth: int = 8
+    quality: int = 0
     prior: int = 1
     modality: int = 1
 
@@ -147,7 +151,10 @@ def header_fields(modality: int) -> tuple[Field, ...]:
 def write_header(header: ImageHeader) -> bytes:
     """Payload of HEAD."""
     out = bytearray()
-    for f in header_fields(header.modality):
+    fields = header_fields(header.modality)
+    while fields[-1].optional and getattr(header, fields[-1].name) == 0:
+        fields = fields[:-1]
+    for f in fields:
         value = getattr(header, f.name)
         if f.kind == "name":
             out += bytes([len(value)]) + value.encode("ascii")
@@ -171,9 +178,11 @@ def read_header(payload: bytes) -> ImageHeader:
         return payload[at - n : at]
 
     def read(f: Field) -> None:
-        if f.kind == "name":
+        if f.optional and at == len(payload):
+            value: Any = 0
+        elif f.kind == "name":
             raw = take(take(1, f.name)[0], f.name)
-            value: Any = raw.decode("ascii", "backslashreplace")
+            value = raw.decode("ascii", "backslashreplace")
         elif f.kind == "hash":
             value = take(8, f.name).hex()
         else:
@@ -186,6 +195,29 @@ def read_header(payload: bytes) -> ImageHeader:
     for f in MODALITY_FIELDS[values["modality"]]:
         read(f)
     return ImageHeader(**values)
+
+
+def pack_layer_prefix(layer: int, segment: int) -> bytes:
+    """What a LAYR payload starts with: the layer, and the segment as an unsigned LEB128."""
+    if not 0 <= segment < 1 << 32:
+        raise ValueError(f"segment {segment} is not in 0..2^32-1")
+    out = bytearray([layer])
+    while segment >= 0x80:
+        out.append(segment & 0x7F | 0x80)
+        segment >>= 7
+    out.append(segment)
+    return bytes(out)
+
+
+def read_layer_prefix(payload: bytes) -> tuple[int, int, int] | None:
+    """Layer, segment and length of the prefix; None if it is cut off or not as :func:`pack_layer_prefix` writes it."""
+    segment = 0
+    for i, byte in enumerate(payload[1:6]):
+        segment |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            shortest = byte > 0 or i == 0
+            return (payload[0], segment, 2 + i) if shortest and segment < 1 << 32 else None
+    return None
 
 
 def pack_chunk(kind: bytes, payload: bytes) -> bytes:
@@ -241,7 +273,7 @@ def write_tok(
             put(kind, compress_metadata(data))
     for k, row in enumerate(layers):
         for s, payload in enumerate(row):
-            put(LAYR, LAYER_PREFIX.pack(k, s) + payload, k, s)
+            put(LAYR, pack_layer_prefix(k, s) + payload, k, s)
         if k == 0 and alpha is not None:
             put(ALPH, alpha)
     pointer = b""
@@ -283,10 +315,11 @@ class TokFile:
             return None
         payload = found[1]
         if kind == LAYR:
-            if len(payload) < LAYER_PREFIX.size or LAYER_PREFIX.unpack_from(payload) != (layer, segment):
+            prefix = read_layer_prefix(payload)
+            if prefix is None or prefix[:2] != (layer, segment):
                 self.damaged(f"LAYR chunk at byte {offset} is not layer {layer} of segment {segment}")
                 return None
-            return payload[LAYER_PREFIX.size :]
+            return payload[prefix[2] :]
         return payload
 
     def damaged(self, problem: str) -> None:
@@ -453,10 +486,11 @@ def _rebuild_index(tok: TokFile) -> None:
             continue
         layer = segment = 0
         if kind == LAYR:
-            if len(payload) < LAYER_PREFIX.size:
-                tok.damaged(f"LAYR chunk at byte {at} is too short")
+            prefix = read_layer_prefix(payload)
+            if prefix is None:
+                tok.damaged(f"LAYR chunk at byte {at} does not tell its layer and segment")
                 continue
-            layer, segment = LAYER_PREFIX.unpack_from(payload)
+            layer, segment, _ = prefix
         if kind == HEAD or not _valid_place(tok, kind, layer, segment) or (kind, layer, segment) in tok.places:
             tok.damaged(f"{kind.decode()} chunk at byte {at} does not belong there")
             continue

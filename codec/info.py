@@ -9,7 +9,8 @@ from .errors import FormatError
 
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
-    """Header fields by their names in FORMAT.md, then sizes and state of the file.
+    """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
+    left out if it is 0.
 
     Keys beyond the header: ``bytes``, ``bpp``, ``grid``, ``segments``, ``layer_bytes`` (payload bytes of each layer
     over all segments), ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``, ``problems``.
@@ -24,6 +25,10 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"file": name, "version": VERSION}
     for f in header_fields(header.modality):
         value = getattr(header, f.name)
+        if f.name == "quality":
+            if value:
+                found[f.name] = value / 100
+            continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
     layers = []
     for k in range(header.layers):

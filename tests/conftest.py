@@ -30,3 +30,9 @@ def golden() -> Path:
 def tiny_model() -> Path:
     """Folder of a model of a few kilobytes: random weights, 64 + 32 + 16 codewords, all of them in use."""
     return GOLDEN / "tiny"
+
+
+@pytest.fixture(scope="session")
+def photo_model() -> Path:
+    """Folder of a model whose rate dial is a quality: 6 + 10 channels in three slices, briefly trained."""
+    return GOLDEN / "photo"

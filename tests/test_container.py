@@ -21,7 +21,6 @@ from tokodec.codec.container import (
     ICCP,
     INDEX_ENTRY,
     INDX,
-    LAYER_PREFIX,
     LAYR,
     MODALITY_FIELDS,
     SIGNATURE,
@@ -33,7 +32,9 @@ from tokodec.codec.container import (
     decompress_metadata,
     header_fields,
     pack_chunk,
+    pack_layer_prefix,
     read_header,
+    read_layer_prefix,
     read_tok,
     scan,
     write_header,
@@ -90,6 +91,8 @@ def random_header(rng: random.Random) -> ImageHeader:
         channels=rng.choice([1, 3]),
         alpha=rng.randrange(2),
         bit_depth=rng.choice([8, 16]),
+        quality=rng.choice([0, 1, 10_000, rng.randint(0, 10_000)]),
+        prior=rng.randint(1, 3),
     )
 
 
@@ -100,19 +103,21 @@ def test_exact_cost() -> None:
     """What a file costs beside its payloads. A change of these numbers is a change of the format."""
     assert START == 9
     assert FRAME == 12
-    assert LAYER_PREFIX.size == 5
+    assert len(pack_layer_prefix(0, 0)) == 2
     assert INDEX_ENTRY.size == 17
     assert len(write_header(HEADER)) == 37
     header = replace(HEADER, layers=1)
-    assert len(write_tok(header, [[b""]])) == 9 + (12 + 37) + (12 + 5) + 12 == 87
-    assert len(write_tok(HEADER, [[b""]] * 3)) == 121
-    assert len(write_tok(WIDE, [[b"", b""]] * 3)) == 9 + 49 + 6 * 17 + (12 + 7 * 17) + (12 + 8) == 311
-    assert len(write_tok(HEADER, [[b"12345678"]] * 3)) == 121 + 24
+    assert len(write_tok(header, [[b""]])) == 9 + (12 + 37) + (12 + 2) + 12 == 84
+    assert len(write_tok(HEADER, [[b""]] * 3)) == 112
+    assert len(write_tok(replace(HEADER, quality=1), [[b""]] * 3)) == 114
+    assert len(write_tok(WIDE, [[b"", b""]] * 3)) == 9 + 49 + 6 * 14 + (12 + 7 * 17) + (12 + 8) == 293
+    assert len(write_tok(HEADER, [[b"12345678"]] * 3)) == 112 + 24
 
 
 def test_header_is_the_sum_of_its_fields() -> None:
     sizes = {"u8": 1, "u16": 2, "u32": 4, "hash": 8, "name": 1 + len("tiny")}
-    assert len(write_header(HEADER)) == sum(sizes[f.kind] for f in header_fields(1))
+    assert len(write_header(replace(HEADER, quality=1))) == sum(sizes[f.kind] for f in header_fields(1))
+    assert len(write_header(HEADER)) == sum(sizes[f.kind] for f in header_fields(1) if not f.optional)
     assert [f.name for f in header_fields(1)] == [f.name for f in COMMON_FIELDS + MODALITY_FIELDS[1]]
     assert {f.name for f in header_fields(1)} == set(vars(HEADER))
 
@@ -124,10 +129,86 @@ def test_smallest_file_to_the_byte() -> None:
         b"HEAD" b"\x22\0\0\0"
         b"\x01" b"\x01m" b"\x01\x23\x45\x67\x89\xab\xcd\xef" b"\x01" b"\xfe\xdc\xba\x98\x76\x54\x32\x10" b"\x01"
         b"\2\0\0\0" b"\3\0\0\0" b"\x10" b"\x40" b"\x01" b"\x00" b"\x08" b"\xaa\x5e\xa9\xc5"
-        b"LAYR" b"\x09\0\0\0" b"\0" b"\0\0\0\0" b"abcd" b"\x94\x32\x51\xf1"
+        b"LAYR" b"\x06\0\0\0" b"\0" b"\0" b"abcd" b"\x62\x9a\x00\x9c"
         b"TEND" b"\0\0\0\0" b"\xc0\xef\x31\x0c"
     )  # fmt: skip
     assert write_tok(header, [[b"abcd"]]) == expected
+
+
+LAYER_PREFIXES: list[tuple[int, int, bytes]] = [
+    (0, 0, b"\0\0"),
+    (3, 1, b"\3\1"),
+    (63, 127, b"\x3f\x7f"),
+    (0, 128, b"\0\x80\1"),
+    (255, 300, b"\xff\xac\2"),
+    (0, 16383, b"\0\xff\x7f"),
+    (0, 16384, b"\0\x80\x80\1"),
+    (0, (1 << 21) - 1, b"\0\xff\xff\x7f"),
+    (0, 1 << 21, b"\0\x80\x80\x80\1"),
+    (0, (1 << 28) - 1, b"\0\xff\xff\xff\x7f"),
+    (0, 1 << 28, b"\0\x80\x80\x80\x80\1"),
+    (7, (1 << 32) - 1, b"\7\xff\xff\xff\xff\x0f"),
+]
+
+
+@pytest.mark.parametrize(("layer", "segment", "prefix"), LAYER_PREFIXES)
+def test_layer_prefix_to_the_byte(layer: int, segment: int, prefix: bytes) -> None:
+    assert pack_layer_prefix(layer, segment) == prefix
+    for rest in (b"", b"\0", b"\x80\xff", b"coded codes"):
+        assert read_layer_prefix(prefix + rest) == (layer, segment, len(prefix))
+    for n in range(len(prefix)):
+        assert read_layer_prefix(prefix[:n]) is None
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\x80\0",  # 0 in two bytes
+        b"\xff\0",  # 127 in two
+        b"\x80\x80\0",
+        b"\xff\xff\xff\xff\0",  # 2^28 - 1 in five
+        b"\x80\x80\x80\x80\x10",  # 2^32
+        b"\xff\xff\xff\xff\x7f",  # 2^35 - 1
+        b"\x80\x80\x80\x80\x80\1",  # 2^35, six bytes
+        b"\x80\x80\x80\x80\x80\0",
+        b"\xff" * 9,  # no end
+        b"\x80",  # cut off
+        b"",
+    ],
+)
+def test_layer_prefix_that_is_not_canonical_is_refused(segment: bytes) -> None:
+    """As damage of its chunk: told, and the chunk ignored, whether the index or a walk leads there."""
+    rest = b"" if len(segment) < 2 else b"four"
+    assert read_layer_prefix(b"\0" + segment + rest) is None
+    tok = with_extra(pack_chunk(LAYR, b"\0" + segment + rest))
+    assert tok.problems == [f"LAYR chunk at byte {START + FRAME + 37} does not tell its layer and segment"]
+    assert_holds(tok, layers_of(HEADER))
+    data = write_tok(WIDE, layers_of(WIDE))
+    entries: list[tuple[bytes, int, int, int]] = [*INDEX_ENTRY.iter_unpack(chunks_of(data)[-2][2])]
+    end = chunks_of(data)[-2][0]
+    bad = pack_chunk(LAYR, b"\0" + segment + rest)
+    entries[1] = (LAYR, 0, 0, end)
+    index = pack_chunk(INDX, b"".join(INDEX_ENTRY.pack(*entry) for entry in entries))
+    tok = read_tok(data[:end] + bad + index + pack_chunk(TEND, struct.pack("<Q", end + len(bad))))
+    assert tok.indexed
+    assert tok.payload(LAYR, 0, 0) is None
+    assert tok.problems == [f"LAYR chunk at byte {end} is not layer 0 of segment 0"]
+
+
+@pytest.mark.parametrize(("layer", "segment"), [(0, -1), (0, 1 << 32), (-1, 0), (256, 0)])
+def test_layer_prefix_out_of_range_is_not_written(layer: int, segment: int) -> None:
+    with pytest.raises(ValueError, match=r"segment|range\(0, 256\)"):
+        pack_layer_prefix(layer, segment)
+
+
+def test_files_of_many_segments() -> None:
+    """Prefixes of two and of three bytes, with the index and without."""
+    header = replace(HEADER, layers=1, height=16, width=16 * 130, segment=1)
+    layers = [[bytes([s]) for s in range(130)]]
+    data = write_tok(header, layers)
+    assert len(data) == 9 + 49 + 128 * 15 + 2 * 16 + (12 + 131 * 17) + (12 + 8)
+    assert_holds(read_tok(data), layers)
+    assert_holds(read_tok(joined(chunks_of(data)[:-2])), layers)
 
 
 def test_chunk_of_every_length() -> None:
@@ -161,7 +242,8 @@ def test_header_round_trip() -> None:
         header = random_header(rng)
         payload = write_header(header)
         assert read_header(payload) == header
-        assert read_header(payload + rng.randbytes(rng.randrange(9))) == header  # how a header may grow
+        if header.quality:
+            assert read_header(payload + rng.randbytes(rng.randrange(9))) == header  # how a header may grow
 
 
 def test_header_cut_anywhere_is_refused() -> None:
@@ -171,15 +253,41 @@ def test_header_cut_anywhere_is_refused() -> None:
             read_header(payload[:n])
 
 
+def test_optional_field() -> None:
+    """Quality: left out if it is 0, 0 if it is missing, and never half there."""
+    bare = write_header(HEADER)
+    assert HEADER.quality == 0
+    assert read_header(bare) == read_header(bare + b"\0\0") == read_header(bare + b"\0\0more") == HEADER
+    for quality, raw in ((1, b"\1\0"), (255, b"\xff\0"), (256, b"\0\1"), (9050, b"\x5a\x23"), (10_000, b"\x10\x27")):
+        header = replace(HEADER, quality=quality)
+        assert write_header(header) == bare + raw
+        assert read_header(bare + raw) == read_header(bare + raw + b"more") == header
+        assert read_tok(write_tok(header, layers_of(header))).header == header
+        with pytest.raises(HeaderError, match="ends inside field quality"):
+            read_header(bare + raw[:1])
+    for raw in (b"\x11\x27", b"\xff\xff"):
+        with pytest.raises(HeaderError, match=r"quality: \d+ is not in 0\.\.10000"):
+            read_header(bare + raw)
+
+
+def test_only_the_last_fields_are_optional() -> None:
+    assert not any(f.optional for f in COMMON_FIELDS)
+    for fields in MODALITY_FIELDS.values():
+        flags = [f.optional for f in fields]
+        assert flags == sorted(flags)
+        assert all(f.kind in ("u8", "u16", "u32") and f.low == 0 for f in fields if f.optional)  # 0 is a value of them
+
+
 OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("modality", 0), ("modality", 2), ("modality", 255),
     ("model", ""), ("model", "x" * 65), ("model", "a b"), ("model", "../x"), ("model", "caf\u00e9"), ("model", 3),
     ("model", "a\n"), ("weights_hash", ""), ("weights_hash", "0123456789ABCDEF"), ("weights_hash", "0" * 15),
     ("weights_hash", "0" * 17), ("weights_hash", "g" * 16), ("prior_hash", "0" * 14), ("prior_hash", None),
-    ("prior", 0), ("prior", 3), ("layers", 0), ("layers", 65), ("layers", -1), ("layers", 1.0),
+    ("prior", 0), ("prior", 4), ("layers", 0), ("layers", 65), ("layers", -1), ("layers", 1.0),
     ("height", 0), ("height", (1 << 20) + 1), ("width", 0), ("width", (1 << 20) + 1), ("stride", 0), ("stride", 65),
     ("segment", 0), ("segment", 129), ("channels", 0), ("channels", 2), ("channels", 4), ("alpha", 2), ("alpha", -1),
     ("bit_depth", 0), ("bit_depth", 10), ("bit_depth", "8"),
+    ("quality", -1), ("quality", 10_001), ("quality", 50.0), ("quality", None),
 ]  # fmt: skip
 
 
@@ -195,18 +303,18 @@ def test_every_field_has_a_case_above() -> None:
 
 def test_reader_checks_what_the_writer_checks() -> None:
     """Every byte of the header set to every value: a header that can be written, or HeaderError."""
-    payload = write_header(HEADER)
-    refused = 0
-    for at in range(len(payload)):
-        for value in range(256):
-            changed = payload[:at] + bytes([value]) + payload[at + 1 :]
-            try:
-                header = read_header(changed)
-            except HeaderError:
-                refused += 1
-            else:
-                assert changed.startswith(write_header(header))
-    assert refused > 1000
+    for payload in (write_header(HEADER), write_header(replace(HEADER, quality=7500))):
+        refused = 0
+        for at in range(len(payload)):
+            for value in range(256):
+                changed = payload[:at] + bytes([value]) + payload[at + 1 :]
+                try:
+                    header = read_header(changed)
+                except HeaderError:
+                    refused += 1
+                else:
+                    assert changed.startswith(write_header(header))
+        assert refused > 1000
 
 
 def test_grid_and_segments() -> None:
@@ -262,9 +370,7 @@ def test_layers_are_coarse_to_fine_over_all_segments() -> None:
     """So that a file that is cut off is coarser everywhere, instead of ending at some row."""
     header = replace(WIDE, alpha=1)
     data = write_tok(header, layers_of(header), b"alpha", b"icc", b"exif")
-    order = [
-        (kind, *LAYER_PREFIX.unpack_from(payload)) if kind == LAYR else (kind,) for _, kind, payload in chunks_of(data)
-    ]
+    order = [(kind, payload[0], payload[1]) if kind == LAYR else (kind,) for _, kind, payload in chunks_of(data)]
     assert order == [
         (HEAD,), (ICCP,), (EXIF,), (LAYR, 0, 0), (LAYR, 0, 1), (ALPH,), (LAYR, 1, 0), (LAYR, 1, 1), (LAYR, 2, 0),
         (LAYR, 2, 1), (INDX,), (TEND,),
@@ -281,7 +387,7 @@ def test_index_points_at_every_chunk() -> None:
     for (kind, layer, segment, offset), chunk in zip(entries, chunks, strict=True):
         assert (offset, kind) == chunk[:2]
         if kind == LAYR:
-            assert LAYER_PREFIX.unpack_from(chunk[2]) == (layer, segment)
+            assert chunk[2][:2] == bytes([layer, segment])
         else:
             assert layer == segment == 0
 
@@ -387,9 +493,10 @@ def test_unknown_critical_chunk_is_refused() -> None:
 @pytest.mark.parametrize(
     "chunk",
     [
-        pack_chunk(LAYR, LAYER_PREFIX.pack(3, 0) + b"four"),  # the header has layers 0 to 2
-        pack_chunk(LAYR, LAYER_PREFIX.pack(0, 1) + b"four"),  # there is one segment
-        pack_chunk(LAYR, b"\0\0\0\0"),  # too short for its prefix
+        pack_chunk(LAYR, pack_layer_prefix(3, 0) + b"four"),  # the header has layers 0 to 2
+        pack_chunk(LAYR, pack_layer_prefix(0, 1) + b"four"),  # there is one segment
+        pack_chunk(LAYR, b"\0"),  # too short for its prefix
+        pack_chunk(LAYR, b"\0\x80\0four"),  # segment 0, but not in the shortest form
         pack_chunk(HEAD, write_header(HEADER)),
         pack_chunk(ALPH, b"alpha"),  # the header says there is none
     ],
@@ -402,7 +509,7 @@ def test_misplaced_chunk_is_told_and_ignored(chunk: bytes) -> None:
 
 
 def test_of_two_equal_chunks_the_first_counts() -> None:
-    tok = with_extra(pack_chunk(LAYR, LAYER_PREFIX.pack(0, 0) + b"other"))
+    tok = with_extra(pack_chunk(LAYR, pack_layer_prefix(0, 0) + b"other"))
     assert tok.payload(LAYR, 0, 0) == b"other"
     assert len(tok.problems) == 1
     assert "does not belong there" in tok.problems[0]
@@ -521,11 +628,20 @@ def test_describe(golden: Path) -> None:
     assert (found["height"], found["width"], found["segments"]) == (24, 1044, 2)
     assert found["bytes"] == len(data)
     assert found["bpp"] == pytest.approx(8 * len(data) / (24 * 1044), abs=1e-6)
-    assert found["overhead_bytes"] == 311
-    assert sum(found["layer_bytes"]) + 311 == len(data)
-    assert {f.name for f in header_fields(header.modality)} < set(found)
+    assert found["overhead_bytes"] == 293
+    assert sum(found["layer_bytes"]) + 293 == len(data)
+    assert {f.name for f in header_fields(header.modality)} - {"quality"} < set(found)
     assert found["complete"] is True
     assert found["problems"] == []
+
+
+def test_describe_shows_the_quality_if_there_is_one() -> None:
+    assert "quality" not in describe(write_tok(HEADER, layers_of(HEADER)), "x.tok")
+    for quality, shown in ((1, 0.01), (7550, 75.5), (10_000, 100)):
+        header = replace(HEADER, quality=quality)
+        found = describe(write_tok(header, layers_of(header)), "x.tok")
+        assert found["quality"] == shown
+        assert list(found).index("quality") == list(found).index("bit_depth") + 1
 
 
 def test_describe_counts_every_byte_once(golden: Path) -> None:

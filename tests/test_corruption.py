@@ -18,11 +18,12 @@ import torch
 
 from tokodec.codec.container import (
     FRAME,
-    LAYER_PREFIX,
     LAYR,
     SIGNATURE,
     ImageHeader,
     pack_chunk,
+    pack_layer_prefix,
+    read_layer_prefix,
     read_tok,
     write_header,
     write_tok,
@@ -92,7 +93,9 @@ def chunk_offsets(data: bytes) -> dict[tuple[bytes, int, int], tuple[int, int]]:
     found, at = {}, START
     while at < len(data):
         kind, length = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
-        layer, segment = LAYER_PREFIX.unpack_from(data, at + 8) if kind == LAYR else (0, 0)
+        prefix = read_layer_prefix(data[at + 8 : at + 8 + length]) if kind == LAYR else (0, 0, 0)
+        assert prefix is not None
+        layer, segment, _ = prefix
         found[kind, layer, segment] = (at, at + FRAME + length)
         at += FRAME + length
     return found
@@ -226,7 +229,7 @@ def test_a_damaged_chunk_costs_its_own_segment(
         if where == "long length":
             changed[start + 4 : start + 8] = b"\xff\xff\xff\xff"
         else:
-            changed[{"type": start, "length": start + 4, "payload": start + 15, "checksum": end - 1}[where]] ^= 0x10
+            changed[{"type": start, "length": start + 4, "payload": start + 12, "checksum": end - 1}[where]] ^= 0x10
         tokens, problems = codes_of(bytes(changed), tiny_model)
         assert problems
         expected = whole.clone()
@@ -252,7 +255,7 @@ def test_a_payload_that_does_not_decode_costs_its_layer(many: bytes, tiny_model:
     whole = codes_of(many, tiny_model)[0].codes
     start, end = chunk_offsets(many)[LAYR, 1, 3]
     for payload in (b"abc", b"\0\0\0\0", b"long" * 50):
-        data = many[:start] + pack_chunk(LAYR, LAYER_PREFIX.pack(1, 3) + payload) + many[end:]
+        data = many[:start] + pack_chunk(LAYR, pack_layer_prefix(1, 3) + payload) + many[end:]
         tokens, problems = codes_of(data, tiny_model)
         assert any("segment 3" in problem for problem in problems)
         expected = whole.clone()
@@ -433,7 +436,7 @@ def test_hostile_payloads_of_a_context_coded_file(many_context: bytes, context_m
     for _ in range(100):
         layer, segment = rng.randrange(3), rng.randrange(tok.header.n_segments)
         start, end = offsets[LAYR, layer, segment]
-        payload = LAYER_PREFIX.pack(layer, segment) + rng.randbytes(4 * rng.randrange(6))
+        payload = pack_layer_prefix(layer, segment) + rng.randbytes(4 * rng.randrange(6))
         tokens, problems = codes_of(
             many_context[:start] + pack_chunk(LAYR, payload) + many_context[end:], context_model
         )
@@ -456,7 +459,7 @@ def hostile_files(model: Model) -> Iterator[bytes]:
             kind = rng.choice([LAYR, LAYR, LAYR, b"ALPH", b"iCCP", b"eXIF", b"iNDX", b"TEND", b"fuZZ"])
             payload = rng.randbytes(4 * rng.randrange(20))
             if kind == LAYR and rng.random() < 0.9:
-                payload = LAYER_PREFIX.pack(rng.randrange(4), rng.randrange(7)) + payload
+                payload = pack_layer_prefix(rng.randrange(4), rng.randrange(7)) + payload
             elif kind in (b"iCCP", b"eXIF") and rng.random() < 0.5:
                 payload = zlib.compress(payload)
             out += pack_chunk(kind, payload)

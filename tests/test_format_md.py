@@ -18,7 +18,7 @@ def allowed(f: container.Field) -> str:
     """The range column of a field."""
     if f.names is not None:
         return ", ".join(f"{value} {name}" for value, name in f.names.items())
-    return "" if f.kind in ("name", "hash") else f"{f.low}..{f.high}"
+    return "" if f.kind in ("name", "hash") else f"{f.low}..{f.high}" + ", optional" * f.optional
 
 
 def annotate(data: bytes) -> list[str]:
@@ -43,12 +43,17 @@ def annotate(data: bytes) -> list[str]:
         if kind == container.HEAD:
             header = container.read_header(data[at:end])
             for f in container.header_fields(header.modality):
+                if f.optional and at == end:
+                    break
                 value = getattr(header, f.name)
                 size = 1 + len(value) if f.kind == "name" else {"u8": 1, "u16": 2, "u32": 4, "hash": 8}[f.kind]
                 line(size, f"  {f.name} {value}")
         elif kind == container.LAYR:
-            line(1, f"  layer {data[at]}")
-            line(4, "  segment 0")
+            prefix = container.read_layer_prefix(data[at:end])
+            assert prefix is not None
+            layer, segment, size = prefix
+            line(1, f"  layer {layer}")
+            line(size - 1, f"  segment {segment}")
             line(end - at, "  coded codes: one 32-bit word")
         line(4, "  CRC-32 of type and payload")
     return lines

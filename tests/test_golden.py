@@ -12,17 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec import container, errors
+from tokodec.codec import container, errors, photo
 from tokodec.codec.container import ALPH, EXIF, ICCP, LAYR, read_tok, write_tok
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import compress_tokens
 from tokodec.codec.models import load_model
+from tokodec.codec.photo import photo_file, photo_file_of_tokens, read_walks
 from tokodec.entropy.context import ContextPrior
+from tokodec.tokenizers.image.photo import ImagePhoto
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 CONTEXT = GOLDEN / "context"
 EXPECTED_CONTEXT: dict[str, dict[str, Any]] = json.loads((CONTEXT / "expected.json").read_text())
+PHOTO = GOLDEN / "photo"
+EXPECTED_PHOTO: dict[str, dict[str, Any]] = json.loads((PHOTO / "expected.json").read_text())
 BAD = sorted((GOLDEN / "bad").glob("*.tok"))
 
 
@@ -32,7 +36,7 @@ def test_every_golden_file_has_its_expectation() -> None:
 
 
 def test_golden_files_stay_small() -> None:
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 350_000
 
 
 def test_model_hashes_are_those_of_the_files(tiny_model: Path) -> None:
@@ -160,6 +164,136 @@ def test_the_same_codes_whichever_prior(tiny_model: Path) -> None:
 def test_context_files_want_their_prior(tiny_model: Path) -> None:
     with pytest.raises(errors.ModelError, match="no entropy model 'context', only 'static'"):
         decode_file(CONTEXT / "gray.tok", model=str(tiny_model), device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ quality as the dial
+
+
+@pytest.fixture(scope="module")
+def photo_tokenizer() -> ImagePhoto:
+    tokenizer = load_model(str(PHOTO)).tokenizer
+    assert isinstance(tokenizer, ImagePhoto)
+    return tokenizer
+
+
+def write_as(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may choose the number of layers; golden files are too small for ours to choose more than one."""
+    monkeypatch.setattr(photo, "LAYERS", ((float("inf"), layers),))
+
+
+def test_every_photo_file_has_its_expectation() -> None:
+    assert {path.stem for path in PHOTO.glob("*.tok")} == set(EXPECTED_PHOTO)
+    assert {path.stem for path in PHOTO.glob("*.png")} == set(EXPECTED_PHOTO)
+
+
+def test_photo_model_hashes_are_those_of_the_files(photo_tokenizer: ImagePhoto) -> None:
+    files = [PHOTO / f"{kind}.safetensors" for kind in ("model", "hyperprior")]
+    model_hash, prior_hash = (hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files)
+    assert (photo_tokenizer.weights_hash, photo_tokenizer.entropy.hash) == (model_hash, prior_hash)
+    for name, expected in EXPECTED_PHOTO.items():
+        header = read_tok((PHOTO / f"{name}.tok").read_bytes()).header
+        assert (header.weights_hash, header.prior, header.prior_hash) == (model_hash, 3, prior_hash)
+        assert (header.model, header.segment, header.layers) == ("tiny-photo", 64, expected["layers"])
+        assert header.quality == round(100 * expected["quality"])
+
+
+@pytest.mark.parametrize("name", EXPECTED_PHOTO)
+def test_photo_files_decode_to_their_codes_and_latents(name: str, photo_tokenizer: ImagePhoto) -> None:
+    """Both exactly, on every machine: latents are multiples of 1/16."""
+    expected = EXPECTED_PHOTO[name]
+    tok = read_tok((PHOTO / f"{name}.tok").read_bytes())
+    tokens, _ = file_tokens(tok, str(PHOTO), "cpu")
+    walks, held = read_walks(tok, photo_tokenizer)
+    assert (tok.problems, tok.complete, held) == ([], True, expected["layers"])
+    assert list(tokens.codes.shape) == expected["shape"]
+    assert tokens.spec.quality == expected["quality"]
+    assert hashlib.sha256(tokens.codes.numpy().astype("<i4").tobytes()).hexdigest()[:32] == expected["codes"]
+    digest = hashlib.sha256()
+    for _, walk in walks:
+        digest.update((16 * walk.latents).astype("<i4").tobytes())
+    assert digest.hexdigest()[:32] == expected["latents"]
+    assert all(np.array_equal(16 * walk.latents, np.round(16 * walk.latents)) for _, walk in walks)
+
+
+@pytest.mark.parametrize("name", EXPECTED_PHOTO)
+def test_photo_codes_give_the_same_bytes(
+    name: str, photo_tokenizer: ImagePhoto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (PHOTO / f"{name}.tok").read_bytes()
+    assert len(data) == EXPECTED_PHOTO[name]["bytes"]
+    write_as(EXPECTED_PHOTO[name]["layers"], monkeypatch)
+    tok = read_tok(data)
+    header = tok.header
+    tokens, _ = file_tokens(tok, str(PHOTO), "cpu")
+    if (header.alpha, header.channels, header.bit_depth) == (0, 3, 8):
+        assert photo_file_of_tokens(tokens, photo_tokenizer) == data
+    walks = [
+        photo_tokenizer.entropy.walk(walk.z, walk.codes, header.quality)
+        for _, walk in read_walks(tok, photo_tokenizer)[0]
+    ]
+    metadata = photo.Metadata(header.channels, header.bit_depth, tok.payload(ALPH))
+    again = photo_file(photo_tokenizer, walks, header.quality, (header.height, header.width), metadata)
+    assert name == "extras" or again == data  # zlib's output may change between its versions
+    for segment in range(header.n_segments):
+        for layer in range(header.layers):
+            assert read_tok(again).payload(LAYR, layer, segment) == tok.payload(LAYR, layer, segment)
+
+
+@pytest.mark.parametrize("name", EXPECTED_PHOTO)
+def test_photo_pixels(name: str) -> None:
+    decoded = decode_file(PHOTO / f"{name}.tok", model=str(PHOTO), device="cpu")
+    pixels = decoded.picture.pixels
+    with Image.open(PHOTO / f"{name}.png") as im:
+        expected = np.asarray(im).reshape(*pixels.shape[:2], -1)[..., : pixels.shape[2]]
+    assert pixels.shape == expected.shape
+    assert int(np.abs(pixels.astype(int) - expected.astype(int)).max()) <= 1
+    assert decoded.problems == []
+
+
+def test_photo_files_show_every_path(photo_tokenizer: ImagePhoto) -> None:
+    """Codes that are skipped, codes beyond their table, many tables, hyper latents other than zero."""
+    excess = skipped = 0
+    scales: set[int] = set()
+    hyper: set[int] = set()
+    for name in EXPECTED_PHOTO:
+        tok = read_tok((PHOTO / f"{name}.tok").read_bytes())
+        for _, walk in read_walks(tok, photo_tokenizer)[0]:
+            steps = photo_tokenizer.entropy.walk(walk.z, walk.codes, tok.header.quality).steps
+            skipped += walk.codes.size - sum(step.codes.size for step in steps)
+            for step in steps:
+                excess += int((np.abs(step.codes) > photo_tokenizer.entropy.reach[step.tables]).sum())
+                scales |= set(step.tables.tolist())
+            hyper |= set(walk.z.flatten().tolist())
+    assert excess > 10
+    assert skipped > 10
+    assert len(scales) > 32
+    assert len(hyper) > 3
+
+
+def test_photo_extras() -> None:
+    decoded = decode_file(PHOTO / "extras.tok", model=str(PHOTO))
+    assert decoded.picture.alpha is not None
+    assert decoded.picture.alpha[8:30, 5:20].min() == 200
+    assert int(decoded.picture.alpha.astype(int).sum()) == 200 * 22 * 15
+    assert decoded.picture.icc is not None
+    assert decoded.picture.exif is not None
+    assert b"a golden picture\0" in decoded.picture.exif
+    assert decoded.picture.notes == ["decoded to 8 bits, the source had 16"]
+    assert decode_file(PHOTO / "gray.tok", model=str(PHOTO)).picture.pixels.shape == (20, 33, 1)
+    assert read_tok((PHOTO / "segments.tok").read_bytes()).header.n_segments == 2
+
+
+def test_photo_codes_do_not_depend_on_the_number_of_threads(photo_tokenizer: ImagePhoto) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            walks, _ = read_walks(read_tok((PHOTO / "segments.tok").read_bytes()), photo_tokenizer)
+            found.append(np.concatenate([walk.latents for _, walk in walks], 2))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
 
 
 # ------------------------------------------------------------------------------------------------------- bad files

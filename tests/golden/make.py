@@ -1,8 +1,8 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the word `context` it makes only the folder of that name), or any tests with
-GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as they are:
-new ones are added under new names.
+Run `python tests/golden/make.py` (with the words `context` or `photo` it makes only the folders of those names), or any
+tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as
+they are: new ones are added under new names.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
+from tokodec.codec import photo
 from tokodec.codec.container import (
     HEAD,
     INDEX_ENTRY,
@@ -32,19 +33,24 @@ from tokodec.codec.container import (
     read_tok,
     write_header,
 )
-from tokodec.codec.decode import decode_file
-from tokodec.codec.encode import Rate, build_file, compress_tokens, encode_tokens
+from tokodec.codec.decode import decode_file, photo_file_tokens
+from tokodec.codec.encode import Rate, build_file, build_photo, compress_tokens, encode_tokens
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
 from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.context_net import ContextNet, LevelShape
+from tokodec.entropy.hyperprior import CODE_MAX, HyperPrior, Walk, export_hyperprior
+from tokodec.entropy.hyperprior_net import Z_MAX, HyperNet, HyperShape
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig
+from tokodec.tokenizers.image.tiling import Tile
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
+PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
 CONFIG = ImageGridConfig(
     channels=(8, 8, 8),
     analysis_blocks=(1, 1, 1),
@@ -173,6 +179,139 @@ def context_prior(model: Model) -> ContextPrior:
     return model.prior
 
 
+PHOTO_CONFIG = ImagePhotoConfig(
+    channels=(8, 16), analysis_blocks=(1, 1), synthesis_blocks=(1, 1), latents=10, hyper=6, hyper_width=8
+)
+PHOTO_SHAPE = HyperShape(hyper=6, slices=(2, 3, 5), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
+PHOTO_SKIP = 17  # the largest scale whose codes are not coded
+
+
+def make_photo_model() -> None:
+    """A model that a minute of training made good enough to show which picture it was."""
+    torch.manual_seed(5)
+    rng = np.random.default_rng(5)
+    model = ImagePhoto(PHOTO_CONFIG, "tiny-photo")
+    nets, net = model.nets, HyperNet(PHOTO_SHAPE)
+    heads = [parameter for name, parameter in net.named_parameters() if ".scale." in name]
+    others = [parameter for name, parameter in net.named_parameters() if ".scale." not in name]
+    groups = [([*nets.parameters(), *others], 4e-3), (heads, 6e-2)]  # scales are counted in units of 1
+    with torch.no_grad():
+        for dial, sign in ((nets.log_gain, 1), (nets.log_inverse, -1)):
+            dial.points.copy_(sign * torch.linspace(-1, 4, len(dial.points))[:, None].expand_as(dial.points))
+    optimizer = torch.optim.Adam([{"params": parameters, "lr": lr} for parameters, lr in groups])
+    pictures = np.stack([smooth_noise(rng, 128, 128) for _ in range(64)])
+    x_all = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    steps_of_training = 1000
+    for i in range(steps_of_training):
+        for group, (_, lr) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = lr * (1 - i / steps_of_training)
+        x = x_all[torch.from_numpy(rng.integers(0, len(x_all), 8))]
+        steps = torch.from_numpy(rng.integers(0, 10001, 8))
+        kept = torch.from_numpy(rng.choice([0, 1, 2, 3, 3, 3, 3, 3], 8))
+        quality = steps / 10000
+        y = nets.analysis(2 * x - 1) * nets.gain(quality)
+        z = nets.hyper_analysis(y)
+        y_hat, y_bits, z_bits = net(y.movedim(1, 3), z.movedim(1, 3), steps, i > steps_of_training // 2, kept)
+        x_hat = (nets.synthesis(y_hat.movedim(3, 1) * nets.inverse_gain(quality), quality) + 1) / 2
+        error = (x_hat - x).square().mean((1, 2, 3)) * 255**2
+        rate = (y_bits.sum(1) + z_bits) / 128**2
+        loss = (error * 0.0002 * torch.exp(5 * quality) + rate).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*nets.parameters(), *net.parameters()], 1.0)
+        optimizer.step()
+        if i % 250 == 249:
+            print(f"step {i + 1}: squared error {error.mean():.0f}, {rate.mean():.3f} bpp")
+    last = nets.hyper_analysis[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    with torch.no_grad():
+        last.weight *= 12  # few bits are worth spending on so small a z, but the fixture shall have some
+        net.decoder.enter.weight.unflatten(1, (9, -1))[..., : PHOTO_CONFIG.hyper] /= 4
+        quality = torch.linspace(0, 1, len(x_all))
+        z = nets.hyper_analysis(nets.analysis(2 * x_all - 1) * nets.gain(quality)).round().clamp(-Z_MAX, Z_MAX)
+    values = z.movedim(1, 0).flatten(1).long() + Z_MAX  # [hyper, n]
+    counts = np.stack([torch.bincount(row, minlength=2 * Z_MAX + 1).numpy() for row in values])
+    model.set_entropy(HyperPrior(export_hyperprior(net.eval(), counts, skip=PHOTO_SKIP)))
+    model.save_pretrained(PHOTO)
+
+
+def photo_pictures() -> dict[str, tuple[Picture, float, int]]:
+    """The sources of the files: picture, quality, the fewest layers."""
+    rng = np.random.default_rng(6)
+    plain = pictures()
+    wide = np.full((20, 16 * 64 + 6, 3), 90, np.uint8)  # 2 x 65 cells: two segments
+    wide[:, 300:] = (30, 160, 220)
+    wide[:, 1000:] = smooth_noise(rng, 20, 30)
+    noise = rng.integers(0, 256, (70, 50, 3)).astype(np.uint8)  # no code is as expected
+    return {
+        "pixel": (plain["pixel"][0], 0, 1),
+        "gray": (plain["gray"][0], 5.5, 1),
+        "extras": (plain["extras"][0], 50, 1),
+        "layers": (Picture(smooth_noise(rng, 90, 75)), 50, 3),
+        "noise": (Picture(noise), 100, 2),
+        "segments": (Picture(wide), 62.35, 3),
+    }
+
+
+def latents_hash(walks: list[tuple[Tile, Walk]]) -> str:
+    """SHA-256 of the latents of all segments in 16ths, little-endian int32 in C order, the first 32 hex digits."""
+    digest = hashlib.sha256()
+    for _, walk in walks:
+        sixteenths = np.round(16 * walk.latents).astype("<i4")
+        assert np.array_equal(sixteenths / 16, walk.latents)
+        digest.update(sixteenths.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def make_photo_files(model: Model) -> None:
+    tokenizer = model.tokenizer
+    assert isinstance(tokenizer, ImagePhoto)
+    reach = tokenizer.entropy.reach
+    coded = skipped = excess = 0
+    scales: set[int] = set()
+    expected: dict[str, Any] = {}
+    for name, (picture, quality, layers) in photo_pictures().items():
+        rule = photo.LAYERS
+        try:
+            photo.LAYERS = ((float("inf"), layers),)  # a writer may choose; small pictures would get one layer
+            made = build_photo(picture, model, True, Rate(quality=quality), None)
+        finally:
+            photo.LAYERS = rule
+        (PHOTO / f"{name}.tok").write_bytes(made.data)
+        walks, held = photo.read_walks(read_tok(made.data), tokenizer)
+        assert held == made.levels == layers
+        for _, read in walks:
+            walk = tokenizer.entropy.walk(read.z, read.codes, round(100 * quality))
+            assert np.array_equal(walk.latents, read.latents)
+            n = sum(step.codes.size for step in walk.steps)
+            coded, skipped = coded + n, skipped + walk.codes.size - n
+            excess += sum(int((np.abs(step.codes) >= reach[step.tables]).sum()) for step in walk.steps)
+            scales |= {int(t) for step in walk.steps for t in step.tables}
+            assert int(np.abs(walk.codes).max(initial=0)) < CODE_MAX
+        tokens = tokenizer_tokens(model, made.data)
+        expected[name] = {
+            "codes": codes_hash(tokens),
+            "latents": latents_hash(walks),
+            "shape": list(tokens.shape),
+            "quality": quality,
+            "layers": layers,
+            "bytes": len(made.data),
+        }
+        decode_file(PHOTO / f"{name}.tok", PHOTO / f"{name}.png", str(PHOTO), device="cpu", force=True)
+    print(f"photo: {coded} codes, {skipped} skipped, {excess} with excess, {len(scales)} scales")
+    (PHOTO / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
+
+
+def tokenizer_tokens(model: Model, data: bytes) -> torch.Tensor:
+    """Codes ``[1, K, h, w]`` of a file."""
+    return photo_file_tokens(read_tok(data), model, None).codes
+
+
+def make_photo() -> None:
+    make_photo_model()
+    make_photo_files(load_model(str(PHOTO)))
+
+
 def split_chunks(data: bytes) -> list[bytes]:
     """The framed chunks of an intact file, one after the other."""
     chunks, at = [], len(SIGNATURE) + 1
@@ -196,13 +335,17 @@ def make_bad() -> None:
             change(payload)
         return start + pack_chunk(HEAD, bytes(payload)) + b"".join(rest)
 
+    def followed_by(extra: bytes) -> bytes:
+        return start + pack_chunk(HEAD, write_header(header) + extra) + b"".join(rest)
+
     def put(at: int, value: bytes) -> Callable[[bytearray], None]:
         def change(payload: bytearray) -> None:
             payload[at : at + len(value)] = value
 
         return change
 
-    size = len(write_header(header))  # ... height u32, width u32, stride, segment, channels, alpha, bit depth
+    # ... height u32, width u32, stride, segment, channels, alpha, bit depth; no quality
+    size = len(write_header(header))
     height, width, stride = size - 13, size - 9, size - 5
     huge = ImageHeader(**{**vars(header), "height": 1 << 20, "width": 1 << 20, "segment": 128})
     unknown_in_index = pack_chunk(b"iNDX", INDEX_ENTRY.pack(b"WXYZ", 0, 0, len(start)))
@@ -228,6 +371,8 @@ def make_bad() -> None:
         "HeaderError_channels_2": with_header(put(size - 3, b"\x02")),
         "HeaderError_name": with_header(put(2, b"../x")),
         "HeaderError_short": start + pack_chunk(HEAD, write_header(header)[:-1]) + b"".join(rest),
+        "HeaderError_half_a_quality": followed_by(b"\0"),
+        "HeaderError_quality_10001": followed_by(struct.pack("<H", 10_001)),
         "ChunkError_unknown_critical": start + head + pack_chunk(b"WXYZ", b"?") + b"".join(rest),
         "ChunkError_unknown_critical_in_index": start
         + b"".join(segments[:-2])
@@ -252,7 +397,10 @@ def main(wanted: list[str]) -> None:
         make_tiny()
         make_files(load_model(str(TINY)))
         make_bad()
-    make_context()
+    if not wanted or "context" in wanted:
+        make_context()
+    if not wanted or "photo" in wanted:
+        make_photo()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 
