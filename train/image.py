@@ -22,7 +22,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
+from .loop import Clock, learning_rate, psnr
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 from .recipe import change, read_recipe
 
@@ -59,24 +60,6 @@ class Autoencoder(nn.Module):
         return (self.synthesis(out.z_q) + 1) / 2, out.commitment_loss, out.codebook_loss
 
 
-class Clock:
-    """Share of a stage's time that has passed, agreed by all ranks."""
-
-    def __init__(self, accelerator: Accelerator, seconds: float) -> None:
-        self.accelerator, self.seconds, self.begin, self.share = accelerator, seconds, time.monotonic(), 0.0
-
-    def read(self) -> float:
-        passed = (time.monotonic() - self.begin) / max(self.seconds, 1e-3)
-        share = torch.tensor(passed, device=self.accelerator.device)
-        self.share = float(broadcast(share))
-        return self.share
-
-
-def learning_rate(step: int, share: float, warmup_steps: int, cooldown: float) -> float:
-    """Factor on the learning rate: linear warm-up by steps, flat, linear cool-down by time."""
-    return min(1.0, (step + 1) / warmup_steps, max(0.0, (1 - share) / cooldown))
-
-
 def pixel_loss(x: Tensor, x_hat: Tensor, kind: str) -> Tensor:
     mse = F.mse_loss(x_hat, x, reduction="none").mean((1, 2, 3))  # [B]
     if kind == "mse":
@@ -100,12 +83,6 @@ def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 def msssim_loss(x: Tensor, x_hat: Tensor) -> Tensor:
     return 1 - ms_ssim(x_hat.float(), x.float(), data_range=1.0)
-
-
-def psnr(x: Tensor, x_hat: Tensor) -> float:
-    """PSNR in dB of one picture pair in [0, 1], after rounding to 8 bits as a file would."""
-    x_hat = (x_hat.clamp(0, 1) * 255).round() / 255
-    return -10 * math.log10(max(1e-10, float((x - x_hat).square().mean())))
 
 
 @torch.no_grad()

@@ -74,6 +74,8 @@ class CropStore:
         self.start = (3 * (pixels.cumsum(0) - pixels)).to(self.device)
         self.weight = pixels.double().sqrt().to(self.device)  # between "each picture" and "each pixel" alike
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.host_generator = torch.Generator().manual_seed(seed)  # sizes are chosen without a word from the device
+        self.largest = int(shapes.min(1).values.max())
 
     def __len__(self) -> int:
         return self.start.numel()
@@ -100,8 +102,8 @@ class CropStore:
         zoomed = int(n * self.zoom)
         parts = [self._cut(n - zoomed, self.size)] if zoomed < n else []
         if zoomed:
-            edge = int(self.size * (1 + (self.max_zoom - 1) * float(self._rand(1))))
-            edge = min(edge, int(torch.minimum(self.height, self.width).max()))
+            edge = int(self.size * (1 + (self.max_zoom - 1) * float(torch.rand(1, generator=self.host_generator))))
+            edge = min(edge, self.largest)
             cut = self._cut(zoomed, edge)
             parts.append(F.interpolate(cut, self.size, mode="bilinear", antialias=True) if edge != self.size else cut)
         x = torch.cat(parts)

@@ -1,0 +1,78 @@
+"""Training steps as CUDA graphs: thousands of small kernels, launched as one.
+
+A photo codec's step is about 3500 kernels of a few microseconds, and Python needs 80 ms to launch them one by one
+(`train/RUNS.md`). Recorded once, they are launched together. Gradients of all processes are averaged between the
+graph and the optimizer, in one piece, so no data-parallel wrapper is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+
+class GraphedStep:
+    """Forward and backward pass of a loss; gradients lie in one flat buffer.
+
+    Args:
+        module: whose parameters get gradients.
+        loss: inputs to a scalar; it must not wait for the device.
+        inputs: tensors of the shapes and types that all later inputs have; the step keeps copies.
+        graphs: record CUDA graphs; else (and on the CPU) every step runs as it is.
+    """
+
+    def __init__(self, module: nn.Module, loss: Callable[..., Tensor], inputs: Sequence[Tensor], graphs: bool) -> None:
+        self.module, self.loss = module, loss
+        self.inputs = [x.clone() for x in inputs]
+        self.graphs = graphs and self.inputs[0].is_cuda
+        parameters = list(module.parameters())
+        self.flat = torch.zeros(sum(p.numel() for p in parameters), device=self.inputs[0].device)
+        begin = 0
+        for p in parameters:
+            p.grad = self.flat[begin : begin + p.numel()].as_strided(p.shape, p.stride())
+            begin += p.numel()
+        self.recorded: dict[object, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def _run(self, settings: tuple[object, ...]) -> Tensor:
+        self.flat.zero_()
+        loss = self.loss(*self.inputs, *settings)
+        loss.backward()
+        return loss.detach()
+
+    def _record(self, settings: tuple[object, ...]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose their kernels and take their workspaces
+            for _ in range(3):
+                self._run(settings)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._run(settings)
+        return graph, loss
+
+    def __call__(self, inputs: Sequence[Tensor], *settings: object) -> Tensor:
+        """The loss; the mean gradients of all processes are in ``flat`` and in the parameters' ``grad``."""
+        for held, new in zip(self.inputs, inputs, strict=True):
+            held.copy_(new)
+        if self.graphs:
+            if settings not in self.recorded:
+                self.recorded[settings] = self._record(settings)
+            graph, loss = self.recorded[settings]
+            graph.replay()
+        else:
+            loss = self._run(settings)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(self.flat)
+            self.flat /= torch.distributed.get_world_size()
+        return loss
+
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradients to a norm of at most ``most``, to zero if one is not finite; the norm before."""
+        norm = self.flat.norm()
+        scaled = self.flat * (most / (norm + 1e-6)).clamp(max=1.0)
+        self.flat.copy_(torch.where(norm.isfinite(), scaled, 0.0))
+        return norm
