@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from .errors import TokodecError, UsageError
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 STREAM = "-"
+SLOW = 1.0  # seconds after which a picture gets a progress bar
 
 app = typer.Typer(
     help="Learned compression: pictures to small .tok files and back.",
@@ -45,12 +48,46 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 MaxPixels = Annotated[int, typer.Option(help="refuse pictures with more pixels", min=1)]
-Levels = Annotated[int | None, typer.Option(help="number of levels: the rate dial of token models")]
+Levels = Annotated[
+    int | None, typer.Option(help="number of levels: the rate dial of token models; decoding: at most so many layers")
+]
+Quality = Annotated[
+    float | None, typer.Option("--quality", "-q", help="0 to 100: the rate dial of models for photographs")
+]
 
 
 def say(text: str) -> None:
     """One line to stderr: stdout is for data."""
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr for work that takes longer than a moment; it goes away when the work is done.
+
+    Yields: to be called with the share that is done.
+    """
+    begin = time.monotonic()
+    bar: Any = None
+
+    def show(share: float) -> None:
+        nonlocal bar
+        if quiet or not sys.stderr.isatty() or time.monotonic() - begin < SLOW:
+            return
+        if bar is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            bar = Progress(console=Console(stderr=True), transient=True)
+            bar.add_task(what, total=1.0)
+            bar.start()
+        bar.update(0, completed=share)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 def show_version(wanted: bool) -> None:
@@ -77,7 +114,7 @@ def encode(
     inputs: Inputs,
     out: Output = None,
     model: ModelOption = None,
-    quality: Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100")] = None,
+    quality: Quality = None,
     levels: Levels = None,
     bpp: Annotated[float | None, typer.Option(help="most bits per pixel, whole file")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
@@ -94,28 +131,33 @@ def encode(
     from .encode import encode_file
     from .media.image import IMAGE_SUFFIXES_IN
 
+    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN)
+
     def one(src: str, dst: str) -> int:
-        done = encode_file(
-            sys.stdin.buffer if src == STREAM else src,
-            sys.stdout.buffer if dst == STREAM else dst,
-            model,
-            quality,
-            levels=levels,
-            bpp=bpp,
-            size=size,
-            prior=prior,
-            device=device,
-            force=force,
-            metadata=metadata,
-            max_pixels=max_pixels,
-        )
+        with progress_bar(src, quiet or len(pairs) > 1) as progress:
+            done = encode_file(
+                sys.stdin.buffer if src == STREAM else src,
+                sys.stdout.buffer if dst == STREAM else dst,
+                model,
+                quality,
+                levels=levels,
+                bpp=bpp,
+                size=size,
+                prior=prior,
+                device=device,
+                force=force,
+                metadata=metadata,
+                max_pixels=max_pixels,
+                progress=progress,
+            )
         for note in done.notes:
             say(f"codec: {src}: {note}")
         if not quiet:
-            say(f"{src} -> {dst}: {len(done.data)} bytes, {done.bpp:.4f} bpp, {done.levels} levels")
+            dial = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
+            say(f"{src} -> {dst}: {len(done.data)} bytes, {done.bpp:.4f} bpp, {dial}")
         return 0
 
-    each(plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN), one, quiet)
+    each(pairs, one, quiet)
 
 
 @app.command()
@@ -138,20 +180,23 @@ def decode(
     from .decode import decode_file
 
     suffix = "." + format.lstrip(".")
+    pairs = plan(inputs, out, suffix, (".tok",))
 
     def one(src: str, dst: str) -> int:
-        done = decode_file(
-            sys.stdin.buffer if src == STREAM else src,
-            sys.stdout.buffer if dst == STREAM else dst,
-            model,
-            levels=levels,
-            synthesis=synthesis,
-            format=suffix if dst == STREAM or not Path(dst).suffix else None,
-            device=device,
-            force=force,
-            strict=strict,
-            max_pixels=max_pixels,
-        )
+        with progress_bar(src, quiet or len(pairs) > 1) as progress:
+            done = decode_file(
+                sys.stdin.buffer if src == STREAM else src,
+                sys.stdout.buffer if dst == STREAM else dst,
+                model,
+                levels=levels,
+                synthesis=synthesis,
+                format=suffix if dst == STREAM or not Path(dst).suffix else None,
+                device=device,
+                force=force,
+                strict=strict,
+                max_pixels=max_pixels,
+                progress=progress,
+            )
         for problem in done.problems:
             say(f"codec: {src}: {problem}")
         for note in done.notes + done.picture.notes:
@@ -161,7 +206,7 @@ def decode(
             say(f"{src} -> {dst}: {width} x {height} pixels, {done.levels} of {done.layers} levels")
         return EXIT_DAMAGED if done.problems else 0
 
-    each(plan(inputs, out, suffix, (".tok",)), one, quiet)
+    each(pairs, one, quiet)
 
 
 @app.command()
@@ -197,8 +242,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         return
     for entry in found:
         sizes = " + ".join(map(str, entry["codebook_sizes"]))
-        print(f"{entry['name']}  {entry['modality']}, {sizes} codewords, {entry['bytes'] / 2**20:.1f} MiB")
-        print(f"    weights {entry['weights_hash']}, synthesis {', '.join(entry['synthesis'])}")
+        dial = f"{sizes} codewords" if sizes else "quality 0 to 100"
+        print(f"{entry['name']}  {entry['modality']}, {dial}, {entry['bytes'] / 2**20:.1f} MiB")
+        nets = f", synthesis {', '.join(entry['synthesis'])}" if entry["synthesis"] else ""
+        print(f"    weights {entry['weights_hash']}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
 
 
@@ -207,6 +254,7 @@ def tokenize(
     inputs: Inputs,
     out: Output = None,
     model: ModelOption = None,
+    quality: Quality = None,
     levels: Levels = None,
     format: Annotated[str, typer.Option(help="npz or safetensors, where -o does not say it")] = "npz",
     device: Device = "auto",
@@ -219,9 +267,7 @@ def tokenize(
     from .tokens import tokenize_file
 
     def one(src: str, dst: str) -> int:
-        done = tokenize_file(
-            src, dst, model, levels=levels, device=device, force=force, max_pixels=max_pixels
-        )
+        done = tokenize_file(src, dst, model, levels=levels, device=device, force=force, max_pixels=max_pixels)
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         if not quiet:
@@ -269,15 +315,58 @@ def demo(
 def bench_image(
     folder: Annotated[Path, typer.Argument(help="folder with pictures")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")] = Path("bench-out"),
-    against: Annotated[str, typer.Option(help="peers, with commas")] = "jpeg,webp,avif",
+    against: Annotated[
+        str, typer.Option(help="peers, with commas: jpeg, webp, avif, avif420, jxl, heic, jpeg2000")
+    ] = "jpeg,webp,avif",
     model: ModelOption = None,
     device: Device = "auto",
     limit: Annotated[int | None, typer.Option(help="only so many pictures", min=1)] = None,
+    qualities: Annotated[
+        str | None, typer.Option(help="qualities of our curve, with commas, if the model's dial is a quality")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="what to measure, with commas; the last two are slow")
+    ] = "psnr,ms-ssim,ssimulacra2,features",
+    published: Annotated[
+        str | None, typer.Option(help="compare with published points: kodak, for those 24 pictures")
+    ] = None,
+    compressai: Annotated[
+        str,
+        typer.Option(
+            help="time CompressAI models with random weights: bmshj2018-hyperprior, mbt2018-mean, cheng2020-anchor"
+        ),
+    ] = "",
+    show: Annotated[str, typer.Option(help="names of the pictures on the page, with commas; else three")] = "",
+    memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
+    threads: Annotated[int | None, typer.Option(help="threads of PyTorch and of the peers", min=1)] = None,
 ) -> None:
-    """Rate and distortion on a folder of pictures, beside JPEG, WebP and AVIF at the nearest bytes they reach."""
+    """Rate, distortion, seconds and memory on a folder of pictures, beside other codecs; tables and a page."""
     from .bench.image import bench_images
 
-    bench_images(folder, out, [name for name in against.split(",") if name], model, device, limit)
+    try:
+        chosen = None if qualities is None else [float(part) for part in names_in(qualities)]
+    except ValueError as error:
+        raise UsageError(f"qualities are numbers with commas, got {qualities!r}") from error
+    bench_images(
+        folder,
+        out,
+        names_in(against),
+        model,
+        device,
+        limit,
+        qualities=chosen,
+        metric_names=names_in(metrics),
+        published=published,
+        baselines=names_in(compressai),
+        show=names_in(show),
+        memory=memory,
+        threads=threads,
+    )
+
+
+def names_in(text: str) -> list[str]:
+    """Parts between commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 @bench_app.command("process")

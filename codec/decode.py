@@ -1,10 +1,13 @@
 """`.tok` -> media file. The twin of encode.py: step N here undoes step N there.
 
 6. read    2. load the model    5. pick the layers    4. codes    3. pixels, tile by tile    1. write the media
+
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..tokenizers.api import Tokens
+    from ..tokenizers.image.photo import ImagePhoto
 
 
+HYPERPRIOR = 3  # the header's prior of models whose rate dial is a quality: photo.py decodes them
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
@@ -55,6 +60,7 @@ def decode_file(
     force: bool = False,
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
+    progress: Callable[[float], None] | None = None,
 ) -> Decoded:
     """Decode a `.tok` file to a picture.
 
@@ -69,6 +75,7 @@ def decode_file(
         force: overwrite ``dst``.
         strict: raise FormatError for a damaged or truncated file instead of decoding what is left.
         max_pixels: refuse larger pictures.
+        progress: called with the share of the work that is done, now and then.
 
     Raises: a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
@@ -79,11 +86,16 @@ def decode_file(
     with open_output(dst, force) as file:
         try:
             tok = read_tok(read_bytes(src), max_pixels)  # 6
-            tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
+            if tok.header.prior == HYPERPRIOR:
+                pixels, held = photo_pixels(tok, model, device, levels, synthesis, progress)  # 2 to 5
+            else:
+                tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
+                held = fewest_levels(tokens)
         except (FormatError, ModelError) as error:
             raise type(error)(f"{name}: {error}") from error
-        pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis)  # 3
-        decoded = Decoded(picture_of(tok, pixels), fewest_levels(tokens), tok.header.layers, tok.problems)
+        if tok.header.prior != HYPERPRIOR:
+            pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis, progress)  # 3
+        decoded = Decoded(picture_of(tok, pixels), held, tok.header.layers, tok.problems)
         if strict and tok.problems:
             raise FormatError(f"{name}: {tok.problems[0]}")
         if file is not None:
@@ -112,6 +124,8 @@ def file_tokens(
 
     header = tok.header
     loaded = model_for(header, model, pick_device(device))
+    if header.prior == HYPERPRIOR:
+        return photo_file_tokens(tok, loaded, levels), loaded
     if levels is not None and levels < 1:
         raise UsageError(f"levels must be at least 1, got {levels}")
     wanted = min(levels or header.layers, header.layers)
@@ -134,6 +148,51 @@ def file_tokens(
         conceal_segment(codes[0], header.segment_box(segment), loaded)
     held = int((codes >= 0).any(axis=(0, 2, 3)).sum())
     return Tokens(torch.from_numpy(codes[:, :held]), spec), loaded
+
+
+def photo_model(model: Model) -> ImagePhoto:
+    from ..tokenizers.image.photo import ImagePhoto
+
+    if not isinstance(model.tokenizer, ImagePhoto):
+        raise ChunkError(f"the header's entropy model is not one of {model.tokenizer.name}")
+    return model.tokenizer
+
+
+def check_one_synthesis(model: ImagePhoto, synthesis: str | None) -> None:
+    """Raise UsageError if a synthesis net was asked for by name."""
+    if synthesis is not None:
+        raise UsageError(f"{model.name} has one synthesis net only")
+
+
+def photo_pixels(
+    tok: TokFile,
+    model: str | None,
+    device: str,
+    levels: int | None,
+    synthesis: str | None,
+    progress: Callable[[float], None] | None,
+) -> tuple[np.ndarray, int]:
+    """Pixels ``[H, W, channels]`` of a file whose rate dial is a quality, and the fewest layers of a segment."""
+    from .photo import decode_walks, read_walks
+
+    photo = photo_model(model_for(tok.header, model, pick_device(device)))
+    check_one_synthesis(photo, synthesis)
+    walks, held = read_walks(tok, photo, levels, None if progress is None else lambda share: progress(share / 2))
+    return decode_walks(walks, tok, photo, None if progress is None else lambda share: progress(0.5 + share / 2)), held
+
+
+def photo_file_tokens(tok: TokFile, model: Model, levels: int | None) -> Tokens:
+    """Tokens of such a file: the channels that all of its segments have."""
+    import torch
+
+    from ..tokenizers.api import Tokens
+    from ..tokenizers.image.photo import pack_codes
+    from .photo import read_walks
+
+    photo, header = photo_model(model), tok.header
+    walks, _ = read_walks(tok, photo, levels)
+    codes = torch.from_numpy(pack_codes(walks, header.grid))
+    return Tokens(codes[None], photo.spec(header.height, header.width, header.quality / 100))
 
 
 def segment_payloads(tok: TokFile, segment: int, wanted: int) -> list[bytes]:
@@ -177,18 +236,31 @@ def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Mo
     codes[0, top:bottom, left:right] = filled[0, top - y : bottom - y, left - x : right - x]
 
 
-def decode_pixels(tokens: Tokens, model: Model, channels: int, synthesis: str | None) -> np.ndarray:
-    """Tokens to ``[H, W, channels]`` uint8."""
+def decode_pixels(
+    tokens: Tokens,
+    model: Model,
+    channels: int,
+    synthesis: str | None,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Tokens to ``[H, W, channels]`` uint8. Raises UsageError if they do not decode."""
     from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.photo import ImagePhoto
     from ..tokenizers.image.tiling import decode_tiled
 
     tokenizer = model.tokenizer
+    if isinstance(tokenizer, ImagePhoto):
+        check_one_synthesis(tokenizer, synthesis)
+        try:
+            return tokenizer.decode_tiled(tokens, channels).numpy()
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     assert isinstance(tokenizer, ImageGrid)
     try:
         tokenizer.check_synthesis(synthesis)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return decode_tiled(tokenizer, tokens, channels, synthesis).numpy()
+    return decode_tiled(tokenizer, tokens, channels, synthesis, progress=progress).numpy()
 
 
 def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:

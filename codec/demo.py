@@ -13,105 +13,110 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench.metrics import as_rgb, ms_ssim, psnr
+from .bench.ours import Coder, Setting, prepare
 from .decode import decode_file
 from .encode import MAX_PIXELS, encode_file
 from .errors import UsageError
 from .files import atomic_output
 from .media.image import IMAGE_SUFFIXES_IN, read_image
-from .models import DEFAULT_MODELS, load_model, pick_device
+from .models import DEFAULT_MODELS, TOKEN_MODELS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
 GAP, FONT = 12, 30
+QUALITIES = (5.0, 25.0, 50.0, 75.0)  # of models whose rate dial is a quality
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture with so many levels, decoded by one synthesis net."""
+    """One picture at one setting of a model's rate dial, decoded by one synthesis net."""
 
-    levels: int
-    synthesis: str
+    setting: Setting
+    synthesis: str  # "" if the model has one net only
     bytes: int
     encode_s: float
     decode_s: float
     pixels: np.ndarray  # [H, W, 3] uint8
 
+    @property
+    def label(self) -> str:
+        return self.setting.label + (f", {self.synthesis}" if self.synthesis else "")
+
 
 def run_demo(out: Path, device: str = "auto", *, model: str | None = None, samples: Path = ASSETS) -> None:
-    """Encode and decode the sample pictures with every number of levels; print a table, write files to look at.
+    """Encode and decode the sample pictures at several rates; print tables, write files to look at.
 
-    Args:    out: a folder, made if missing. It gets, for each sample, the `.tok` files (``<name>-<levels>.tok``) and
-             ``<name>-side-by-side.png``; files of these names are replaced.
-             device: "auto", "cpu" or "cuda".  model: name, folder or hub id; the default for pictures if None.
+    Args:    out: a folder, made if missing. It gets, for each sample, the `.tok` files (``<name>-<levels>.tok``,
+             ``<name>-q<quality>.tok``) and ``<name>-side-by-side.png``; files of these names are replaced.
+             device: "auto", "cpu" or "cuda".  model: name, folder or hub id; the released models if None.
              samples: folder whose picture files are taken.
     Raises:  a TokodecError.
     """
-    from ..tokenizers.image.grid import ImageGrid
-
     paths = sorted(p for p in samples.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES_IN) if samples.is_dir() else []
     if not paths:
         raise UsageError(f"no sample pictures in {samples}")
-    model = model or DEFAULT_MODELS["image"]
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer  # kept: loading is no part of the times below
-    if not isinstance(tokenizer, ImageGrid):
-        raise UsageError(f"{tokenizer.name} is not a model for pictures")
+    # Loading and what happens only once are no part of the times below.
+    names = [model] if model else list(dict.fromkeys([DEFAULT_MODELS["image"], TOKEN_MODELS["image"]]))
+    coders = [prepare(name, device, QUALITIES) for name in names]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
 
     console = Console()
-    table = Table(title=f"{tokenizer.name} on {device}", box=SIMPLE, padding=0)  # fits 80 columns
-    names = "picture", "levels", "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
-    for name in names:
-        text = name in ("picture", "synthesis")
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
-    n_levels, nets = len(tokenizer.codebook_sizes), tokenizer.config.synthesis
-    written = []
-    for path in paths:
-        x = as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
-        with console.status(f"{path.name} ..."):
-            results = [r for n in range(1, n_levels + 1) for r in code(path, out, n, nets, model, device)]
-        for r in results:
-            similarity = ms_ssim(x, r.pixels)
-            table.add_row(
-                path.name,
-                str(r.levels),
-                r.synthesis,
-                f"{r.bytes}",
-                f"{8 * r.bytes / (x.shape[0] * x.shape[1]):.4f}",
-                f"{psnr(x, r.pixels):.2f}",
-                "-" if similarity is None else f"{similarity:.4f}",
-                f"{r.encode_s:.2f}",
-                f"{r.decode_s:.2f}",
-                end_section=r is results[-1],
-            )
+    pictures = {path: as_rgb(read_image(path, str(path), MAX_PIXELS).pixels) for path in paths}
+    shown: dict[Path, list[Result]] = {path: [] for path in paths}
+    for coder in coders:
+        table = Table(title=f"{coder.name} on {coder.device}", box=SIMPLE, padding=0)  # fits 80 columns
+        columns = "picture", coder.dial, "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+        for name in columns:
+            text = name in ("picture", "synthesis")
+            table.add_column(name, justify="left" if text else "right", no_wrap=not text)
+        for path, x in pictures.items():
+            with console.status(f"{path.name} ..."):
+                results = [r for setting in coder.settings for r in code(path, out, setting, coder)]
+            for r in results:
+                similarity = ms_ssim(x, r.pixels)
+                table.add_row(
+                    path.name,
+                    f"{r.setting.value:g}",
+                    r.synthesis or "-",
+                    f"{r.bytes}",
+                    f"{8 * r.bytes / (x.shape[0] * x.shape[1]):.4f}",
+                    f"{psnr(x, r.pixels):.2f}",
+                    "-" if similarity is None else f"{similarity:.4f}",
+                    f"{r.encode_s:.2f}",
+                    f"{r.decode_s:.2f}",
+                    end_section=r is results[-1],
+                )
+            ends = [coder.settings[0]] if shown[path] else [coder.settings[0], coder.settings[-1]]
+            # The net that invents texture first: beside the original it shows what so few bytes can do.
+            few = [r for r in results if r.setting in ends]
+            few.sort(key=lambda r: (coder.settings.index(r.setting), -coder.synthesis.index(r.synthesis)))
+            shown[path] += few
+        console.print(table)
+    for path, results in shown.items():
         target = out / f"{path.stem}-side-by-side.png"
-        shown = [r for r in results if r.levels in (1, n_levels)]
-        # The net that invents texture first: beside the original it shows what so few bytes can do.
-        shown.sort(key=lambda r: (r.levels, -nets.index(r.synthesis)))
         with atomic_output(target, force=True) as file:
-            side_by_side(x, path.stat().st_size, shown).save(file, "PNG")
-        written.append(target)
-    console.print(table)
-    for target in written:
+            side_by_side(pictures[path], path.stat().st_size, results).save(file, "PNG")
         console.print(f"look at {target}", highlight=False, markup=False, soft_wrap=True)
 
 
-def code(path: Path, out: Path, levels: int, nets: tuple[str, ...], model: str, device: str) -> list[Result]:
-    """One file with so many levels, decoded once by every synthesis net."""
-    target = out / f"{path.stem}-{levels}.tok"
+def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
+    """One file at a setting of the rate dial, decoded once by every synthesis net."""
+    target = out / (f"{path.stem}-{setting.levels}.tok" if setting.levels else f"{path.stem}-q{setting.quality:g}.tok")
     start = time.perf_counter()
-    encode_file(path, target, model, levels=levels, device=device, force=True)
+    encode_file(
+        path, target, coder.model, setting.quality, levels=setting.levels, device=coder.device, force=True
+    )
     encode_s = time.perf_counter() - start
     results = []
-    for synthesis in nets:
+    for synthesis in coder.synthesis:
         start = time.perf_counter()
-        decoded = decode_file(target, model=model, synthesis=synthesis, device=device)
+        decoded = decode_file(target, model=coder.model, synthesis=synthesis or None, device=coder.device)
         decode_s = time.perf_counter() - start
         pixels = as_rgb(decoded.picture.pixels)
-        results.append(Result(levels, synthesis, target.stat().st_size, encode_s, decode_s, pixels))
+        results.append(Result(setting, synthesis, target.stat().st_size, encode_s, decode_s, pixels))
     return results
 
 
@@ -119,9 +124,8 @@ def side_by_side(x: np.ndarray, source_bytes: int, results: list[Result]) -> Ima
     """Columns: the original, then each result, labelled. Rows: the whole picture, its middle at twice the size."""
     columns = [("original", f"{source_bytes:,} bytes", x)]
     for r in results:
-        plural = "s" * (r.levels != 1)
         numbers = f"{r.bytes:,} bytes, {psnr(x, r.pixels):.2f} dB"
-        columns.append((f"{r.levels} level{plural}, {r.synthesis}", numbers, r.pixels))
+        columns.append((r.label, numbers, r.pixels))
     scale = min(1.0, CELL / max(x.shape[:2]))
     width, height = (max(1, round(scale * side)) for side in (x.shape[1], x.shape[0]))
     font = ImageFont.load_default(size=FONT)

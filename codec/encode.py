@@ -1,6 +1,8 @@
 """Media file -> `.tok`. The twin of decode.py: step N here undoes step N there.
 
 1. read the media    2. load the model    3. codes, tile by tile    4. payloads    5. choose the layers    6. write
+
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ class Encoded:
     """A finished file in memory.
 
     Attributes: data: the file.  levels: layers in it.  pixels: H * W.  notes: what could not be kept, one line each.
+                quality: of models whose rate dial it is, else None.
     """
 
     data: bytes
     levels: int
     pixels: int
     notes: list[str] = field(default_factory=list)
+    quality: float | None = None
 
     @property
     def bpp(self) -> float:
@@ -45,7 +49,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Rate:
-    """What the user asked for; at most one of these, all levels if none. Raises UsageError for anything else."""
+    """What the user asked for: at most one of these, the model's default if none. Raises UsageError for more."""
 
     quality: float | None = None  # 0 to 100
     levels: int | None = None  # 1 to K
@@ -64,6 +68,10 @@ class Rate:
         if self.size is not None and self.size <= 0:
             raise UsageError(f"bytes must be positive, got {self.size}")
 
+    def most_bytes(self, pixels: int) -> int | None:
+        """The bytes that ``bpp`` or ``size`` allow, None if neither was given."""
+        return self.size if self.bpp is None else int(min(self.bpp * pixels / 8, 2**53))
+
     def choose_levels(self, build: Callable[[int], bytes], n_levels: int, pixels: int) -> int:
         """The most levels that stay within the rate; ``build(n)`` makes the file with n of ``n_levels`` levels.
 
@@ -75,11 +83,8 @@ class Rate:
             return self.levels
         if self.quality is not None:
             return min(n_levels, 1 + int(self.quality * n_levels / 100))
-        if self.bpp is not None:
-            most = int(min(self.bpp * pixels / 8, 2**53))
-        elif self.size is not None:
-            most = self.size
-        else:
+        most = self.most_bytes(pixels)
+        if most is None:
             return n_levels
         for n in range(n_levels, 0, -1):
             if len(build(n)) <= most:
@@ -104,6 +109,7 @@ def encode_file(
     force: bool = False,
     metadata: bool = True,
     max_pixels: int = MAX_PIXELS,
+    progress: Callable[[float], None] | None = None,
 ) -> Encoded:
     """Encode a picture file.
 
@@ -111,13 +117,14 @@ def encode_file(
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None.
         model: release name, folder or hub id; the default for the modality if None.
-        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; all
-            levels by default.
-        prior: entropy model, "context" (smaller files) or "static"; the first of these that the model has by default.
+        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; by
+            default all levels, or the default quality of a model that has no levels.
+        prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
         max_pixels: refuse larger pictures.
+        progress: called with the share of the picture that has been analysed, now and then.
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
@@ -127,9 +134,12 @@ def encode_file(
     with open_output(dst, force) as file:
         picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
         loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device), prior)  # 2
-        tokens = encode_tokens(picture.pixels, loaded)  # 3
-        layers = compress_tokens(tokens, loaded)  # 4
-        encoded = build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
+        if loaded.tokenizer.dial == "quality":
+            encoded = build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
+        else:
+            tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
+            layers = compress_tokens(tokens, loaded)  # 4
+            encoded = build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
         if file is not None:
             file.write(encoded.data)  # 6
     return encoded
@@ -148,22 +158,58 @@ def build_file(
         return write_tok(header, layers[:n], alpha, icc, exif)
 
     n = rate.choose_levels(build, len(layers), height * width)
+    return Encoded(build(n), n, height * width, notes_of(picture, metadata))
+
+
+def build_photo(
+    picture: Picture, model: Model, metadata: bool, rate: Rate, progress: Callable[[float], None] | None
+) -> Encoded:
+    """The file of a model whose rate dial is a quality."""
+    from ..tokenizers.image.photo import ImagePhoto
+    from .container import read_tok
+    from .photo import Metadata, encode_photo
+
+    tokenizer = model.tokenizer
+    assert isinstance(tokenizer, ImagePhoto)
+    if rate.levels is not None:
+        raise UsageError(f"the rate dial of {tokenizer.name} is a quality: use --quality, --bpp or --bytes, not levels")
+    height, width, channels = picture.pixels.shape
+    extra = Metadata(
+        channels,
+        picture.bit_depth,
+        None if picture.alpha is None else encode_alpha(picture.alpha),
+        picture.icc if metadata else None,
+        picture.exif if metadata else None,
+    )
+    most = rate.most_bytes(height * width)
+    data, quality = encode_photo(picture, tokenizer, extra, rate.quality, most, progress)
+    return Encoded(data, read_tok(data).header.layers, height * width, notes_of(picture, metadata), quality)
+
+
+def notes_of(picture: Picture, metadata: bool) -> list[str]:
+    """What could not be kept, one line each."""
     notes = list(picture.notes)
     if not metadata and (picture.icc or picture.exif):
         notes.append("ICC profile and EXIF left out as asked")
-    return Encoded(build(n), n, height * width, notes)
+    return notes
 
 
-def encode_tokens(pixels: np.ndarray, model: Model) -> Tokens:
-    """``pixels [H, W, C]`` uint8 to tokens with all levels, on the CPU."""
+def encode_tokens(
+    pixels: np.ndarray, model: Model, progress: Callable[[float], None] | None = None, quality: float | None = None
+) -> Tokens:
+    """``pixels [H, W, C]`` uint8 to tokens with all levels, on the CPU. quality: of models whose rate dial it is."""
     import torch
 
     from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.photo import ImagePhoto
     from ..tokenizers.image.tiling import encode_tiled
+    from .photo import photo_tokens
 
     tokenizer = model.tokenizer
+    if isinstance(tokenizer, ImagePhoto):
+        return photo_tokens(pixels, tokenizer, quality)
     assert isinstance(tokenizer, ImageGrid)
-    return encode_tiled(tokenizer, torch.from_numpy(pixels))
+    return encode_tiled(tokenizer, torch.from_numpy(pixels), progress=progress)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:

@@ -12,12 +12,18 @@ from .container import PRIORS, ImageHeader
 from .errors import ModelError, UsageError, WeightsMismatchError
 
 if TYPE_CHECKING:
+    from ..entropy.hyperprior import HyperPrior
     from ..entropy.prior import Prior
     from ..tokenizers.api import Tokenizer
 
-DEFAULT_MODELS = {"image": "image-grid"}
+DEFAULT_MODELS = {"image": "image-photo"}  # of `codec encode`
+TOKEN_MODELS = {"image": "image-grid"}  # of `codec tokenize`: few codes, for generators
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
-PRIOR_FILES = {"context": "context.safetensors", "static": "prior.safetensors"}  # best first
+PRIOR_FILES = {  # best first
+    "hyperprior": "hyperprior.safetensors",
+    "context": "context.safetensors",
+    "static": "prior.safetensors",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Model:
     """What a file is made with."""
 
     tokenizer: Tokenizer
-    prior: Prior
+    prior: Any  # a Prior; a HyperPrior, which is part of the tokenizer, if the rate dial is a quality
 
 
 def pick_device(device: str) -> str:
@@ -44,7 +50,7 @@ def pick_device(device: str) -> str:
 def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
 
-    Args:   prior: "context" or "static"; the first of these that the model has if None.
+    Args:   prior: "hyperprior", "context" or "static"; the first of these that the model has if None.
     Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
     """
     from ..tokenizers.api import find_model
@@ -58,13 +64,22 @@ def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Mode
         if prior is not None and there and prior not in there:
             raise ValueError(f"{name} has no entropy model {prior!r}, only {' and '.join(map(repr, there))}")
         device = pick_device(device)
-        tokenizer = _load_tokenizer(folder, device, _written(folder, WEIGHTS_FILE, CONFIG_FILE))
-        loaded = _load_prior(folder, kind, device, _written(folder, PRIOR_FILES[kind]))
+        files = (WEIGHTS_FILE, CONFIG_FILE, PRIOR_FILES["hyperprior"])
+        tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
+        loaded = _prior_of(tokenizer) or _load_prior(folder, kind, device, _written(folder, PRIOR_FILES[kind]))
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
     if loaded.codebook_sizes != tokenizer.codebook_sizes:
         raise ModelError(f"the entropy model {kind!r} in {folder} has other codebook sizes than the tokenizer")
     return Model(tokenizer, loaded)
+
+
+def _prior_of(tokenizer: Tokenizer) -> HyperPrior | None:
+    """The entropy model that is part of a tokenizer, if one is."""
+    from ..entropy.hyperprior import HyperPrior
+
+    found = getattr(tokenizer, "entropy", None)
+    return found if isinstance(found, HyperPrior) else None
 
 
 def _written(folder: Path, *files: str) -> tuple[int, ...]:
@@ -124,12 +139,12 @@ def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
             f"the file was made with weights {header.weights_hash} of {header.model},"
             f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
         )
-    if prior.hash != header.prior_hash:
+    if (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
         raise WeightsMismatchError(
             f"the file was made with entropy model {PRIORS[header.prior]} {header.prior_hash},"
             f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with --model"
         )
-    if header.layers > len(tokenizer.codebook_sizes):
+    if tokenizer.dial == "levels" and header.layers > len(tokenizer.codebook_sizes):
         raise ModelError(f"the file has {header.layers} layers, {tokenizer.name} only {len(tokenizer.codebook_sizes)}")
     return model
 
@@ -147,8 +162,9 @@ def list_models() -> list[dict[str, Any]]:
             {
                 "name": entry["name"],
                 "class": entry["class"],
-                "modality": next((m for m, name in DEFAULT_MODELS.items() if name == entry["name"]), "image"),
-                "codebook_sizes": entry["config"]["codebook_sizes"],
+                "modality": entry["name"].partition("-")[0],
+                "codebook_sizes": entry["config"].get("codebook_sizes", []),
+                "dial": "levels" if "codebook_sizes" in entry["config"] else "quality",
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights.file_hash(path),

@@ -21,10 +21,10 @@ from .encode import compress_tokens, encode_tokens, image_header
 from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from .files import open_output, read_bytes
 from .media.image import Picture, read_image, write_image
-from .models import DEFAULT_MODELS, load_model, pick_device
+from .models import TOKEN_MODELS, load_model, pick_device
 
 if TYPE_CHECKING:
-    from ..tokenizers.api import Tokens
+    from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
 
 TOKEN_SUFFIXES = (".npz", ".safetensors")
 
@@ -44,6 +44,7 @@ def tokenize_file(
     model: str | None = None,
     *,
     levels: int | None = None,
+    quality: float | None = None,
     device: str = "auto",
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -51,14 +52,19 @@ def tokenize_file(
     """A picture or a `.tok` file to tokens; the synthesis net does not run.
 
     Args:   dst: `.npz` or `.safetensors`; nothing is written if None.  levels: keep at most so many.
+            quality: 0 to 100, for pictures and models whose rate dial it is.
     Raises: a :class:`~.errors.TokodecError`.
     """
     if dst is not None and Path(dst).suffix.lower() not in TOKEN_SUFFIXES:
         raise UsageError(f"{dst}: tokens are written as {' or '.join(TOKEN_SUFFIXES)}")
     if levels is not None and levels < 1:
         raise UsageError(f"levels must be at least 1, got {levels}")
+    if quality is not None and not 0 <= quality <= 100:
+        raise UsageError(f"quality is 0 to 100, got {quality:g}")
     with open_output(dst, force) as file:
-        done = _tok_tokens(src, model, levels, device, max_pixels) or _media_tokens(src, model, device, max_pixels)
+        done = _tok_tokens(src, model, levels, device, max_pixels) or _media_tokens(
+            src, model, device, max_pixels, quality
+        )
         if levels is not None:
             done.tokens = done.tokens.levels(min(levels, done.tokens.n_levels))
         if file is not None:
@@ -81,12 +87,16 @@ def _tok_tokens(
     return Tokenized(tokens, tok.problems)
 
 
-def _media_tokens(src: str | Path, model: str | None, device: str, max_pixels: int) -> Tokenized:
+def _media_tokens(
+    src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None
+) -> Tokenized:
     picture = read_image(Path(src), str(src), max_pixels)
-    loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device))
+    loaded = load_model(model or TOKEN_MODELS["image"], pick_device(device))
+    if quality is not None and loaded.tokenizer.dial != "quality":
+        raise UsageError(f"the rate dial of {loaded.tokenizer.name} is levels, not a quality")
     notes = list(picture.notes)
     notes += [f"{what} is not part of tokens" for what, value in _extras(picture).items() if value]
-    return Tokenized(encode_tokens(picture.pixels, loaded), [], notes)
+    return Tokenized(encode_tokens(picture.pixels, loaded, quality=quality), [], notes)
 
 
 def _extras(picture: Picture) -> dict[str, bool]:
@@ -110,7 +120,7 @@ def detokenize_file(
 
     Raises: a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
-    from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.photo import ImagePhoto
 
     with open_output(dst, force) as file:
         tokens = load_tokens(src)
@@ -121,22 +131,40 @@ def detokenize_file(
                 f"{src}: tokens of {tokens.spec.model} {tokens.spec.weights_hash},"
                 f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
             )
-        assert isinstance(tokenizer, ImageGrid)
-        if len(tokens.spec.size) != 2 or tokens.spec != tokenizer.spec(*tokens.spec.size):
+        if not _made_by(tokens.spec, tokenizer):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
         if tokens.codes.shape[0] != 1:
             raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a picture is a batch of 1")
         if dst is not None and Path(dst).suffix.lower() == ".tok":
+            assert file is not None
+            if isinstance(tokenizer, ImagePhoto):
+                from .photo import photo_file_of_tokens
+
+                file.write(photo_file_of_tokens(tokens, tokenizer))
+                return None
             if int(tokens.codes.min()) < 0:
                 raise UsageError(f"{src}: some codes are absent (-1), a .tok file wants all of them")
             header = image_header(tokens, loaded, tokens.n_levels)
-            assert file is not None
             file.write(write_tok(header, compress_tokens(tokens, loaded)))
             return None
         picture = Picture(decode_pixels(tokens, loaded, 3, synthesis))
         if file is not None:
             write_image(picture, file, Path(str(dst)).suffix, str(dst))
         return picture
+
+
+def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer makes tokens that say this of themselves."""
+    from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.photo import ImagePhoto
+
+    if len(spec.size) != 2:
+        return False
+    height, width = spec.size
+    if isinstance(tokenizer, ImagePhoto):
+        valid = isinstance(spec.quality, (int, float)) and 0 <= spec.quality <= 100
+        return valid and spec == tokenizer.spec(height, width, spec.quality or 0.0)
+    return isinstance(tokenizer, ImageGrid) and spec == tokenizer.spec(height, width)
 
 
 def dump_tokens(tokens: Tokens, suffix: str) -> bytes:

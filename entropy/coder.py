@@ -12,6 +12,9 @@ an ANS coder in plain Python.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import constriction
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +33,8 @@ def _words(payload: bytes) -> npt.NDArray[np.uint32]:
     return np.frombuffer(payload, dtype="<u4").astype(np.uint32)  # none at all for a row of symbol 0
 
 
-def _model(table: npt.NDArray[np.integer]) -> constriction.stream.model.Categorical:
+def table_model(table: npt.NDArray[np.integer]) -> Any:  # a constriction model
+    """A frequency table ``[N]`` as the coder takes it. Raises ValueError for what is not one."""
     check_table(table)
     return constriction.stream.model.Categorical((table - 1).astype(np.float64), perfect=False)
 
@@ -40,7 +44,7 @@ def encode_static(symbols: npt.NDArray[np.integer], table: npt.NDArray[np.intege
     if table.size == 1 or symbols.size == 0:  # nothing to tell
         return b""
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(np.ascontiguousarray(symbols, dtype=np.int32), _model(table))
+    coder.encode_reverse(np.ascontiguousarray(symbols, dtype=np.int32), table_model(table))
     return coder.get_compressed().astype("<u4").tobytes()
 
 
@@ -55,7 +59,7 @@ def decode_static(payload: bytes, n: int, table: npt.NDArray[np.integer]) -> npt
             raise ValueError("a payload of zero bytes was expected")
         return np.zeros(n, dtype=np.int64)
     coder = constriction.stream.stack.AnsCoder(_words(payload))
-    symbols = coder.decode(_model(table), n)
+    symbols = coder.decode(table_model(table), n)
     if not coder.is_empty():
         raise ValueError("the payload holds more than its symbols")
     return symbols.astype(np.int64)
@@ -92,6 +96,46 @@ class TableDecoder:
             return np.zeros(len(shares), dtype=np.int64)
         symbols: npt.NDArray[np.int32] = self._coder.decode(_TABLES, np.ascontiguousarray(shares))
         return symbols.astype(np.int64)
+
+    def finish(self) -> None:
+        """Raise ValueError unless the payload is used up."""
+        if not self._coder.is_empty():
+            raise ValueError("the payload holds more than its symbols")
+
+
+class IndexedEncoder:
+    """Symbols whose tables are rows of a fixed list, coded in the order in which they are given."""
+
+    def __init__(self, tables: Sequence[Any]) -> None:
+        self._tables = tables
+        self._blocks: list[tuple[npt.NDArray[np.int32], int]] = []
+
+    def push(self, symbols: npt.NDArray[np.integer], table: int) -> None:
+        """Add ``symbols [n]`` of table number ``table``."""
+        if symbols.size:
+            self._blocks.append((np.ascontiguousarray(symbols, dtype=np.int32), table))
+
+    def finish(self) -> bytes:
+        """All that was pushed, a multiple of 4 bytes."""
+        coder = constriction.stream.stack.AnsCoder()
+        for symbols, table in reversed(self._blocks):  # ANS is a stack: push in reverse
+            coder.encode_reverse(symbols, self._tables[table])
+        return coder.get_compressed().astype("<u4").tobytes()
+
+
+class IndexedDecoder:
+    """Inverse of :class:`IndexedEncoder`. Raises ValueError if the payload has not the form of a stream."""
+
+    def __init__(self, payload: bytes, tables: Sequence[Any]) -> None:
+        self._coder = constriction.stream.stack.AnsCoder(_words(payload))
+        self._tables = tables
+
+    def pull(self, n: int, table: int) -> npt.NDArray[np.int32]:
+        """The next ``n`` symbols, of table number ``table``."""
+        if not n:
+            return np.zeros(0, dtype=np.int32)
+        symbols: npt.NDArray[np.int32] = self._coder.decode(self._tables[table], n)
+        return symbols
 
     def finish(self) -> None:
         """Raise ValueError unless the payload is used up."""

@@ -20,7 +20,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
 
 # config.json names a class of this table; nothing else is ever imported because a file says so.
-TOKENIZER_CLASSES = {"ImageGrid": "image.grid"}
+TOKENIZER_CLASSES = {"ImageGrid": "image.grid", "ImagePhoto": "image.photo"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class TokenSpec:
         size: length of the original signal along the grid axes, e.g. (H, W); the last cells may be padding.
         channels: meaning of the signal's channels, e.g. "rgb".
         sample_rate: samples (audio) or frames (video) per second; None for pictures.
+        quality: 0 to 100, what the signal was encoded with, for models whose rate dial it is; else None.
     """
 
     model: str
@@ -46,6 +47,7 @@ class TokenSpec:
     size: tuple[int, ...]
     channels: str
     sample_rate: float | None = None
+    quality: float | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -107,6 +109,7 @@ class Tokenizer(nn.Module, abc.ABC):
     config_class: ClassVar[type[Any]]
     int8_weights: ClassVar[tuple[str, ...]] = ()
     modality: ClassVar[str]
+    dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
 
     name: str
     weights_hash: str
@@ -152,12 +155,19 @@ class Tokenizer(nn.Module, abc.ABC):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self.save_parts(folder)
         weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, int8=self.int8_weights)
         text = json.dumps(
             {"class": type(self).__name__, "name": self.name, "config": dataclasses.asdict(self.config)}, indent=2
         )
         (folder / CONFIG_FILE).write_text(text + "\n")
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+
+    def save_parts(self, folder: Path) -> None:
+        """Write what a model has beside its weights; called before the weights are written."""
+
+    def load_parts(self, folder: Path) -> None:
+        """Load what :meth:`save_parts` wrote. Raises ValueError if it is missing, damaged or another model's."""
 
     @classmethod
     def from_pretrained(cls: type[T], name: str | Path) -> T:
@@ -190,6 +200,7 @@ class Tokenizer(nn.Module, abc.ABC):
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
         model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        model.load_parts(folder)
         return model.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,13 @@ def tiles(h: int, w: int, halo: int, cells: int = TILE_CELLS) -> Iterator[Tile]:
 
 
 @torch.no_grad()
-def encode_tiled(model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS) -> Tokens:
+def encode_tiled(
+    model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS, progress: Callable[[float], None] | None = None
+) -> Tokens:
     """Encode one picture tile by tile.
 
     Args:    pixels: ``[H, W, C]`` uint8 on the CPU, C = 1 or 3.  cells: tile edge in grid cells.
+             progress: called with the share that is done.
     Returns: tokens with codes ``[1, K, h, w]`` on the CPU, those of ``model.encode`` on the whole picture.
     Memory:  one tile with its halo, whatever H and W are.
     """
@@ -52,7 +55,8 @@ def encode_tiled(model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS) -> T
     spec = model.spec(height, width)
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
     h, w = spec.grid
-    for tile in tiles(h, w, model.analysis_halo, cells):
+    todo = list(tiles(h, w, model.analysis_halo, cells))
+    for i, tile in enumerate(todo):
         t, le, b, r = tile.outer
         x = pixels[t * STRIDE : b * STRIDE, le * STRIDE : r * STRIDE].to(model.device)
         x = x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255  # [1, 3, <=16(b-t), <=16(r-le)]
@@ -61,23 +65,32 @@ def encode_tiled(model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS) -> T
         z_e = model.latents(x)[..., rows, columns]
         t, le, b, r = tile.core
         codes[..., t:b, le:r] = model.quantizer.encode(z_e).cpu()
+        if progress is not None:
+            progress((i + 1) / len(todo))
     return Tokens(codes, spec)
 
 
 @torch.no_grad()
 def decode_tiled(
-    model: ImageGrid, tokens: Tokens, channels: int = 3, synthesis: str | None = None, cells: int = TILE_CELLS
+    model: ImageGrid,
+    tokens: Tokens,
+    channels: int = 3,
+    synthesis: str | None = None,
+    cells: int = TILE_CELLS,
+    progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Decode one picture tile by tile.
 
     Args:    tokens: codes ``[1, k, h, w]``.  channels: 3, or 1 for the mean of the three.
+             progress: called with the share that is done.
     Returns: ``[H, W, channels]`` uint8 on the CPU.
     """
     model.check_tokens(tokens)
     height, width = tokens.spec.size
     out = torch.empty(height, width, channels, dtype=torch.uint8)
     h, w = tokens.spec.grid
-    for tile in tiles(h, w, model.synthesis_halo, cells):
+    todo = list(tiles(h, w, model.synthesis_halo, cells))
+    for i, tile in enumerate(todo):
         t, le, b, r = tile.outer
         x_hat = model.pixels(tokens.codes[..., t:b, le:r].to(model.device), synthesis)  # [1, 3, 16(b-t), 16(r-le)]
         rows, columns = (slice(s.start * STRIDE, s.stop * STRIDE) for s in tile.inner)
@@ -87,4 +100,6 @@ def decode_tiled(
         t, le, b, r = (STRIDE * edge for edge in tile.core)
         target = out[t:b, le:r]
         target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], : target.shape[1]])
+        if progress is not None:
+            progress((i + 1) / len(todo))
     return out

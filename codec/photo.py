@@ -1,0 +1,227 @@
+"""Pictures of models whose rate dial is a quality. Twins again: encoding above, decoding below.
+
+The latents of a picture are computed once, whatever the rate; a quality is then a scaling, a rounding and a walk of the
+entropy model over each segment. So a wanted size is found by trying qualities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..entropy.hyperprior import Walk
+from ..tokenizers.api import Tokens
+from ..tokenizers.image.photo import DEFAULT_QUALITY, WINDOW, ImagePhoto, cut, pack_codes, unpack_codes
+from ..tokenizers.image.tiling import Tile, tiles
+from .container import LAYR, ImageHeader, TokFile, write_tok
+from .errors import ChunkError, RateError, UsageError
+
+if TYPE_CHECKING:
+    from .media.image import Picture
+
+Progress = Callable[[float], None]
+
+# A file of few bytes has few layers, since each costs 18 bytes: (largest mean payload of a segment, layers).
+LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
+CLOSE_ENOUGH = 0.985  # a file of this share of the wanted size ends the search
+TRIES = 12
+LIKELY = 0.99  # of the wanted size is what a try aims at
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file holds beside the codes. alpha: payload of ALPH.  icc, exif: uncompressed."""
+
+    channels: int
+    bit_depth: int
+    alpha: bytes | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+
+class PhotoFile:
+    """Files of one picture at any quality.
+
+    Args: latents: ``[M, h, w]``, see :meth:`~..tokenizers.image.photo.ImagePhoto.analyse_tiled`.
+          size: height and width in pixels.
+    """
+
+    def __init__(
+        self, model: ImagePhoto, latents: np.ndarray, size: tuple[int, int], metadata: Metadata
+    ) -> None:
+        self.model, self.latents, self.size, self.metadata = model, latents, size, metadata
+        self.tried: dict[int, bytes] = {}
+
+    def at(self, steps: int) -> bytes:
+        """The file of a quality in hundredths."""
+        if steps not in self.tried:
+            walks = [walk for _, walk in self.model.quantise_windows(self.latents, steps)]
+            self.tried[steps] = photo_file(self.model, walks, steps, self.size, self.metadata)
+        return self.tried[steps]
+
+    def within(self, most: int) -> int:
+        """The quality, in hundredths, of a file of at most ``most`` bytes and, if possible, hardly less.
+
+        Raises: RateError if the lowest quality takes more.
+        """
+        low, high = 0, 10000
+        least = len(self.at(low))
+        if least > most:
+            pixels = self.size[0] * self.size[1]
+            raise RateError(
+                f"the smallest file takes {least} bytes ({8 * least / pixels:.4f} bpp), more than the {most} asked for"
+            )
+        if len(self.at(high)) <= most:
+            return high
+        for _ in range(TRIES):
+            if high - low < 2 or len(self.at(low)) >= CLOSE_ENOUGH * most:
+                break
+            # The logarithm of the size is nearly a straight line between two qualities.
+            sizes = [math.log(len(self.at(steps))) for steps in (low, high)]
+            share = (math.log(LIKELY * most) - sizes[0]) / max(sizes[1] - sizes[0], 1e-9)
+            steps = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            if len(self.at(steps)) <= most:
+                low = steps
+            else:
+                high = steps
+        return low
+
+
+def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, int], metadata: Metadata) -> bytes:
+    """A whole file from the walks over all segments."""
+    entropy = model.entropy
+    mean = sum(float(entropy.bits(walk).sum()) for walk in walks) / 8 / len(walks)
+    slices = len(entropy.slices)
+    n = min(slices, next(layers for most, layers in LAYERS if mean <= most))
+    columns = [entropy.payloads(walk, n) for walk in walks]
+    header = ImageHeader(
+        model=model.name,
+        weights_hash=model.weights_hash,
+        prior=entropy.wire_id,
+        prior_hash=entropy.hash,
+        layers=n,
+        height=size[0],
+        width=size[1],
+        stride=model.spec(*size, quality=0).strides[0],
+        segment=WINDOW,
+        channels=metadata.channels,
+        alpha=int(metadata.alpha is not None),
+        bit_depth=metadata.bit_depth,
+        quality=steps,
+    )
+    layers = [list(row) for row in zip(*columns, strict=True)]
+    return write_tok(header, layers, metadata.alpha, metadata.icc, metadata.exif)
+
+
+def encode_photo(
+    picture: Picture,
+    model: ImagePhoto,
+    metadata: Metadata,
+    quality: float | None,
+    most: int | None,
+    progress: Progress | None = None,
+) -> tuple[bytes, float]:
+    """File and quality of a picture: of ``quality``, or of at most ``most`` bytes, or of the default quality."""
+    size = (picture.pixels.shape[0], picture.pixels.shape[1])
+    latents = model.analyse_tiled(torch.from_numpy(picture.pixels), progress=progress)
+    files = PhotoFile(model, latents, size, metadata)
+    steps = files.within(most) if most is not None else round(100 * (DEFAULT_QUALITY if quality is None else quality))
+    return files.at(steps), steps / 100
+
+
+def photo_tokens(pixels: np.ndarray, model: ImagePhoto, quality: float | None = None) -> Tokens:
+    """``pixels [H, W, C]`` uint8 to tokens, tile by tile."""
+    steps = round(100 * (DEFAULT_QUALITY if quality is None else quality))
+    latents = model.analyse_tiled(torch.from_numpy(pixels))
+    codes = pack_codes(model.quantise_windows(latents, steps), latents.shape[1:])
+    return Tokens(torch.from_numpy(codes)[None], model.spec(pixels.shape[0], pixels.shape[1], steps / 100))
+
+
+def photo_file_of_tokens(tokens: Tokens, model: ImagePhoto) -> bytes:
+    """A `.tok` file from tokens ``[1, K, h, w]``. Raises UsageError if they are not all of a picture's."""
+    steps = round(100 * (tokens.spec.quality or 0))
+    levels = tokens.codes[0].numpy()
+    if len(levels) != len(model.codebook_sizes):
+        raise UsageError(f"a .tok file wants all {len(model.codebook_sizes)} levels, got {len(levels)}")
+    walks = []
+    try:
+        for tile in tiles(levels.shape[1], levels.shape[2], 0, WINDOW):
+            z, codes = unpack_codes(cut(levels, tile), model.config.hyper)
+            walks.append(model.entropy.walk(z, codes, steps))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    height, width = tokens.spec.size
+    return photo_file(model, walks, steps, (height, width), Metadata(3, 8))
+
+
+# -------------------------------------------------------------------- decoding
+
+
+def read_walks(
+    tok: TokFile, model: ImagePhoto, levels: int | None = None, progress: Progress | None = None
+) -> tuple[list[tuple[Tile, Walk]], int]:
+    """Codes and latents of every segment of a file, and the fewest layers that one was decoded from.
+
+    A segment without its first layer is what the entropy model expects of a segment of which nothing is known; means
+    stand for later layers that are missing. What is lost is noted in ``tok.problems``.
+    """
+    header = tok.header
+    if header.segment != WINDOW or header.grid != model.spec(header.height, header.width, 0).grid:
+        raise ChunkError(f"the header's segments or stride are not those of {header.model}")
+    if header.layers > len(model.entropy.slices):
+        raise ChunkError(f"the header has {header.layers} layers, {header.model} at most {len(model.entropy.slices)}")
+    if levels is not None and levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+    wanted = min(levels or header.layers, header.layers)
+    fewest = wanted
+    found = []
+    for segment in range(header.n_segments):
+        box = header.segment_box(segment)
+        tile = Tile(box, box)
+        payloads: list[bytes] = []
+        for layer in range(wanted):
+            payload = tok.payload(LAYR, layer, segment)
+            if payload is None:
+                if layer:
+                    tok.damaged(f"segment {segment}: decoded from {layer} of {wanted} layers")
+                break
+            payloads.append(payload)
+        walk, n = _segment(tok, model, segment, payloads, (box[2] - box[0], box[3] - box[1]))
+        fewest = min(fewest, n)
+        found.append((tile, walk))
+        if progress is not None:
+            progress((segment + 1) / header.n_segments)
+    return found, fewest
+
+
+def _segment(
+    tok: TokFile, model: ImagePhoto, segment: int, payloads: list[bytes], grid: tuple[int, int]
+) -> tuple[Walk, int]:
+    """Walk over a segment and the number of layers it has; a payload that does not decode costs later layers too."""
+    entropy, header = model.entropy, tok.header
+    while payloads:
+        try:
+            return entropy.decompress(payloads, grid, header.quality, header.layers), len(payloads)
+        except ValueError as error:
+            payloads = payloads[:-1]
+            tok.damaged(f"segment {segment}: {error}; decoded from {len(payloads)} layers")
+    tok.damaged(f"segment {segment}: lost, {grid[0]} x {grid[1]} cells filled with what the entropy model expects")
+    return entropy.expected(grid, header.quality), 0
+
+
+def decode_walks(
+    walks: list[tuple[Tile, Walk]], tok: TokFile, model: ImagePhoto, progress: Progress | None = None
+) -> np.ndarray:
+    """Pixels ``[H, W, channels]`` uint8."""
+    header = tok.header
+    latents = np.empty((model.config.latents, *header.grid), dtype=np.float32)
+    for tile, walk in walks:
+        cut(latents, tile)[:] = walk.latents
+    size = (header.height, header.width)
+    pixels = model.synthesise_tiled(latents, header.quality, size, header.channels, progress=progress)
+    return pixels.numpy()

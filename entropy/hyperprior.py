@@ -1,0 +1,567 @@
+"""The entropy model of a hyperprior codec, in integers: latents <-> codes <-> bytes, the same on every machine.
+
+:mod:`.hyperprior_net` is the network while it is trained and says what it computes. Here it runs on the exact layers
+of :mod:`.integer`, slice after slice and half after half of a checkerboard, with the same steps in the encoder (which
+knows the latents), the decoder (which knows the bytes) and when codes are given.
+
+Unlike other priors this one is also the quantiser: a code is what is left of a latent after the mean that the model
+expects there, rounded. So it maps latents to codes and back (:class:`Walk`), and means, multiples of 1/16, make the
+reconstruction ``code + mean`` exact too.
+
+A code is coded with one of ``SCALES`` static tables, that of its scale; codes of the smallest scales are zero and take
+no bits. Codes that reach the end of a table are followed by their excess in 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .coder import IndexedDecoder, IndexedEncoder, table_model
+from .context_net import part_of
+from .hyperprior_net import (
+    DIAMOND,
+    HATS,
+    KNEES,
+    MEAN_BITS,
+    QUALITY_STEPS,
+    SCALES,
+    SQUARE,
+    Z_BITS,
+    Z_MAX,
+    HyperNet,
+    quality_hats,
+    scale_values,
+)
+from .integer import ACT_BITS, STREAM_BITS, STREAM_MAX, ExactLinear, OneThread, exact_dtype
+from .prior import Prior, read_prior_arrays
+from .tables import TOTAL, check_table, frequency_table, table_bits
+
+HYPERPRIOR_FILE = "hyperprior.safetensors"
+CODE_MAX = 2047  # codes are -CODE_MAX..CODE_MAX
+EXCESS_BITS = 16  # of a code beyond its table: two bytes, each with a flat table
+Codes = npt.NDArray[np.int64]
+
+
+def scale_reach() -> npt.NDArray[np.int64]:
+    """The largest code of each scale's table, ``[SCALES]``: about five standard deviations, at least 2."""
+    return np.maximum(2, np.ceil(5 * scale_values())).astype(np.int64)
+
+
+def normal_tables(
+    counts: Sequence[npt.NDArray[np.integer]] | None = None, weight: float = 2000.0
+) -> list[npt.NDArray[np.int64]]:
+    """Frequency tables of codes -R..R of every scale: normal distributions, or what was counted, mixed with them.
+
+    Args: counts ``[2 R + 1]`` of every scale, or None.  weight: how many counts the normal distribution is worth.
+    """
+    tables = []
+    for i, (scale, reach) in enumerate(zip(scale_values(), scale_reach(), strict=True)):
+        edges = (np.arange(-reach, reach + 2) - 0.5) / (scale * math.sqrt(2))
+        upper = np.array([math.erf(e) for e in edges[1:-1]])
+        mass = np.diff(np.concatenate([[-1.0], upper, [1.0]])) / 2  # the tails belong to the last codes
+        mass = np.maximum(mass, 1e-7)
+        total = mass / mass.sum() * weight + (0 if counts is None else (counts[i] + counts[i][::-1]) / 2)
+        tables.append(frequency_table(np.round(total / total.sum() * 2**38).astype(np.int64)))
+    return tables
+
+
+@dataclass
+class Step:
+    """What one step of the walk coded: the codes of one slice and half, by table."""
+
+    layer: int  # slice
+    codes: npt.NDArray[np.int32]  # [n] those that are coded, sorted by table
+    tables: npt.NDArray[np.int64]  # [n] their scales
+
+
+@dataclass
+class Walk:
+    """Result of a walk over the steps.
+
+    Attributes:
+        z: ``[hyper, ceil(h/4), ceil(w/4)]`` int64.
+        codes: ``[m, h, w]`` int64, of the slices that were coded.
+        latents: ``[M, h, w]`` float32, code + mean, multiples of 1/16.
+        steps: what went through the coder.
+    """
+
+    z: Codes
+    codes: Codes
+    latents: npt.NDArray[np.float32]
+    steps: list[Step] = field(default_factory=list)
+
+
+# What gives a step its codes: (slice, cells of the step, means [n, c], scales [n, c]) -> codes [n, c] int.
+Source = Callable[[int, npt.NDArray[np.int64], Tensor, Tensor], Tensor]
+
+
+class Linears:
+    """The exact layers of one slice."""
+
+    def __init__(self, make: Callable[..., ExactLinear], name: str, blocks: int) -> None:
+        self.base = make(f"{name}.base", 127, -STREAM_MAX, STREAM_MAX)
+        self.own = make(f"{name}.own", 127, -STREAM_MAX, STREAM_MAX)
+        self.up = [make(f"{name}.head.up.{j}", 127, 0, 255) for j in range(blocks)]
+        self.down = [make(f"{name}.head.down.{j}", 255, -STREAM_MAX, STREAM_MAX, 0) for j in range(blocks)]
+        self.head = make(f"{name}.head.head", 127, 0, 255)
+        self.mean = make(f"{name}.head.mean", 255, -STREAM_MAX, STREAM_MAX, 0)
+        self.scale = make(f"{name}.head.scale", 255, 0, SCALES - 1, 0)
+
+    def fits(self) -> bool:
+        """Whether each layer takes what the one before makes."""
+        width, head = self.base.n_out, self.head.n_out
+        return (
+            all(layer.n_out == width for layer in (self.own, *self.down))
+            and all(layer.n_in == width for layer in (self.head, *self.up))
+            and all(down.n_in == up.n_out for up, down in zip(self.up, self.down, strict=True))
+            and self.mean.n_in == self.scale.n_in == head
+        )
+
+    def __call__(self, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Stream ``[n, C]`` to means in 16ths and scales, ``[n, c]`` each."""
+        for up, down in zip(self.up, self.down, strict=True):
+            stream = (stream + down(up(_act(stream)))).clamp_(-STREAM_MAX, STREAM_MAX)
+        hidden = self.head(_act(stream))
+        return self.mean(hidden), self.scale(hidden)
+
+
+def _act(stream: Tensor) -> Tensor:
+    return (stream * 2.0 ** (ACT_BITS - STREAM_BITS) + 0.5).floor_().clamp_(-127, 127)
+
+
+def compand_integers(latents: Tensor) -> Tensor:
+    """Latents in 16ths to what the nets see, -127..127; the integers of :func:`~.hyperprior_net.compand`."""
+    inner, total, edge = torch.zeros_like(latents), torch.zeros_like(latents), 0
+    for width, slope in KNEES:
+        edge += width
+        outer = latents.clamp(-edge, edge)
+        total += ((outer - inner) / slope + 0.5).floor_() if slope > 1 else outer - inner
+        inner = outer
+    return total
+
+
+class HyperPrior:
+    """See the module's text.
+
+    Args:    arrays: layers as :func:`export_hyperprior` writes them.  device: where the networks run.
+    Raises:  ValueError for arrays that do not fit together, or a layer whose sums could be inexact.
+    """
+
+    wire_id = 3  # of the file format, see FORMAT.md
+    file = HYPERPRIOR_FILE
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], device: str | torch.device = "cpu") -> None:
+        self._arrays = dict(arrays)
+        self.hash = ""
+        self.device = torch.device(device)
+        self.dtype = exact_dtype(self.device)
+        try:
+            self.slices = tuple(int(n) for n in self._integers("slices", 1))
+            z_tables = self._integers("z_tables", 2)
+            reach = self._integers("scale_reach", 1)
+            flat = self._integers("scale_tables", 1)
+            skip = self._integers("skip", 1)
+            blocks = sum(name.startswith("slices.0.head.up.") and name.endswith(".weight") for name in arrays)
+            self.enter = self._layer("decoder.enter", 127, 0, 255)
+            self.up1 = self._layer("decoder.up1", 255, 0, 255, 0)
+            self.mix = self._layer("decoder.mix", 255, 0, 255, 0)
+            self.up2 = self._layer("decoder.up2", 255, -127, 127, 0)
+            self.nets = [Linears(self._layer, f"slices.{i}", blocks) for i in range(len(self.slices))]
+        except KeyError as error:
+            raise ValueError(f"the entropy model lacks {error}") from error
+        if len(arrays) != 5 + 3 * (4 + len(self.slices) * (5 + 2 * blocks)):
+            raise ValueError("the entropy model holds arrays that have no place in it")
+        if len(skip) != 1 or not -1 <= skip[0] < SCALES:
+            raise ValueError("the entropy model does not say which scales are skipped")
+        self.skip = int(skip[0])
+        self.hyper = len(z_tables)
+        self._check(reach, flat, z_tables)
+        ends = np.cumsum(2 * reach + 1)
+        self.reach = reach
+        self.tables = [flat[e - n : e] for e, n in zip(ends, 2 * reach + 1, strict=True)]
+        self.z_tables = list(z_tables)
+        for table in (*self.tables, *self.z_tables):
+            check_table(table)
+
+    def _check(
+        self, reach: npt.NDArray[np.int64], flat: npt.NDArray[np.int64], z_tables: npt.NDArray[np.int64]
+    ) -> None:
+        """Raise ValueError unless shapes fit together."""
+        if len(reach) != SCALES or reach.min() < 1 or reach.max() > CODE_MAX or flat.size != (2 * reach + 1).sum():
+            raise ValueError("the scale tables of the entropy model do not fit together")
+        if not self.hyper or z_tables.shape[1] != 2 * Z_MAX + 1:
+            raise ValueError("the tables of the hyper latents have another size")
+        if self.enter.n_in != len(SQUARE) * (self.hyper + HATS):
+            raise ValueError("the hyper decoder does not fit its tables")
+        widths = [(self.enter.n_out, self.up1.n_in), (self.mix.n_out, self.up2.n_in)]
+        widths += [(4 * self.mix.n_in, len(SQUARE) * self.up1.n_out), (self.up2.n_out % 4, 0)]
+        if not self.slices or min(self.slices) < 1 or any(a != b for a, b in widths):
+            raise ValueError("the layers of the hyper decoder do not fit together")
+        features = self.up2.n_out // 4
+        before = 0
+        for n, net in zip(self.slices, self.nets, strict=True):
+            if net.base.n_in != features + len(SQUARE) * before or net.own.n_in != len(DIAMOND) * n:
+                raise ValueError("a slice of the entropy model does not fit the others")
+            if net.mean.n_out != n or net.scale.n_out != n:
+                raise ValueError("a slice of the entropy model has other channels")
+            if not net.fits():
+                raise ValueError("the layers of a slice do not fit together")
+            before += n
+
+    def _integers(self, name: str, ndim: int) -> npt.NDArray[np.int64]:
+        array = self._arrays[name]
+        if array.ndim != ndim or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} of the entropy model is not integers of {ndim} axes, but {array.shape}")
+        return array.astype(np.int64)
+
+    def _layer(self, name: str, input_max: int, low: int, high: int, input_min: int | None = None) -> ExactLinear:
+        arrays = part_of(self._arrays, name)
+        layer = ExactLinear(arrays, input_max, low, high, self.device, self.dtype, input_min)
+        if not layer.n_in or not layer.n_out:
+            raise ValueError(f"{name} of the entropy model is empty")
+        return layer
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        """Coder models: the scales, then a flat one for excess bytes, then the channels of z."""
+        flat = np.full(256, TOTAL // 256, dtype=np.int64)
+        return [table_model(t) for t in (*self.tables, flat, *self.z_tables)]
+
+    @property
+    def latents(self) -> int:
+        """M, channels of the latents."""
+        return sum(self.slices)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Of every level of tokens: z's channels, then y's."""
+        return (2 * Z_MAX + 1,) * self.hyper + (2 * CODE_MAX + 1,) * self.latents
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> HyperPrior:
+        """Load ``hyperprior.safetensors`` of a model folder. Raises ValueError if it is missing or damaged."""
+        arrays, found = read_prior_arrays(folder, cls.file)
+        prior = cls(arrays, device)
+        prior.hash = found
+        return prior
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the prior's file into ``folder`` and take its hash."""
+        Prior.save_pretrained(self, folder)  # type: ignore[arg-type]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return self._arrays
+
+    # ---------------------------------------------------------------- the walk
+
+    def _features(self, z: Codes, quality: int) -> Tensor:
+        """Hyper latents ``[hyper, hz, wz]`` and the quality in hundredths to ``[4 hz, 4 wz, F]``."""
+        hats = quality_hats(torch.tensor(quality))
+        x = torch.from_numpy(z).to(self.device, self.dtype).permute(1, 2, 0) * 2**Z_BITS
+        h, w = x.shape[:2]
+        x = torch.cat([x, hats.to(self.device, self.dtype).expand(h, w, HATS)], 2)
+        x = self.enter(_square(x)).view(h, w, -1)
+        x = _shuffle(self.up1(x.view(h * w, -1)).view(h, w, -1))
+        x = self.mix(_square(x)).view(2 * h, 2 * w, -1)
+        return _shuffle(self.up2(x.view(4 * h * w, -1)).view(2 * h, 2 * w, -1))
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        """One thread, no gradients, and no autocast, which would round the products."""
+        with OneThread(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    def _walk(self, z: Codes, grid: tuple[int, int], quality: int, source: Source, slices: int) -> Walk:
+        if not 0 <= quality <= QUALITY_STEPS:
+            raise ValueError(f"quality is 0 to {QUALITY_STEPS} hundredths, got {quality}")
+        h, w = grid
+        if min(grid) < 1:
+            raise ValueError(f"a grid has at least one cell, got {grid}")
+        if z.shape != (self.hyper, -(-h // 4), -(-w // 4)):
+            raise ValueError(f"hyper latents of shape {z.shape} do not fit a grid of {grid}")
+        features = self._features(z, quality)[:h, :w].reshape(h * w, -1)
+        features = features.to(torch.int8) if self.nets[0].base.int8 else features
+        halves = _cells(h, w)
+        places = [torch.from_numpy(cells).to(self.device) for cells in halves]
+        around = _diamond_cells(h, w, halves[1]).to(self.device)
+        seen = torch.zeros(h, w, 0, dtype=features.dtype, device=self.device)
+        codes = np.zeros((sum(self.slices[:slices]), h * w), dtype=np.int64)
+        latents = np.zeros((self.latents, h * w), dtype=np.float32)
+        begin = 0
+        for i, (n, net) in enumerate(zip(self.slices, self.nets, strict=True)):
+            base = net.base(torch.cat([features, _square(seen)], 1) if i else features)  # [h w, C]
+            whole = torch.zeros(h * w, n, dtype=self.dtype, device=self.device)
+            for phase in (0, 1):
+                stream = base[places[phase]]
+                if phase:
+                    own = compand_integers(whole).to(features.dtype)
+                    own = F.pad(own.view(h, w, n), (0, 0, 2, 2, 2, 2)).view(-1, n)[around]  # [cells, P, n]
+                    stream = (stream + net.own(own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
+                mean, scale = net(stream)
+                if i < slices:
+                    code = source(i, halves[phase], mean, scale)
+                    whole[places[phase]] = mean + code * 2**MEAN_BITS
+                    codes[begin : begin + n, halves[phase]] = code.T.cpu().numpy()
+                else:
+                    whole[places[phase]] = mean
+            latents[begin : begin + n] = (whole * 2.0**-MEAN_BITS).T.float().cpu().numpy()
+            seen = torch.cat([seen, compand_integers(whole).to(seen.dtype).view(h, w, n)], 2)
+            begin += n
+        return Walk(z, codes.reshape(len(codes), h, w), latents.reshape(-1, h, w))
+
+    def quantise(self, y: npt.NDArray[np.floating], z: npt.NDArray[np.floating], quality: int) -> Walk:
+        """Latents ``y [M, h, w]`` in quantiser steps and hyper latents ``z [hyper, h/4, w/4]`` (rounded up) to codes.
+
+        Args:   quality: 0 to 10000, hundredths.
+        Raises: ValueError for shapes that do not fit, or latents that are not numbers.
+        """
+        if y.ndim != 3 or len(y) != self.latents:
+            raise ValueError(f"latents are [{self.latents}, h, w], got {y.shape}")
+        if np.isnan(y).any() or np.isnan(z).any():
+            raise ValueError("some latents are not numbers")
+        grid = (y.shape[1], y.shape[2])
+        values = torch.from_numpy(np.ascontiguousarray(y)).to(self.device, self.dtype).flatten(1).T  # [h w, M]
+        starts = np.concatenate([[0], np.cumsum(self.slices)])
+        steps: list[Step] = []
+
+        def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
+            part = values[torch.from_numpy(cells).to(self.device), starts[i] : starts[i + 1]]
+            code = (part - mean * 2.0**-MEAN_BITS).round().clamp_(-CODE_MAX, CODE_MAX)
+            code = torch.where(scale > self.skip, code, 0.0)
+            steps.append(self._step(i, code, scale))
+            return code
+
+        codes = np.clip(np.round(z), -Z_MAX, Z_MAX).astype(np.int64)
+        with self._exactly():
+            walk = self._walk(codes, grid, quality, source, len(self.slices))
+        walk.steps = steps
+        return walk
+
+    def walk(self, z: Codes, codes: Codes, quality: int) -> Walk:
+        """Codes ``[m, h, w]`` of the first slices, as :meth:`quantise` made them, to latents.
+
+        Raises: ValueError for codes that this model cannot have made.
+        """
+        if codes.ndim != 3:
+            raise ValueError(f"codes are [m, h, w], got {codes.shape}")
+        slices = self._whole_slices(len(codes))
+        if any(a.size and not -top <= a.min() <= a.max() <= top for a, top in ((z, Z_MAX), (codes, CODE_MAX))):
+            raise ValueError(f"hyper latents are at most {Z_MAX} and codes at most {CODE_MAX}")
+        values = torch.from_numpy(np.ascontiguousarray(codes)).to(self.device, self.dtype).flatten(1).T
+        starts = np.concatenate([[0], np.cumsum(self.slices)])
+        steps: list[Step] = []
+
+        def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
+            code = values[torch.from_numpy(cells).to(self.device), starts[i] : starts[i + 1]]
+            if bool(((scale <= self.skip) & (code != 0)).any()):
+                raise ValueError("a code that is always zero here is not zero: these codes are another model's")
+            steps.append(self._step(i, code, scale))
+            return code
+
+        with self._exactly():
+            walk = self._walk(z, (codes.shape[1], codes.shape[2]), quality, source, slices)
+        walk.steps = steps
+        return walk
+
+    def _whole_slices(self, channels: int) -> int:
+        """Number of slices that ``channels`` channels make. Raises ValueError if they end inside one."""
+        ends = [0, *np.cumsum(self.slices).tolist()]
+        if channels not in ends:
+            raise ValueError(f"{channels} channels of codes end inside a slice; slices end at {ends}")
+        return ends.index(channels)
+
+    def _step(self, i: int, code: Tensor, scale: Tensor) -> Step:
+        tables = scale.to(torch.uint8).cpu().numpy().reshape(-1)
+        flat = code.to(torch.int32).cpu().numpy().reshape(-1)
+        order = self._order(tables)
+        return Step(i, flat[order], tables[order].astype(np.int64))
+
+    def _order(self, tables: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """The places that are coded, by table, then in order."""
+        order = np.argsort(tables, kind="stable")
+        return order[int((tables <= self.skip).sum()) :]
+
+    # ---------------------------------------------------------------- bytes
+
+    def layer_slices(self, layers: int) -> list[range]:
+        """The slices that each of ``layers`` layers of a file holds: the last ones have one each."""
+        n = len(self.slices)
+        if not 1 <= layers <= n:
+            raise ValueError(f"layers are 1 to {n}, got {layers}")
+        first = n - layers + 1
+        return [range(first), *(range(i, i + 1) for i in range(first, n))]
+
+    def payloads(self, walk: Walk, layers: int) -> list[bytes]:
+        """What :meth:`quantise` or :meth:`walk` made of all slices as so many payloads; the first starts with z.
+
+        Raises: ValueError for another walk, or another number of layers.
+        """
+        if len(walk.steps) != 2 * len(self.slices):
+            raise ValueError("payloads need a walk that coded all slices")
+        found = []
+        for j, slices in enumerate(self.layer_slices(layers)):
+            encoder = IndexedEncoder(self._models)
+            if j == 0:
+                for k, channel in enumerate(walk.z):
+                    encoder.push(channel.reshape(-1) + Z_MAX, SCALES + 1 + k)
+            for step in walk.steps:
+                if step.layer in slices:
+                    self._push(encoder, step)
+            found.append(encoder.finish())
+        return found
+
+    def _push(self, encoder: IndexedEncoder, step: Step) -> None:
+        reach = self.reach[step.tables]
+        inside = np.clip(step.codes, -reach, reach)
+        for table, part in _runs(step.tables):
+            encoder.push(inside[part] + self.reach[table], table)
+        far = np.abs(step.codes) >= reach
+        if far.any():
+            excess = np.abs(step.codes[far]) - reach[far]
+            encoder.push(np.stack([excess >> 8, excess & 255], 1).reshape(-1), SCALES)
+
+    def decompress(self, payloads: Sequence[bytes], grid: tuple[int, int], quality: int, layers: int) -> Walk:
+        """The first payloads of a file of ``layers`` layers, back; means stand for the slices that are missing.
+
+        Raises: ValueError if a payload is not one that :meth:`payloads` makes for this grid and quality.
+        """
+        groups = self.layer_slices(layers)[: len(payloads)]
+        if not groups or len(payloads) > layers:
+            raise ValueError(f"1 to {layers} payloads make a file, got {len(payloads)}")
+        if min(grid) < 1:  # before something is pulled for it
+            raise ValueError(f"a grid has at least one cell, got {grid}")
+        decoders = [IndexedDecoder(payload, self._models) for payload in payloads]
+        shape = (-(-grid[0] // 4), -(-grid[1] // 4))
+        n = shape[0] * shape[1]
+        z = np.stack([decoders[0].pull(n, SCALES + 1 + k) for k in range(self.hyper)]).astype(np.int64) - Z_MAX
+        layer_of = {i: j for j, slices in enumerate(groups) for i in slices}
+
+        def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
+            tables = scale.to(torch.uint8).cpu().numpy().reshape(-1)
+            flat = np.zeros(tables.size, dtype=np.int32)
+            order = self._order(tables)
+            flat[order] = self._pull(decoders[layer_of[i]], tables[order].astype(np.int64))
+            return torch.from_numpy(flat).to(self.device, self.dtype).view(mean.shape)
+
+        with self._exactly():
+            walk = self._walk(z.reshape(self.hyper, *shape), grid, quality, source, len(layer_of))
+        for decoder in decoders:
+            decoder.finish()
+        return walk
+
+    def _pull(self, decoder: IndexedDecoder, tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        codes = np.empty(tables.size, dtype=np.int32)
+        for table, part in _runs(tables):
+            codes[part] = decoder.pull(part.stop - part.start, table) - self.reach[table]
+        far = np.flatnonzero(np.abs(codes) >= self.reach[tables])
+        if far.size:
+            parts = decoder.pull(2 * far.size, SCALES).reshape(-1, 2)
+            codes[far] += np.sign(codes[far]) * (256 * parts[:, 0] + parts[:, 1])
+            if int(np.abs(codes[far]).max()) > CODE_MAX:
+                raise ValueError(f"a code is larger than {CODE_MAX}")
+        return codes
+
+    def expected(self, grid: tuple[int, int], quality: int) -> Walk:
+        """Latents ``[M, h, w]`` of a grid of which nothing is known: means, after the likeliest hyper latents."""
+        likely = np.array([int(table.argmax()) - Z_MAX for table in self.z_tables], dtype=np.int64)
+        z = np.broadcast_to(likely[:, None, None], (self.hyper, -(-grid[0] // 4), -(-grid[1] // 4)))
+        return self.walk(np.ascontiguousarray(z), np.zeros((0, *grid), dtype=np.int64), quality)
+
+    def bits(self, walk: Walk) -> npt.NDArray[np.float64]:
+        """Ideal code length in bits of every slice, z with the first: ``[slices]``."""
+        found = np.zeros(len(self.slices))
+        for k, channel in enumerate(walk.z):
+            found[0] += table_bits(self.z_tables[k])[channel.reshape(-1) + Z_MAX].sum()
+        lengths = self._lengths
+        for step in walk.steps:
+            reach = self.reach[step.tables]
+            inside = np.clip(step.codes, -reach, reach) + reach + lengths[1][step.tables]
+            found[step.layer] += lengths[0][inside].sum() + EXCESS_BITS * (np.abs(step.codes) >= reach).sum()
+        return found
+
+    @cached_property
+    def _lengths(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Code lengths of all scale tables in one row, and where each table begins."""
+        sizes = [len(t) for t in self.tables]
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+        return np.concatenate([table_bits(t) for t in self.tables]), starts
+
+
+def _runs(tables: npt.NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+    """Sorted ``tables [n]`` as (table, its places)."""
+    if not tables.size:
+        return
+    edges = np.flatnonzero(np.diff(tables)) + 1
+    for begin, end in zip([0, *edges.tolist()], [*edges.tolist(), tables.size], strict=True):
+        yield int(tables[begin]), slice(begin, end)
+
+
+def _square(x: Tensor) -> Tensor:
+    """``[h, w, C]`` to the 3 x 3 windows ``[h w, 9 C]``, zeros outside."""
+    h, w, _ = x.shape
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return torch.cat([padded[1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w] for dy, dx in SQUARE], 2).view(h * w, -1)
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    """``[h, w, 4 C] -> [2 h, 2 w, C]``."""
+    h, w, c = x.shape
+    return x.view(h, w, 2, 2, c // 4).permute(0, 2, 1, 3, 4).reshape(2 * h, 2 * w, c // 4)
+
+
+def _cells(h: int, w: int) -> list[npt.NDArray[np.int64]]:
+    """Cells of both halves of a checkerboard in raster order; cell (0, 0) is of the first."""
+    parity = (np.add.outer(np.arange(h), np.arange(w)) % 2).reshape(-1)
+    return [np.flatnonzero(parity == phase) for phase in (0, 1)]
+
+
+def _diamond_cells(h: int, w: int, cells: npt.NDArray[np.int64]) -> Tensor:
+    """Places of each cell's window in a map with a border of two: ``[cells, P]``."""
+    rows, columns = np.divmod(cells, w)
+    return torch.from_numpy(
+        np.stack([(rows + 2 + dy) * (w + 4) + columns + 2 + dx for dy, dx in DIAMOND], 1).astype(np.int64)
+    )
+
+
+def export_hyperprior(
+    net: HyperNet,
+    z_counts: npt.NDArray[np.integer] | None = None,
+    scale_counts: Sequence[npt.NDArray[np.integer]] | None = None,
+    skip: int = 0,
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a :class:`HyperPrior` from the trained network.
+
+    Args: z_counts ``[hyper, 2 Z_MAX + 1]`` and scale_counts (see :func:`normal_tables`): how often each value was
+          seen in training pictures; the densities of training stand in where they are None.
+    """
+    from .context_net import RoundedLinear
+
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, RoundedLinear):
+            for key, value in module.export().items():
+                arrays[f"{name}.{key}"] = value
+    with torch.no_grad():
+        values = torch.arange(-Z_MAX, Z_MAX + 1, device=net.density.weight.device).float()
+        mass = net.density(values[:, None].expand(-1, net.shape.hyper)).T.double().cpu().numpy()
+    expected = mass / mass.sum(1, keepdims=True) * 200 + 1e-3
+    counted = expected + (0 if z_counts is None else z_counts)
+    rows = [frequency_table(np.round(row / row.sum() * 2**38).astype(np.int64)) for row in counted]
+    arrays["z_tables"] = np.stack(rows).astype(np.int32)
+    arrays["scale_tables"] = np.concatenate(normal_tables(scale_counts)).astype(np.int32)
+    arrays["scale_reach"] = scale_reach().astype(np.int32)
+    arrays["slices"] = np.array(net.shape.slices, dtype=np.int32)
+    arrays["skip"] = np.array([skip], dtype=np.int32)
+    return arrays

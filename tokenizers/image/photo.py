@@ -1,0 +1,430 @@
+"""`image-photo`: photographs at everyday quality, 0.1 to 1.5 bits per pixel, one model for all rates.
+
+::
+
+    x [B,3,H,W] -> g_a -> y [B,M,h,w], times gain(q) -> h_a -> z [B,Nz,h/4,w/4]       h = ceil(H/16), w = ceil(W/16)
+    y, z -> rounded by and coded with the entropy model (entropy/hyperprior.py) -> y_hat
+    y_hat times inverse gain(q) -> g_s, told q -> x_hat [B,3,H,W]
+
+A scalar quantiser of step 1 and learned gains for each channel make the rate continuous (Cui et al. 2021, "Asymmetric
+gained deep image compression", arXiv:2003.02012). The nets work at strides 8 and 16 only, where convolutions are cheap
+(DCVC-RT, Jia et al. 2025, arXiv:2502.20762), in residual bottleneck blocks (ELIC, He et al. 2022, arXiv:2203.10886),
+and obey the locality rule: convolutions, no normalisation, nothing that looks at the whole picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...entropy.hyperprior import CODE_MAX, HyperPrior, Walk
+from ...entropy.hyperprior_net import QUALITY_STEPS, Z_MAX
+from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from .grid import STRIDE, channels_last
+from .tiling import TILE_CELLS, Tile, tiles
+
+PATCH = 8
+DEFAULT_QUALITY = 50.0
+WINDOW = 64  # cells: codes are made in windows of 64 x 64 cells that know nothing of each other
+POINTS = 8  # control points of the gains over quality 0..100
+GAINS = (4.0, 40.0)  # at quality 0 and 100, before training
+
+
+@dataclass(frozen=True)
+class ImagePhotoConfig:
+    """Sizes of the nets of an ImagePhoto."""
+
+    channels: tuple[int, ...] = (256, 384)  # width at strides 8 and 16
+    analysis_blocks: tuple[int, ...] = (6, 3)  # residual blocks at strides 8 and 16
+    synthesis_blocks: tuple[int, ...] = (6, 3)
+    latents: int = 256  # M, channels of y
+    hyper: int = 128  # Nz, channels of z
+    hyper_width: int = 192  # of the hyper analysis net
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 2:
+            raise ValueError("channels and blocks have two entries each, for strides 8 and 16")
+
+
+class BottleneckBlock(nn.Module):
+    """``x + conv1x1(act(conv3x3(act(conv1x1(x)))))`` at half the width inside; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.reduce = nn.Conv2d(channels, inner, 1)
+        self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
+        self.expand = nn.Conv2d(inner, channels, 1)
+        nn.init.zeros_(self.expand.weight)
+        assert self.expand.bias is not None
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.reduce(x), approximate="tanh")
+        return x + self.expand(F.gelu(self.spatial(hidden), approximate="tanh"))
+
+
+def blocks(channels: int, n: int) -> list[nn.Module]:
+    return [BottleneckBlock(channels) for _ in range(n)]
+
+
+class Dial(nn.Module):
+    """Numbers for each channel that depend on the quality: straight lines between control points."""
+
+    def __init__(self, channels: int, first: float = 0.0, last: float = 0.0) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.linspace(first, last, POINTS)[:, None].repeat(1, channels))
+
+    def forward(self, quality: Tensor) -> Tensor:
+        """``quality [B]`` in 0..1 to ``[B, channels, 1, 1]``."""
+        place = quality * (POINTS - 1)
+        weight = (1 - (place[:, None] - torch.arange(POINTS, device=place.device)).abs()).clamp_min(0)  # [B, POINTS]
+        return (weight @ self.points)[:, :, None, None]
+
+
+class Synthesis(nn.Module):
+    """g_s: ``[B, M, h, w]`` and the quality to ``[B, 3, 16h, 16w]``."""
+
+    def __init__(self, config: ImagePhotoConfig) -> None:
+        super().__init__()
+        c8, c16 = config.channels
+        n8, n16 = config.synthesis_blocks
+        self.enter = nn.Conv2d(config.latents, c16, 3, padding=1)
+        self.scale16, self.shift16 = Dial(c16), Dial(c16)
+        self.coarse = nn.Sequential(*blocks(c16, n16))
+        self.up = nn.Sequential(nn.Conv2d(c16, 4 * c8, 1), nn.PixelShuffle(2))
+        self.scale8, self.shift8 = Dial(c8), Dial(c8)
+        self.fine = nn.Sequential(*blocks(c8, n8))
+        self.leave = nn.Sequential(nn.Conv2d(c8, 3 * PATCH**2, 3, padding=1), nn.PixelShuffle(PATCH))
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        x = self.enter(y)
+        x = self.coarse(x * torch.exp(self.scale16(quality)).to(x.dtype) + self.shift16(quality).to(x.dtype))
+        x = self.up(x)
+        x = self.fine(x * torch.exp(self.scale8(quality)).to(x.dtype) + self.shift8(quality).to(x.dtype))
+        return self.leave(x)
+
+
+def analysis_net(config: ImagePhotoConfig) -> nn.Sequential:
+    """g_a: ``[B, 3, 16h, 16w] -> [B, M, h, w]``."""
+    c8, c16 = config.channels
+    n8, n16 = config.analysis_blocks
+    return nn.Sequential(
+        OrderedDict(
+            unshuffle=nn.PixelUnshuffle(PATCH),  # [B, 192, 2h, 2w]
+            enter=nn.Conv2d(3 * PATCH**2, c8, 3, padding=1),
+            fine=nn.Sequential(*blocks(c8, n8)),
+            down=nn.Conv2d(c8, c16, 2, stride=2),  # [B, c16, h, w]
+            coarse=nn.Sequential(*blocks(c16, n16)),
+            leave=nn.Conv2d(c16, config.latents, 3, padding=1),
+        )
+    )
+
+
+def hyper_analysis_net(config: ImagePhotoConfig) -> nn.Sequential:
+    """h_a: ``[B, M, h, w] -> [B, Nz, h/4, w/4]``."""
+    width = config.hyper_width
+    return nn.Sequential(
+        nn.Conv2d(config.latents, width, 3, padding=1),
+        nn.GELU("tanh"),
+        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        nn.GELU("tanh"),
+        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        nn.GELU("tanh"),
+        nn.Conv2d(width, config.hyper, 1),
+    )
+
+
+class PhotoNets(nn.Module):
+    """The nets of the photo codec that compute in float, and its gains."""
+
+    def __init__(self, config: ImagePhotoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.analysis = analysis_net(config)
+        self.hyper_analysis = hyper_analysis_net(config)
+        self.synthesis = Synthesis(config)
+        self.log_gain = Dial(config.latents, math.log(GAINS[0]), math.log(GAINS[1]))
+        self.log_inverse = Dial(config.latents, -math.log(GAINS[0]), -math.log(GAINS[1]))
+
+    def gain(self, quality: Tensor) -> Tensor:
+        """Steps of the quantiser that a unit of a latent takes, ``[B] -> [B, M, 1, 1]``."""
+        return torch.exp(self.log_gain(quality))
+
+    def inverse_gain(self, quality: Tensor) -> Tensor:
+        """What a step of the quantiser is worth when it comes back, ``[B] -> [B, M, 1, 1]``."""
+        return torch.exp(self.log_inverse(quality))
+
+
+class ImagePhoto(Tokenizer):
+    """Photographs as codes of a scalar quantiser; see the module's text.
+
+    Codes are made in windows of ``WINDOW`` cells along both axes, from the top left on; inside a window a code says
+    what the codes before it left open. Tokens have a level for each channel of z and y: first the ``hyper`` channels of
+    z, whose codes lie in every fourth cell along both axes (the others are ``ABSENT``), then the channels of y in the
+    order of their slices. A prefix that ends with a slice is a coarser version of the same picture.
+    """
+
+    config_class = ImagePhotoConfig
+    # The parts at stride 8 and at the ends stay float16: as int8 they would cost half a decibel at high rates.
+    int8_weights = (
+        "nets.hyper_analysis.", "nets.analysis.down.", "nets.analysis.coarse.", "nets.analysis.leave.",
+        "nets.synthesis.coarse.", "nets.synthesis.up.",
+    )  # fmt: skip
+    modality = "image"
+    dial = "quality"
+
+    config: ImagePhotoConfig
+    entropy_hash: Tensor
+
+    def __init__(self, config: ImagePhotoConfig | None = None, name: str = "image-photo") -> None:
+        super().__init__(config or ImagePhotoConfig(), name)
+        self.nets = channels_last(PhotoNets(self.config))
+        self.register_buffer("entropy_hash", torch.zeros(8, dtype=torch.uint8))
+        self._entropy: HyperPrior | None = None
+
+    @property
+    def entropy(self) -> HyperPrior:
+        """The entropy model, on the device of the nets. Raises ValueError if there is none yet."""
+        if self._entropy is None:
+            raise ValueError(f"{self.name} has no entropy model: load it with from_pretrained, or set_entropy first")
+        if self._entropy.device.type != self.device.type:
+            moved = HyperPrior(self._entropy.arrays(), self.device)
+            moved.hash = self._entropy.hash
+            self._entropy = moved
+        return self._entropy
+
+    def set_entropy(self, entropy: HyperPrior) -> None:
+        """Give the model its entropy model. Raises ValueError if it has other channels."""
+        if (entropy.latents, entropy.hyper) != (self.config.latents, self.config.hyper):
+            raise ValueError("the entropy model has other channels than the nets")
+        self._entropy = entropy
+
+    def save_parts(self, folder: Path) -> None:
+        self.entropy.save_pretrained(folder)
+        self.entropy_hash = torch.tensor(list(bytes.fromhex(self.entropy.hash)), dtype=torch.uint8)
+
+    def load_parts(self, folder: Path) -> None:
+        self.set_entropy(HyperPrior.from_pretrained(folder))
+        if self.entropy.hash != bytes(self.entropy_hash.tolist()).hex():
+            raise ValueError(f"{folder / HyperPrior.file} is not the entropy model that these weights were made with")
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Of z's channels, then of y's."""
+        return (2 * Z_MAX + 1,) * self.config.hyper + (2 * CODE_MAX + 1,) * self.config.latents
+
+    @property
+    def analysis_halo(self) -> int:
+        """Cells of context that a tile needs on each side for the latents of the whole picture."""
+        n8, n16 = self.config.analysis_blocks
+        return -(-(8 + 8 * n8 + 16 * n16 + 16) // STRIDE)
+
+    @property
+    def synthesis_halo(self) -> int:
+        """Cells of context that a tile of latents needs on each side for the pixels of the whole picture."""
+        n8, n16 = self.config.synthesis_blocks
+        return -(-(16 + 16 * n16 + 8 * n8 + 8) // STRIDE)
+
+    def spec(self, height: int, width: int, quality: float) -> TokenSpec:
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=(STRIDE, STRIDE),
+            size=(height, width),
+            channels="rgb",
+            quality=quality,
+        )
+
+    # ---------------------------------------------------------------- pictures and tokens
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, quality: float = DEFAULT_QUALITY) -> Tokens:
+        """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, K, ceil(H/16), ceil(W/16)]``.
+
+        Args:    quality: 0 to 100, the rate dial.
+        Raises:  ValueError for other shapes, an empty picture or another quality.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
+        steps = quality_steps(quality)
+        height, width = x.shape[2:]
+        codes = [
+            torch.from_numpy(pack_codes(self.quantise_windows(y, steps), y.shape[1:]))
+            for y in self.latents(pad_to_cells(x)).cpu().numpy()
+        ]
+        return Tokens(torch.stack(codes), self.spec(height, width, steps / 100))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Tokens to pictures ``[B, 3, H, W]`` in [0, 1].
+
+        Raises:  ValueError if the tokens are another model's, or end inside a slice.
+        """
+        self.check_tokens(tokens)
+        height, width = tokens.spec.size
+        steps = quality_steps(tokens.spec.quality)
+        latents = [self.walk_windows(codes, steps) for codes in tokens.codes.cpu().numpy()]
+        return self.pixels(torch.from_numpy(np.stack(latents)).to(self.device), steps)[..., :height, :width]
+
+    @torch.no_grad()
+    def decode_tiled(self, tokens: Tokens, channels: int = 3) -> Tensor:
+        """Tokens ``[1, K, h, w]`` to one picture ``[H, W, channels]`` uint8, tile by tile; see :meth:`decode`."""
+        self.check_tokens(tokens)
+        height, width = tokens.spec.size
+        steps = quality_steps(tokens.spec.quality)
+        return self.synthesise_tiled(
+            self.walk_windows(tokens.codes[0].cpu().numpy(), steps), steps, (height, width), channels
+        )
+
+    # ---------------------------------------------------------------- the parts
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``y [B, M, h, w]`` before the gain."""
+        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would move codes away from the CPU's
+            return self.nets.analysis(x)
+
+    @torch.no_grad()
+    def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
+        """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
+        quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
+        scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            z = self.nets.hyper_analysis(scaled)
+        return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps)
+
+    def quantise_windows(self, y: npt.NDArray[np.floating], steps: int) -> list[tuple[Tile, Walk]]:
+        """Latents ``[M, h, w]`` of a whole picture to the codes of its windows, in raster order."""
+        return [(tile, self.quantise(cut(y, tile), steps)) for tile in tiles(y.shape[1], y.shape[2], 0, WINDOW)]
+
+    def walk_windows(self, levels: npt.NDArray[np.int64], steps: int) -> npt.NDArray[np.float32]:
+        """Levels of tokens ``[K, h, w]`` to latents ``[M, h, w]``. Raises ValueError if they are not whole."""
+        h, w = levels.shape[1:]
+        latents = np.empty((self.config.latents, h, w), dtype=np.float32)
+        for tile in tiles(h, w, 0, WINDOW):
+            z, codes = unpack_codes(cut(levels, tile), self.config.hyper)
+            cut(latents, tile)[:] = self.entropy.walk(z, codes, steps).latents
+        return latents
+
+    @torch.no_grad()
+    def pixels(self, latents: Tensor, steps: int) -> Tensor:
+        """What a walk made, ``[B, M, h, w]``, to pixels ``[B, 3, 16h, 16w]`` in [0, 1]."""
+        quality = torch.full((len(latents),), steps / QUALITY_STEPS, device=self.device)
+        y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return ((self.nets.synthesis(y, quality) + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def analyse_tiled(
+        self, pixels: Tensor, cells: int = TILE_CELLS, progress: Callable[[float], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Latents ``[M, h, w]`` of one picture ``[H, W, C]`` uint8 on the CPU, tile by tile: bounded memory.
+
+        Args: progress: called with the share that is done.
+        """
+        height, width, _ = pixels.shape
+        h, w = -(-height // STRIDE), -(-width // STRIDE)
+        y: npt.NDArray[np.float32] = np.empty((self.config.latents, h, w), dtype=np.float32)
+        todo = list(tiles(h, w, self.analysis_halo, cells))
+        for i, tile in enumerate(todo):
+            t, le, b, r = tile.outer
+            x = pixels[t * STRIDE : b * STRIDE, le * STRIDE : r * STRIDE].to(self.device)
+            x = pad_to_cells(x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255)
+            rows, columns = tile.inner
+            part = self.latents(x)[0, :, rows, columns]
+            t, le, b, r = tile.core
+            y[:, t:b, le:r] = part.cpu().numpy()
+            if progress is not None:
+                progress((i + 1) / len(todo))
+        return y
+
+    @torch.no_grad()
+    def synthesise_tiled(
+        self,
+        latents: npt.NDArray[np.float32],
+        steps: int,
+        size: tuple[int, int],
+        channels: int = 3,
+        cells: int = TILE_CELLS,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """One picture ``[H, W, channels]`` uint8 from its latents ``[M, h, w]``, tile by tile.
+
+        Args: channels: 3, or 1 for the mean of the three.
+        """
+        height, width = size
+        out = torch.empty(height, width, channels, dtype=torch.uint8)
+        todo = list(tiles(latents.shape[1], latents.shape[2], self.synthesis_halo, cells))
+        for i, tile in enumerate(todo):
+            t, le, b, r = tile.outer
+            part = torch.from_numpy(np.ascontiguousarray(latents[:, t:b, le:r])).to(self.device)
+            rows, columns = (slice(s.start * STRIDE, s.stop * STRIDE) for s in tile.inner)
+            x_hat = self.pixels(part[None], steps)[0, :, rows, columns]
+            if channels == 1:
+                x_hat = x_hat.mean(0, keepdim=True)
+            t, le, b, r = (STRIDE * edge for edge in tile.core)
+            target = out[t:b, le:r]
+            target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], : target.shape[1]])
+            if progress is not None:
+                progress((i + 1) / len(todo))
+        return out
+
+
+def quality_steps(quality: float | None) -> int:
+    """A quality of 0..100 in hundredths. Raises ValueError for anything else."""
+    if quality is None or not 0 <= quality <= 100:
+        raise ValueError(f"quality is 0 to 100, got {quality}")
+    return round(100 * quality)
+
+
+def pad_to_cells(x: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` with its last rows and columns repeated up to whole cells; decoding cuts them off again."""
+    height, width = x.shape[2:]
+    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+A = TypeVar("A", bound=np.generic)
+
+
+def cut(array: npt.NDArray[A], tile: Tile) -> npt.NDArray[A]:
+    """The tile's part of ``[C, h, w]``, a view."""
+    t, le, b, r = tile.core
+    return array[:, t:b, le:r]
+
+
+def pack_codes(walks: Sequence[tuple[Tile, Walk]], grid: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Codes of all windows as levels of tokens, ``[Nz + m, h, w]``, none negative but for ``ABSENT``.
+
+    m is the fewest channels that all windows have.
+    """
+    hyper, m = len(walks[0][1].z), min(len(walk.codes) for _, walk in walks)
+    levels = np.full((hyper + m, *grid), ABSENT, dtype=np.int64)
+    for tile, walk in walks:
+        part = cut(levels, tile)
+        part[:hyper, ::4, ::4] = walk.z + Z_MAX
+        part[hyper:] = walk.codes[:m] + CODE_MAX
+    return levels
+
+
+def unpack_codes(levels: npt.NDArray[np.int64], hyper: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Inverse of :func:`pack_codes`: z ``[Nz, ceil(h/4), ceil(w/4)]`` and codes ``[m, h, w]``.
+
+    Raises: ValueError if a code is missing.
+    """
+    z, codes = levels[:hyper, ::4, ::4], levels[hyper:]
+    if len(levels) < hyper or z.min() < 0 or codes.min(initial=0) < 0:
+        raise ValueError("some codes are absent: this model needs all of z and whole slices of y")
+    return z - Z_MAX, codes - CODE_MAX

@@ -1,0 +1,392 @@
+"""Train, evaluate and export the photo codec in one command.
+
+    python -m tokodec.train.photo --recipe image-photo --data PICTURES... --minutes 25 --out OUT
+    torchrun --nproc_per_node 2 -m tokodec.train.photo ...                     # two GPUs
+
+Every crop has a quality of its own, drawn at random, and is trained for rate + lambda(quality) * squared error. Stage 1
+trains in float; in stage 2, the last part of the time, the entropy model rounds as its integers will. The budget is
+wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any time, as the model that users
+load and as ``checkpoint.safetensors``, the same in float32. ``--resume FOLDER`` starts from either; with
+``--minutes 0`` it only exports. The tables of the coder are counted on training pictures at the end. The last thing
+printed is a table on the test pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
+from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
+from ..tokenizers.api import CONFIG_FILE, find_model
+from ..tokenizers.image.grid import channels_last
+from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells
+from .data.images import CropStore, list_images, read_all
+from .graphed import GraphedStep
+from .loop import Clock, learning_rate, psnr
+from .muon import Muon
+from .recipe import change, read_recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+STEPS_A_CHECK = 20
+EVALUATIONS = 6
+HOLDOUT_QUICK = 8
+QUICK_QUALITIES = (15, 50, 85)
+TEST_QUALITIES = (5, 20, 40, 60, 80, 95)
+COUNTED = 240  # training pictures whose codes make the coder's tables
+CELL = 64  # pixels: pictures are padded to whole hyper cells
+
+
+def rate_weight(quality: Tensor, ends: tuple[float, float]) -> Tensor:
+    """lambda of a quality in 0..1: bits a pixel that one unit of squared error (of 255^2) is worth."""
+    low, high = math.log(ends[0]), math.log(ends[1])
+    return torch.exp(low + (high - low) * quality)
+
+
+class PhotoCodec(nn.Module):
+    """Everything that is trained, as one module, so that data-parallel wrappers see every parameter."""
+
+    def __init__(self, nets: PhotoNets, entropy: HyperNet) -> None:
+        super().__init__()
+        self.nets, self.entropy = nets, entropy
+
+    def forward(
+        self, x: Tensor, quality: Tensor, rounding: bool = False, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``x [B, 3, H, W]`` in [0, 1], sides multiples of 64, to pictures in [0, 1] and bits ``[B]``."""
+        y = self.nets.analysis(2 * x - 1)
+        with torch.autocast(x.device.type, enabled=False):
+            y = y.float() * self.nets.gain(quality)
+        z = self.nets.hyper_analysis(y)
+        steps = (quality * QUALITY_STEPS).round().long()
+        with torch.autocast(x.device.type, enabled=False):
+            latents, y_bits, z_bits = self.entropy(
+                y.permute(0, 2, 3, 1), z.float().permute(0, 2, 3, 1), steps, rounding, kept
+            )
+            latents = latents.permute(0, 3, 1, 2) * self.nets.inverse_gain(quality)
+        return (self.nets.synthesis(latents, quality).float() + 1) / 2, y_bits.sum(1) + z_bits
+
+
+def padded(x: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` with its last rows and columns repeated up to multiples of 64."""
+    height, width = x.shape[2:]
+    return F.pad(x, (0, -width % CELL, 0, -height % CELL), mode="replicate")
+
+
+class Trainer:
+    """One run of a recipe; see the module's text."""
+
+    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+        self.recipe, self.args = recipe, args
+        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        rank = self.accelerator.process_index
+        set_seed(args.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        self.main = self.accelerator.is_main_process
+        self.ends = tuple(recipe["rate"]["lambda"])
+
+        paths = list_images(args.data)
+        every = recipe["data"]["holdout_every"]
+        pictures = read_all(paths)
+        self.holdout = pictures[::every]
+        self.pictures = [p for i, p in enumerate(pictures) if i % every]
+        size = recipe["data"]["crop"]
+        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=args.seed * 1000 + rank)
+        self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
+
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
+        inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["entropy"].items()}
+        shape = HyperShape(**inner)
+        config = ImagePhotoConfig(latents=shape.latents, hyper=shape.hyper, **sizes)
+        self.codec = PhotoCodec(PhotoNets(config), HyperNet(shape))
+        self.name = recipe["name"]
+        if args.resume:
+            resume(self.codec, args.resume)
+        channels_last(self.codec.to(self.device))
+        if self.main:
+            parts = {name: sum(p.numel() for p in part.parameters()) for name, part in self.codec.named_children()}
+            self.log(" ".join(f"{name} {n / 1e6:.2f} M" for name, n in parts.items()))
+        set_seed(args.seed + rank)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * rank)
+        self.out = Path(args.out)
+        self.best = math.inf
+        self.history: list[dict[str, Any]] = []
+
+    def log(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for all, or Muon for the matrices between first and last layers and AdamW for the rest."""
+        optim = self.recipe["optim"]
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, p in self.codec.named_parameters():
+            inner = (
+                p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and "points" not in name and "density" not in name
+            )
+            (matrices if inner and optim["muon"] else others).append(p)
+        fused = self.device.type == "cuda"
+        betas = tuple(optim["betas"])
+        found: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=optim["lr"], betas=betas, weight_decay=0.0, fused=fused)
+        ]
+        if matrices:
+            found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
+        for optimizer in found:
+            for group in optimizer.param_groups:
+                group["base"] = group["lr"]
+        return found
+
+    def run(self) -> None:
+        conf, optim = self.recipe["rate"], self.recipe["optim"]
+        self.out.mkdir(parents=True, exist_ok=True)
+        optimizers = self.optimizers()
+        compute: GraphedStep | None = None
+        clock = Clock(self.accelerator, 60 * self.args.minutes)
+        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
+        loss = norm = torch.tensor(math.nan)
+        batch, slices = optim["batch"], len(self.recipe["entropy"]["slices"])
+        rounding = False
+        self.codec.train()
+        while True:
+            if not self.args.minutes or (step % STEPS_A_CHECK == 0 and clock.read() >= 1):
+                break
+            share = clock.share
+            if not rounding and share >= 1 - self.recipe["rounding"]["share"]:
+                rounding = True
+                self.best = math.inf  # what counts from here on is what the integers do
+                self.log(f"[{100 * share:5.1f} %] from here on the entropy model rounds")
+            factor = learning_rate(step, share, optim["warmup_steps"], optim["cooldown"])
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base"] * factor
+            x = self.store.batch(batch).contiguous(memory_format=torch.channels_last)
+            quality = torch.rand(batch, device=self.device, generator=self.generator)
+            kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)
+            some = torch.rand(batch, device=self.device, generator=self.generator) < conf["progressive"]
+            kept = torch.where(some, kept, slices)
+            if compute is None:
+                compute = GraphedStep(self.codec, self.loss, (x, quality, kept), not self.args.eager)
+            loss = compute((x, quality, kept), rounding)
+            norm = compute.clip(optim["grad_clip"])
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
+                next_check += 1 / EVALUATIONS
+                self.check(step, clock.share, time.monotonic() - begin, loss, norm, rounding)
+        if step:
+            self.check(step, 1.0, time.monotonic() - begin, loss, norm, rounding)
+        elif self.main:
+            self.keep()
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.codec.load_state_dict(load_file(str(self.out / CHECKPOINT)))
+            self.export()
+        self.accelerator.end_training()
+
+    def loss(self, x: Tensor, quality: Tensor, kept: Tensor, rounding: bool) -> Tensor:
+        """Rate + lambda * squared error, such that all rates count alike."""
+        conf = self.recipe["rate"]
+        bf16 = self.args.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            x_hat, bits = self.codec(x, quality, rounding, kept)
+        mse = (x_hat - x).square().mean((1, 2, 3)) * 255**2
+        weight = rate_weight(quality, self.ends)
+        cost = bits / x[0, 0].numel() + weight * mse
+        middle = math.sqrt(self.ends[0] * self.ends[1])
+        return (cost * (weight / middle) ** -conf["balance"]).mean()
+
+    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Any, rounding: bool) -> None:
+        if not self.main:
+            return
+        rows = self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, rounding)
+        score = sum(r["log_cost"] for r in rows) / len(rows)
+        kept = score < self.best
+        if kept:
+            self.best = score
+            self.keep()
+        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
+        crops = step * self.recipe["optim"]["batch"] * self.accelerator.num_processes
+        self.log(
+            f"[{100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s loss {float(loss):.4f}"
+            f" norm {float(norm):.2f} held-out log cost {score:.4f} "
+            + "  ".join(f"{r['bpp_estimated']:.3f} bpp {r['psnr']:.2f} dB" for r in rows)
+            + (" kept" if kept else "")
+        )
+
+    def keep(self) -> None:
+        """Write the weights as they are, with tables made of the densities of training."""
+        state = {k: v.detach().float().cpu().contiguous() for k, v in self.codec.state_dict().items()}
+        save_file(state, str(self.out / "beside.tmp"))
+        (self.out / "beside.tmp").replace(self.out / CHECKPOINT)
+        release(self.codec, self.name, self.recipe["export"]["skip"]).save_pretrained(self.out)
+
+    @torch.no_grad()
+    def evaluate(self, pictures: list[Tensor], qualities: tuple[int, ...], rounding: bool) -> list[dict[str, float]]:
+        """Means over pictures for each quality: estimated bits per pixel, PSNR, log of the training cost."""
+        self.codec.eval()
+        torch.backends.cudnn.benchmark = False
+        rows = []
+        for q in qualities:
+            quality = torch.tensor([q / 100], device=self.device)
+            sums = {"bpp_estimated": 0.0, "psnr": 0.0, "log_cost": 0.0}
+            for picture in pictures:
+                x = picture.to(self.device).permute(2, 0, 1)[None].float() / 255
+                height, width = x.shape[2:]
+                with self.accelerator.autocast():
+                    x_hat, bits = self.codec(padded(x), quality, rounding)
+                x_hat = x_hat[:, :, :height, :width]
+                bpp = float(bits) / (height * width)
+                mse = float((x_hat.clamp(0, 1) - x).square().mean()) * 255**2
+                sums["bpp_estimated"] += bpp
+                sums["psnr"] += psnr(x, x_hat)
+                sums["log_cost"] += math.log(bpp + float(rate_weight(quality, self.ends)) * mse)
+            rows.append({"quality": q, **{k: v / len(pictures) for k, v in sums.items()}})
+        torch.backends.cudnn.benchmark = True
+        self.codec.train()
+        return rows
+
+    def export(self) -> None:
+        """Count the codes of training pictures for the coder's tables, write the model, show what it does."""
+        begin = time.monotonic()
+        torch.backends.cudnn.benchmark = False
+        skip = self.recipe["export"]["skip"]
+        self.codec.eval()
+        model = release(self.codec, self.name, skip).to(self.device)
+        some = self.pictures[:: max(1, len(self.pictures) // COUNTED)]
+        release(self.codec, self.name, skip, count_codes(model, some, self.args.seed)).save_pretrained(self.out)
+        model = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
+        results: dict[str, Any] = {
+            "holdout": measure(model, self.holdout),
+            "float": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, False),
+            "rounding": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, True),
+            "minutes": self.args.minutes,
+            "processes": self.accelerator.num_processes,
+            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
+            "pictures": len(self.pictures),
+            "seed": self.args.seed,
+            "recipe": self.recipe,
+            "history": self.history,
+        }
+        if self.args.test:
+            results["test"] = measure(model, read_all(list_images([self.args.test])))
+        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
+        for name in ("float", "rounding", "holdout", "test"):
+            for row in results.get(name, []):
+                self.log(f"{name:>8} q {row['quality']:3d}  {row['bpp_estimated']:.4f} bpp  {row['psnr']:.3f} dB")
+
+
+def resume(codec: PhotoCodec, folder: str) -> None:
+    """Start from a checkpoint of training, or else from a released model. Raises ValueError if neither fits."""
+    if (Path(folder) / CHECKPOINT).is_file():
+        state = load_file(str(Path(folder) / CHECKPOINT))
+        try:
+            codec.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder} does not fit the recipe: {str(error).splitlines()[-1].strip()}") from error
+        return
+    model = ImagePhoto.from_pretrained(find_model(folder))
+    if model.config != codec.nets.config:
+        raise ValueError(f"{folder} has other sizes than the recipe")
+    codec.nets.load_state_dict(model.nets.state_dict())
+    codec.entropy.load_export(model.entropy.arrays())
+
+
+def release(
+    codec: PhotoCodec, name: str, skip: int, counts: tuple[npt.NDArray[Any] | None, list[Any] | None] = (None, None)
+) -> ImagePhoto:
+    """The model that users load, on the CPU, from what is trained."""
+    model = ImagePhoto(codec.nets.config, name)
+    model.nets.load_state_dict(codec.nets.state_dict())
+    model.set_entropy(HyperPrior(export_hyperprior(codec.entropy, counts[0], counts[1], skip)))
+    return model.eval()
+
+
+def count_codes(
+    model: ImagePhoto, pictures: list[Tensor], seed: int
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """How often each value of z (by channel) and of y (by scale) is coded, two random qualities a picture."""
+    rng = np.random.default_rng(seed)
+    reach = scale_reach()
+    of_z = np.zeros((model.config.hyper, 2 * Z_MAX + 1), dtype=np.int64)
+    of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in reach]
+    for picture in pictures:
+        x = pad_to_cells(picture.to(model.device).permute(2, 0, 1)[None].float() / 255)
+        with torch.no_grad():
+            y = model.latents(x)[0].cpu().numpy()
+        for steps in rng.integers(0, QUALITY_STEPS + 1, 2):
+            walk = model.quantise(y, int(steps))
+            for count, channel in zip(of_z, walk.z, strict=True):
+                count += np.bincount(channel.reshape(-1) + Z_MAX, minlength=2 * Z_MAX + 1)
+            for step in walk.steps:
+                inside = np.clip(step.codes, -reach[step.tables], reach[step.tables]) + reach[step.tables]
+                for table in np.unique(step.tables):
+                    of_y[table] += np.bincount(inside[step.tables == table], minlength=of_y[table].size)
+    return of_z, of_y
+
+
+def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, float]]:
+    """Means over pictures of what the released model does: ideal bits of its integer tables, PSNR of 8-bit pixels."""
+    latents = [model.analyse_tiled(picture) for picture in pictures]
+    rows = []
+    for quality in TEST_QUALITIES:
+        bpp, db = 0.0, 0.0
+        for picture, y in zip(pictures, latents, strict=True):
+            walks = model.quantise_windows(y, 100 * quality)
+            held = np.empty_like(y)
+            for tile, walk in walks:
+                cut(held, tile)[:] = walk.latents
+            size = (picture.shape[0], picture.shape[1])
+            decoded = model.synthesise_tiled(held, 100 * quality, size)
+            bpp += sum(float(model.entropy.bits(walk).sum()) for _, walk in walks) / (size[0] * size[1])
+            db += psnr(picture.float() / 255, decoded.float() / 255)
+        rows.append({"quality": quality, "bpp_estimated": bpp / len(pictures), "psnr": db / len(pictures)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="image-photo", help="name in train/recipes or a YAML file")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
+    parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
+    parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
+    parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
+    parser.add_argument("--resume", help="folder with a checkpoint, or a released model, to start from")
+    parser.add_argument("--out", required=True, help="folder for the trained model")
+    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
+    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
+        parser.error(f"{args.out} holds a model already: give another --out, or --force")
+    try:
+        recipe = read_recipe(args.recipe)
+        change(recipe, args.set)
+        trainer = Trainer(recipe, args)
+    except (OSError, ValueError) as error:  # no pictures, no such model, settings that make no sense
+        parser.error(str(error))
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
