@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from tokodec.codec.models import list_models, load_model
 from tokodec.entropy.context import ContextPrior
 from tokodec.tokenizers.api import ASSETS, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
+from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 
 TABLES_HASH = "9900df5a0a1914477dbeccbfcf01d3c1eee982b4da8407ffdb36f2e5287ddcdb"
+PHOTO_HASH = "0d1ae177aba1d28f0e310fe8c4edb0b0906f78a4339521cfbc7138c3efb51a34"
 SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
 
 
@@ -33,7 +36,8 @@ def model() -> ImageGrid:
 def test_a_release_is_complete_and_small(name: str) -> None:
     folder = ASSETS / name
     files = {p.name for p in folder.iterdir()}
-    assert {"config.json", "model.safetensors", "prior.safetensors", "README.md", "training.json"} <= files
+    assert {"config.json", "model.safetensors", "README.md", "training.json"} <= files
+    assert files & {"prior.safetensors", "hyperprior.safetensors"}
     for f in files:  # a tokenizer and its priors are trained and loaded on their own
         assert (folder / f).stat().st_size < 16 << 20
     assert sum((folder / f).stat().st_size for f in files) < 28 << 20
@@ -42,6 +46,7 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     for section in ("## Data", "## Training", "## Results", "## Bad at", "## Licence"):
         assert section in card
     assert load_model(name).tokenizer.weights_hash in card
+    assert load_model(name).prior.hash in card
     assert {entry["name"] for entry in list_models()} >= {name}
 
 
@@ -52,7 +57,7 @@ def test_codebooks_are_used_on_the_training_set() -> None:
 
 @pytest.mark.parametrize(("levels", "most_bpp", "least_db"), [(1, 0.055, 20.2), (4, 0.190, 22.3)])
 def test_rate_and_distortion_of_a_hard_picture(levels: int, most_bpp: float, least_db: float, tmp_path: Path) -> None:
-    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", levels=levels)
+    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", "image-grid", levels=levels)
     assert (tmp_path / "a.tok").stat().st_size == len(done.data)
     assert done.bpp <= most_bpp
     x_hat = tokodec.decode_file(tmp_path / "a.tok").picture.pixels
@@ -63,7 +68,7 @@ def test_the_sharp_net_is_nearer_in_deep_features_and_the_faithful_one_in_pixels
     easy = ASSETS / "kodim23.webp"
     x = read_image(easy, "sample", 1 << 20).pixels
     data = tmp_path / "a.tok"
-    tokodec.encode_file(easy, data, levels=1)
+    tokodec.encode_file(easy, data, "image-grid", levels=1)
     faithful, sharp = (tokodec.decode_file(data, synthesis=s).picture.pixels for s in ("faithful", "sharp"))
     assert psnr(x, faithful) > psnr(x, sharp)
     assert feature_distance(x, sharp) < feature_distance(x, faithful)
@@ -113,3 +118,61 @@ def test_tiles_give_the_codes_and_pixels_of_the_whole(model: ImageGrid) -> None:
     x_hat = model.decode(whole)[0].mul(255).round().byte().permute(1, 2, 0)
     x_tiled = decode_tiled(model, whole, cells=15)
     assert int((x_hat.int() - x_tiled.int()).abs().max()) <= 1
+
+
+# ------------------------------------------------------------------------------------------------ image-photo
+
+
+@pytest.fixture(scope="module")
+def photo() -> ImagePhoto:
+    found = tokodec.load("image-photo", "cpu")
+    assert isinstance(found, ImagePhoto)
+    return found
+
+
+@pytest.mark.parametrize(("quality", "most_bpp", "least_db"), [(5, 0.26, 23.7), (50, 0.90, 29.3), (95, 1.65, 33.2)])
+def test_photo_rate_and_distortion_of_a_hard_picture(
+    quality: float, most_bpp: float, least_db: float, tmp_path: Path
+) -> None:
+    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", quality=quality)  # the default model
+    assert done.bpp <= most_bpp
+    x_hat = tokodec.decode_file(tmp_path / "a.tok").picture.pixels
+    assert psnr(read_image(SAMPLE, "sample", 1 << 20).pixels, x_hat) >= least_db
+
+
+@pytest.mark.parametrize("bpp", [0.15, 0.5, 1.2])
+def test_photo_hits_a_wanted_size_from_below(bpp: float, tmp_path: Path) -> None:
+    done = tokodec.encode_file(ASSETS / "kodim23.webp", tmp_path / "a.tok", bpp=bpp)
+    assert 0.97 * bpp <= done.bpp <= bpp
+
+
+def test_photo_files_are_as_long_as_the_tables_say(photo: ImagePhoto) -> None:
+    pixels = read_image(SAMPLE, "sample", 1 << 20).pixels
+    y = photo.analyse_tiled(torch.from_numpy(pixels))
+    for steps in (1000, 5000, 9000):
+        walk = photo.quantise(y, steps)
+        payloads = photo.entropy.payloads(walk, 3)
+        assert 8 * sum(map(len, payloads)) <= 1.001 * photo.entropy.bits(walk).sum() + 3 * 48
+
+
+def test_photo_codes_are_these_on_every_machine(photo: ImagePhoto) -> None:
+    """Latents are made with integers, so that nothing but the entropy model decides codes, means and tables."""
+    number = np.arange(256 * 11 * 13, dtype=np.int64).reshape(256, 11, 13)
+    y = ((number * 7919 % 1009 - 504) / 16 / (1 + np.arange(256) // 16)[:, None, None]).astype(np.float32)
+    z = (np.arange(128 * 3 * 4).reshape(128, 3, 4) * 31 % 9 - 4).astype(np.float32)
+    found = hashlib.sha256()
+    for steps in (500, 5000, 9500):
+        walk = photo.entropy.quantise(y, z, steps)
+        found.update(walk.codes.tobytes())
+        found.update(walk.latents.tobytes())
+        for payload in photo.entropy.payloads(walk, 5):
+            found.update(payload)
+    assert found.hexdigest() == PHOTO_HASH
+
+
+def test_photo_prefixes_of_the_layers_are_coarser_pictures(photo: ImagePhoto, tmp_path: Path) -> None:
+    x = read_image(SAMPLE, "sample", 1 << 20).pixels
+    tokodec.encode_file(SAMPLE, tmp_path / "a.tok", quality=60)
+    found = [psnr(x, tokodec.decode_file(tmp_path / "a.tok", levels=n).picture.pixels) for n in range(1, 6)]
+    assert found == sorted(found)
+    assert found[0] > 18

@@ -1,0 +1,331 @@
+"""Training of the photo codec: its optimizer, its training step, and the one command that runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokodec.entropy.hyperprior_net import HyperNet, HyperShape
+from tokodec.tokenizers.image.grid import channels_last
+from tokodec.tokenizers.image.photo import ImagePhotoConfig, PhotoNets
+from tokodec.train import photo as script
+from tokodec.train.graphed import GraphedStep
+from tokodec.train.muon import Muon, orthogonal
+
+SMALL = (
+    "model.channels=[8,8] model.analysis_blocks=[1,1] model.synthesis_blocks=[1,1] entropy.hyper=4 "
+    "entropy.slices=[2,3] entropy.middle=[8,8] entropy.features=8 entropy.width=16 entropy.hidden=16 "
+    "entropy.blocks=1 entropy.head=8 data.crop=64 data.holdout_every=3 optim.batch=2 optim.warmup_steps=5"
+)
+
+
+# --------------------------------------------------------------------------------------------------------------- Muon
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 30), (3, 64, 16), (3, 16, 64), (2, 5, 144), (4, 1, 7)])
+def test_singular_values_become_one(shape: tuple[int, ...]) -> None:
+    """Nearly: the iteration is tuned for speed and ends between 0.7 and 1.2, but for values that are next to zero."""
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    for scale in (1e-4, 1.0, 1e4):
+        found = orthogonal(scale * x)
+        assert found.shape == x.shape
+        values = torch.linalg.svdvals(found)
+        assert values.max() < 1.25
+        assert (values > 0.6).float().mean() > 0.9
+        for own, matrix in zip(found, x, strict=True):  # the directions stay, and no matrix depends on another
+            u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+            assert ((u.T @ own @ v.T).diagonal() > 0).all()
+            assert torch.allclose(orthogonal(scale * matrix[None])[0], own, atol=1e-4)
+    assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
+
+
+def parameters() -> list[nn.Parameter]:
+    """Matrices, two of them of one shape, and a kernel in another order of memory that is such a matrix, too."""
+    kernel = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    return [nn.Parameter(x) for x in (torch.randn(8, 36), torch.randn(8, 36), kernel, torch.randn(20, 8))]
+
+
+def test_steps_do_not_depend_on_what_is_stepped_together() -> None:
+    torch.manual_seed(0)
+    together = parameters()
+    alone = [nn.Parameter(p.detach().clone().contiguous()) for p in together]
+    unused = nn.Parameter(torch.ones(3, 3))
+    first = Muon([*together, unused], lr=0.1, weight_decay=0.5)
+    others = [Muon([p], lr=0.1, weight_decay=0.5) for p in alone]
+    for _ in range(3):
+        for p, q in zip(together, alone, strict=True):
+            grad = torch.randn(p.shape)
+            p.grad, q.grad = grad.contiguous(memory_format=torch.preserve_format), grad.clone()
+        first.step()
+        for other in others:
+            other.step()
+    assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(together, alone, strict=True))
+    assert together[2].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unused, torch.ones(3, 3))  # without a gradient
+
+
+def test_a_step_is_momentum_made_orthogonal() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(6, 10)
+    p = nn.Parameter(start.clone())
+    optimizer = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.2)
+    momentum, expected = torch.zeros(6, 10), start.clone()
+    for _ in range(3):
+        grad = torch.randn(6, 10)
+        p.grad = grad.clone()
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * grad
+        ahead = 0.9 * momentum + 0.1 * grad
+        expected = expected * (1 - 0.1 * 0.2) - 0.1 * 0.2 * 10**0.5 * orthogonal(ahead[None])[0]
+    assert torch.allclose(p, expected, atol=1e-4)
+    # As large as a step of AdamW: 0.2 a weight.
+    before = p.detach().clone()
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    optimizer.step()
+    assert 0.1 < float((p.detach() - before).square().mean().sqrt()) / 0.1 < 0.25
+
+
+def test_muon_lowers_a_quadratic() -> None:
+    torch.manual_seed(0)
+    matrix, kernel = nn.Parameter(torch.zeros(12, 20)), nn.Parameter(torch.zeros(6, 4, 3, 3))
+    goals = torch.randn(12, 20), torch.randn(6, 4, 3, 3)
+    optimizer = Muon([matrix, kernel], lr=0.05)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = sum(((p - goal) ** 2).mean() for p, goal in zip((matrix, kernel), goals, strict=True))
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.02 * losses[0]
+    assert losses[10] < losses[0]
+
+
+# -------------------------------------------------------------------------------------------------------- training step
+
+
+class Net(nn.Module):
+    """A kernel in channels-last order, a matrix, a vector and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = channels_last(nn.Conv2d(3, 5, 3))
+        self.linear = nn.Linear(5, 2)
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.linear(torch.tanh(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_gradients_are_those_of_a_plain_backward_pass(graphs: bool) -> None:
+    """Step after step, with settings that change; on the CPU nothing is recorded."""
+    torch.manual_seed(0)
+    net = Net()
+
+    def loss(x: Tensor, goal: Tensor, squared: bool) -> Tensor:
+        error = net(x) - goal
+        return error.square().mean() if squared else error.abs().mean()
+
+    def data() -> tuple[Tensor, Tensor]:
+        return torch.randn(4, 3, 8, 8), torch.randn(4, 2)
+
+    compute = GraphedStep(net, loss, data(), graphs)
+    assert not compute.graphs
+    for squared in (True, False, True):
+        x, goal = data()
+        found = compute((x, goal), squared)
+        assert not found.requires_grad
+        expected = loss(x, goal, squared)
+        assert float(found) == pytest.approx(float(expected.detach()))
+        plain = torch.autograd.grad(expected, list(net.parameters()))
+        for p, grad in zip(net.parameters(), plain, strict=True):
+            assert p.grad is not None
+            assert torch.allclose(p.grad, grad, atol=1e-7)
+            assert p.grad.stride() == p.stride()
+        whole = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        assert compute.flat.numel() == whole.numel()
+        assert float(compute.flat.norm()) == pytest.approx(float(whole.norm()))
+    assert compute.recorded == {}
+
+
+def test_gradients_are_clipped_in_place() -> None:
+    net = nn.Linear(3, 1)
+    compute = GraphedStep(net, lambda x: net(x).sum(), (torch.zeros(2, 3),), False)
+    x = torch.tensor([[3.0, 0, 0], [0, 4, 0]])
+    assert net.weight.grad is not None
+    assert net.bias.grad is not None
+    for most in (0.5, 100.0):
+        compute((x,))
+        size = 29**0.5  # of 3, 4, 0 and 2
+        assert float(compute.clip(most)) == pytest.approx(size)
+        factor = min(1.0, most / size)
+        assert net.weight.grad.tolist()[0] == pytest.approx([3 * factor, 4 * factor, 0])
+        assert net.bias.grad.tolist() == pytest.approx([2 * factor])
+        assert float(compute.flat.norm()) <= most
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_gradients_that_are_not_finite_become_zero(bad: float) -> None:
+    net = nn.Linear(3, 1)
+    compute = GraphedStep(net, lambda x: net(x).sum(), (torch.zeros(2, 3),), False)
+    compute((torch.tensor([[bad, 1, 2], [0, 4, 0]]),))
+    assert not compute.clip(1.0).isfinite()
+    assert torch.equal(compute.flat, torch.zeros(4))
+    compute((torch.ones(2, 3),))  # and the next step is none the worse
+    assert compute.clip(100.0).isfinite()
+    assert net.weight.grad is not None
+    assert net.weight.grad.tolist() == [[2, 2, 2]]
+
+
+# ---------------------------------------------------------------------------------------------------------- the script
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    """Settings of the whole process that the script changes."""
+    cuda, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    benchmark = torch.backends.cudnn.benchmark
+    AcceleratorState._reset_state(True)
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda, cudnn
+    torch.backends.cudnn.benchmark = benchmark
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of smooth stripes and noise, none of them whole cells."""
+    out = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i, (h, w) in enumerate([(70, 90), (80, 66), (97, 75)] * 2):
+        waves = np.sin(np.arange(h)[:, None, None] / (3 + i) + np.arange(w)[None, :, None] / 7 + np.arange(3))
+        pixels = 120 + 90 * waves + rng.normal(scale=8, size=(h, w, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out / f"p{i}.png")
+    return out
+
+
+def test_weights_of_the_rate_are_geometric_between_their_ends() -> None:
+    found = script.rate_weight(torch.tensor([0.0, 0.5, 1.0]), (0.01, 1.0))
+    assert found.tolist() == pytest.approx([0.01, 0.1, 1.0])
+
+
+def test_pictures_are_padded_to_whole_cells() -> None:
+    x = torch.rand(1, 3, 65, 128)
+    found = script.padded(x)
+    assert found.shape == (1, 3, 128, 128)
+    assert torch.equal(found[:, :, :65], x)
+    assert torch.equal(found[:, :, 65:], x[:, :, 64:].expand(-1, -1, 63, -1))
+    assert torch.equal(script.padded(found), found)
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_a_codec_can_be_trained_in_all_its_parts(rounding: bool) -> None:
+    torch.manual_seed(0)
+    shape = HyperShape(hyper=4, slices=(2, 3), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
+    config = ImagePhotoConfig(channels=(8, 8), analysis_blocks=(1, 1), synthesis_blocks=(1, 1), latents=5, hyper=4)
+    codec = script.PhotoCodec(PhotoNets(config), HyperNet(shape))
+    x = torch.rand(2, 3, 64, 128)
+    x_hat, bits = codec(x, torch.tensor([0.0, 1.0]), rounding)
+    assert (x_hat.shape, bits.shape) == (x.shape, (2,))
+    assert (bits > 0).all()
+    assert bits[1] > bits[0]  # the gains grow with the quality
+    (bits.sum() + 1e4 * (x_hat - x).square().mean()).backward()
+    for name, p in codec.named_parameters():
+        assert p.grad is not None, name
+        assert bool(p.grad.isfinite().all()), name
+    codec.eval()
+    with torch.no_grad():
+        whole, fewer = (codec(x, torch.tensor([0.5, 0.5]), rounding, kept)[1] for kept in (None, torch.tensor([2, 1])))
+    assert fewer[0] == whole[0]
+    assert fewer[1] < whole[1]
+
+
+def command(*words: str) -> list[str]:
+    return ["photo", "--precision", "no", "--set", *SMALL.split(), *words]
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("muon", [0, 1])
+def test_one_command_trains_and_reports(
+    muon: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "config.json").write_text("{}")  # of a model, which --force allows to overwrite
+    words = [f"optim.muon={muon}", "--data", str(folder), "--test", str(folder), "--minutes", "0.03", "--force"]
+    monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 pictures to train on, 2 held out" in lines[0]
+    row = re.compile(r" *\w+ +q +\d+ +\d+\.\d+ bpp +\d+\.\d+ dB.*")
+    assert all(row.fullmatch(line) for line in lines[-3:])
+    found = json.loads((out / "training.json").read_text())
+    assert len({entry["quality"] for entry in found["holdout"]}) >= 3
+    assert all(entry["bpp_estimated"] > 0 and entry["psnr"] > 3 for entry in found["holdout"])
+    assert found["recipe"]["optim"]["muon"] == muon
+    assert (out / script.CHECKPOINT).is_file()
+
+    # Resuming starts from these weights: without a step they are the same.
+    if not muon:
+        return
+    again = tmp_path / "again"
+    words = ["optim.lr=0", "--data", str(folder), "--minutes", "0.01", "--resume", str(out), "--out", str(again)]
+    monkeypatch.setattr(sys, "argv", command(*words))
+    script.main()
+    before, after = (load_file(str(path / script.CHECKPOINT)) for path in (out, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--set optim.speed=3", "the recipe has no optim.speed"),
+        ("--set speed=3", "the recipe has no speed"),
+        ("--recipe nothing", "no recipe nothing: give a file or one of "),
+        ("--data {missing}", "no folder"),
+        ("--set data.crop=512", "no picture is at least 512 x 512"),
+        ("--set entropy.slices=[]", "at least one slice"),
+        ("--set model.channels=[8]", "two entries each"),
+        ("--resume nothing", "nothing"),
+        ("--precision fp8", "invalid choice"),
+        ("--out {taken}", "holds a model already"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    change: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    for name in (script.CHECKPOINT, "config.json"):
+        (taken / name).write_bytes(b"")
+    words = change.format(missing=tmp_path / "missing", taken=taken).replace("--set", f"--set {SMALL}").split()
+    small = ["--set", *SMALL.split()] if "--set" not in words else []
+    rest = ["--data", str(folder), "--out", str(tmp_path / "x"), "--minutes", "0.01", *small]
+    monkeypatch.setattr(sys, "argv", ["photo", "--precision", "no", *rest, *words])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+    assert all(path.read_bytes() == b"" for path in taken.iterdir())
