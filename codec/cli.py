@@ -267,7 +267,9 @@ def tokenize(
     from .tokens import tokenize_file
 
     def one(src: str, dst: str) -> int:
-        done = tokenize_file(src, dst, model, levels=levels, device=device, force=force, max_pixels=max_pixels)
+        done = tokenize_file(
+            src, dst, model, levels=levels, quality=quality, device=device, force=force, max_pixels=max_pixels
+        )
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         if not quiet:

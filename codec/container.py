@@ -43,6 +43,7 @@ INDEX_POINTER = struct.Struct("<Q")
 # Wire constants. Numbers are never reused.
 MODALITIES = {1: "image"}
 PRIORS = {1: "static", 2: "context", 3: "hyperprior"}
+HYPERPRIOR = 3  # files of models whose rate dial is a quality: photo.py reads and writes them
 
 
 @dataclass(frozen=True)

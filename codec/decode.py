@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import ALPH, EXIF, ICCP, LAYR, MAX_PIXELS, ImageHeader, TokFile, read_tok
+from .container import ALPH, EXIF, HYPERPRIOR, ICCP, LAYR, MAX_PIXELS, ImageHeader, TokFile, read_tok
 from .errors import ChunkError, FormatError, ModelError, UsageError
 from .files import open_output, read_bytes
 from .media.image import Picture, decode_alpha, write_image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..tokenizers.image.photo import ImagePhoto
 
 
-HYPERPRIOR = 3  # the header's prior of models whose rate dial is a quality: photo.py decodes them
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 

@@ -207,7 +207,7 @@ def encode_tokens(
 
     tokenizer = model.tokenizer
     if isinstance(tokenizer, ImagePhoto):
-        return photo_tokens(pixels, tokenizer, quality)
+        return photo_tokens(pixels, tokenizer, quality, progress)
     assert isinstance(tokenizer, ImageGrid)
     return encode_tiled(tokenizer, torch.from_numpy(pixels), progress=progress)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .container import ALPH, EXIF, FRAME, ICCP, LAYR, VERSION, header_fields, read_tok
+from .container import ALPH, EXIF, FRAME, HYPERPRIOR, ICCP, LAYR, VERSION, header_fields, read_tok
 from .errors import FormatError
 
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
     """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
-    left out if it is 0.
+    left out where the model has no such dial.
 
     Keys beyond the header: ``bytes``, ``bpp``, ``grid``, ``segments``, ``layer_bytes`` (payload bytes of each layer
     over all segments), ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``, ``problems``.
@@ -26,7 +26,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     for f in header_fields(header.modality):
         value = getattr(header, f.name)
         if f.name == "quality":
-            if value:
+            if value or header.prior == HYPERPRIOR:  # a quality of 0 is one too
                 found[f.name] = value / 100
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]

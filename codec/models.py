@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODELS = {"image": "image-photo"}  # of `codec encode`
 TOKEN_MODELS = {"image": "image-grid"}  # of `codec tokenize`: few codes, for generators
+MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image"}  # by class, for lists without torch
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
     "hyperprior": "hyperprior.safetensors",
@@ -56,7 +57,7 @@ def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Mode
     from ..tokenizers.api import find_model
 
     if prior is not None and prior not in PRIOR_FILES:
-        raise UsageError(f"unknown entropy model {prior!r}: use {' or '.join(PRIOR_FILES)}")
+        raise UsageError(f"unknown entropy model {prior!r}: use context or static")
     try:
         folder = find_model(name)
         there = [kind for kind, file in PRIOR_FILES.items() if (folder / file).is_file()]
@@ -162,7 +163,7 @@ def list_models() -> list[dict[str, Any]]:
             {
                 "name": entry["name"],
                 "class": entry["class"],
-                "modality": entry["name"].partition("-")[0],
+                "modality": MODALITIES[entry["class"]],
                 "codebook_sizes": entry["config"].get("codebook_sizes", []),
                 "dial": "levels" if "codebook_sizes" in entry["config"] else "quality",
                 "synthesis": entry["config"].get("synthesis", []),

@@ -134,10 +134,12 @@ def encode_photo(
     return files.at(steps), steps / 100
 
 
-def photo_tokens(pixels: np.ndarray, model: ImagePhoto, quality: float | None = None) -> Tokens:
+def photo_tokens(
+    pixels: np.ndarray, model: ImagePhoto, quality: float | None = None, progress: Progress | None = None
+) -> Tokens:
     """``pixels [H, W, C]`` uint8 to tokens, tile by tile."""
     steps = round(100 * (DEFAULT_QUALITY if quality is None else quality))
-    latents = model.analyse_tiled(torch.from_numpy(pixels))
+    latents = model.analyse_tiled(torch.from_numpy(pixels), progress=progress)
     codes = pack_codes(model.quantise_windows(latents, steps), latents.shape[1:])
     return Tokens(torch.from_numpy(codes)[None], model.spec(pixels.shape[0], pixels.shape[1], steps / 100))
 

@@ -62,9 +62,11 @@ def tokenize_file(
     if quality is not None and not 0 <= quality <= 100:
         raise UsageError(f"quality is 0 to 100, got {quality:g}")
     with open_output(dst, force) as file:
-        done = _tok_tokens(src, model, levels, device, max_pixels) or _media_tokens(
-            src, model, device, max_pixels, quality
-        )
+        done = _tok_tokens(src, model, levels, device, max_pixels)
+        if done is None:
+            done = _media_tokens(src, model, device, max_pixels, quality)
+        elif quality is not None:
+            raise UsageError(f"{src}: its codes are made already, with a quality of their own")
         if levels is not None:
             done.tokens = done.tokens.levels(min(levels, done.tokens.n_levels))
         if file is not None:

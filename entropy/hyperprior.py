@@ -477,7 +477,7 @@ class HyperPrior:
         """Latents ``[M, h, w]`` of a grid of which nothing is known: means, after the likeliest hyper latents."""
         likely = np.array([int(table.argmax()) - Z_MAX for table in self.z_tables], dtype=np.int64)
         z = np.broadcast_to(likely[:, None, None], (self.hyper, -(-grid[0] // 4), -(-grid[1] // 4)))
-        return self.walk(np.ascontiguousarray(z), np.zeros((0, *grid), dtype=np.int64), quality)
+        return self.walk(z.copy(), np.zeros((0, *grid), dtype=np.int64), quality)
 
     def bits(self, walk: Walk) -> npt.NDArray[np.float64]:
         """Ideal code length in bits of every slice, z with the first: ``[slices]``."""

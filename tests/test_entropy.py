@@ -180,7 +180,7 @@ def test_every_frequency_reaches_the_coder_unchanged() -> None:
     rng = np.random.default_rng(4)
     for n in (64, 16384):
         table = random_table(rng, n)
-        model = coder_module._model(table)
+        model = coder_module.table_model(table)
         cumulative = np.concatenate([[0], np.cumsum(table)])
         state = 0x123456789ABC  # two words
         for symbol in rng.choice(n, 300):

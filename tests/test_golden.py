@@ -293,7 +293,7 @@ def test_photo_codes_do_not_depend_on_the_number_of_threads(photo_tokenizer: Ima
             found.append(np.concatenate([walk.latents for _, walk in walks], 2))
     finally:
         torch.set_num_threads(before)
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
 
 
 # ------------------------------------------------------------------------------------------------------- bad files

@@ -63,11 +63,19 @@ DIAMOND = [
 ]  # fmt: skip
 
 
+LOUD = {  # signs of what every four channels of the residual stream get from each layer
+    "base.bias": [1, 1, -1, -1],
+    "own.bias": [1, 0, -1, 0],
+    "down.0.bias": [-1, 1, 1, -1],
+    "down.1.bias": [0, -1, 0, 1],
+}
+
+
 @functools.cache
 def net_of(shape: HyperShape = SHAPE, loud: bool = False) -> HyperNet:
     """A network of random weights, in float64, whose convolutions are exact.
 
-    With ``loud`` what is added up in the residual stream is so large that every sum may reach its end.
+    With ``loud`` every sum in the residual stream may reach its end, 128, and what is added later leads back.
     """
     torch.manual_seed(0)
     net = HyperNet(shape).double().eval()
@@ -81,8 +89,9 @@ def net_of(shape: HyperShape = SHAPE, loud: bool = False) -> HyperNet:
                 parameter.mul_(12)
             elif name.endswith("head.scale.bias"):
                 parameter.add_(18)
-            if loud and name.endswith(("base.bias", "own.bias", "down.0.bias", "down.1.bias")):
-                parameter.copy_(120 * torch.randn_like(parameter).sign())
+            signs = next((own for end, own in LOUD.items() if loud and name.endswith(end)), None)
+            if signs:
+                parameter.copy_(126 * torch.tensor(signs).repeat(len(parameter) // 4))
     return net
 
 
@@ -506,6 +515,11 @@ def test_estimated_bits_are_those_of_the_tables() -> None:
     found = prior.bits(walk)
     found[0] -= float(z_bits)
     assert np.allclose(found, y_bits[0].numpy(), rtol=0.002)
+    scales, exact = torch.from_numpy(scale_values()), np.zeros(3)  # of the very tables that are used
+    for step in walk.steps:
+        codes, tables = torch.from_numpy(step.codes).double(), torch.from_numpy(step.tables)
+        exact[step.layer] += float(bits(normal_mass(codes, scales[tables])).sum())
+    assert np.allclose(exact, y_bits[0].numpy(), rtol=1e-9)
 
 
 def check_against_plain(prior: HyperPrior, grid: Grid, quality: int, seed: int = 1) -> PlainWalk:
@@ -1094,6 +1108,9 @@ def test_no_channels_at_all_are_refused() -> None:
     enter = arrays["decoder.enter.weight"].reshape(4, 9, 10)[:, :, 2:].reshape(4, -1)
     with pytest.raises(ValueError, match="hyper latents"):
         HyperPrior(arrays | {"z_tables": arrays["z_tables"][:0], "decoder.enter.weight": enter})
+    rows = {f"decoder.enter.{part}": arrays[f"decoder.enter.{part}"][:0] for part in ("weight", "bias", "shift")}
+    with pytest.raises(ValueError, match="is empty"):  # all fits together, with a width of 0
+        HyperPrior(arrays | rows | {"decoder.up1.weight": arrays["decoder.up1.weight"][:, :0]})
     none = {name: array for name, array in arrays.items() if "slices." not in name}
     with pytest.raises(ValueError, match=r"."):
         HyperPrior(none | {"slices": np.zeros(0, np.int32)})
@@ -1251,8 +1268,9 @@ def test_training_estimates_have_gradients_and_noise() -> None:
         assert bool(z.grad.any())
         net.zero_grad()
     with torch.no_grad():
-        first, second = (net(y, z, torch.tensor([0, 9000]))[1] for _ in range(2))
-        assert not torch.equal(first, second)
+        first, second = (net(y, z, torch.tensor([0, 9000]))[1:] for _ in range(2))
+        assert not torch.equal(first[0], second[0])
+        assert not torch.equal(first[1], second[1])
         net.eval()
         first, second = (net(y, z, torch.tensor([0, 9000]))[1] for _ in range(2))
         assert torch.equal(first, second)

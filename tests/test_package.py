@@ -24,12 +24,14 @@ MAY_IMPORT = {
     "entropy": set(),
     "train": {"codec", "tokenizers", "entropy"},
 }
+# A file that may import from one folder more: its quantiser rounds what its entropy model did not predict.
+MAY_ALSO_IMPORT = {"tokenizers/image/photo.py": {"entropy"}}
 # Packages beyond the standard library that the files of a folder may import.
 THIRD_PARTY = {
     "": set(),
     "assets": set(),
     "codec": {"torch", "numpy", "PIL", "safetensors", "typer", "rich"},
-    "tokenizers": {"torch", "einops", "safetensors", "huggingface_hub", "triton"},
+    "tokenizers": {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "triton"},
     "entropy": {"numpy", "constriction", "safetensors", "torch"},
 }
 
@@ -154,13 +156,13 @@ def test_parsing_of_imports() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_layers(path: Path) -> None:
-    """codec -> tokenizers, entropy; tokenizers and entropy know neither each other nor the codec; train is on top."""
+    """codec -> tokenizers, entropy; neither of these knows the other (but for one file) or the codec; train on top."""
     home = folder_of(path)
     for name, line in imports(path):
         if not name.startswith("tokodec"):
             continue
         folder = ([*name.split("."), ""])[1]
-        allowed = {home, *MAY_IMPORT[home]}
+        allowed = {home, *MAY_IMPORT[home], *MAY_ALSO_IMPORT.get(path.relative_to(ROOT).as_posix(), ())}
         assert folder not in FOLDERS or folder in allowed, f"line {line}: {home} imports {name}"
 
 

@@ -51,6 +51,14 @@ def test_singular_values_become_one(shape: tuple[int, ...]) -> None:
     assert torch.equal(orthogonal(torch.zeros(shape)), torch.zeros(shape))
 
 
+def test_small_singular_values_grow_as_well() -> None:
+    """Down to a hundredth of the largest one."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(12, 20), full_matrices=False)
+    values = torch.linalg.svdvals(orthogonal((u * torch.logspace(0, -2, 12) @ v)[None]))
+    assert 0.6 < values.min() < values.max() < 1.25
+
+
 def parameters() -> list[nn.Parameter]:
     """Matrices, two of them of one shape, and a kernel in another order of memory that is such a matrix, too."""
     kernel = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)

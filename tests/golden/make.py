@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import struct
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -271,12 +273,8 @@ def make_photo_files(model: Model) -> None:
     scales: set[int] = set()
     expected: dict[str, Any] = {}
     for name, (picture, quality, layers) in photo_pictures().items():
-        rule = photo.LAYERS
-        try:
-            photo.LAYERS = ((float("inf"), layers),)  # a writer may choose; small pictures would get one layer
+        with mock.patch.object(photo, "LAYERS", ((math.inf, layers),)):  # a writer may choose; ours would take one
             made = build_photo(picture, model, True, Rate(quality=quality), None)
-        finally:
-            photo.LAYERS = rule
         (PHOTO / f"{name}.tok").write_bytes(made.data)
         walks, held = photo.read_walks(read_tok(made.data), tokenizer)
         assert held == made.levels == layers
