@@ -130,7 +130,7 @@ def photo() -> ImagePhoto:
     return found
 
 
-@pytest.mark.parametrize(("quality", "most_bpp", "least_db"), [(5, 0.26, 23.7), (50, 0.90, 29.3), (95, 1.65, 33.2)])
+@pytest.mark.parametrize(("quality", "most_bpp", "least_db"), [(5, 0.25, 25.2), (50, 0.88, 31.3), (95, 1.77, 34.0)])
 def test_photo_rate_and_distortion_of_a_hard_picture(
     quality: float, most_bpp: float, least_db: float, tmp_path: Path
 ) -> None:
@@ -140,7 +140,7 @@ def test_photo_rate_and_distortion_of_a_hard_picture(
     assert psnr(read_image(SAMPLE, "sample", 1 << 20).pixels, x_hat) >= least_db
 
 
-@pytest.mark.parametrize("bpp", [0.15, 0.5, 1.2])
+@pytest.mark.parametrize("bpp", [0.1, 0.3, 0.6])
 def test_photo_hits_a_wanted_size_from_below(bpp: float, tmp_path: Path) -> None:
     done = tokodec.encode_file(ASSETS / "kodim23.webp", tmp_path / "a.tok", bpp=bpp)
     assert 0.97 * bpp <= done.bpp <= bpp
