@@ -323,6 +323,18 @@ class TokFile:
             return payload[prefix[2] :]
         return payload
 
+    def segment_payloads(self, segment: int, wanted: int) -> list[bytes]:
+        """Payloads of the layers of a segment up to the first that is missing or damaged, ``wanted`` at most."""
+        payloads: list[bytes] = []
+        for layer in range(wanted):
+            payload = self.payload(LAYR, layer, segment)
+            if payload is None:
+                if layer:
+                    self.damaged(f"segment {segment}: decoded from {layer} of {wanted} layers")
+                break
+            payloads.append(payload)
+        return payloads
+
     def damaged(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)

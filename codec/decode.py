@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import ALPH, EXIF, HYPERPRIOR, ICCP, LAYR, MAX_PIXELS, ImageHeader, TokFile, read_tok
+from .container import ALPH, EXIF, HYPERPRIOR, ICCP, MAX_PIXELS, ImageHeader, TokFile, read_tok
 from .errors import ChunkError, FormatError, ModelError, UsageError
 from .files import open_output, read_bytes
 from .media.image import Picture, decode_alpha, write_image
@@ -137,7 +137,7 @@ def file_tokens(
     lost = []
     for segment in range(header.n_segments):
         top, left, bottom, right = header.segment_box(segment)
-        payloads = segment_payloads(tok, segment, wanted)
+        payloads = tok.segment_payloads(segment, wanted)
         part = decompress_segment(tok, loaded, segment, payloads, (bottom - top, right - left))
         if part is None:
             lost.append(segment)
@@ -192,19 +192,6 @@ def photo_file_tokens(tok: TokFile, model: Model, levels: int | None) -> Tokens:
     walks, _ = read_walks(tok, photo, levels)
     codes = torch.from_numpy(pack_codes(walks, header.grid))
     return Tokens(codes[None], photo.spec(header.height, header.width, header.quality / 100))
-
-
-def segment_payloads(tok: TokFile, segment: int, wanted: int) -> list[bytes]:
-    """Payloads of the layers of a segment up to the first that is missing or damaged."""
-    payloads: list[bytes] = []
-    for layer in range(wanted):
-        payload = tok.payload(LAYR, layer, segment)
-        if payload is None:
-            if layer:
-                tok.damaged(f"segment {segment}: decoded from {layer} of {wanted} layers")
-            break
-        payloads.append(payload)
-    return payloads
 
 
 def decompress_segment(

@@ -18,7 +18,7 @@ from ..entropy.hyperprior import Walk
 from ..tokenizers.api import Tokens
 from ..tokenizers.image.photo import DEFAULT_QUALITY, WINDOW, ImagePhoto, cut, pack_codes, unpack_codes
 from ..tokenizers.image.tiling import Tile, tiles
-from .container import LAYR, ImageHeader, TokFile, write_tok
+from .container import ImageHeader, TokFile, write_tok
 from .errors import ChunkError, RateError, UsageError
 
 if TYPE_CHECKING:
@@ -185,14 +185,7 @@ def read_walks(
     for segment in range(header.n_segments):
         box = header.segment_box(segment)
         tile = Tile(box, box)
-        payloads: list[bytes] = []
-        for layer in range(wanted):
-            payload = tok.payload(LAYR, layer, segment)
-            if payload is None:
-                if layer:
-                    tok.damaged(f"segment {segment}: decoded from {layer} of {wanted} layers")
-                break
-            payloads.append(payload)
+        payloads = tok.segment_payloads(segment, wanted)
         walk, n = _segment(tok, model, segment, payloads, (box[2] - box[0], box[3] - box[1]))
         fewest = min(fewest, n)
         found.append((tile, walk))

@@ -33,9 +33,8 @@ from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
-from .loop import Clock, learning_rate, psnr
+from .loop import Clock, learning_rate, mistakes_in_one_line, picture_arguments, psnr, recipe_of
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
-from .recipe import change, read_recipe
 
 STAGES = ("faithful", "sharp")
 STEPS_A_CHECK = 20  # the clock is read every so many steps, by rank 0 for all
@@ -459,28 +458,12 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="image-grid", help="name in train/recipes or a YAML file")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
-    parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
-    parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
-    parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget for both stages")
+    parser = picture_arguments(__doc__, "image-grid")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--resume", help="model folder to start from")
-    parser.add_argument("--out", required=True, help="folder for the trained model")
-    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
-    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
-        parser.error(f"{args.out} holds a model already: give another --out, or --force")
-    try:
-        recipe = read_recipe(args.recipe)
-        change(recipe, args.set)
-        trainer = Trainer(recipe, args)
-    except (OSError, ValueError) as error:  # no pictures, no such model, settings that make no sense
-        parser.error(str(error))
+    with mistakes_in_one_line(parser, args):
+        trainer = Trainer(recipe_of(args), args)
     trainer.run()
 
 

@@ -1,14 +1,56 @@
-"""What the training scripts share: a budget of wall-clock time, a learning rate that follows it, PSNR."""
+"""What training scripts share: arguments, a budget of wall-clock time, a learning rate that follows it, PSNR."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+
+from ..tokenizers.api import CONFIG_FILE
+from .recipe import change, read_recipe
+
+
+def picture_arguments(text: str | None, recipe: str) -> argparse.ArgumentParser:
+    """The arguments of every script that trains a model on pictures. text: its help.  recipe: the default one."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=recipe, help="name in train/recipes or a YAML file")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
+    parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
+    parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
+    parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
+    parser.add_argument("--resume", help="model to start from: a folder or the name of a release")
+    parser.add_argument("--out", required=True, help="folder for the trained model")
+    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
+    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The recipe that was asked for, with its changes. Raises ValueError if there is none."""
+    recipe = read_recipe(args.recipe)
+    change(recipe, args.set)
+    return recipe
+
+
+@contextmanager
+def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
+    """Exit with one line and code 2 for what a user does wrong: no pictures, no such model, settings without sense."""
+    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
+        parser.error(f"{args.out} holds a model already: give another --out, or --force")
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 class Clock:

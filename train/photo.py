@@ -31,14 +31,13 @@ from torch import Tensor, nn
 
 from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
 from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
-from ..tokenizers.api import CONFIG_FILE, find_model
+from ..tokenizers.api import find_model
 from ..tokenizers.image.grid import channels_last
 from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
-from .loop import Clock, learning_rate, psnr
+from .loop import Clock, learning_rate, mistakes_in_one_line, picture_arguments, psnr, recipe_of
 from .muon import Muon
-from .recipe import change, read_recipe
 
 CHECKPOINT = "checkpoint.safetensors"
 STEPS_A_CHECK = 20
@@ -364,27 +363,11 @@ def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="image-photo", help="name in train/recipes or a YAML file")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
-    parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
-    parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
-    parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
-    parser.add_argument("--resume", help="folder with a checkpoint, or a released model, to start from")
-    parser.add_argument("--out", required=True, help="folder for the trained model")
-    parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
-    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
+    parser = picture_arguments(__doc__, "image-photo")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
-        parser.error(f"{args.out} holds a model already: give another --out, or --force")
-    try:
-        recipe = read_recipe(args.recipe)
-        change(recipe, args.set)
-        trainer = Trainer(recipe, args)
-    except (OSError, ValueError) as error:  # no pictures, no such model, settings that make no sense
-        parser.error(str(error))
+    with mistakes_in_one_line(parser, args):
+        trainer = Trainer(recipe_of(args), args)
     trainer.run()
 
 
