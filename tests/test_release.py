@@ -14,6 +14,7 @@ import tokodec
 from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
 from tokodec.codec.media.image import read_image
 from tokodec.codec.models import list_models, load_model
+from tokodec.codec.photo import Metadata, photo_file
 from tokodec.entropy.context import ContextPrior
 from tokodec.tokenizers.api import ASSETS, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
@@ -153,6 +154,16 @@ def test_photo_files_are_as_long_as_the_tables_say(photo: ImagePhoto) -> None:
         walk = photo.quantise(y, steps)
         payloads = photo.entropy.payloads(walk, 3)
         assert 8 * sum(map(len, payloads)) <= 1.001 * photo.entropy.bits(walk).sum() + 3 * 48
+
+
+@pytest.mark.parametrize(("sample", "quality"), [("kodim05", 8), ("kodim05", 60), ("kodim23", 65), ("kodim23", 90)])
+def test_photo_files_are_within_a_percent_of_the_bits(sample: str, quality: int, photo: ImagePhoto) -> None:
+    """Everything around the payloads included, from a quarter of a bit per pixel on."""
+    pixels = read_image(ASSETS / f"{sample}.webp", "sample", 1 << 20).pixels
+    walks = [w for _, w in photo.quantise_windows(photo.analyse_tiled(torch.from_numpy(pixels)), 100 * quality)]
+    file = photo_file(photo, walks, 100 * quality, pixels.shape[:2], Metadata(3, 8))
+    assert 8 * len(file) / pixels[..., 0].size > 0.24
+    assert 8 * len(file) <= 1.01 * sum(photo.entropy.bits(w).sum() for w in walks)
 
 
 def test_photo_codes_are_these_on_every_machine(photo: ImagePhoto) -> None:
