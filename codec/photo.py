@@ -16,6 +16,7 @@ import torch
 
 from ..entropy.hyperprior import Walk
 from ..tokenizers.api import Tokens
+from ..tokenizers.image.grid import STRIDE
 from ..tokenizers.image.photo import DEFAULT_QUALITY, WINDOW, ImagePhoto, cut, pack_codes, unpack_codes
 from ..tokenizers.image.tiling import Tile, tiles
 from .container import ImageHeader, TokFile, write_tok
@@ -107,7 +108,7 @@ def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int
         layers=n,
         height=size[0],
         width=size[1],
-        stride=model.spec(*size, quality=0).strides[0],
+        stride=STRIDE,
         segment=WINDOW,
         channels=metadata.channels,
         alpha=int(metadata.alpha is not None),

@@ -236,12 +236,9 @@ def test_page_holds_the_curves(out: Path, report: dict[str, Any]) -> None:
     assert len({s["colour"] for s in data["series"]}) == 4
 
 
-def test_a_model_whose_dial_is_quality(
-    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ImageGrid, "dial", "quality", raising=False)
+def test_a_model_whose_dial_is_quality(photo_model: Path, pictures: Path, tmp_path: Path) -> None:
     report = bench_images(
-        pictures, tmp_path, ["jpeg"], model, "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"], memory=False,
+        pictures, tmp_path, ["jpeg"], str(photo_model), "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"], memory=False,
         show=["a.png"], threads=1,
     )  # fmt: skip
     assert report["metrics"] == ["psnr"]
@@ -249,8 +246,8 @@ def test_a_model_whose_dial_is_quality(
     assert report["memory"] is None
     assert report["machine"]["torch_threads"] == 1
     curves = {c["name"]: c["points"] for c in report["curves"]}
-    assert [p["setting"] for p in curves["image-grid sharp"]] == ["quality 10.5", "quality 60"]
-    assert curves["image-grid sharp"][0]["bytes"] < curves["image-grid sharp"][1]["bytes"]
+    assert [p["setting"] for p in curves["tiny-photo"]] == ["quality 10.5", "quality 60"]
+    assert curves["tiny-photo"][0]["bytes"] < curves["tiny-photo"][1]["bytes"]
     assert curves["jpeg"][0]["ms_ssim"] is None
     with (tmp_path / "results.csv").open(newline="") as file:
         found = list(csv.DictReader(file))

@@ -16,6 +16,7 @@ from tokodec.codec.media.image import read_image
 from tokodec.codec.models import list_models, load_model
 from tokodec.codec.photo import Metadata, photo_file
 from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.hyperprior import HyperPrior
 from tokodec.tokenizers.api import ASSETS, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.photo import ImagePhoto
@@ -166,18 +167,24 @@ def test_photo_files_are_within_a_percent_of_the_bits(sample: str, quality: int,
     assert 8 * len(file) <= 1.01 * sum(photo.entropy.bits(w).sum() for w in walks)
 
 
-def test_photo_codes_are_these_on_every_machine(photo: ImagePhoto) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_photo_codes_are_these_on_every_machine(device: str, photo: ImagePhoto) -> None:
     """Latents are made with integers, so that nothing but the entropy model decides codes, means and tables."""
     number = np.arange(256 * 11 * 13, dtype=np.int64).reshape(256, 11, 13)
     y = ((number * 7919 % 1009 - 504) / 16 / (1 + np.arange(256) // 16)[:, None, None]).astype(np.float32)
     z = (np.arange(128 * 3 * 4).reshape(128, 3, 4) * 31 % 9 - 4).astype(np.float32)
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here")
+    entropy = HyperPrior(photo.entropy.arrays(), device)
     found = hashlib.sha256()
     for steps in (500, 5000, 9500):
-        walk = photo.entropy.quantise(y, z, steps)
-        found.update(walk.codes.tobytes())
-        found.update(walk.latents.tobytes())
-        for payload in photo.entropy.payloads(walk, 5):
-            found.update(payload)
+        walk = entropy.quantise(y, z, steps)
+        payloads = entropy.payloads(walk, 5)
+        back = entropy.decompress(payloads, (11, 13), steps, 5)
+        assert (back.codes == walk.codes).all()
+        assert (back.latents == walk.latents).all()
+        for part in (walk.codes.tobytes(), walk.latents.tobytes(), *payloads):
+            found.update(part)
     assert found.hexdigest() == PHOTO_HASH
 
 
