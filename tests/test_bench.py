@@ -238,8 +238,8 @@ def test_page_holds_the_curves(out: Path, report: dict[str, Any]) -> None:
 
 def test_a_model_whose_dial_is_quality(photo_model: Path, pictures: Path, tmp_path: Path) -> None:
     report = bench_images(
-        pictures, tmp_path, ["jpeg"], str(photo_model), "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"], memory=False,
-        show=["a.png"], threads=1,
+        pictures, tmp_path, ["jpeg"], str(photo_model), "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"],
+        memory=False, show=["a.png"], threads=1,
     )  # fmt: skip
     assert report["metrics"] == ["psnr"]
     assert report["aggregates"] == []
