@@ -1,8 +1,8 @@
 """Training steps as CUDA graphs: thousands of small kernels, launched as one.
 
-A photo codec's step is about 3500 kernels of a few microseconds, and Python needs 80 ms to launch them one by one
-(`train/RUNS.md`). Recorded once, they are launched together. Gradients of all processes are averaged between the
-graph and the optimizer, in one piece, so no data-parallel wrapper is needed.
+A photo codec's step is thousands of kernels of a few microseconds, and Python takes longer to launch them one by one
+than the GPU to run them (`train/RUNS.md`). Recorded once, they are launched together. Gradients of all processes are
+averaged between the graph and the optimizer, in one piece, so no data-parallel wrapper is needed.
 """
 
 from __future__ import annotations

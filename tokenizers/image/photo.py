@@ -176,7 +176,7 @@ class ImagePhoto(Tokenizer):
     """
 
     config_class = ImagePhotoConfig
-    # The parts at stride 8 and at the ends stay float16: as int8 they would cost half a decibel at high rates.
+    # The parts at stride 8 and at the ends stay float16: int8 would cost much of their precision at high rates.
     int8_weights = (
         "nets.hyper_analysis.", "nets.analysis.down.", "nets.analysis.coarse.", "nets.analysis.leave.",
         "nets.synthesis.coarse.", "nets.synthesis.up.",
