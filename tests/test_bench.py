@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,26 @@ def test_page_holds_the_curves(out: Path, report: dict[str, Any]) -> None:
         for key in ("setting", "bpp", "psnr", "ssimulacra2"):
             assert [p[key] for p in series["points"]] == [p[key] for p in points]
     assert len({s["colour"] for s in data["series"]}) == 4
+
+
+def test_a_second_model_is_measured_beside_the_first(photo_model: Path, pictures: Path, tmp_path: Path) -> None:
+    """A curve of its own, no peers of its own, and a picture of about the same bytes on the page."""
+    other = tmp_path / "other"
+    shutil.copytree(photo_model, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"name": "second-photo"}))
+    report = bench_images(
+        pictures, tmp_path / "out", ["jpeg"], str(photo_model), "cpu", 1, also=[str(other)], qualities=[5, 30, 60, 90],
+        metric_names=["psnr"], memory=False,
+    )  # fmt: skip
+    first, second = (next(c for c in report["curves"] if c["name"] == name) for name in ("tiny-photo", "second-photo"))
+    assert (first["kind"], second["kind"]) == ("ours", "ours")
+    bytes_of = [[point["bytes"] for point in curve["points"]] for curve in (first, second)]
+    assert max(abs(a - b) for a, b in zip(*bytes_of, strict=True)) <= 2  # only the name in the header differs
+    assert {pair["ours"] for pair in report["bd_rate"]["pairs"]} == {"tiny-photo", "second-photo"}
+    assert report["also"] == ["second-photo"]
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r'data-kind="ours"><img alt="([^"]*)"', html) == ["tiny-photo", "second-photo"]
 
 
 def test_a_model_whose_dial_is_quality(photo_model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -116,3 +116,18 @@ def test_gray_becomes_rgb() -> None:
     assert rgb.shape == (5, 7, 3)
     assert (rgb == gray).all()
     assert (metrics.as_rgb(rgb) == rgb).all()
+
+
+def test_similarity_of_a_batch_has_slopes() -> None:
+    """Also where structure is the opposite of what it should be, if a least similarity is given."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 176, 200)
+    x_hat = torch.stack([x[0], 1 - x[1]]).requires_grad_()
+    found = metrics.similarity(x, x_hat, 1e-4)
+    single = [metrics.similarity(x[i : i + 1], x_hat[i : i + 1], 1e-4) for i in range(2)]
+    assert torch.allclose(found, torch.cat(single), atol=1e-6)
+    assert float(found[0]) == pytest.approx(1, abs=1e-6)
+    assert float(found[1]) < 0.05
+    found.sum().backward()
+    assert x_hat.grad is not None
+    assert bool(x_hat.grad.isfinite().all())

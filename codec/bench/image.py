@@ -89,6 +89,7 @@ def bench_images(
     device: str,
     limit: int | None = None,
     *,
+    also: Sequence[str] = (),
     qualities: Sequence[float] | None = None,
     metric_names: Sequence[str] = tuple(metrics.METRICS),
     published: str | None = None,
@@ -105,6 +106,7 @@ def bench_images(
              against: names of peers, see :data:`~.peers.PEERS`.
              model: name, folder or hub id, the default for pictures if None.  device: "auto", "cpu" or "cuda".
              limit: only the first so many pictures.
+             also: more models, measured at their own settings and drawn beside the first.
              qualities: 0 to 100, for a model whose rate dial is a quality.
              metric_names: see :data:`~.metrics.METRICS`.
              published: "kodak" to compare with published points too; the pictures must then be those 24.
@@ -141,6 +143,7 @@ def bench_images(
     torch.set_num_threads(threads)
     try:
         coder = prepare(model, device, qualities, strict=True)
+        others = [prepare(name, device, qualities) for name in also]
         metrics.check_bench_extra(coder.device, keys)
         learned = [compressai.load_baseline(name, coder.device) for name in timed]
 
@@ -155,12 +158,14 @@ def bench_images(
                 x = metrics.as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
                 if x.shape not in seen:
                     seen.add(x.shape)
-                    warm_up_all(x, coder, learned)
+                    warm_up_all(x, [coder, *others], learned)
                 searches = [PeerSearch(peer, x, threads) for peer in peers]
                 found = list(bench_picture(path.name, x, coder, searches, keys))
+                for other in others:
+                    found += bench_picture(path.name, x, other, [], keys)
                 found += [time_baseline(path.name, x, baseline) for baseline in learned]
                 if path.name in (show or spread):
-                    exhibits.append(exhibit(path, x, coder, searches))
+                    exhibits.append(exhibit(path, x, coder, searches, others))
             except MediaError as error:
                 skipped.append(str(error))
                 continue
@@ -173,9 +178,10 @@ def bench_images(
     finally:
         torch.set_num_threads(before)
 
-    curves = mean_curves(rows, coder)
+    curves = mean_curves(rows, [coder, *others])
     report: dict[str, Any] = {
         "model": coder.name,
+        "also": [other.name for other in others],
         "pictures": [path.name for path in used],
         "skipped": skipped,
         "metrics": list(keys),
@@ -224,10 +230,11 @@ def picture_files(folder: Path, limit: int | None) -> list[Path]:
     return paths[:limit]
 
 
-def warm_up_all(x: np.ndarray, coder: Coder, learned: Sequence[compressai.Baseline]) -> None:
+def warm_up_all(x: np.ndarray, coders: Sequence[Coder], learned: Sequence[compressai.Baseline]) -> None:
     """Before the first picture of a size, where it matters: GPUs choose and record kernels in the first runs."""
-    if coder.device == "cuda":
-        warm_up(x, coder, 3)
+    if coders[0].device == "cuda":
+        for coder in coders:
+            warm_up(x, coder, 3)
         for baseline in learned:
             compressai.warm_up(x, baseline)
 
@@ -283,8 +290,11 @@ def time_baseline(name: str, x: np.ndarray, baseline: compressai.Baseline) -> Ro
     )
 
 
-def exhibit(path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch]) -> Exhibit:
-    """What the page shows of a picture: the original, ours by every synthesis net, and up to three peers at our bytes.
+def exhibit(
+    path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch], others: Sequence[Coder] = ()
+) -> Exhibit:
+    """What the page shows of a picture: the original, ours by every synthesis net, then at our bytes the other models
+    with a quality for a dial and up to three peers.
 
     The size is that of our file at the fewest levels that the first of :data:`SHOWN_PEERS` can reach, or, where the
     dial is a quality, of our file nearest to :data:`SHOWN_BPP` that it can reach; our largest file if there is none.
@@ -303,6 +313,11 @@ def exhibit(path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch])
     for synthesis in reversed(coder.synthesis):
         x_hat, _ = decode_ours(data, coder, synthesis)
         versions.append(Version(f"{coder.name} {synthesis}".strip(), "ours", len(data), metrics.psnr(x, x_hat), x_hat))
+    for other in others:
+        if not other.by_levels:
+            same, _ = encode_ours(x, other, size=len(data))
+            x_hat, _ = decode_ours(same, other, other.synthesis[0])
+            versions.append(Version(other.name, "ours", len(same), metrics.psnr(x, x_hat), x_hat))
     for search in shown:
         file, reached = search.nearest(len(data))
         x_hat, _ = decode_peer(file.data)
@@ -311,8 +326,9 @@ def exhibit(path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch])
     return Exhibit(path.name, setting.label, versions)
 
 
-def mean_curves(rows: Sequence[Row], coder: Coder) -> list[Curve]:
+def mean_curves(rows: Sequence[Row], coders: Sequence[Coder]) -> list[Curve]:
     """The rows of settings of their own as one curve of means for each codec and synthesis net, ours first."""
+    names = {coder.name for coder in coders}
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         if row.role == "curve":
@@ -321,7 +337,7 @@ def mean_curves(rows: Sequence[Row], coder: Coder) -> list[Curve]:
     return [
         Curve(
             f"{codec} {synthesis}".strip(),
-            "ours" if codec == coder.name else "peer",
+            "ours" if codec in names else "peer",
             [mean_point(group, setting) for setting, group in settings.items()],
         )
         for (codec, synthesis), settings in groups.items()

@@ -78,18 +78,27 @@ def ms_ssim(x: np.ndarray, x_hat: np.ndarray) -> float | None:
     _check(x, x_hat)
     if min(x.shape[:2]) < MS_SSIM_SMALLEST:
         return None
-    import torch
+    return float(similarity(_to_tensor(x)[None], _to_tensor(x_hat)[None]))
+
+
+def similarity(x: Tensor, x_hat: Tensor, least: float = 0.0) -> Tensor:
+    """MS-SSIM as :func:`ms_ssim` takes it, of ``[B, 3, H, W]`` in [0, 1] to ``[B]``; with gradients, on any device.
+
+    Args: least: what smaller similarities of a scale count as; above 0 for training, since the powers of 0 have no
+          slope.
+    """
     from torch.nn.functional import avg_pool2d
 
-    pair = torch.stack([_to_tensor(x), _to_tensor(x_hat)])  # [2, 3, H, W]
-    value = torch.ones(3)
+    pair = x, x_hat
+    value = x.new_ones(())
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        luminance, structure = _similarity(pair)  # [3], [3]
+        luminance, structure = _similarity(*pair)  # [B, 3] each
         last = scale == len(MS_SSIM_WEIGHTS) - 1
-        value = value * (luminance if last else structure).clamp(min=0) ** weight
+        value = value * (luminance if last else structure).clamp(min=least) ** weight
         if not last:
-            pair = avg_pool2d(pair, 2, padding=(pair.shape[2] % 2, pair.shape[3] % 2))
-    return float(value.mean())
+            odd = (pair[0].shape[2] % 2, pair[0].shape[3] % 2)
+            pair = avg_pool2d(pair[0], 2, padding=odd), avg_pool2d(pair[1], 2, padding=odd)
+    return value.mean(1)
 
 
 def decibel(similarity: float) -> float:
@@ -97,23 +106,22 @@ def decibel(similarity: float) -> float:
     return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
 
 
-def _similarity(pair: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the picture of ``l * cs`` and of ``cs`` (eq. (6) and its contrast-structure part), ``[3]`` each."""
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over the picture of ``l * cs`` and of ``cs`` (eq. (6) and its contrast-structure part), ``[B, 3]`` each."""
     import torch
     from torch.nn.functional import conv2d
 
-    window = torch.exp(-((torch.arange(11.0) - 5) ** 2) / (2 * 1.5**2))
+    window = torch.exp(-((torch.arange(11.0, device=x.device) - 5) ** 2) / (2 * 1.5**2))
     window = (window / window.sum()).view(1, 1, 11, 1).expand(15, 1, 11, 1)
-    x, y = pair
-    maps = torch.cat([x, y, x * x, y * y, x * y])[None]  # [1, 15, H, W]; channels are 8 times as fast as a batch of 15
+    maps = torch.cat([x, y, x * x, y * y, x * y], 1)  # [B, 15, H, W]; channels are 8 times as fast as a batch of 15
     maps = conv2d(maps, window, groups=15)  # only where the window fits
-    maps = conv2d(maps, window.transpose(2, 3), groups=15)  # [1, 15, H-10, W-10]
-    mean_x, mean_y, xx, yy, xy = maps[0].split(3)
+    maps = conv2d(maps, window.transpose(2, 3), groups=15)  # [B, 15, H-10, W-10]
+    mean_x, mean_y, xx, yy, xy = maps.split(3, 1)
     c1, c2 = 0.01**2, 0.03**2
     variances = (xx - mean_x**2) + (yy - mean_y**2)
     structure = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * structure).mean((1, 2)), structure.mean((1, 2))
+    return (luminance * structure).mean((2, 3)), structure.mean((2, 3))
 
 
 def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:

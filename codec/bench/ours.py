@@ -101,12 +101,15 @@ def warm_up(x: np.ndarray, coder: Coder, times: int = 1) -> None:
             decode_ours(data, coder, synthesis)
 
 
-def encode_ours(x: np.ndarray, coder: Coder, setting: Setting) -> tuple[bytes, float]:
-    """Our file, and the seconds it took. ``x``: ``[H, W, 3]`` uint8."""
+def encode_ours(
+    x: np.ndarray, coder: Coder, setting: Setting | None = None, size: int | None = None
+) -> tuple[bytes, float]:
+    """Our file at a setting or of at most ``size`` bytes, and the seconds it took. ``x``: ``[H, W, 3]`` uint8."""
+    setting = setting or Setting()
     source = io.BytesIO(b"P6\n%d %d\n255\n" % (x.shape[1], x.shape[0]) + x.tobytes())
     start = time.perf_counter()
     encoded = encode_file(
-        source, model=coder.model, levels=setting.levels, quality=setting.quality, device=coder.device
+        source, model=coder.model, levels=setting.levels, quality=setting.quality, size=size, device=coder.device
     )
     return encoded.data, time.perf_counter() - start
 

@@ -142,12 +142,19 @@ class PeerSearch:
         self.image = Image.fromarray(pixels)
         self.threads = threads
         self.tried: dict[int, PeerFile] = {}
+        self.found: dict[int, tuple[PeerFile, bool]] = {}
 
     def nearest(self, most: int) -> tuple[PeerFile, bool]:
         """The largest file of at most ``most`` bytes, and True; or the one of lowest quality, and False.
 
-        Size grows with quality but for small dips, so it is a bisection; the best of all that was tried is taken.
+        Size grows with quality but for small dips, so it is a bisection; the best of all that was tried is taken. What
+        was found for a size stays, whatever is tried later.
         """
+        if most not in self.found:
+            self.found[most] = self._search(most)
+        return self.found[most]
+
+    def _search(self, most: int) -> tuple[PeerFile, bool]:
         low, high = self.peer.lowest, 101
         if len(self.encode(low).data) > most:
             return self.encode(low), False

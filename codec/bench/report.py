@@ -98,7 +98,7 @@ def bd_table(report: dict[str, Any]) -> Table:
     table = new_table(title, "ours", "against", *(BD_METRICS[metric] for metric in found))
     cells = {(pair["ours"], pair["against"], pair["metric"]): bd_text(pair) for pair in pairs}
     for ours, against in dict.fromkeys((pair["ours"], pair["against"]) for pair in pairs):
-        name = ours.removeprefix(report["model"]).strip() or ours
+        name = ours.removeprefix(report["model"] + " ")
         table.add_row(name, against, *(cells.get((ours, against, metric), "-") for metric in found))
     if any(pair["percent"] is None for pair in pairs):
         table.caption = "-: the curves have too little in common; results.json says why"
