@@ -16,7 +16,7 @@ from .container import MAX_PIXELS, ImageHeader, write_tok
 from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
-from .models import DEFAULT_MODELS, Model, load_model, pick_device
+from .models import Model, choose_model, load_model, pick_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +105,7 @@ def encode_file(
     bpp: float | None = None,
     size: int | None = None,
     prior: str | None = None,
+    tune: str | None = None,
     device: str = "auto",
     force: bool = False,
     metadata: bool = True,
@@ -120,6 +121,7 @@ def encode_file(
         quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; by
             default all levels, or the default quality of a model that has no levels.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
+        tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
@@ -129,11 +131,11 @@ def encode_file(
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
-    rate = Rate(quality, levels, bpp, size)
+    rate, chosen = Rate(quality, levels, bpp, size), choose_model(model, tune)
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
         picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
-        loaded = load_model(model or DEFAULT_MODELS["image"], pick_device(device), prior)  # 2
+        loaded = load_model(chosen, pick_device(device), prior)  # 2
         if loaded.tokenizer.dial == "quality":
             encoded = build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
         else:

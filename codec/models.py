@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..tokenizers.api import Tokenizer
 
 DEFAULT_MODELS = {"image": "image-photo"}  # of `codec encode`
+TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 TOKEN_MODELS = {"image": "image-grid"}  # of `codec tokenize`: few codes, for generators
 MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image"}  # by class, for lists without torch
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
@@ -46,6 +47,17 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA GPU here: use --device cpu")
     return device
+
+
+def choose_model(model: str | None, tune: str | None) -> str:
+    """The model for a picture. Raises UsageError for an unknown ``tune``, or one beside a model."""
+    if tune is None:
+        return model or DEFAULT_MODELS["image"]
+    if model is not None:
+        raise UsageError("give a model or what it is tuned for, not both")
+    if tune not in TUNES:
+        raise UsageError(f"unknown tune {tune!r}: use {' or '.join(TUNES)}")
+    return TUNES[tune]
 
 
 def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:

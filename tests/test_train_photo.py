@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from tokodec.entropy.hyperprior_net import HyperNet, HyperShape
 from tokodec.tokenizers.image.grid import channels_last
-from tokodec.tokenizers.image.photo import ImagePhotoConfig, PhotoNets
+from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
 from tokodec.train.graphed import GraphedStep
+from tokodec.train.losses.distortion import distortion
 from tokodec.train.muon import Muon, orthogonal
 
 SMALL = (
@@ -300,6 +301,94 @@ def test_one_command_trains_and_reports(
 
 
 @pytest.mark.usefixtures("_restored")
+def test_a_variant_is_trained_from_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the difference changes, and what is released is what was trained."""
+    common = ["--data", str(folder), "--force"]
+    monkeypatch.setattr(sys, "argv", command(*common, "--minutes", "0.01", "--out", str(tmp_path / "base")))
+    script.main()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    words = ["name=other", "variant.rank=2", "rounding.share=1", *common, "--resume", str(tmp_path / "base")]
+    monkeypatch.setattr(sys, "argv", command(*words, "--minutes", "0.03", "--out", str(tmp_path / "other")))
+    script.main()
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    base, other = (ImagePhoto.from_pretrained(tmp_path / name) for name in ("base", "other"))
+    assert other.name == "other"
+    assert other.entropy.hash == base.entropy.hash
+    checkpoint = load_file(str(tmp_path / "other" / script.CHECKPOINT))
+    old, new = dict(base.named_parameters()), dict(other.named_parameters())
+    for name, p in old.items():
+        key = name.removeprefix("nets.").replace(".", "/")
+        if p.ndim == 4:
+            left, right = checkpoint[f"left.{key}"], checkpoint[f"right.{key}"]
+            assert left.shape[1] == right.shape[0] == 2
+            product = (left @ right).view(p.shape)
+            room = 0.02 * float(left.abs().max() * right.abs().max() * 2) + 1e-6  # factors are int8 in the release
+            assert torch.allclose(new[name], p + product, atol=room)
+        else:
+            assert torch.allclose(new[name], checkpoint[f"free.{key}"], atol=2e-3, rtol=1e-3)
+    assert any(float(checkpoint[name].abs().max()) > 0 for name in checkpoint if name.startswith("left."))
+    found = json.loads((tmp_path / "other" / "training.json").read_text())
+    assert all(entry["bpp_estimated"] > 0 and entry["ms_ssim"] is None for entry in found["holdout"])
+
+
+def test_differences_start_at_zero_and_reach_every_weight() -> None:
+    config = ImagePhotoConfig(channels=(8, 8), analysis_blocks=(1, 1), synthesis_blocks=(1, 1), latents=5, hyper=4)
+    nets = PhotoNets(config)
+    trained = script.LowRank(nets, 3)
+    found = trained.weights(nets)
+    assert found.keys() == {f"nets.{name}" for name, _ in nets.named_parameters()}
+    assert all(torch.equal(found[f"nets.{name}"], p) for name, p in nets.named_parameters())
+    sum(value.square().sum() for value in found.values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in trained.parameters())
+    change = trained.change()
+    assert sum(name.endswith(".left") for name in change) == sum(p.ndim == 4 for p in nets.parameters())
+
+
+def test_weights_are_rounded_as_a_release_rounds_them(tmp_path: Path, photo_model: Path) -> None:
+    model = ImagePhoto.from_pretrained(photo_model)
+    model.save_pretrained(tmp_path)
+    released = ImagePhoto.from_pretrained(tmp_path).state_dict()
+    shape = HyperShape(hyper=4, slices=(2, 3), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
+    codec = script.PhotoCodec(model.nets, HyperNet(shape))
+    found = script.as_released(codec)
+    assert found.keys() == {
+        name for name, p in model.named_parameters() if p.ndim >= 2 and name.startswith(ImagePhoto.int8_weights)
+    }
+    assert all(torch.allclose(value, released[name], atol=1e-6) for name, value in found.items())
+    sum(value.sum() for value in found.values()).backward()  # type: ignore[union-attr]
+    gradients = [dict(codec.named_parameters())[name].grad for name in found]
+    assert all(g is not None and torch.equal(g, torch.ones_like(g)) for g in gradients)  # straight through
+
+
+# --------------------------------------------------------------------------------------------------------- distortion
+
+
+def test_squared_error_is_that_of_8_bit_values() -> None:
+    x, x_hat = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    x_hat[1] = 2 / 255
+    assert distortion("mse")(x, x_hat).tolist() == pytest.approx([0, 4])
+
+
+def test_dissimilarity_pulls_towards_the_picture() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 176, 176)
+    x_hat = (x + 0.1 * torch.randn_like(x)).requires_grad_()
+    loss = distortion("ms-ssim")
+    far = loss(x, x_hat)
+    assert far.shape == (2,)
+    far.sum().backward()
+    assert x_hat.grad is not None
+    nearer = loss(x, (x_hat - 30 * x_hat.grad).detach())
+    assert bool((nearer < far).all())
+    assert loss(x, x).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_an_unknown_distortion_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown distortion 'beauty': mse or ms-ssim"):
+        distortion("beauty")
+
+
+@pytest.mark.usefixtures("_restored")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -311,6 +400,10 @@ def test_one_command_trains_and_reports(
         ("--set entropy.slices=[]", "at least one slice"),
         ("--set model.channels=[8]", "two entries each"),
         ("--resume nothing", "nothing"),
+        ("--set variant.rank=2", "name it with --resume"),
+        ("--set variant.rank=2 --resume {taken}", "cannot read"),
+        ("--set rate.distortion=beauty", "unknown distortion 'beauty'"),
+        ("--set rate.distortion=ms-ssim", "MS-SSIM takes crops of 161 pixels or more, the recipe says 64"),
         ("--precision fp8", "invalid choice"),
         ("--out {taken}", "holds a model already"),
     ],

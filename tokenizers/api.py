@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import weights
+from . import variants, weights
 from .quantize.base import ABSENT
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -157,10 +157,7 @@ class Tokenizer(nn.Module, abc.ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
         weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, int8=self.int8_weights)
-        text = json.dumps(
-            {"class": type(self).__name__, "name": self.name, "config": dataclasses.asdict(self.config)}, indent=2
-        )
-        (folder / CONFIG_FILE).write_text(text + "\n")
+        (folder / CONFIG_FILE).write_text(config_text(self))
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
 
     def save_parts(self, folder: Path) -> None:
@@ -171,7 +168,7 @@ class Tokenizer(nn.Module, abc.ABC):
 
     @classmethod
     def from_pretrained(cls: type[T], name: str | Path) -> T:
-        """Load a model by the name of a release, a folder, or a Hugging Face hub id ("user/model").
+        """Load a model by the name of a release, a folder, or a Hugging Face hub id ("user/model"); variants as well.
 
         Raises:
             FileNotFoundError: nothing of that name; the message lists the released models.
@@ -193,14 +190,18 @@ class Tokenizer(nn.Module, abc.ABC):
             model = model_class(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
         except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
             raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
-        state = weights.load(folder / weights.WEIGHTS_FILE)
+        state, parts = weights.load(folder / weights.WEIGHTS_FILE), folder
+        if "base" in found:
+            parts = variants.find_base(folder, found["base"])
+            variants.check_base(state, weights.file_hash(parts / weights.WEIGHTS_FILE), folder)
+            state = variants.merge(weights.load(parts / weights.WEIGHTS_FILE), state)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
         model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
-        model.load_parts(folder)
+        model.load_parts(parts)
         return model.eval()
 
 
@@ -231,6 +232,14 @@ def find_model(name: str | Path) -> Path:
     )
 
 
+def config_text(model: Tokenizer, base: str | None = None) -> str:
+    """``config.json`` of a model. base: name of its base if it is a variant, see :mod:`.variants`."""
+    entry: dict[str, Any] = {"class": type(model).__name__, "name": model.name}
+    if base is not None:
+        entry["base"] = base
+    return json.dumps({**entry, "config": dataclasses.asdict(model.config)}, indent=2) + "\n"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Parsed ``config.json`` of a model folder, its shape checked. Raises ValueError."""
     path = folder / CONFIG_FILE
@@ -239,10 +248,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     keys = {"class", "name", "config"}
-    if not isinstance(found, dict) or set(found) != keys or not isinstance(found["config"], dict):
-        raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config'")
-    if not isinstance(found["name"], str):
-        raise ValueError(f"{path}: 'name' is not a text")
+    if not isinstance(found, dict) or set(found) - {"base"} != keys or not isinstance(found["config"], dict):
+        raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config', and 'base' if it is a variant")
+    if not isinstance(found["name"], str) or not isinstance(found.get("base", ""), str):
+        raise ValueError(f"{path}: 'name' or 'base' is not a text")
     if found["class"] not in TOKENIZER_CLASSES:
         raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(TOKENIZER_CLASSES)}")
     return found

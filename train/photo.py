@@ -3,12 +3,15 @@
     python -m tokodec.train.photo --recipe image-photo --data PICTURES... --minutes 25 --out OUT
     torchrun --nproc_per_node 2 -m tokodec.train.photo ...                     # two GPUs
 
-Every crop has a quality of its own, drawn at random, and is trained for rate + lambda(quality) * squared error. Stage 1
-trains in float; in stage 2, the last part of the time, the entropy model rounds as its integers will. The budget is
-wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any time, as the model that users
-load and as ``checkpoint.safetensors``, the same in float32. ``--resume FOLDER`` starts from either; with
-``--minutes 0`` it only exports. The tables of the coder are counted on training pictures at the end. The last thing
-printed is a table on the test pictures.
+Every crop has a quality of its own, drawn at random, and is trained for rate + lambda(quality) * distortion. The nets
+compute with weights rounded to int8 as a release rounds them; in stage 2, the last part of the time, the entropy model
+rounds as its integers will, too. The budget is wall-clock minutes. The best weights so far (by the held-out pictures)
+lie in OUT at any time, as the model that users load and as ``checkpoint.safetensors``, the same in float32. ``--resume
+FOLDER`` starts from either; with ``--minutes 0`` it only exports. The tables of the coder are counted on training
+pictures at the end. The last thing printed is a table on the test pictures.
+
+A recipe with a rank trains a variant of the model that it resumes from, for another distortion: low-rank differences to
+the weights of its nets, while the entropy model stays. ``--resume`` with the folder of a variant goes on with it.
 """
 
 from __future__ import annotations
@@ -28,15 +31,20 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ..codec.bench.metrics import MS_SSIM_SMALLEST, similarity
 from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
 from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
-from ..tokenizers.api import find_model
+from ..tokenizers.api import find_model, read_config
 from ..tokenizers.image.grid import channels_last
 from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells
+from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
+from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quantize_int8
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import Clock, learning_rate, mistakes_in_one_line, picture_arguments, psnr, recipe_of
+from .losses.distortion import distortion
 from .muon import Muon
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -49,8 +57,22 @@ COUNTED = 240  # training pictures whose codes make the coder's tables
 CELL = 64  # pixels: pictures are padded to whole hyper cells
 
 
+def large(picture: Tensor) -> bool:
+    """Whether MS-SSIM can be taken of ``[H, W, 3]``."""
+    return min(picture.shape[:2]) >= MS_SSIM_SMALLEST
+
+
+def mean_or_none(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def shown(row: dict[str, Any]) -> str:
+    similar = "" if row["ms_ssim"] is None else f" MS-SSIM {row['ms_ssim']:.4f}"
+    return f"{row['bpp_estimated']:.4f} bpp {row['psnr']:.3f} dB{similar}"
+
+
 def rate_weight(quality: Tensor, ends: tuple[float, float]) -> Tensor:
-    """lambda of a quality in 0..1: bits a pixel that one unit of squared error (of 255^2) is worth."""
+    """lambda of a quality in 0..1: bits a pixel that one unit of distortion is worth."""
     low, high = math.log(ends[0]), math.log(ends[1])
     return torch.exp(low + (high - low) * quality)
 
@@ -79,6 +101,50 @@ class PhotoCodec(nn.Module):
         return (self.nets.synthesis(latents, quality).float() + 1) / 2, y_bits.sum(1) + z_bits
 
 
+def as_released(codec: PhotoCodec) -> dict[str, Tensor]:
+    """The weights that a release rounds to int8, so rounded; gradients pass (Bengio et al. 2013, arXiv:1308.3432)."""
+    found = {}
+    for name, p in codec.named_parameters():
+        if p.ndim >= 2 and name.startswith(ImagePhoto.int8_weights):
+            found[name] = p + (dequantize_int8(*quantize_int8(p)) - p).detach()
+    return found
+
+
+class LowRank(nn.Module):
+    """Differences to the weights of a codec's nets: of low rank for kernels, free for all else (see `variants.py`)."""
+
+    def __init__(self, nets: PhotoNets, rank: int) -> None:
+        super().__init__()
+        self.left, self.right, self.free = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for name, p in nets.named_parameters():
+            key = name.replace(".", "/")
+            if p.ndim == 4:
+                inputs = p[0].numel()
+                self.left[key] = nn.Parameter(p.new_zeros(len(p), rank))
+                self.right[key] = nn.Parameter(torch.randn(rank, inputs, device=p.device) / math.sqrt(inputs))
+            else:
+                self.free[key] = nn.Parameter(p.detach().clone())
+
+    def weights(self, nets: PhotoNets) -> dict[str, Tensor]:
+        """The changed weights, by their names in the codec."""
+        found: dict[str, Tensor] = {}
+        for name, p in nets.named_parameters():
+            key = name.replace(".", "/")
+            if key in self.free:
+                found[f"nets.{name}"] = self.free[key]
+            else:
+                found[f"nets.{name}"] = p + (self.left[key] @ self.right[key]).view(p.shape)
+        return found
+
+    def change(self) -> dict[str, Tensor]:
+        """As :func:`~..tokenizers.variants.save_variant` takes it."""
+        found: dict[str, Tensor] = {}
+        for part, suffix in ((self.left, LEFT), (self.right, RIGHT), (self.free, "")):
+            for key, p in part.items():
+                found["nets." + key.replace("/", ".") + suffix] = p.detach().float().cpu()
+        return found
+
+
 def padded(x: Tensor) -> Tensor:
     """``[B, 3, H, W]`` with its last rows and columns repeated up to multiples of 64."""
     height, width = x.shape[2:]
@@ -92,7 +158,7 @@ class Trainer:
         self.recipe, self.args = recipe, args
         self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
-        rank = self.accelerator.process_index
+        process = self.accelerator.process_index
         set_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -103,10 +169,13 @@ class Trainer:
         paths = list_images(args.data)
         every = recipe["data"]["holdout_every"]
         pictures = read_all(paths)
-        self.holdout = pictures[::every]
+        size, structural = recipe["data"]["crop"], recipe["rate"]["distortion"] == "ms-ssim"
+        if structural and size < MS_SSIM_SMALLEST:
+            raise ValueError(f"MS-SSIM takes crops of {MS_SSIM_SMALLEST} pixels or more, the recipe says {size}")
+        self.holdout = [p for p in pictures[::every] if not structural or large(p)]
         self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        size = recipe["data"]["crop"]
-        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=args.seed * 1000 + rank)
+        seed = args.seed * 1000 + process
+        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
@@ -115,15 +184,24 @@ class Trainer:
         config = ImagePhotoConfig(latents=shape.latents, hyper=shape.hyper, **sizes)
         self.codec = PhotoCodec(PhotoNets(config), HyperNet(shape))
         self.name = recipe["name"]
-        if args.resume:
-            resume(self.codec, args.resume)
-        channels_last(self.codec.to(self.device))
-        if self.main:
-            parts = {name: sum(p.numel() for p in part.parameters()) for name, part in self.codec.named_children()}
-            self.log(" ".join(f"{name} {n / 1e6:.2f} M" for name, n in parts.items()))
-        set_seed(args.seed + rank)
-        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * rank)
         self.out = Path(args.out)
+        rank = recipe["variant"]["rank"]
+        self.base = base_of(args.resume, self.out) if rank else None
+        if args.resume:
+            resume(self.codec, args.resume if self.base is None else str(self.base))
+        channels_last(self.codec.to(self.device))
+        self.trained: nn.Module = self.codec
+        if rank:
+            self.codec.requires_grad_(False)
+            self.trained = LowRank(self.codec.nets, rank)
+            if (Path(args.resume) / CHECKPOINT).is_file() and self.base != find_model(args.resume):
+                load_checkpoint(self.trained, args.resume)
+        self.distortion = distortion(recipe["rate"]["distortion"])
+        parts = {**dict(self.codec.named_children()), "trained": self.trained}
+        sizes_of = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
+        self.log(" ".join(f"{part} {n / 1e6:.2f} M" for part, n in sizes_of.items()))
+        set_seed(args.seed + process)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
         self.best = math.inf
         self.history: list[dict[str, Any]] = []
 
@@ -136,7 +214,7 @@ class Trainer:
         optim = self.recipe["optim"]
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, p in self.codec.named_parameters():
+        for name, p in self.trained.named_parameters():
             inner = (
                 p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and "points" not in name and "density" not in name
             )
@@ -182,7 +260,7 @@ class Trainer:
             some = torch.rand(batch, device=self.device, generator=self.generator) < conf["progressive"]
             kept = torch.where(some, kept, slices)
             if compute is None:
-                compute = GraphedStep(self.codec, self.loss, (x, quality, kept), not self.args.eager)
+                compute = GraphedStep(self.trained, self.loss, (x, quality, kept), not self.args.eager)
             loss = compute((x, quality, kept), rounding)
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
@@ -197,19 +275,25 @@ class Trainer:
             self.keep()
         self.accelerator.wait_for_everyone()
         if self.main:
-            self.codec.load_state_dict(load_file(str(self.out / CHECKPOINT)))
+            self.trained.load_state_dict(load_file(str(self.out / CHECKPOINT)))
             self.export()
         self.accelerator.end_training()
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are in training, as the codec computes with them."""
+        if isinstance(self.trained, LowRank):
+            return self.trained.weights(self.codec.nets)
+        return as_released(self.codec)
+
     def loss(self, x: Tensor, quality: Tensor, kept: Tensor, rounding: bool) -> Tensor:
-        """Rate + lambda * squared error, such that all rates count alike."""
+        """Rate + lambda * distortion, such that all rates count alike."""
         conf = self.recipe["rate"]
         bf16 = self.args.precision == "bf16"
+        weights = self.weights()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            x_hat, bits = self.codec(x, quality, rounding, kept)
-        mse = (x_hat - x).square().mean((1, 2, 3)) * 255**2
+            x_hat, bits = functional_call(self.codec, weights, (x, quality, rounding, kept))
         weight = rate_weight(quality, self.ends)
-        cost = bits / x[0, 0].numel() + weight * mse
+        cost = bits / x[0, 0].numel() + weight * self.distortion(x, x_hat)
         middle = math.sqrt(self.ends[0] * self.ends[1])
         return (cost * (weight / middle) ** -conf["balance"]).mean()
 
@@ -227,51 +311,66 @@ class Trainer:
         self.log(
             f"[{100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s loss {float(loss):.4f}"
             f" norm {float(norm):.2f} held-out log cost {score:.4f} "
-            + "  ".join(f"{r['bpp_estimated']:.3f} bpp {r['psnr']:.2f} dB" for r in rows)
+            + "  ".join(map(shown, rows))
             + (" kept" if kept else "")
         )
 
     def keep(self) -> None:
         """Write the weights as they are, with tables made of the densities of training."""
-        state = {k: v.detach().float().cpu().contiguous() for k, v in self.codec.state_dict().items()}
+        state = {k: v.detach().float().cpu().contiguous() for k, v in self.trained.state_dict().items()}
         save_file(state, str(self.out / "beside.tmp"))
         (self.out / "beside.tmp").replace(self.out / CHECKPOINT)
-        release(self.codec, self.name, self.recipe["export"]["skip"]).save_pretrained(self.out)
+        if isinstance(self.trained, LowRank):
+            assert self.base is not None
+            model = ImagePhoto(self.codec.nets.config, self.name)
+            base_hash = file_hash(self.base / WEIGHTS_FILE)
+            save_variant(model, self.base.name, base_hash, self.trained.change(), self.out)
+        else:
+            release(self.codec, self.name, self.recipe["export"]["skip"]).save_pretrained(self.out)
 
     @torch.no_grad()
-    def evaluate(self, pictures: list[Tensor], qualities: tuple[int, ...], rounding: bool) -> list[dict[str, float]]:
+    def evaluate(self, pictures: list[Tensor], qualities: tuple[int, ...], rounding: bool) -> list[dict[str, Any]]:
         """Means over pictures for each quality: estimated bits per pixel, PSNR, log of the training cost."""
         self.codec.eval()
         torch.backends.cudnn.benchmark = False
-        rows = []
+        rows, weights = [], self.weights()
         for q in qualities:
             quality = torch.tensor([q / 100], device=self.device)
-            sums = {"bpp_estimated": 0.0, "psnr": 0.0, "log_cost": 0.0}
+            sums, similar = {"bpp_estimated": 0.0, "psnr": 0.0, "log_cost": 0.0}, list[float]()
             for picture in pictures:
                 x = picture.to(self.device).permute(2, 0, 1)[None].float() / 255
                 height, width = x.shape[2:]
                 with self.accelerator.autocast():
-                    x_hat, bits = self.codec(padded(x), quality, rounding)
+                    x_hat, bits = functional_call(self.codec, weights, (padded(x), quality, rounding))
                 x_hat = x_hat[:, :, :height, :width]
                 bpp = float(bits) / (height * width)
-                mse = float((x_hat.clamp(0, 1) - x).square().mean()) * 255**2
+                error = float(self.distortion(x, x_hat.clamp(0, 1)))
                 sums["bpp_estimated"] += bpp
                 sums["psnr"] += psnr(x, x_hat)
-                sums["log_cost"] += math.log(bpp + float(rate_weight(quality, self.ends)) * mse)
-            rows.append({"quality": q, **{k: v / len(pictures) for k, v in sums.items()}})
+                if large(picture):
+                    similar.append(float(similarity(x, x_hat.clamp(0, 1))))
+                sums["log_cost"] += math.log(bpp + float(rate_weight(quality, self.ends)) * error)
+            means = {key: value / len(pictures) for key, value in sums.items()}
+            rows.append({"quality": q, **means, "ms_ssim": mean_or_none(similar)})
         torch.backends.cudnn.benchmark = True
         self.codec.train()
         return rows
 
     def export(self) -> None:
-        """Count the codes of training pictures for the coder's tables, write the model, show what it does."""
+        """Count the codes of training pictures for the coder's tables, write the model, show what it does.
+
+        A variant shares the tables of its base.
+        """
         begin = time.monotonic()
         torch.backends.cudnn.benchmark = False
-        skip = self.recipe["export"]["skip"]
         self.codec.eval()
-        model = release(self.codec, self.name, skip).to(self.device)
-        some = self.pictures[:: max(1, len(self.pictures) // COUNTED)]
-        release(self.codec, self.name, skip, count_codes(model, some, self.args.seed)).save_pretrained(self.out)
+        if self.base is None:
+            skip = self.recipe["export"]["skip"]
+            model = release(self.codec, self.name, skip).to(self.device)
+            some = self.pictures[:: max(1, len(self.pictures) // COUNTED)]
+            release(self.codec, self.name, skip, count_codes(model, some, self.args.seed)).save_pretrained(self.out)
+        else:
+            self.keep()
         model = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
         results: dict[str, Any] = {
             "holdout": measure(model, self.holdout),
@@ -286,22 +385,43 @@ class Trainer:
             "history": self.history,
         }
         if self.args.test:
-            results["test"] = measure(model, read_all(list_images([self.args.test])))
+            pictures = read_all(list_images([self.args.test]))
+            results["test"] = measure(model, pictures)
         (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
         for name in ("float", "rounding", "holdout", "test"):
             for row in results.get(name, []):
-                self.log(f"{name:>8} q {row['quality']:3d}  {row['bpp_estimated']:.4f} bpp  {row['psnr']:.3f} dB")
+                self.log(f"{name:>8} q {row['quality']:3d}  {shown(row)}")
+
+
+def base_of(folder: str | None, out: Path) -> Path:
+    """Folder of the model that a variant in ``out`` is trained from: ``folder``, or the base of a variant there.
+
+    Raises: ValueError if it cannot be one.
+    """
+    if folder is None:
+        raise ValueError("a variant is trained from a model: name it with --resume")
+    base = find_model(folder)
+    found = read_config(base)
+    if "base" in found:
+        base = find_base(base, found["base"])
+    if find_base(out, base.name).resolve() != base.resolve():
+        raise ValueError(f"the base of a variant is a release or lies beside --out, and {folder} is neither")
+    return base
+
+
+def load_checkpoint(module: nn.Module, folder: str) -> None:
+    """Take over the weights that training left in ``folder``. Raises ValueError if they are those of another recipe."""
+    try:
+        module.load_state_dict(load_file(str(Path(folder) / CHECKPOINT)))
+    except RuntimeError as error:
+        raise ValueError(f"{folder} does not fit the recipe: {str(error).splitlines()[-1].strip()}") from error
 
 
 def resume(codec: PhotoCodec, folder: str) -> None:
     """Start from a checkpoint of training, or else from a released model. Raises ValueError if neither fits."""
     if (Path(folder) / CHECKPOINT).is_file():
-        state = load_file(str(Path(folder) / CHECKPOINT))
-        try:
-            codec.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{folder} does not fit the recipe: {str(error).splitlines()[-1].strip()}") from error
+        load_checkpoint(codec, folder)
         return
     model = ImagePhoto.from_pretrained(find_model(folder))
     if model.config != codec.nets.config:
@@ -343,12 +463,16 @@ def count_codes(
     return of_z, of_y
 
 
-def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, float]]:
-    """Means over pictures of what the released model does: ideal bits of its integer tables, PSNR of 8-bit pixels."""
+@torch.no_grad()
+def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, Any]]:
+    """Means over pictures of what the released model does.
+
+    Ideal bits of its integer tables, PSNR and MS-SSIM of 8-bit pixels.
+    """
     latents = [model.analyse_tiled(picture) for picture in pictures]
     rows = []
     for quality in TEST_QUALITIES:
-        bpp, db = 0.0, 0.0
+        sums, similar = {"bpp_estimated": 0.0, "psnr": 0.0}, list[float]()
         for picture, y in zip(pictures, latents, strict=True):
             walks = model.quantise_windows(y, 100 * quality)
             held = np.empty_like(y)
@@ -356,9 +480,13 @@ def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, float]]
                 cut(held, tile)[:] = walk.latents
             size = (picture.shape[0], picture.shape[1])
             decoded = model.synthesise_tiled(held, 100 * quality, size)
-            bpp += sum(float(model.entropy.bits(walk).sum()) for _, walk in walks) / (size[0] * size[1])
-            db += psnr(picture.float() / 255, decoded.float() / 255)
-        rows.append({"quality": quality, "bpp_estimated": bpp / len(pictures), "psnr": db / len(pictures)})
+            x, x_hat = (p.to(model.device).permute(2, 0, 1)[None].float() / 255 for p in (picture, decoded))
+            sums["bpp_estimated"] += sum(float(model.entropy.bits(w).sum()) for _, w in walks) / (size[0] * size[1])
+            sums["psnr"] += psnr(x, x_hat)
+            if large(picture):
+                similar.append(float(similarity(x, x_hat)))
+        means = {key: value / len(pictures) for key, value in sums.items()}
+        rows.append({"quality": quality, **means, "ms_ssim": mean_or_none(similar)})
     return rows
 
 
