@@ -121,6 +121,9 @@ def encode(
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
     ] = None,
+    tune: Annotated[
+        str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")
+    ] = None,
     metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
     device: Device = "auto",
     force: Force = False,
@@ -144,6 +147,7 @@ def encode(
                 bpp=bpp,
                 size=size,
                 prior=prior,
+                tune=tune,
                 device=device,
                 force=force,
                 metadata=metadata,
@@ -321,6 +325,7 @@ def bench_image(
         str, typer.Option(help="peers, with commas: jpeg, webp, avif, avif420, jxl, heic, jpeg2000")
     ] = "jpeg,webp,avif",
     model: ModelOption = None,
+    also: Annotated[str, typer.Option(help="more models beside the first, with commas")] = "",
     device: Device = "auto",
     limit: Annotated[int | None, typer.Option(help="only so many pictures", min=1)] = None,
     qualities: Annotated[
@@ -345,10 +350,7 @@ def bench_image(
     """Rate, distortion, seconds and memory on a folder of pictures, beside other codecs; tables and a page."""
     from .bench.image import bench_images
 
-    try:
-        chosen = None if qualities is None else [float(part) for part in names_in(qualities)]
-    except ValueError as error:
-        raise UsageError(f"qualities are numbers with commas, got {qualities!r}") from error
+    chosen = None if qualities is None else quality_list(qualities)
     bench_images(
         folder,
         out,
@@ -356,6 +358,7 @@ def bench_image(
         model,
         device,
         limit,
+        also=names_in(also),
         qualities=chosen,
         metric_names=names_in(metrics),
         published=published,
@@ -364,6 +367,14 @@ def bench_image(
         memory=memory,
         threads=threads,
     )
+
+
+def quality_list(text: str) -> list[float]:
+    """Numbers with commas. Raises UsageError for anything else."""
+    try:
+        return [float(part) for part in names_in(text)]
+    except ValueError as error:
+        raise UsageError(f"qualities are numbers with commas, got {text!r}") from error
 
 
 def names_in(text: str) -> list[str]:
@@ -427,6 +438,21 @@ def bench_entropy_priors(
     from .bench.prior import bench_prior
 
     bench_prior(inputs, model, device, threads, seconds, large, out)
+
+
+@bench_app.command("devices")
+def bench_device_pair(
+    folder: Annotated[Path, typer.Argument(help="folder with pictures, or with .tok files")],
+    qualities: Annotated[str, typer.Option(help="with commas")] = "20,50,80",
+    model: ModelOption = None,
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="only so many files", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
+) -> None:
+    """A GPU beside the CPU: files of each read on both, the same codes or not, and milliseconds."""
+    from .bench.devices import bench_devices
+
+    bench_devices(folder, quality_list(qualities), model, device, limit, out)
 
 
 @bench_app.command("conceal")

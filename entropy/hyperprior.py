@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,13 @@ from .integer import ACT_BITS, STREAM_BITS, STREAM_MAX, ExactLinear, OneThread, 
 from .prior import Prior, read_prior_arrays
 from .tables import TOTAL, check_table, frequency_table, table_bits
 
+if TYPE_CHECKING:
+    from .hyperprior_graphs import WalkGraphs
+
 HYPERPRIOR_FILE = "hyperprior.safetensors"
 CODE_MAX = 2047  # codes are -CODE_MAX..CODE_MAX
+KEPT_GRIDS = 8  # of which places, and graphs on a GPU, are kept
+GRAPH_AFTER = 2  # walks over a grid before CUDA graphs are captured for it
 EXCESS_BITS = 16  # of a code beyond its table: two bytes, each with a flat table
 Codes = npt.NDArray[np.int64]
 
@@ -152,6 +157,77 @@ def compand_integers(latents: Tensor) -> Tensor:
     return total
 
 
+class Layout:
+    """Where the cells of a grid are.
+
+    Attributes:
+        cells: those of both halves of the checkerboard in raster order; cell (0, 0) is of the first.  index: the same
+            on the device.
+        around: places of the window of each cell of the second half in a map with a border of two, ``[cells, P]``.
+    """
+
+    def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
+        h, w = grid
+        parity = (np.add.outer(np.arange(h), np.arange(w)) % 2).reshape(-1)
+        self.cells = [np.flatnonzero(parity == phase) for phase in (0, 1)]
+        self.index = [torch.from_numpy(cells).to(device) for cells in self.cells]
+        rows, columns = np.divmod(self.cells[1], w)
+        around = np.stack([(rows + 2 + dy) * (w + 4) + columns + 2 + dx for dy, dx in DIAMOND], 1)
+        self.around = torch.from_numpy(around.astype(np.int64)).to(device)
+        self.walks = 0  # how often a GPU has walked here
+        self.graphs: WalkGraphs | None = None
+
+
+class WalkRun:
+    """A walk under way: means and scales of a step, given the latents of the steps before.
+
+    Nothing in it waits for the device. Latents are in 16ths.
+    """
+
+    def __init__(self, prior: HyperPrior, grid: tuple[int, int]) -> None:
+        self.prior, self.grid = prior, grid
+        self.layout = prior.layout(grid)
+        first = prior.nets[0].base
+        self.small = torch.int8 if first.int8 else prior.dtype  # of what the nets read
+        cells = grid[0] * grid[1]
+        self.known = torch.zeros(cells, prior.latents, dtype=prior.dtype, device=prior.device)
+        self.seen = torch.zeros(*grid, prior.latents, dtype=self.small, device=prior.device)  # companded
+        self.features = self.base = torch.zeros(0, device=prior.device)
+
+    def begin(self, x: Tensor) -> None:
+        """Take what :meth:`HyperPrior.inputs` made."""
+        h, w = self.grid
+        self.features = self.prior.features(x)[:h, :w].reshape(h * w, -1).to(self.small)
+
+    def predict(self, i: int, phase: int) -> tuple[Tensor, Tensor]:
+        """Means in 16ths and scales of one half of a slice's cells, ``[n, c]`` each."""
+        h, w = self.grid
+        net, begin, n = self.prior.nets[i], self.prior.starts[i], self.prior.slices[i]
+        if phase == 0:
+            seen = self.seen[:, :, :begin]
+            self.base = net.base(torch.cat([self.features, _square(seen)], 1) if i else self.features)  # [h w, C]
+        stream = self.base[self.layout.index[phase]]
+        if phase:
+            own = compand_integers(self.known[:, begin : begin + n]).to(self.small)
+            own = F.pad(own.view(h, w, n), (0, 0, 2, 2, 2, 2)).view(-1, n)[self.layout.around]  # [cells, P, n]
+            stream = (stream + net.own(own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
+        return net(stream)
+
+    def take(self, i: int, phase: int, mean: Tensor, code: Tensor | None) -> None:
+        """Go on with the codes ``[n, c]`` of a step, or with its means."""
+        begin, end = self.prior.starts[i], self.prior.starts[i + 1]
+        part = self.known[:, begin:end]
+        part[self.layout.index[phase]] = mean if code is None else mean + code * 2**MEAN_BITS
+        if phase == 0:
+            part.index_fill_(0, self.layout.index[1], 0)  # not known yet
+        else:
+            self.seen[:, :, begin:end] = compand_integers(part).view(*self.grid, -1).to(self.small)
+
+    def latents(self) -> Tensor:
+        """What is known, ``[M, h, w]`` float32."""
+        return (self.known.float() * 2.0**-MEAN_BITS).T.reshape(-1, *self.grid).contiguous()
+
+
 class HyperPrior:
     """See the module's text.
 
@@ -187,6 +263,8 @@ class HyperPrior:
             raise ValueError("the entropy model does not say which scales are skipped")
         self.skip = int(skip[0])
         self.hyper = len(z_tables)
+        self.starts = [0, *np.cumsum(self.slices).tolist()]  # first channel of each slice, and their number
+        self.layouts: dict[tuple[int, int], Layout] = {}
         self._check(reach, flat, z_tables)
         ends = np.cumsum(2 * reach + 1)
         self.reach = reach
@@ -266,12 +344,23 @@ class HyperPrior:
 
     # ---------------------------------------------------------------- the walk
 
-    def _features(self, z: Codes, quality: int) -> Tensor:
-        """Hyper latents ``[hyper, hz, wz]`` and the quality in hundredths to ``[4 hz, 4 wz, F]``."""
-        hats = quality_hats(torch.tensor(quality))
-        x = torch.from_numpy(z).to(self.device, self.dtype).permute(1, 2, 0) * 2**Z_BITS
+    def layout(self, grid: tuple[int, int]) -> Layout:
+        """The grid's layout on the device; the last ones are kept."""
+        if grid not in self.layouts:
+            if len(self.layouts) >= KEPT_GRIDS:
+                self.layouts.pop(next(iter(self.layouts)))
+            self.layouts[grid] = Layout(grid, self.device)
+        return self.layouts[grid]
+
+    def inputs(self, z: Codes, quality: int) -> npt.NDArray[np.float32]:
+        """What the hyper decoder reads: z ``[hyper, hz, wz]`` and the quality, together ``[hz, wz, hyper + HATS]``."""
+        hats = quality_hats(torch.tensor(quality)).numpy().astype(np.float32)
+        hats = np.broadcast_to(hats, (*z.shape[1:], HATS))
+        return np.concatenate([z.transpose(1, 2, 0) * np.float32(2**Z_BITS), hats], 2).astype(np.float32)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The hyper decoder: ``[hz, wz, hyper + HATS]`` to ``[4 hz, 4 wz, F]``."""
         h, w = x.shape[:2]
-        x = torch.cat([x, hats.to(self.device, self.dtype).expand(h, w, HATS)], 2)
         x = self.enter(_square(x)).view(h, w, -1)
         x = _shuffle(self.up1(x.view(h * w, -1)).view(h, w, -1))
         x = self.mix(_square(x)).view(2 * h, 2 * w, -1)
@@ -283,43 +372,50 @@ class HyperPrior:
         with OneThread(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def _walk(self, z: Codes, grid: tuple[int, int], quality: int, source: Source, slices: int) -> Walk:
+    def _check_walk(self, z: Codes, grid: tuple[int, int], quality: int) -> None:
+        """Raise ValueError for what cannot be walked over."""
         if not 0 <= quality <= QUALITY_STEPS:
             raise ValueError(f"quality is 0 to {QUALITY_STEPS} hundredths, got {quality}")
-        h, w = grid
         if min(grid) < 1:
             raise ValueError(f"a grid has at least one cell, got {grid}")
-        if z.shape != (self.hyper, -(-h // 4), -(-w // 4)):
+        if z.shape != (self.hyper, -(-grid[0] // 4), -(-grid[1] // 4)):
             raise ValueError(f"hyper latents of shape {z.shape} do not fit a grid of {grid}")
-        features = self._features(z, quality)[:h, :w].reshape(h * w, -1)
-        features = features.to(torch.int8) if self.nets[0].base.int8 else features
-        halves = _cells(h, w)
-        places = [torch.from_numpy(cells).to(self.device) for cells in halves]
-        around = _diamond_cells(h, w, halves[1]).to(self.device)
-        seen = torch.zeros(h, w, 0, dtype=features.dtype, device=self.device)
+
+    def _graphs(self, grid: tuple[int, int]) -> WalkGraphs | None:
+        """CUDA graphs of a walk over a grid that this GPU has seen a few times; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        self.layout(grid).walks += 1
+        if self.layout(grid).walks <= GRAPH_AFTER:
+            return None
+        if self.layout(grid).graphs is None:
+            from .hyperprior_graphs import WalkGraphs
+
+            self.layout(grid).graphs = WalkGraphs(self, grid)
+        return self.layout(grid).graphs
+
+    def _walk(self, z: Codes, grid: tuple[int, int], quality: int, source: Source, slices: int) -> Walk:
+        self._check_walk(z, grid, quality)
+        h, w = grid
+        run = WalkRun(self, grid)
+        run.begin(torch.from_numpy(self.inputs(z, quality)).to(self.device, self.dtype))
         codes = np.zeros((sum(self.slices[:slices]), h * w), dtype=np.int64)
-        latents = np.zeros((self.latents, h * w), dtype=np.float32)
-        begin = 0
-        for i, (n, net) in enumerate(zip(self.slices, self.nets, strict=True)):
-            base = net.base(torch.cat([features, _square(seen)], 1) if i else features)  # [h w, C]
-            whole = torch.zeros(h * w, n, dtype=self.dtype, device=self.device)
+        for i in range(len(self.slices)):
             for phase in (0, 1):
-                stream = base[places[phase]]
-                if phase:
-                    own = compand_integers(whole).to(features.dtype)
-                    own = F.pad(own.view(h, w, n), (0, 0, 2, 2, 2, 2)).view(-1, n)[around]  # [cells, P, n]
-                    stream = (stream + net.own(own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
-                mean, scale = net(stream)
+                mean, scale = run.predict(i, phase)
+                code = None
                 if i < slices:
-                    code = source(i, halves[phase], mean, scale)
-                    whole[places[phase]] = mean + code * 2**MEAN_BITS
-                    codes[begin : begin + n, halves[phase]] = code.T.cpu().numpy()
-                else:
-                    whole[places[phase]] = mean
-            latents[begin : begin + n] = (whole * 2.0**-MEAN_BITS).T.float().cpu().numpy()
-            seen = torch.cat([seen, compand_integers(whole).to(seen.dtype).view(h, w, n)], 2)
-            begin += n
-        return Walk(z, codes.reshape(len(codes), h, w), latents.reshape(-1, h, w))
+                    cells = run.layout.cells[phase]
+                    code = source(i, cells, mean, scale)
+                    begin = self.starts[i]
+                    codes[begin : begin + self.slices[i], cells] = code.T.cpu().numpy()
+                run.take(i, phase, mean, code)
+        return Walk(z, codes.reshape(len(codes), h, w), run.latents().cpu().numpy())
+
+    def code_of(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Codes of latents in quantiser steps: the rest after the mean, rounded, or zero for skipped scales."""
+        code = (y - mean * 2.0**-MEAN_BITS).round().clamp_(-CODE_MAX, CODE_MAX)
+        return torch.where(scale > self.skip, code, 0.0)
 
     def quantise(self, y: npt.NDArray[np.floating], z: npt.NDArray[np.floating], quality: int) -> Walk:
         """Latents ``y [M, h, w]`` in quantiser steps and hyper latents ``z [hyper, h/4, w/4]`` (rounded up) to codes.
@@ -333,18 +429,20 @@ class HyperPrior:
             raise ValueError("some latents are not numbers")
         grid = (y.shape[1], y.shape[2])
         values = torch.from_numpy(np.ascontiguousarray(y)).to(self.device, self.dtype).flatten(1).T  # [h w, M]
-        starts = np.concatenate([[0], np.cumsum(self.slices)])
         steps: list[Step] = []
 
         def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
-            part = values[torch.from_numpy(cells).to(self.device), starts[i] : starts[i + 1]]
-            code = (part - mean * 2.0**-MEAN_BITS).round().clamp_(-CODE_MAX, CODE_MAX)
-            code = torch.where(scale > self.skip, code, 0.0)
+            part = values[torch.from_numpy(cells).to(self.device), self.starts[i] : self.starts[i + 1]]
+            code = self.code_of(part, mean, scale)
             steps.append(self._step(i, code, scale))
             return code
 
         codes = np.clip(np.round(z), -Z_MAX, Z_MAX).astype(np.int64)
         with self._exactly():
+            graphs = self._graphs(grid)
+            if graphs is not None:
+                self._check_walk(codes, grid, quality)
+                return Walk(codes, *graphs.encode(self.inputs(codes, quality), values))
             walk = self._walk(codes, grid, quality, source, len(self.slices))
         walk.steps = steps
         return walk
@@ -360,11 +458,10 @@ class HyperPrior:
         if any(a.size and not -top <= a.min() <= a.max() <= top for a, top in ((z, Z_MAX), (codes, CODE_MAX))):
             raise ValueError(f"hyper latents are at most {Z_MAX} and codes at most {CODE_MAX}")
         values = torch.from_numpy(np.ascontiguousarray(codes)).to(self.device, self.dtype).flatten(1).T
-        starts = np.concatenate([[0], np.cumsum(self.slices)])
         steps: list[Step] = []
 
         def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
-            code = values[torch.from_numpy(cells).to(self.device), starts[i] : starts[i + 1]]
+            code = values[torch.from_numpy(cells).to(self.device), self.starts[i] : self.starts[i + 1]]
             if bool(((scale <= self.skip) & (code != 0)).any()):
                 raise ValueError("a code that is always zero here is not zero: these codes are another model's")
             steps.append(self._step(i, code, scale))
@@ -450,26 +547,45 @@ class HyperPrior:
 
         def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
             tables = scale.to(torch.uint8).cpu().numpy().reshape(-1)
-            flat = np.zeros(tables.size, dtype=np.int32)
-            order = self._order(tables)
-            flat[order] = self._pull(decoders[layer_of[i]], tables[order].astype(np.int64))
+            flat: npt.NDArray[np.int32] = np.empty(tables.size, dtype=np.int32)
+            order = np.argsort(tables, kind="stable")
+            flat[order] = self.pull(decoders[layer_of[i]], np.bincount(tables, minlength=SCALES))
             return torch.from_numpy(flat).to(self.device, self.dtype).view(mean.shape)
 
         with self._exactly():
-            walk = self._walk(z.reshape(self.hyper, *shape), grid, quality, source, len(layer_of))
+            z = z.reshape(self.hyper, *shape)
+            graphs = self._graphs(grid) if len(layer_of) == len(self.slices) else None
+            if graphs is None:
+                walk = self._walk(z, grid, quality, source, len(layer_of))
+            else:
+                self._check_walk(z, grid, quality)
+                found = graphs.decode(self.inputs(z, quality), lambda i, n: self.pull(decoders[layer_of[i]], n))
+                walk = Walk(z, *found)
         for decoder in decoders:
             decoder.finish()
         return walk
 
-    def _pull(self, decoder: IndexedDecoder, tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        codes = np.empty(tables.size, dtype=np.int32)
-        for table, part in _runs(tables):
-            codes[part] = decoder.pull(part.stop - part.start, table) - self.reach[table]
-        far = np.flatnonzero(np.abs(codes) >= self.reach[tables])
+    def pull(self, decoder: IndexedDecoder, counts: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        """The next codes, sorted by scale: ``counts [SCALES]`` of each; those of skipped scales are zero.
+
+        Raises: ValueError for a code that no encoder makes.
+        """
+        n = int(counts.sum())
+        codes: npt.NDArray[np.int32] = np.zeros(n, dtype=np.int32)
+        begin = int(counts[: self.skip + 1].sum())
+        coded = codes[begin:]
+        for table in range(self.skip + 1, SCALES):
+            end = begin + int(counts[table])
+            if end > begin:
+                codes[begin:end] = decoder.pull(end - begin, table)
+            begin = end
+        reach = np.repeat(self.reach[self.skip + 1 :].astype(np.int32), counts[self.skip + 1 :])
+        coded -= reach
+        far = np.flatnonzero(np.abs(coded) >= reach)
         if far.size:
             parts = decoder.pull(2 * far.size, SCALES).reshape(-1, 2)
-            codes[far] += np.sign(codes[far]) * (256 * parts[:, 0] + parts[:, 1])
-            if int(np.abs(codes[far]).max()) > CODE_MAX:
+            coded[far] += np.sign(coded[far]) * (256 * parts[:, 0] + parts[:, 1])
+            if int(np.abs(coded[far]).max()) > CODE_MAX:
                 raise ValueError(f"a code is larger than {CODE_MAX}")
         return codes
 
@@ -519,20 +635,6 @@ def _shuffle(x: Tensor) -> Tensor:
     """``[h, w, 4 C] -> [2 h, 2 w, C]``."""
     h, w, c = x.shape
     return x.view(h, w, 2, 2, c // 4).permute(0, 2, 1, 3, 4).reshape(2 * h, 2 * w, c // 4)
-
-
-def _cells(h: int, w: int) -> list[npt.NDArray[np.int64]]:
-    """Cells of both halves of a checkerboard in raster order; cell (0, 0) is of the first."""
-    parity = (np.add.outer(np.arange(h), np.arange(w)) % 2).reshape(-1)
-    return [np.flatnonzero(parity == phase) for phase in (0, 1)]
-
-
-def _diamond_cells(h: int, w: int, cells: npt.NDArray[np.int64]) -> Tensor:
-    """Places of each cell's window in a map with a border of two: ``[cells, P]``."""
-    rows, columns = np.divmod(cells, w)
-    return torch.from_numpy(
-        np.stack([(rows + 2 + dy) * (w + 4) + columns + 2 + dx for dy, dx in DIAMOND], 1).astype(np.int64)
-    )
 
 
 def export_hyperprior(

@@ -23,7 +23,7 @@ from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 
 TABLES_HASH = "9900df5a0a1914477dbeccbfcf01d3c1eee982b4da8407ffdb36f2e5287ddcdb"
-PHOTO_HASH = "0d1ae177aba1d28f0e310fe8c4edb0b0906f78a4339521cfbc7138c3efb51a34"
+PHOTO_HASH = "ce9ec180d9b00f94f3df73d07f43d07ca6aaac93e9d50fb7b6bdd16e55f4fd93"
 SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ...entropy.hyperprior import CODE_MAX, HyperPrior, Walk
 from ...entropy.hyperprior_net import QUALITY_STEPS, Z_MAX
 from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..graphed import Graphed
 from .grid import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
@@ -176,10 +177,11 @@ class ImagePhoto(Tokenizer):
     """
 
     config_class = ImagePhotoConfig
-    # The parts at stride 8 and at the ends stay float16: int8 would cost much of their precision at high rates.
+    # All kernels but those at the pixels, which stay float16. They are trained with these steps (train/photo.py).
     int8_weights = (
-        "nets.hyper_analysis.", "nets.analysis.down.", "nets.analysis.coarse.", "nets.analysis.leave.",
-        "nets.synthesis.coarse.", "nets.synthesis.up.",
+        "nets.hyper_analysis.", "nets.analysis.fine.", "nets.analysis.down.", "nets.analysis.coarse.",
+        "nets.analysis.leave.", "nets.synthesis.enter.", "nets.synthesis.coarse.", "nets.synthesis.up.",
+        "nets.synthesis.fine.",
     )  # fmt: skip
     modality = "image"
     dial = "quality"
@@ -192,6 +194,11 @@ class ImagePhoto(Tokenizer):
         self.nets = channels_last(PhotoNets(self.config))
         self.register_buffer("entropy_hash", torch.zeros(8, dtype=torch.uint8))
         self._entropy: HyperPrior | None = None
+        self._synthesise = Graphed(self._pixels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImagePhoto:
+        self._synthesise.forget()  # weights move
+        return super()._apply(fn, recurse)
 
     @property
     def entropy(self) -> HyperPrior:
@@ -322,7 +329,9 @@ class ImagePhoto(Tokenizer):
     @torch.no_grad()
     def pixels(self, latents: Tensor, steps: int) -> Tensor:
         """What a walk made, ``[B, M, h, w]``, to pixels ``[B, 3, 16h, 16w]`` in [0, 1]."""
-        quality = torch.full((len(latents),), steps / QUALITY_STEPS, device=self.device)
+        return self._synthesise(latents, torch.full((len(latents),), steps / QUALITY_STEPS, device=self.device))
+
+    def _pixels(self, latents: Tensor, quality: Tensor) -> Tensor:
         y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return ((self.nets.synthesis(y, quality) + 1) / 2).clamp(0, 1)
