@@ -136,6 +136,8 @@ def encode_file(
     with open_output(dst, force) as file:
         picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
         loaded = load_model(chosen, pick_device(device), prior)  # 2
+        if loaded.tokenizer.modality != "image":
+            raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a picture")
         if loaded.tokenizer.dial == "quality":
             encoded = build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
         else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MODELS = {"image": "image-photo"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 TOKEN_MODELS = {"image": "image-grid"}  # of `codec tokenize`: few codes, for generators
-MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image"}  # by class, for lists without torch
+MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image", "AudioGRVQ": "audio"}  # by class, for lists without torch
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
     "hyperprior": "hyperprior.safetensors",

@@ -20,7 +20,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
 
 # config.json names a class of this table; nothing else is ever imported because a file says so.
-TOKENIZER_CLASSES = {"ImageGrid": "image.grid", "ImagePhoto": "image.photo"}
+TOKENIZER_CLASSES = {"ImageGrid": "image.grid", "ImagePhoto": "image.photo", "AudioGRVQ": "audio.grvq"}
 
 
 @dataclass(frozen=True)

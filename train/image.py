@@ -33,7 +33,7 @@ from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
-from .loop import Clock, learning_rate, mistakes_in_one_line, picture_arguments, psnr, recipe_of
+from .loop import Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 
 STAGES = ("faithful", "sharp")
@@ -458,7 +458,7 @@ class Trainer:
 
 
 def main() -> None:
-    parser = picture_arguments(__doc__, "image-grid")
+    parser = training_arguments(__doc__, "image-grid")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
     args = parser.parse_args()

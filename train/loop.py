@@ -19,13 +19,13 @@ from ..tokenizers.api import CONFIG_FILE
 from .recipe import change, read_recipe
 
 
-def picture_arguments(text: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The arguments of every script that trains a model on pictures. text: its help.  recipe: the default one."""
+def training_arguments(text: str | None, recipe: str, media: str = "pictures") -> argparse.ArgumentParser:
+    """The arguments of every script that trains on media. text: its help.  recipe: the default one."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=recipe, help="name in train/recipes or a YAML file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
-    parser.add_argument("--data", nargs="+", required=True, help="folders with training pictures")
-    parser.add_argument("--test", help="folder with test pictures; looked at once, at the end")
+    parser.add_argument("--data", nargs="+", required=True, help=f"folders with training {media}")
+    parser.add_argument("--test", help=f"folder with test {media}; looked at once, at the end")
     parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
     parser.add_argument("--resume", help="model to start from: a folder or the name of a release")
     parser.add_argument("--out", required=True, help="folder for the trained model")

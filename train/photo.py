@@ -43,7 +43,7 @@ from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
 from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quantize_int8
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
-from .loop import Clock, learning_rate, mistakes_in_one_line, picture_arguments, psnr, recipe_of
+from .loop import Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
 from .losses.distortion import distortion
 from .muon import Muon
 
@@ -491,7 +491,7 @@ def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = picture_arguments(__doc__, "image-photo")
+    parser = training_arguments(__doc__, "image-photo")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     args = parser.parse_args()
     with mistakes_in_one_line(parser, args):

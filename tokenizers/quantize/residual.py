@@ -156,12 +156,22 @@ class GroupResidualQuantizer(Quantizer):
             pairs.append((quantizer, part))
         return pairs
 
-    def forward(self, z_e: Tensor, n_levels: Tensor | None = None) -> QuantizerOutput:
-        """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels."""
+    def forward(
+        self, z_e: Tensor, n_levels: Tensor | None = None, n_codes: Tensor | None = None
+    ) -> QuantizerOutput:
+        """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels.
+
+        ``n_codes [B]`` int64 says instead how many codebooks are kept, in the order of the codes: then the last level
+        may be there for the first groups only.
+        """
         pairs = self.split(z_e)
-        if n_levels is None:
-            n_levels = pairs[0][0].draw_levels(z_e.shape[0], z_e.device)
-        outs = [quantizer(part, n_levels) for quantizer, part in pairs]
+        if n_codes is not None:
+            count = len(pairs)
+            kept = [(n_codes + count - 1 - g) // count for g in range(count)]
+        else:
+            n_levels = pairs[0][0].draw_levels(z_e.shape[0], z_e.device) if n_levels is None else n_levels
+            kept = [n_levels] * len(pairs)
+        outs = [quantizer(part, n) for (quantizer, part), n in zip(pairs, kept, strict=True)]
         return QuantizerOutput(
             z_q=torch.cat([out.z_q for out in outs], dim=1),
             codes=torch.stack([out.codes for out in outs], dim=2).flatten(1, 2),  # [B, K * G, *grid]

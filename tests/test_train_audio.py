@@ -1,0 +1,228 @@
+"""Training of the audio tokenizer: its data, its discriminators, and the one command that runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState
+
+from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from tokodec.train import audio as script
+from tokodec.train.data.audio import LOUDEST, QUIETEST, SoundStore, level, list_sounds, read_mono, read_sounds
+from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
+
+SMALL = (
+    "model.channels=[8,8,16] model.analysis_blocks=[1,1,1] model.synthesis_channels=[16,16] "
+    "model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16,16] data.seconds=0.2 data.holdout_every=3 "
+    "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5"
+)
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    """The script chooses kernels for the whole process and keeps state of accelerate."""
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short sounds of different rates and numbers of channels."""
+    out = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    for i, (rate, channels) in enumerate(((24000, 1), (48000, 2), (16000, 1), (44100, 2), (24000, 1), (8000, 1))):
+        n = rate // 2
+        t = np.arange(n)[:, None] / rate
+        samples = 0.3 * np.sin(2 * np.pi * (200 + 150 * i) * t) + 0.02 * rng.standard_normal((n, channels))
+        soundfile.write(str(out / f"s{i}.{'wav' if i % 2 else 'flac'}"), samples, rate)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def test_sounds_are_mixed_and_resampled(folder: Path) -> None:
+    paths = list_sounds([folder])
+    assert [p.stem for p in paths] == [f"s{i}" for i in range(6)]
+    for i, sound in enumerate(read_sounds(paths, RATE)):
+        assert sound.dtype == torch.int16
+        assert len(sound) == RATE // 2
+        spectrum = torch.fft.rfft(sound.float()).abs()
+        assert int(spectrum.argmax()) == pytest.approx((200 + 150 * i) / 2, abs=1)
+    stereo, rate = soundfile.read(str(paths[1]), dtype="int16")
+    assert torch.equal(read_mono(paths[1], rate), torch.from_numpy(np.round(stereo.mean(1) / 32768 * 32767)).short())
+
+
+def test_folders_without_sounds(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        list_sounds([tmp_path / "missing"])
+    with pytest.raises(FileNotFoundError, match="no sounds in"):
+        list_sounds([tmp_path])
+
+
+def test_crops_are_parts_of_the_sounds() -> None:
+    sounds = [torch.arange(1, 1001).short(), torch.arange(5001, 5031).short()]
+    store = SoundStore(sounds, 90, "cpu", seed=3)
+    assert store.seconds == 1030
+    starts = set()
+    for row in (store.crops(400) * 32768).round().int():
+        own = row[row != 0]
+        assert bool((own.diff() == 1).all())  # without a gap,
+        assert not bool(row[len(own) :].any())  # then silence,
+        assert len(own) >= 30  # of two thirds at most
+        starts.add(int(own[0]))
+    assert 5001 in starts
+    assert len(starts) > 150
+
+
+def test_batches_have_all_loudnesses_and_no_overflow() -> None:
+    torch.manual_seed(0)
+    store = SoundStore([(3000 * torch.randn(9000)).short()], 3000, "cpu", mixed=0.5)
+    x = store.batch(200)
+    assert x.shape == (200, 1, 3000)
+    assert float(x.abs().max()) <= 0.9901
+    decibel = 10 * torch.log10(x.square().mean((1, 2)))
+    assert QUIETEST - 1 < float(decibel.min()) < QUIETEST + 5
+    assert LOUDEST - 5 < float(decibel.max()) < LOUDEST + 4
+    again, other = (SoundStore([(3000 * torch.ones(9000)).short()], 3000, "cpu", seed=s).batch(20) for s in (0, 1))
+    assert torch.equal(again, SoundStore([(3000 * torch.ones(9000)).short()], 3000, "cpu", seed=0).batch(20))
+    assert not torch.equal(again, other)
+
+
+def test_silence_stays_silent() -> None:
+    quiet = torch.zeros(2, 100)
+    quiet[1] = 1e-6
+    assert torch.equal(level(quiet, torch.full((2, 1), -20.0)), quiet)
+    loud = level(torch.ones(1, 100), torch.full((1, 1), -20.0))
+    assert float(loud.square().mean().sqrt()) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="no sound that is not empty"):
+        SoundStore([torch.zeros(0, dtype=torch.int16)], 10, "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------ discriminators
+
+
+def test_discriminators_learn_to_tell_and_the_generator_to_fool() -> None:
+    """A few steps of each side move each loss the right way; features of equal sounds are equal."""
+    torch.manual_seed(0)
+    critics = SoundCritics(4)
+    real = 0.3 * torch.sin(torch.arange(4000) / torch.tensor([[3.0], [7.0]]))[:, None]
+    fake = (0.1 * torch.randn(2, 1, 4000)).requires_grad_()
+    optimizer = torch.optim.Adam(critics.parameters(), 2e-3)
+    losses = []
+    for _ in range(12):
+        loss = critics_loss(critics(real), critics(fake.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    before = fooling_loss(critics(fake))
+    (slope,) = torch.autograd.grad(before, fake)
+    assert float(fooling_loss(critics(fake - 0.02 * slope / slope.abs().max()))) < float(before)
+    assert float(feature_loss(critics(real), critics(real))) == 0
+    assert float(feature_loss(critics(real), critics(fake))) > 0.1
+    judgements = critics(real)
+    assert len(judgements) == 8
+    assert all(logits.shape[:2] == (2, 1) and len(features) == 4 for logits, features in judgements)
+
+
+# --------------------------------------------------------------------------------------------------------- one command
+
+
+def command(*words: str) -> list[str]:
+    return ["audio", "--precision", "no", "--set", *SMALL.split(), *words]
+
+
+@pytest.mark.usefixtures("_restored")
+def test_one_command_trains_and_reports(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    words = ["loss.adversarial_from=0.4", "--data", str(folder), "--test", str(folder), "--minutes", "0.08"]
+    monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 sounds" in lines[0]
+    assert "2 held out" in lines[0]
+    assert any("from here on with discriminators" in line for line in lines)
+    row = re.compile(r" *\w+ \d levels +mel \d\.\d+ +STFT \d+\.\d+ +SI-SDR -?\d+\.\d+ dB")
+    assert all(row.fullmatch(line) for line in lines[-3:])
+    found = json.loads((out / "training.json").read_text())
+    assert [entry["levels"] for entry in found["test"]] == [1, 2, 4]
+    assert len(found["codebook_usage"]) == 4
+    assert all(0 < share <= 1 for share in found["codebook_usage"])
+    model = AudioGRVQ.from_pretrained(out)
+    assert model.decode(model.encode(torch.randn(1, 1, 3 * FRAME))).shape == (1, 1, 3 * FRAME)
+
+    # Resuming starts from these weights: without a step they are the same.
+    again = tmp_path / "again"
+    words = ["--data", str(folder), "--minutes", "0", "--resume", str(out), "--out", str(again)]
+    monkeypatch.setattr(sys, "argv", command(*words))
+    script.main()
+    assert AudioGRVQ.from_pretrained(again).weights_hash == model.weights_hash
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
+    """The losses and the gradients of all parts belong together: the distance to a tone falls by a quarter."""
+    torch.manual_seed(0)
+    from tokodec.codec.bench.spectra import mel_distance
+    from tokodec.tokenizers.audio.grvq import AudioGRVQConfig
+
+    config = AudioGRVQConfig((16, 16, 32), (1, 1, 1), (32, 32), (1, 1), 16, 2, (32, 32))
+    net = script.Autoencoder(AudioGRVQ(config).train())
+    x = 0.3 * torch.sin(2 * torch.pi * 440 * torch.arange(20 * FRAME) / RATE)[None, None]
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    distances = []
+    for _ in range(40):
+        x_hat, commitment, codebook = net(x, torch.tensor([4]))
+        distance = mel_distance(x[:, 0], x_hat[:, 0], RATE).mean()
+        optimizer.zero_grad()
+        (15 * distance + commitment + codebook).backward()
+        optimizer.step()
+        distances.append(float(distance.detach()))
+    assert distances[-1] < 0.75 * distances[0]
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--set data.seconds=0.001", "a crop has at least 320 samples"),
+        ("--set model.groups=3", "split evenly into groups"),
+        ("--set loss.beauty=1", "the recipe has no loss.beauty"),
+        ("--data {missing}", "no folder"),
+        ("--resume nothing", "nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    change: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = change.format(missing=tmp_path / "missing").replace("--set", f"--set {SMALL}").split()
+    words += [] if "--data" in words else ["--data", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["audio", *words, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_si_sdr_does_not_hear_loudness() -> None:
+    torch.manual_seed(0)
+    x, noise = torch.randn(2, 8000)
+    noise = noise - (noise @ x) / (x @ x) * x
+    for scale in (0.1, 1.0, 3.0):
+        found = script.si_sdr(x, scale * (x + 0.1 * noise))
+        assert found == pytest.approx(20 - 10 * np.log10(float(noise @ noise / (x @ x))), abs=0.01)

@@ -1,0 +1,104 @@
+"""Causal layers over time that can run chunk by chunk: what a chunk needs of the ones before lies in a :class:`State`.
+
+Signals are ``[B, C, n]``. Without a state a call is a whole signal, which begins after silence; with one it is the next
+part of a signal, and parts of any lengths that the strides divide give what the whole gives, up to the rounding of
+floats.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class State:
+    """The last inputs of every causal layer of one stream."""
+
+    def __init__(self) -> None:
+        self._past: dict[nn.Module, Tensor] = {}
+
+    def extend(self, layer: nn.Module, x: Tensor, n: int) -> Tensor:
+        """``x`` after the last ``n`` inputs of ``layer``, zeros at first, ``[B, C, n + len(x)]``; keeps the last."""
+        past = self._past.get(layer)
+        if past is None:
+            past = x.new_zeros(*x.shape[:2], n)
+        joined = torch.cat([past, x], 2)
+        self._past[layer] = joined[:, :, joined.shape[2] - n :]
+        return joined
+
+
+class CausalConv1d(nn.Conv1d):
+    """``[B, C, s t] -> [B, O, t]``: a convolution of stride s; output t sees inputs up to ``s (t + 1) - 1`` only."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        if kernel < stride:
+            raise ValueError(f"a kernel of {kernel} leaves inputs out at stride {stride}")
+        super().__init__(channels, out, kernel, stride=stride, groups=groups)
+        self.past = kernel - stride
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        x = F.pad(x, (self.past, 0)) if state is None else state.extend(self, x, self.past)
+        return F.conv1d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+class ChannelNorm(nn.Module):
+    """Every moment's channels to a root mean square of 1, times a learned weight (Zhang and Sennrich 2019, RMSNorm)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.weight
+
+
+class CausalBlock(nn.Module):
+    """``x + down(gelu(up(norm(depthwise(x)))))``, a ConvNeXt block (Liu et al. 2022) over time; starts as identity."""
+
+    def __init__(self, channels: int, kernel: int = 7, expansion: int = 2) -> None:
+        super().__init__()
+        self.depthwise = CausalConv1d(channels, channels, kernel, groups=channels)
+        self.norm = ChannelNorm(channels)
+        self.up = nn.Conv1d(channels, expansion * channels, 1)
+        self.down = nn.Conv1d(expansion * channels, channels, 1)
+        nn.init.zeros_(self.down.weight)
+        assert self.down.bias is not None
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        hidden = self.up(self.norm(self.depthwise(x, state)))
+        return x + self.down(F.gelu(hidden, approximate="tanh"))
+
+
+class CausalSequential(nn.ModuleList):
+    """Layers in a row; those that look back get the state."""
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, state) if isinstance(layer, (CausalConv1d, CausalBlock)) else layer(x)
+        return x
+
+
+class Fold(nn.Module):
+    """``s`` moments into channels: ``[B, C, s n] -> [B, s C, n]``."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, n = x.shape
+        return x.view(b, c, n // self.stride, self.stride).permute(0, 3, 1, 2).reshape(b, -1, n // self.stride)
+
+
+class Unfold(nn.Module):
+    """Inverse of :class:`Fold`: ``[B, s C, n] -> [B, C, s n]``."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, n = x.shape
+        return x.view(b, self.stride, c // self.stride, n).permute(0, 2, 3, 1).reshape(b, -1, n * self.stride)

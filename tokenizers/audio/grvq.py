@@ -1,0 +1,280 @@
+"""`audio-24k`: 24 kHz sound to 75 frames of tokens a second, 0.75 to 6 kbit/s, causal, and back.
+
+::
+
+    x [B,1,320 t] -> fold by 10 -> convolutions at 2400, 600 and 75 Hz -> z [B,D,t]
+    z -> 2 groups of channels, each up to 4 levels of residual SimVQ -> codes [B,8,t], level by level
+    codes -> z_q -> convolutions at 75 and 150 Hz -> a spectrum every 160 samples -> inverse FFTs, overlapped -> x_hat
+
+Group-residual quantizer: HiFi-Codec (Yang et al. 2023, arXiv:2305.02765); SimVQ codebooks: Zhu et al. 2024
+(arXiv:2411.02038); spectra instead of transposed convolutions, so that no net runs at a high rate on the way back:
+Vocos (Siuzdak 2023, arXiv:2306.00814). Everything looks back only, but the overlap of the inverse FFTs, 20 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..quantize.residual import GroupResidualQuantizer
+from ..quantize.simvq import SimVQ
+from .causal import CausalBlock, CausalConv1d, CausalSequential, ChannelNorm, Fold, State, Unfold
+
+RATE = 24000  # samples a second
+FOLD = 10  # samples that the first layer takes at once
+STRIDES = (4, 8)  # of the layers after it
+FRAME = FOLD * math.prod(STRIDES)  # 320 samples, 75 a second
+HOP = 160  # samples between two spectra
+WINDOW = 4 * HOP  # samples of an inverse FFT; the first HOP of them lie before the spectrum's own
+LATENCY = 3 * HOP  # samples that an output sample waits for, at most: those of its frame and the overlap after it
+LOUDEST = 8.0  # largest log-magnitude of a spectrum
+
+
+@dataclass(frozen=True)
+class AudioGRVQConfig:
+    """Sizes of an AudioGRVQ."""
+
+    channels: tuple[int, ...] = (96, 192, 384)  # of the analysis net, at 2400, 600 and 75 Hz
+    analysis_blocks: tuple[int, ...] = (2, 2, 3)
+    synthesis_channels: tuple[int, ...] = (384, 256)  # at 75 and 150 Hz
+    synthesis_blocks: tuple[int, ...] = (5, 4)
+    dim: int = 128  # D, of the latents of all groups
+    groups: int = 2
+    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024, 1024)  # of each group's levels
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.analysis_blocks) == 1 + len(STRIDES):
+            raise ValueError(f"channels and analysis_blocks have {1 + len(STRIDES)} entries each")
+        if not len(self.synthesis_channels) == len(self.synthesis_blocks) == 2:
+            raise ValueError("synthesis_channels and synthesis_blocks have two entries each")
+        if self.groups < 1 or self.dim % self.groups or not self.codebook_sizes:
+            raise ValueError("the latents' channels are split evenly into groups, which have a level at least")
+
+
+def analysis_net(config: AudioGRVQConfig) -> CausalSequential:
+    """``[B, 1, 320 t] -> [B, D, t]``."""
+    first, *rest = config.channels
+    layers: list[nn.Module] = [Fold(FOLD), CausalConv1d(FOLD, first, 7)]
+    layers += [CausalBlock(first) for _ in range(config.analysis_blocks[0])]
+    before = first
+    for stride, channels, n in zip(STRIDES, rest, config.analysis_blocks[1:], strict=True):
+        layers += [CausalConv1d(before, channels, 2 * stride if stride < 8 else stride, stride)]
+        layers += [CausalBlock(channels) for _ in range(n)]
+        before = channels
+    return CausalSequential([*layers, ChannelNorm(before), CausalConv1d(before, config.dim, 3)])
+
+
+def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
+    """``[B, D, t] -> [B, WINDOW + 2, 2 t]``: logarithms of magnitudes, then phases, of every half frame."""
+    coarse, fine = config.synthesis_channels
+    n_coarse, n_fine = config.synthesis_blocks
+    head = nn.Conv1d(fine, WINDOW + 2, 1)
+    with torch.no_grad():
+        head.weight.mul_(0.3)
+        assert head.bias is not None
+        head.bias[: WINDOW // 2 + 1] = -1.0
+    return CausalSequential(
+        [
+            CausalConv1d(config.dim, coarse, 7),
+            *[CausalBlock(coarse) for _ in range(n_coarse)],
+            nn.Conv1d(coarse, 2 * fine, 1),
+            Unfold(2),
+            *[CausalBlock(fine) for _ in range(n_fine)],
+            ChannelNorm(fine),
+            head,
+        ]
+    )
+
+
+class AudioGRVQ(Tokenizer):
+    """See the module's text. Stereo is two signals to it: middle and side, a batch of two."""
+
+    config_class = AudioGRVQConfig
+    int8_weights = ("analysis.", "synthesis.")
+    modality = "audio"
+
+    config: AudioGRVQConfig
+    window: Tensor
+
+    def __init__(self, config: AudioGRVQConfig | None = None, name: str = "audio-24k") -> None:
+        super().__init__(config or AudioGRVQConfig(), name)
+        dim = self.config.dim // self.config.groups
+        levels = [[SimVQ(n, dim) for n in self.config.codebook_sizes] for _ in range(self.config.groups)]
+        self.analysis = analysis_net(self.config)
+        self.quantizer = GroupResidualQuantizer(levels)
+        self.synthesis = synthesis_net(self.config)
+        self.register_buffer("window", torch.hann_window(WINDOW) / 2, persistent=False)  # overlapped they sum to 1
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.quantizer.codebook_sizes
+
+    def spec(self, samples: int) -> TokenSpec:
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=(FRAME,),
+            size=(samples,),
+            channels="mono",
+            sample_rate=float(RATE),
+        )
+
+    # ---------------------------------------------------------------- whole signals
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, levels: int | None = None, lengths: Sequence[int] | None = None) -> Tokens:
+        """Signals ``[B, 1, n]`` at 24 kHz in [-1, 1] to tokens ``[B, levels, ceil(n / 320)]``.
+
+        Args:
+            levels: codebooks, 1 to 8, 0.75 kbit/s each; all if None.
+            lengths: true lengths of signals that were padded at their ends; codes of the padding are ``ABSENT``, the
+                others are those of each signal alone.
+        Raises: ValueError for other shapes, an empty signal, or another number of levels.
+        """
+        if x.ndim != 3 or x.shape[1] != 1 or 0 in x.shape:
+            raise ValueError(f"a batch of sounds is [B, 1, n], got {tuple(x.shape)}")
+        n = x.shape[2]
+        if lengths is not None:
+            if len(lengths) != len(x) or not all(1 <= length <= n for length in lengths):
+                raise ValueError(f"lengths are one for each signal, 1 to {n}")
+            inside = torch.arange(n, device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+            x = torch.where(inside[:, None], x, 0.0)
+        codes = self.codes(self.analysis(F.pad(x, (0, -n % FRAME))), levels)
+        if lengths is not None:
+            frames = torch.tensor([-(-length // FRAME) for length in lengths], device=x.device)
+            codes = torch.where(
+                torch.arange(codes.shape[2], device=x.device) < frames[:, None, None], codes, ABSENT
+            )
+        return Tokens(codes, self.spec(n))
+
+    def codes(self, z: Tensor, levels: int | None = None) -> Tensor:
+        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``."""
+        total = len(self.codebook_sizes)
+        levels = total if levels is None else levels
+        if not 1 <= levels <= total:
+            raise ValueError(f"levels is 1 to {total}, got {levels}")
+        return self.quantizer.encode(z, -(-levels // self.config.groups))[:, :levels]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Tensor:
+        """Tokens to signals ``[B, 1, n]``; beyond ``lengths``, if given, they are zero.
+
+        Raises: ValueError if the tokens are another model's.
+        """
+        self.check_tokens(tokens)
+        n = tokens.spec.size[0]
+        frames = None
+        if lengths is not None:
+            frames = torch.tensor([-(-length // FRAME) for length in lengths], device=tokens.codes.device)
+        x_hat = self.synthesise(self.quantizer.decode(tokens.codes), frames)[:, :, :n]
+        if lengths is None:
+            return x_hat
+        inside = torch.arange(n, device=x_hat.device) < torch.tensor(lengths, device=x_hat.device)[:, None]
+        return torch.where(inside[:, None], x_hat, 0.0)
+
+    def synthesise(self, z: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Latents ``[B, D, t]`` to signals ``[B, 1, 320 t]``. frames: ``[B]`` those that count, all if None."""
+        pieces = self.pieces(self.synthesis(z))
+        there = pieces.new_ones(len(z), pieces.shape[1])
+        if frames is not None:
+            there = (torch.arange(pieces.shape[1], device=z.device) < 2 * frames[:, None]).to(pieces.dtype)
+        blocks, weights = self.overlap(pieces * there[:, :, None]), self.overlap(self.window * there[:, :, None])
+        blocks, weights = blocks[:, 1:-2], weights[:, 1:-2]  # what lies before the first frame, and after the last
+        return (blocks / weights.clamp_min(1e-3)).reshape(len(z), 1, -1)
+
+    def pieces(self, spectra: Tensor) -> Tensor:
+        """What the synthesis net makes, ``[B, WINDOW + 2, j]``, to windowed pieces of sound ``[B, j, WINDOW]``."""
+        magnitude, phase = spectra.float().transpose(1, 2).chunk(2, 2)
+        spectrum = torch.polar(torch.exp(magnitude.clamp(max=LOUDEST)), phase)
+        return torch.fft.irfft(spectrum, n=WINDOW) * self.window
+
+    @staticmethod
+    def overlap(pieces: Tensor) -> Tensor:
+        """Pieces ``[B, j, WINDOW]``, HOP samples apart, to their sum in blocks of HOP samples ``[B, j + 3, HOP]``."""
+        parts = pieces.unflatten(2, (WINDOW // HOP, HOP)).unbind(2)
+        n = len(parts) - 1
+        return sum((F.pad(part, (0, 0, i, n - i)) for i, part in enumerate(parts)), start=torch.zeros(()))
+
+
+class StreamingEncoder:
+    """Codes of a signal that comes in chunks of any length; together those of :meth:`AudioGRVQ.encode`.
+
+    A code is there as soon as its 320 samples are.
+    """
+
+    def __init__(self, model: AudioGRVQ, levels: int | None = None) -> None:
+        self.model, self.levels = model, levels
+        self.state = State()
+        self.rest: Tensor | None = None
+
+    @torch.no_grad()
+    def push(self, x: Tensor) -> Tensor:
+        """The next samples ``[B, 1, n]`` to codes ``[B, levels, t]``, t of which may be 0."""
+        x = x if self.rest is None else torch.cat([self.rest, x], 2)
+        whole = x.shape[2] // FRAME * FRAME
+        self.rest = x[:, :, whole:]
+        return self._codes(x[:, :, :whole])
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Codes of what is left, after silence to the end of its frame."""
+        if self.rest is None:
+            raise ValueError("nothing was pushed")
+        rest, self.rest = self.rest, self.rest[:, :, :0]
+        return self._codes(F.pad(rest, (0, -rest.shape[2] % FRAME)))
+
+    def _codes(self, x: Tensor) -> Tensor:
+        if not x.shape[2]:
+            levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
+            return torch.zeros(len(x), levels, 0, dtype=torch.int64, device=x.device)
+        return self.model.codes(self.model.analysis(x, self.state), self.levels)
+
+
+class StreamingDecoder:
+    """Samples of codes that come in chunks of any length; together those of :meth:`AudioGRVQ.decode`.
+
+    A sample is there at most ``LATENCY`` samples after the encoder got it, and the last ones when all codes are known.
+    """
+
+    def __init__(self, model: AudioGRVQ) -> None:
+        self.model = model
+        self.state = State()
+        self.tail: Tensor | None = None  # sums of the last three blocks, which later pieces add to [B, 3, HOP]
+        self.weights: Tensor | None = None
+        self.first = True
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """The next codes ``[B, k, t]`` to samples ``[B, 1, n]``."""
+        if not codes.shape[2]:
+            return torch.zeros(len(codes), 1, 0, device=codes.device)
+        model = self.model
+        pieces = model.pieces(model.synthesis(model.quantizer.decode(codes), self.state))
+        blocks = model.overlap(pieces)
+        weights = model.overlap(model.window.expand(1, pieces.shape[1], -1))
+        if self.tail is not None and self.weights is not None:
+            blocks[:, :3] += self.tail
+            weights[:, :3] += self.weights
+        self.tail, self.weights = blocks[:, -3:].clone(), weights[:, -3:].clone()
+        begin, self.first = int(self.first), False  # the first block lies before the signal
+        return self._samples(blocks[:, begin:-3], weights[:, begin:-3])
+
+    def finish(self) -> Tensor:
+        """The last samples: one block, all that the last frame holds beyond what was given out."""
+        if self.tail is None or self.weights is None:
+            raise ValueError("nothing was pushed")
+        last = self._samples(self.tail[:, :1], self.weights[:, :1])
+        self.tail = self.tail[:, :0]
+        return last
+
+    @staticmethod
+    def _samples(blocks: Tensor, weights: Tensor) -> Tensor:
+        return (blocks / weights.clamp_min(1e-3)).reshape(len(blocks), 1, -1)

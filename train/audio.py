@@ -1,0 +1,286 @@
+"""Train, evaluate and export an audio tokenizer in one command.
+
+    python -m tokodec.train.audio --recipe audio-24k --data SOUNDS... --minutes 25 --out OUT
+
+Every crop keeps a random number of codebooks. The first part of the time has spectral losses only; then discriminators
+of periods and of spectra join. The budget is wall-clock minutes. The best weights so far (by the mel distance of the
+held-out sounds, and from the moment the discriminators join, the last) lie in OUT at any time; ``--resume FOLDER``
+starts from released weights. The last thing printed is a table on the test sounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ..codec.bench.spectra import mel_distance, stft_distance
+from ..tokenizers.api import find_model
+from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
+from .data.audio import SoundStore, list_sounds, read_sounds
+from .graphed import GraphedStep
+from .loop import Clock, learning_rate, mistakes_in_one_line, recipe_of, training_arguments
+from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
+from .muon import Muon
+
+STEPS_A_CHECK = 20
+EVALUATIONS = 8
+HOLDOUT_QUICK = 24  # held-out sounds that evaluations on the way look at
+LONGEST = 10 * RATE  # samples of a sound that an evaluation looks at
+TEST_LEVELS = (1, 2, 4, 8)
+
+
+class Autoencoder(nn.Module):
+    """What is trained, as one module."""
+
+    def __init__(self, model: AudioGRVQ) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, n_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``x [B, 1, 320 t]`` in [-1, 1] to (x_hat, commitment loss, codebook loss)."""
+        out = self.model.quantizer(self.model.analysis(x), n_codes=n_codes)
+        return self.model.synthesise(out.z_q), out.commitment_loss, out.codebook_loss
+
+
+class Trainer:
+    """One run of a recipe; see the module's text."""
+
+    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+        self.recipe, self.args = recipe, args
+        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        process = self.accelerator.process_index
+        set_seed(args.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        self.main = self.accelerator.is_main_process
+        sounds = read_sounds(list_sounds(args.data), RATE)
+        every = recipe["data"]["holdout_every"]
+        self.holdout = sounds[::every]
+        self.sounds = [s for i, s in enumerate(sounds) if i % every]
+        size = round(recipe["data"]["seconds"] * RATE / FRAME) * FRAME
+        if size < FRAME:
+            raise ValueError(f"a crop has at least {FRAME} samples")
+        seed = args.seed * 1000 + process
+        self.store = SoundStore(self.sounds, size, self.device, recipe["data"]["mixed"], seed)
+        minutes = self.store.seconds / RATE / 60
+        self.log(f"{len(self.sounds)} sounds, {minutes:.1f} minutes, {len(self.holdout)} held out, on {self.device}")
+
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
+        model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
+        if args.resume:
+            released = AudioGRVQ.from_pretrained(find_model(args.resume))
+            if released.config != model.config:
+                raise ValueError(f"{args.resume} has other sizes than the recipe")
+            model.load_state_dict(released.state_dict())
+        self.model = model.to(self.device)
+        self.net = Autoencoder(self.model)
+        self.critics = SoundCritics(recipe["optim"]["critics_width"]).to(self.device)
+        millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.model, self.critics)]
+        self.log(f"model {millions[0]:.2f} M, discriminators {millions[1]:.2f} M")
+        set_seed(args.seed + process)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
+        self.out = Path(args.out)
+        self.best = math.inf
+        self.history: list[dict[str, Any]] = []
+
+    def log(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    def optimizers(self) -> tuple[list[torch.optim.Optimizer], torch.optim.Optimizer]:
+        """Those of the model (AdamW, and Muon for the matrices of its nets) and that of the discriminators."""
+        optim = self.recipe["optim"]
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, p in self.model.named_parameters():
+            inner = p.ndim == 3 and p.shape[2] == 1 and min(p.shape[:2]) >= 16 and "quantizer" not in name
+            (matrices if inner and optim["muon"] else others).append(p)
+        fused = self.device.type == "cuda"
+        betas = tuple(optim["betas"])
+        found: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=optim["lr"], betas=betas, weight_decay=0.0, fused=fused)
+        ]
+        if matrices:
+            found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
+        critics = torch.optim.AdamW(
+            self.critics.parameters(), lr=optim["critics_lr"], betas=betas, weight_decay=0.0, fused=fused
+        )
+        for optimizer in (*found, critics):
+            for group in optimizer.param_groups:
+                group["base"] = group["lr"]
+        return found, critics
+
+    def run(self) -> None:
+        optim, conf = self.recipe["optim"], self.recipe["loss"]
+        self.out.mkdir(parents=True, exist_ok=True)
+        optimizers, critics_optimizer = self.optimizers()
+        compute: GraphedStep | None = None
+        judge: GraphedStep | None = None
+        clock = Clock(self.accelerator, 60 * self.args.minutes)
+        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
+        loss = norm = torch.tensor(math.nan)
+        batch, codebooks = optim["batch"], len(self.model.codebook_sizes)
+        adversarial = False
+        self.model.train()
+        while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
+            if not adversarial and clock.share >= conf["adversarial_from"]:
+                adversarial = True
+                self.best = math.inf
+                self.log(f"[{100 * clock.share:5.1f} %] from here on with discriminators")
+            factor = learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"])
+            for optimizer in (*optimizers, critics_optimizer):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base"] * factor
+            x = self.store.batch(batch)
+            kept = torch.randint(1, codebooks + 1, (batch,), device=self.device, generator=self.generator)
+            if compute is None:
+                compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
+            loss = compute((x, kept), adversarial)
+            norm = compute.clip(optim["grad_clip"])
+            for optimizer in optimizers:
+                optimizer.step()
+            if adversarial:
+                if judge is None:
+                    judge = GraphedStep(self.critics, self.judge, (x, kept), not self.args.eager)
+                judge((x, kept))
+                judge.clip(optim["grad_clip"])
+                critics_optimizer.step()
+            step += 1
+            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
+                next_check += 1 / EVALUATIONS
+                self.check(step, clock.share, time.monotonic() - begin, loss, norm, adversarial)
+        if step:
+            self.check(step, 1.0, time.monotonic() - begin, loss, norm, adversarial)
+        elif self.main:
+            self.model.save_pretrained(self.out)
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.export()
+        self.accelerator.end_training()
+
+    def autocast(self) -> torch.autocast:
+        bf16 = self.args.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    def loss(self, x: Tensor, kept: Tensor, adversarial: bool) -> Tensor:
+        conf = self.recipe["loss"]
+        with self.autocast():
+            x_hat, commitment, codebook = self.net(x, kept)
+        a, b = x[:, 0], x_hat[:, 0].float()
+        total = conf["mel"] * mel_distance(a, b, RATE).mean() + conf["stft"] * stft_distance(a, b).mean()
+        total = total + conf["waveform"] * 10 * (a - b).abs().mean()
+        total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
+        if adversarial:
+            with self.autocast():
+                real, fake = self.critics(x), self.critics(x_hat)
+            total = total + conf["adversarial"] * fooling_loss(fake) + conf["features"] * feature_loss(real, fake)
+        return total
+
+    def judge(self, x: Tensor, kept: Tensor) -> Tensor:
+        with self.autocast():
+            with torch.no_grad():
+                x_hat, _, _ = self.net(x, kept)
+            return critics_loss(self.critics(x), self.critics(x_hat))
+
+    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool) -> None:
+        if not self.main:
+            return
+        rows = measure(self.model, self.holdout[:HOLDOUT_QUICK])
+        score = sum(r["mel_distance"] for r in rows) / len(rows)
+        kept = score < self.best or adversarial  # what discriminators bring, distances do not see
+        if kept:
+            self.best = min(self.best, score)
+            self.model.save_pretrained(self.out)
+        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
+        self.log(
+            f"[{100 * share:5.1f} %] step {step} {step * self.recipe['optim']['batch'] / seconds:.0f} crops/s"
+            f" loss {float(loss):.4f} norm {float(norm):.2f} held-out mel {score:.4f}  "
+            + "  ".join(f"{r['levels']}: mel {r['mel_distance']:.4f} SI-SDR {r['si_sdr']:.2f} dB" for r in rows)
+            + (" kept" if kept else "")
+        )
+
+    def export(self) -> None:
+        """Show what the released weights do."""
+        model = AudioGRVQ.from_pretrained(self.out).to(self.device)
+        results: dict[str, Any] = {
+            "holdout": measure(model, self.holdout),
+            "codebook_usage": usage(model, self.sounds),
+            "minutes": self.args.minutes,
+            "processes": self.accelerator.num_processes,
+            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
+            "sounds": len(self.sounds),
+            "seed": self.args.seed,
+            "recipe": self.recipe,
+            "history": self.history,
+        }
+        if self.args.test:
+            results["test"] = measure(model, read_sounds(list_sounds([self.args.test]), RATE))
+        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
+        for name in ("holdout", "test"):
+            for r in results.get(name, []):
+                self.log(
+                    f"{name:>8} {r['levels']} levels  mel {r['mel_distance']:.4f}  STFT {r['stft_distance']:.4f}"
+                    f"  SI-SDR {r['si_sdr']:.2f} dB"
+                )
+
+
+def si_sdr(x: Tensor, x_hat: Tensor) -> float:
+    """Scale-invariant ratio of signal to distortion in dB, ``[n]`` each (Le Roux et al. 2019, arXiv:1811.02508)."""
+    target = (x @ x_hat) / (x @ x).clamp(min=1e-8) * x
+    return 10 * math.log10(float(target.square().sum() + 1e-8) / float((x_hat - target).square().sum() + 1e-8))
+
+
+@torch.no_grad()
+def measure(model: AudioGRVQ, sounds: list[Tensor]) -> list[dict[str, Any]]:
+    """Means over sounds (int16 ``[n]``, their first ten seconds) for each number of levels."""
+    training = model.training
+    model.eval()
+    sums = [{"mel_distance": 0.0, "stft_distance": 0.0, "si_sdr": 0.0} for _ in TEST_LEVELS]
+    levels = [n for n in TEST_LEVELS if n <= len(model.codebook_sizes)]
+    for sound in sounds:
+        x = sound[:LONGEST].to(model.device).float()[None, None] / 32768
+        tokens = model.encode(x)
+        for n, row in zip(levels, sums, strict=False):
+            x_hat = model.decode(tokens.levels(n))
+            row["mel_distance"] += float(mel_distance(x[:, 0], x_hat[:, 0], RATE))
+            row["stft_distance"] += float(stft_distance(x[:, 0], x_hat[:, 0]))
+            row["si_sdr"] += si_sdr(x[0, 0], x_hat[0, 0])
+    model.train(training)
+    pairs = zip(levels, sums, strict=False)
+    return [{"levels": n, **{key: value / len(sounds) for key, value in row.items()}} for n, row in pairs]
+
+
+@torch.no_grad()
+def usage(model: AudioGRVQ, sounds: list[Tensor]) -> list[float]:
+    """Share of the codewords of every codebook that the sounds use."""
+    seen = [torch.zeros(n, dtype=torch.bool) for n in model.codebook_sizes]
+    for sound in sounds:
+        codes = model.encode(sound.to(model.device).float()[None, None] / 32768).codes[0].cpu()
+        for k, flags in enumerate(seen):
+            flags[codes[k]] = True
+    return [float(flags.float().mean()) for flags in seen]
+
+
+def main() -> None:
+    parser = training_arguments(__doc__, "audio-24k", "sounds")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    args = parser.parse_args()
+    with mistakes_in_one_line(parser, args):
+        trainer = Trainer(recipe_of(args), args)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Training sounds kept decoded in memory (the GPU's, if they fit), so that a crop costs one gather."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
+QUIETEST, LOUDEST = -35.0, -12.0  # dB of full scale: the root mean square that a crop is brought to
+SILENT = 1e-4  # root mean square of what stays as quiet as it is
+PEAK = 0.99
+
+
+def list_sounds(folders: Iterable[str | Path]) -> list[Path]:
+    """All sounds below ``folders``, sorted by file name so that the order is the same on every machine.
+
+    Raises: FileNotFoundError if a folder is missing or there is no sound.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        found += [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"no sounds in {', '.join(map(str, folders))}")
+    return sorted(found, key=lambda p: (p.name, str(p)))
+
+
+def read_mono(path: Path, rate: int) -> Tensor:
+    """One sound as int16 ``[n]``, its channels mixed, at ``rate`` samples a second."""
+    import soundfile
+    import soxr
+
+    samples, own = soundfile.read(str(path), dtype="float32", always_2d=True)
+    mono = samples.mean(1)
+    if own != rate:
+        mono = soxr.resample(mono, own, rate)
+    return torch.from_numpy(np.clip(np.round(mono * 32767), -32768, 32767).astype(np.int16))
+
+
+def read_sounds(paths: Sequence[Path], rate: int) -> list[Tensor]:
+    """Decode sounds in parallel (both libraries release the interpreter lock), int16 ``[n]`` each."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: read_mono(path, rate), paths))
+
+
+class SoundStore:
+    """Random crops from sounds of different lengths, all in one flat int16 buffer.
+
+    A crop begins anywhere in the set with equal chance and may run over the end of a sound into silence. It is brought
+    to a random loudness, since files come in all of them; some crops are mixed with another one, some are turned over.
+
+    Args:
+        sounds: int16 ``[n]`` each.
+        size: samples of a crop.
+        mixed: share of crops that another crop is added to.
+    """
+
+    def __init__(
+        self, sounds: Sequence[Tensor], size: int, device: torch.device | str, mixed: float = 0.15, seed: int = 0
+    ) -> None:
+        kept = [s for s in sounds if len(s)]
+        if not kept:
+            raise ValueError("there is no sound that is not empty")
+        self.size, self.mixed = size, mixed
+        self.device = torch.device(device)
+        gap = torch.zeros(size, dtype=torch.int16)
+        self.buffer = torch.cat([part for s in kept for part in (s, gap)]).to(self.device)
+        lengths = torch.tensor([len(s) for s in kept])
+        self.start = (torch.cumsum(lengths + size, 0) - lengths - size).to(self.device)
+        # The last third of a crop may be silence at most.
+        self.room = (lengths - 2 * size // 3).clamp(min=1).to(self.device)
+        self.weight = self.room.double()
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.seconds = int(lengths.sum())
+
+    def crops(self, batch: int) -> Tensor:
+        """``[batch, size]`` float in [-1, 1], as they are."""
+        which = torch.multinomial(self.weight, batch, replacement=True, generator=self.generator)
+        share = torch.rand(batch, device=self.device, generator=self.generator, dtype=torch.float64)
+        begin = self.start[which] + (share * self.room[which]).long()
+        places = begin[:, None] + torch.arange(self.size, device=self.device)
+        return self.buffer[places].float() / 32768
+
+    def batch(self, batch: int) -> Tensor:
+        """``[batch, 1, size]`` float in [-1, 1]."""
+        rand = torch.rand(4, batch, 1, device=self.device, generator=self.generator)
+        x = level(self.crops(batch), QUIETEST + (LOUDEST - QUIETEST) * rand[0])
+        other = level(self.crops(batch), QUIETEST + (LOUDEST - QUIETEST) * rand[1])
+        x = x + torch.where(rand[2] < self.mixed, other, 0.0)
+        x = torch.where(rand[3] < 0.5, -x, x)
+        return (x / x.abs().amax(1, keepdim=True).clamp(min=PEAK) * PEAK)[:, None]
+
+
+def level(x: Tensor, decibel: Tensor) -> Tensor:
+    """Crops ``[B, n]`` brought to a root mean square of ``decibel [B, 1]`` dB; silence stays silent."""
+    own = x.square().mean(1, keepdim=True).sqrt()
+    return torch.where(own > SILENT, x * 10 ** (decibel / 20) / own.clamp(min=SILENT), x)
