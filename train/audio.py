@@ -76,7 +76,7 @@ class Trainer:
         minutes = self.store.seconds / RATE / 60
         self.log(f"{len(self.sounds)} sounds, {minutes:.1f} minutes, {len(self.holdout)} held out, on {self.device}")
 
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
         if args.resume:
             released = AudioGRVQ.from_pretrained(find_model(args.resume))
