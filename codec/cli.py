@@ -249,7 +249,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         dial = f"{sizes} codewords" if sizes else "quality 0 to 100"
         print(f"{entry['name']}  {entry['modality']}, {dial}, {entry['bytes'] / 2**20:.1f} MiB")
         nets = f", synthesis {', '.join(entry['synthesis'])}" if entry["synthesis"] else ""
-        print(f"    weights {entry['weights_hash']}{nets}")
+        base = f", a variant of {entry['base']}" if entry["base"] else ""
+        print(f"    weights {entry['weights_hash']}{base}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
 
 

@@ -163,7 +163,7 @@ def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """The released models: name, class, modality, codebooks, bytes, hash, entropy models. No torch."""
+    """The released models: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
     from ..tokenizers import weights
 
     assets = Path(__file__).resolve().parent.parent / "assets"
@@ -171,17 +171,19 @@ def list_models() -> list[dict[str, Any]]:
     for config in sorted(assets.glob("*/config.json")):
         entry = json.loads(config.read_text())
         path = config.parent / weights.WEIGHTS_FILE
+        parts = config.parent.parent / entry["base"] if "base" in entry else config.parent  # released beside its base
         found.append(
             {
                 "name": entry["name"],
                 "class": entry["class"],
                 "modality": MODALITIES[entry["class"]],
+                "base": entry.get("base"),
                 "codebook_sizes": entry["config"].get("codebook_sizes", []),
                 "dial": "levels" if "codebook_sizes" in entry["config"] else "quality",
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights.file_hash(path),
-                "priors": [kind for kind, file in PRIOR_FILES.items() if (config.parent / file).is_file()],
+                "priors": [kind for kind, file in PRIOR_FILES.items() if (parts / file).is_file()],
                 "folder": str(config.parent),
             }
         )

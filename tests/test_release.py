@@ -17,7 +17,7 @@ from tokodec.codec.models import list_models, load_model
 from tokodec.codec.photo import Metadata, photo_file
 from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.hyperprior import HyperPrior
-from tokodec.tokenizers.api import ASSETS, released_models
+from tokodec.tokenizers.api import ASSETS, read_config, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
@@ -39,7 +39,10 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     folder = ASSETS / name
     files = {p.name for p in folder.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "training.json"} <= files
-    assert files & {"prior.safetensors", "hyperprior.safetensors"}
+    base = read_config(folder).get("base")
+    assert base is None or base in released_models()
+    parts = files if base is None else {p.name for p in (ASSETS / base).iterdir()}
+    assert parts & {"prior.safetensors", "hyperprior.safetensors"}
     for f in files:  # a tokenizer and its priors are trained and loaded on their own
         assert (folder / f).stat().st_size < 16 << 20
     assert sum((folder / f).stat().st_size for f in files) < 28 << 20
