@@ -206,7 +206,7 @@ def test_one_command_trains_evaluates_and_exports(
     [
         ("--set optim.speed=3", "the recipe has no optim.speed"),
         ("--set a.b.c=3", "the recipe has no a.b.c"),
-        ("--recipe nothing", "no recipe nothing: give a file or one of context, image-grid"),
+        ("--recipe nothing", "no recipe nothing: give a file or one of "),
         ("--resume nothing --set data.crop=192", "no model 'nothing'"),
         ("--data {missing}", "no folder"),
         ("--seed 1", "no picture is at least 256 x 256"),

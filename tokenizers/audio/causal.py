@@ -39,7 +39,11 @@ class CausalConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = F.pad(x, (self.past, 0)) if state is None else state.extend(self, x, self.past)
-        return F.conv1d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        if self.groups == 1 or x.device.type != "cpu":
+            return F.conv1d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        # On a CPU the backward pass of a depthwise convolution takes a third of the time with channels last.
+        rows = x[:, :, None].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(rows, self.weight[:, :, None], self.bias, (1, *self.stride), groups=self.groups)[:, :, 0]
 
 
 class ChannelNorm(nn.Module):
