@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,13 @@ from .integer import (
     exact_dtype,
     frequencies,
 )
-from .prior import Codes, Prior, check_codes, read_prior_arrays
+from .prior import Codes, Prior, check_codes, check_levels, read_prior_arrays
 from .schedule import Schedule
 from .tables import PRECISION
 from .tree import CodeTree
+
+if TYPE_CHECKING:
+    from .coder import TableDecoder
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -408,19 +411,50 @@ class ContextPrior(Prior):
         out = np.empty((len(payloads), math.prod(grid)), dtype=np.int64)
         with OneThread(), self._exactly():
             for k, payload in enumerate(payloads):
-                level, decoder = self.levels[k], TableDecoder(payload)
-                run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
-                for step, cells in enumerate(run.layout.steps):
-                    leaf = np.zeros(len(cells), dtype=np.int64)
-                    for digit, base in enumerate(level.tree.bases):
-                        leaf = leaf * base + decoder.pull(run.tables(step, digit, leaf))
-                    codes = level.tree.code[leaf]
-                    if codes.size and codes.min() < 0:
-                        raise ValueError("the payload holds a code that the codebook lacks")
-                    out[k, cells] = codes
-                    run.put(step, codes)
+                decoder = TableDecoder(payload)
+                self._decode_level(k, decoder, out, grid)
                 decoder.finish()
         return out.reshape(len(payloads), *grid)
+
+    def _decode_level(self, k: int, decoder: TableDecoder, out: Codes, grid: tuple[int, ...]) -> None:
+        """Pull the codes of level k into ``out[k]``, given those of the levels before it, ``out [K, n]``."""
+        level = self.levels[k]
+        run = start_run(level, torch.from_numpy(out[:k]).to(self.device), grid)
+        for step, cells in enumerate(run.layout.steps):
+            leaf = np.zeros(len(cells), dtype=np.int64)
+            for digit, base in enumerate(level.tree.bases):
+                leaf = leaf * base + decoder.pull(run.tables(step, digit, leaf))
+            codes = level.tree.code[leaf]
+            if codes.size and codes.min() < 0:
+                raise ValueError("the payload holds a code that the codebook lacks")
+            out[k, cells] = codes
+            run.put(step, codes)
+
+    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
+        from .coder import TableEncoder
+
+        encoder = TableEncoder()
+        with OneThread(), self._exactly():
+            for codes in parts:
+                for blocks in self._code(codes):
+                    for value, shares in blocks:
+                        encoder.push(value, shares.copy())
+        return encoder.finish()
+
+    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
+        from .coder import TableDecoder
+
+        check_levels(levels, len(self.levels))
+        self._check_axes(grid)
+        decoder, found = TableDecoder(payload), []
+        with OneThread(), self._exactly():
+            for n in levels:
+                out = np.empty((n, math.prod(grid)), dtype=np.int64)
+                for k in range(n):
+                    self._decode_level(k, decoder, out, grid)
+                found.append(out.reshape(n, *grid))
+        decoder.finish()
+        return found
 
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         found = []

@@ -44,6 +44,21 @@ class Prior(abc.ABC):
         """
 
     @abc.abstractmethod
+    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
+        """Codes ``[k, *grid]`` of several grids, each with a k of its own, to one payload.
+
+        For signals in many short segments: a payload of its own for each level would cost some 4 bytes more a level.
+        Raises ValueError as :meth:`compress` does.
+        """
+
+    @abc.abstractmethod
+    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
+        """Inverse of :meth:`compress_joint`, for grids of one size; ``levels`` is the k of each.
+
+        Raises: ValueError if the payload is not one that :meth:`compress_joint` makes for these.
+        """
+
+    @abc.abstractmethod
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         """Ideal code length of codes ``[k, *grid]`` in bits, one number a level, ``[k]``."""
 
@@ -97,3 +112,10 @@ def check_codes(codes: Codes, sizes: Sequence[int], missing: bool = False) -> No
     for k, level in enumerate(codes):
         if level.size and not least <= int(level.min()) <= int(level.max()) < sizes[k]:
             raise ValueError(f"level {k + 1} holds a code outside [0, {sizes[k]})")
+
+
+def check_levels(levels: Sequence[int], n_levels: int) -> None:
+    """Raise ValueError unless every number is 1 to ``n_levels``."""
+    for k in levels:
+        if not 1 <= k <= n_levels:
+            raise ValueError(f"{k} levels, the entropy model has {n_levels}")

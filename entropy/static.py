@@ -6,6 +6,7 @@ Payload of a level: the codes of the grid in raster order (last axis fastest), s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .prior import Codes, Prior, check_codes, read_prior_arrays
+from .prior import Codes, Prior, check_codes, check_levels, read_prior_arrays
 from .tables import check_table, frequency_table, table_bits
 
 STATIC_FILE = "prior.safetensors"
@@ -76,6 +77,36 @@ class StaticPrior(Prior):
         for level, payload, table in zip(out, payloads, self.tables, strict=False):
             level[...] = decode_static(payload, n, table).reshape(grid)
         return out
+
+    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
+        from .coder import IndexedEncoder
+
+        encoder = IndexedEncoder(self._models())
+        for codes in parts:
+            check_codes(codes, self.codebook_sizes)
+            for k, level in enumerate(codes):
+                if self.tables[k].size > 1:  # a table of one entry tells nothing
+                    encoder.push(level.ravel(), k)
+        return encoder.finish()
+
+    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
+        from .coder import IndexedDecoder
+
+        check_levels(levels, len(self.tables))
+        decoder, n = IndexedDecoder(payload, self._models()), math.prod(grid)
+        found = [np.zeros((k, n), dtype=np.int64) for k in levels]
+        for codes in found:
+            for k, level in enumerate(codes):
+                if self.tables[k].size > 1:
+                    level[:] = decoder.pull(n, k)
+        decoder.finish()
+        return [codes.reshape(len(codes), *grid) for codes in found]
+
+    def _models(self) -> list[Any]:
+        """The coder's models, None for tables of one entry, which it does not take."""
+        from .coder import table_model
+
+        return [table_model(table) if table.size > 1 else None for table in self.tables]
 
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         check_codes(codes, self.codebook_sizes)

@@ -158,6 +158,24 @@ def test_a_prefix_of_the_payloads_is_a_prefix_of_the_levels(kind: str) -> None:
         assert prior.bits(codes[:k]).tolist() == bits[:k].tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_grids_in_one_payload_come_back_each_with_its_levels(kind: str) -> None:
+    prior, grid = prior_of(kind), KINDS[kind][2][3]
+    levels = (2, 3, 1)
+    parts = [draw(prior, grid, seed)[:k] for seed, k in enumerate(levels)]
+    payload = prior.compress_joint(parts)
+    for found, codes in zip(prior.decompress_joint(payload, levels, grid), parts, strict=True):
+        assert np.array_equal(found, codes)
+    assert prior.compress_joint(parts[2:]) == prior.compress(parts[2])[0]
+    alone = [payload for codes in parts for payload in prior.compress(codes)]
+    assert len(payload) < len(b"".join(alone))  # fewer ends of streams
+    with pytest.raises(ValueError, match="more than its symbols"):
+        prior.decompress_joint(payload, levels[:2], grid)
+    for wrong in ((0,), (4,)):
+        with pytest.raises(ValueError, match="levels, the entropy model has 3"):
+            prior.decompress_joint(payload, wrong, grid)
+
+
 def test_layout_of_the_array_does_not_matter() -> None:
     prior = prior_of("plane")
     codes = draw(prior, (7, 10))

@@ -372,6 +372,29 @@ def test_unlikely_codes_round_trip() -> None:
     assert np.array_equal(prior.decompress(prior.compress(codes), (4096,)), codes)
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grids_in_one_payload_come_back_each_with_its_levels(grid: tuple[int, ...]) -> None:
+    prior = make_prior()
+    total = len(prior.tables)
+    levels = (total, 1, total)
+    parts = [draw(prior, grid, seed)[:k] for seed, k in enumerate(levels)]
+    payload = prior.compress_joint(parts)
+    assert all(map(np.array_equal, prior.decompress_joint(payload, levels, grid), parts))
+    assert prior.compress_joint(parts[1:2]) == prior.compress(parts[1])[0]
+    with pytest.raises(ValueError, match="more than its symbols"):
+        prior.decompress_joint(payload + b"\1\0\0\0" * 2, levels, grid)
+    for wrong in ((0,), (total + 1,)):
+        with pytest.raises(ValueError, match="levels, the entropy model has"):
+            prior.decompress_joint(payload, wrong, grid)
+
+
+def test_a_codebook_of_one_takes_no_bytes_in_a_joint_payload() -> None:
+    prior = StaticPrior.from_counts([[5], [3, 1]])
+    codes = np.array([[0, 0, 0], [0, 1, 0]])
+    assert np.array_equal(prior.decompress_joint(prior.compress_joint([codes]), [2], (3,))[0], codes)
+    assert prior.compress_joint([codes[:1]]) == b""
+
+
 def test_size_is_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> None:
     """Measured bits against the ideal code length, on streams of 100,000 codes: within 0.01 % and a word."""
     prior = make_prior()
