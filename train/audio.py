@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ..codec.bench.spectra import mel_distance, stft_distance
+from ..codec.bench.spectra import MEL_SCALES, mel_distance, stft_distance
 from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
 from .data.audio import SoundStore, list_sounds, read_sounds
@@ -178,7 +179,12 @@ class Trainer:
         with self.autocast():
             x_hat, commitment, codebook = self.net(x, kept)
         a, b = x[:, 0], x_hat[:, 0].float()
-        total = conf["mel"] * mel_distance(a, b, RATE).mean() + conf["stft"] * stft_distance(a, b).mean()
+        scales: tuple[tuple[int, int], ...] = MEL_SCALES
+        if conf["mel_scales"] < len(scales) and (self.args.eager or self.device.type == "cpu"):
+            scales = tuple(random.sample(scales, conf["mel_scales"]))
+        total = conf["mel"] * mel_distance(a, b, RATE, scales).mean()
+        if conf["stft"]:
+            total = total + conf["stft"] * stft_distance(a, b).mean()
         total = total + conf["waveform"] * 10 * (a - b).abs().mean()
         total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
         if adversarial:

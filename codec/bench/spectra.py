@@ -6,6 +6,7 @@ The filters are made here and not taken from torchaudio, which cannot be importe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -48,18 +49,22 @@ def magnitudes(x: Tensor, window: int) -> Tensor:
     return torch.view_as_real(spectrum).square().sum(-1).clamp(min=FLOOR**2).sqrt()
 
 
-def mel_distance(x: Tensor, x_hat: Tensor, rate: int) -> Tensor:
-    """Mean difference of log10 mel magnitudes over seven windows, ``[B, n]`` each to ``[B]``; lower is better.
+def mel_distance(
+    x: Tensor, x_hat: Tensor, rate: int, scales: Sequence[tuple[int, int]] = MEL_SCALES
+) -> Tensor:
+    """Mean difference of log10 mel magnitudes over some windows, ``[B, n]`` each to ``[B]``; lower is better.
+
+    Args:   scales: window and mel bands of each.
 
     Source: DAC (Kumar et al. 2023, arXiv:2306.06546), section 3.4: windows of 32 to 2048 samples, 5 to 320 bands. We
             differ in the floor of the magnitudes only.
     """
     total = x.new_zeros(len(x))
-    for window, bands in MEL_SCALES:
+    for window, bands in scales:
         filters = mel_filters(window, bands, rate, x.device)
         a, b = (torch.log10((magnitudes(s, window).transpose(1, 2) @ filters).clamp(min=FLOOR)) for s in (x, x_hat))
         total = total + (a - b).abs().mean((1, 2))
-    return total / len(MEL_SCALES)
+    return total / len(scales)
 
 
 def stft_distance(x: Tensor, x_hat: Tensor, windows: tuple[int, ...] = (512, 1024, 2048)) -> Tensor:

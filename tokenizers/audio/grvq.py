@@ -2,18 +2,18 @@
 
 ::
 
-    x [B,1,320 t] -> fold by 10 -> convolutions at 2400, 600 and 75 Hz -> z [B,D,t]
+    x [B,1,320 t] -> blocks of 160 samples -> convolutions at 150 and 75 Hz -> z [B,D,t]
     z -> 2 groups of channels, each up to 4 levels of residual SimVQ -> codes [B,8,t], level by level
-    codes -> z_q -> convolutions at 75 and 150 Hz -> a spectrum every 160 samples -> inverse FFTs, overlapped -> x_hat
+    codes -> z_q -> convolutions at 75 and 150 Hz -> 640 samples every 160, windowed and overlapped -> x_hat
 
 Group-residual quantizer: HiFi-Codec (Yang et al. 2023, arXiv:2305.02765); SimVQ codebooks: Zhu et al. 2024
-(arXiv:2411.02038); spectra instead of transposed convolutions, so that no net runs at a high rate on the way back:
-Vocos (Siuzdak 2023, arXiv:2306.00814). Everything looks back only, but the overlap of the inverse FFTs, 20 ms.
+(arXiv:2411.02038). No net runs at a high rate, which is what makes it fast: as in Vocos (Siuzdak 2023,
+arXiv:2306.00814), but the step to samples and back is a learned linear one (Conv-TasNet, Luo and Mesgarani 2019,
+arXiv:1809.07454) instead of a spectrum. Everything looks back only, but the overlap in the end, 20 ms.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,21 +27,19 @@ from ..quantize.simvq import SimVQ
 from .causal import CausalBlock, CausalConv1d, CausalSequential, ChannelNorm, Fold, State, Unfold
 
 RATE = 24000  # samples a second
-FOLD = 10  # samples that the first layer takes at once
-STRIDES = (4, 8)  # of the layers after it
-FRAME = FOLD * math.prod(STRIDES)  # 320 samples, 75 a second
-HOP = 160  # samples between two spectra
-WINDOW = 4 * HOP  # samples of an inverse FFT; the first HOP of them lie before the spectrum's own
+HOP = 160  # samples of a block, which the first layer takes at once and the last one makes
+STRIDE = 2  # blocks of a frame
+FRAME = STRIDE * HOP  # 320 samples, 75 a second
+WINDOW = 4 * HOP  # samples that a block has a part in; the first HOP of them lie before its own
 LATENCY = 3 * HOP  # samples that an output sample waits for, at most: those of its frame and the overlap after it
-LOUDEST = 8.0  # largest log-magnitude of a spectrum
 
 
 @dataclass(frozen=True)
 class AudioGRVQConfig:
     """Sizes of an AudioGRVQ."""
 
-    channels: tuple[int, ...] = (96, 192, 384)  # of the analysis net, at 2400, 600 and 75 Hz
-    analysis_blocks: tuple[int, ...] = (2, 2, 3)
+    analysis_channels: tuple[int, ...] = (256, 384)  # at 150 and 75 Hz
+    analysis_blocks: tuple[int, ...] = (3, 4)
     synthesis_channels: tuple[int, ...] = (384, 256)  # at 75 and 150 Hz
     synthesis_blocks: tuple[int, ...] = (5, 4)
     dim: int = 128  # D, of the latents of all groups
@@ -49,45 +47,43 @@ class AudioGRVQConfig:
     codebook_sizes: tuple[int, ...] = (1024, 1024, 1024, 1024)  # of each group's levels
 
     def __post_init__(self) -> None:
-        if not len(self.channels) == len(self.analysis_blocks) == 1 + len(STRIDES):
-            raise ValueError(f"channels and analysis_blocks have {1 + len(STRIDES)} entries each")
-        if not len(self.synthesis_channels) == len(self.synthesis_blocks) == 2:
-            raise ValueError("synthesis_channels and synthesis_blocks have two entries each")
+        sizes = (self.analysis_channels, self.analysis_blocks, self.synthesis_channels, self.synthesis_blocks)
+        if any(len(pair) != 2 for pair in sizes):
+            raise ValueError("channels and blocks of the nets have two entries each, one a rate")
         if self.groups < 1 or self.dim % self.groups or not self.codebook_sizes:
             raise ValueError("the latents' channels are split evenly into groups, which have a level at least")
 
 
 def analysis_net(config: AudioGRVQConfig) -> CausalSequential:
     """``[B, 1, 320 t] -> [B, D, t]``."""
-    first, *rest = config.channels
-    layers: list[nn.Module] = [Fold(FOLD), CausalConv1d(FOLD, first, 7)]
-    layers += [CausalBlock(first) for _ in range(config.analysis_blocks[0])]
-    before = first
-    for stride, channels, n in zip(STRIDES, rest, config.analysis_blocks[1:], strict=True):
-        layers += [CausalConv1d(before, channels, 2 * stride if stride < 8 else stride, stride)]
-        layers += [CausalBlock(channels) for _ in range(n)]
-        before = channels
-    return CausalSequential([*layers, ChannelNorm(before), CausalConv1d(before, config.dim, 3)])
+    fine, coarse = config.analysis_channels
+    n_fine, n_coarse = config.analysis_blocks
+    return CausalSequential(
+        [
+            Fold(HOP),
+            CausalConv1d(HOP, fine, WINDOW // HOP),
+            *[CausalBlock(fine) for _ in range(n_fine)],
+            CausalConv1d(fine, coarse, 2 * STRIDE, STRIDE),
+            *[CausalBlock(coarse) for _ in range(n_coarse)],
+            ChannelNorm(coarse),
+            CausalConv1d(coarse, config.dim, 3),
+        ]
+    )
 
 
 def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
-    """``[B, D, t] -> [B, WINDOW + 2, 2 t]``: logarithms of magnitudes, then phases, of every half frame."""
+    """``[B, D, t] -> [B, WINDOW, 2 t]``: every block's part in the samples around it."""
     coarse, fine = config.synthesis_channels
     n_coarse, n_fine = config.synthesis_blocks
-    head = nn.Conv1d(fine, WINDOW + 2, 1)
-    with torch.no_grad():
-        head.weight.mul_(0.3)
-        assert head.bias is not None
-        head.bias[: WINDOW // 2 + 1] = -1.0
     return CausalSequential(
         [
             CausalConv1d(config.dim, coarse, 7),
             *[CausalBlock(coarse) for _ in range(n_coarse)],
-            nn.Conv1d(coarse, 2 * fine, 1),
-            Unfold(2),
+            nn.Conv1d(coarse, STRIDE * fine, 1),
+            Unfold(STRIDE),
             *[CausalBlock(fine) for _ in range(n_fine)],
             ChannelNorm(fine),
-            head,
+            nn.Conv1d(fine, WINDOW, 1),
         ]
     )
 
@@ -115,7 +111,18 @@ class AudioGRVQ(Tokenizer):
     def codebook_sizes(self) -> tuple[int, ...]:
         return self.quantizer.codebook_sizes
 
-    def spec(self, samples: int) -> TokenSpec:
+    @property
+    def reach(self) -> int:
+        """Frames before a frame that its samples depend on, the overlap of the inverse FFTs among them."""
+        past, rate = [0, 0], 0  # of layers at one and at two steps a frame
+        for layer in self.synthesis:
+            rate += isinstance(layer, Unfold)
+            convs = [m for m in layer.modules() if isinstance(m, CausalConv1d)]
+            past[rate] += sum(conv.past for conv in convs)
+        return past[0] + -(-(past[1] + WINDOW // HOP) // 2)
+
+    def spec(self, samples: int, signals: int = 1) -> TokenSpec:
+        """What the tokens of ``signals`` signals of so many samples mean: two of them are middle and side."""
         return TokenSpec(
             model=self.name,
             weights_hash=self.weights_hash,
@@ -123,7 +130,7 @@ class AudioGRVQ(Tokenizer):
             codebook_sizes=self.codebook_sizes,
             strides=(FRAME,),
             size=(samples,),
-            channels="mono",
+            channels={1: "mono", 2: "mid-side"}.get(signals, "separate"),
             sample_rate=float(RATE),
         )
 
@@ -164,6 +171,12 @@ class AudioGRVQ(Tokenizer):
         return self.quantizer.encode(z, -(-levels // self.config.groups))[:, :levels]
 
     @torch.no_grad()
+    def errors(self, z: Tensor, codes: Tensor) -> Tensor:
+        """Squared error of latents ``[B, D, t]`` after the first 1, 2, ... of ``codes [B, K, t]``, ``[B, K, t]``."""
+        prefixes = (codes[:, : k + 1] for k in range(codes.shape[1]))
+        return torch.stack([(z - self.quantizer.decode(prefix)).square().sum(1) for prefix in prefixes], 1)
+
+    @torch.no_grad()
     def decode(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Tensor:
         """Tokens to signals ``[B, 1, n]``; beyond ``lengths``, if given, they are zero.
 
@@ -190,11 +203,9 @@ class AudioGRVQ(Tokenizer):
         blocks, weights = blocks[:, 1:-2], weights[:, 1:-2]  # what lies before the first frame, and after the last
         return (blocks / weights.clamp_min(1e-3)).reshape(len(z), 1, -1)
 
-    def pieces(self, spectra: Tensor) -> Tensor:
-        """What the synthesis net makes, ``[B, WINDOW + 2, j]``, to windowed pieces of sound ``[B, j, WINDOW]``."""
-        magnitude, phase = spectra.float().transpose(1, 2).chunk(2, 2)
-        spectrum = torch.polar(torch.exp(magnitude.clamp(max=LOUDEST)), phase)
-        return torch.fft.irfft(spectrum, n=WINDOW) * self.window
+    def pieces(self, parts: Tensor) -> Tensor:
+        """What the synthesis net makes, ``[B, WINDOW, j]``, to windowed pieces of sound ``[B, j, WINDOW]``."""
+        return parts.float().transpose(1, 2) * self.window
 
     @staticmethod
     def overlap(pieces: Tensor) -> Tensor:
@@ -218,24 +229,39 @@ class StreamingEncoder:
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
         """The next samples ``[B, 1, n]`` to codes ``[B, levels, t]``, t of which may be 0."""
-        x = x if self.rest is None else torch.cat([self.rest, x], 2)
-        whole = x.shape[2] // FRAME * FRAME
-        self.rest = x[:, :, whole:]
-        return self._codes(x[:, :, :whole])
+        return self._codes(self.latents(x))
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """Codes of what is left, after silence to the end of its frame."""
+        return self._codes(self.last_latents())
+
+    @torch.no_grad()
+    def latents(self, x: Tensor) -> Tensor:
+        """As :meth:`push`, but latents ``[B, D, t]``; :meth:`AudioGRVQ.codes` makes codes of them."""
+        x = x if self.rest is None else torch.cat([self.rest, x], 2)
+        whole = x.shape[2] // FRAME * FRAME
+        self.rest = x[:, :, whole:]
+        return self._latents(x[:, :, :whole])
+
+    @torch.no_grad()
+    def last_latents(self) -> Tensor:
+        """As :meth:`finish`, but latents."""
         if self.rest is None:
             raise ValueError("nothing was pushed")
         rest, self.rest = self.rest, self.rest[:, :, :0]
-        return self._codes(F.pad(rest, (0, -rest.shape[2] % FRAME)))
+        return self._latents(F.pad(rest, (0, -rest.shape[2] % FRAME)))
 
-    def _codes(self, x: Tensor) -> Tensor:
+    def _latents(self, x: Tensor) -> Tensor:
         if not x.shape[2]:
+            return x.new_zeros(len(x), self.model.config.dim, 0)
+        return self.model.analysis(x, self.state)
+
+    def _codes(self, z: Tensor) -> Tensor:
+        if not z.shape[2]:
             levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
-            return torch.zeros(len(x), levels, 0, dtype=torch.int64, device=x.device)
-        return self.model.codes(self.model.analysis(x, self.state), self.levels)
+            return torch.zeros(len(z), levels, 0, dtype=torch.int64, device=z.device)
+        return self.model.codes(z, self.levels)
 
 
 class StreamingDecoder:
