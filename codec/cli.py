@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from . import container
-from .container import MAX_PIXELS
+from .container import MAX_PIXELS, MAX_SAMPLES
 from .errors import TokodecError, UsageError
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -27,7 +27,7 @@ STREAM = "-"
 SLOW = 1.0  # seconds after which a picture gets a progress bar
 
 app = typer.Typer(
-    help="Learned compression: pictures to small .tok files and back.",
+    help="Learned compression: pictures and sounds to small .tok files and back.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,6 +48,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 MaxPixels = Annotated[int, typer.Option(help="refuse pictures with more pixels", min=1)]
+MaxSamples = Annotated[int, typer.Option(help="refuse sounds with more samples in all channels", min=1)]
 Levels = Annotated[
     int | None, typer.Option(help="number of levels: the rate dial of token models; decoding: at most so many layers")
 ]
@@ -116,7 +117,8 @@ def encode(
     model: ModelOption = None,
     quality: Quality = None,
     levels: Levels = None,
-    bpp: Annotated[float | None, typer.Option(help="most bits per pixel, whole file")] = None,
+    bpp: Annotated[float | None, typer.Option(help="most bits per pixel of a picture, whole file")] = None,
+    kbps: Annotated[float | None, typer.Option(help="most thousands of bits a second of a sound, whole file")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
@@ -129,12 +131,14 @@ def encode(
     force: Force = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
+    max_samples: MaxSamples = MAX_SAMPLES,
 ) -> None:
-    """Encode pictures to .tok files."""
+    """Encode pictures and sounds to .tok files."""
     from .encode import encode_file
+    from .media.audio import AUDIO_SUFFIXES_IN
     from .media.image import IMAGE_SUFFIXES_IN
 
-    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN)
+    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN + AUDIO_SUFFIXES_IN)
 
     def one(src: str, dst: str) -> int:
         with progress_bar(src, quiet or len(pairs) > 1) as progress:
@@ -146,19 +150,22 @@ def encode(
                 levels=levels,
                 bpp=bpp,
                 size=size,
+                kbps=kbps,
                 prior=prior,
                 tune=tune,
                 device=device,
                 force=force,
                 metadata=metadata,
                 max_pixels=max_pixels,
+                max_samples=max_samples,
                 progress=progress,
             )
         for note in done.notes:
             say(f"codec: {src}: {note}")
         if not quiet:
             dial = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
-            say(f"{src} -> {dst}: {len(done.data)} bytes, {done.bpp:.4f} bpp, {dial}")
+            rate = f"{done.kbps:.3f} kbps" if done.seconds else f"{done.bpp:.4f} bpp"
+            say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {dial}")
         return 0
 
     each(pairs, one, quiet)
@@ -173,17 +180,34 @@ def decode(
     synthesis: Annotated[
         str | None, typer.Option(help="which synthesis net, e.g. faithful (least error) or sharp (most natural)")
     ] = None,
-    format: Annotated[str, typer.Option(help="output format where -o does not say it, e.g. png, webp, tiff")] = "png",
+    start: Annotated[float | None, typer.Option(help="seconds of a sound to begin at")] = None,
+    end: Annotated[float | None, typer.Option(help="seconds of a sound to end at")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="output format where -o does not say it, e.g. png, webp, wav, flac")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="refuse damaged or cut-off files")] = False,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
+    max_samples: MaxSamples = MAX_SAMPLES,
 ) -> None:
-    """Decode .tok files to pictures. Exit code 3 says that a file was damaged and decoded as far as it goes."""
-    from .decode import decode_file
+    """Decode .tok files to pictures and sounds. Exit code 3 says that a file was damaged and decoded as far as it
+    goes."""
+    from .decode import DEFAULT_SUFFIXES, decode_file
 
-    suffix = "." + format.lstrip(".")
+    given = None if format is None else "." + format.lstrip(".")
+
+    def suffix(src: str) -> str:
+        if given is not None:
+            return given
+        try:
+            with Path(src).open("rb") as file:
+                modality = container.modality_of(file.read(container.PEEK))
+        except OSError:
+            modality = None
+        return DEFAULT_SUFFIXES[modality or container.IMAGE]
+
     pairs = plan(inputs, out, suffix, (".tok",))
 
     def one(src: str, dst: str) -> int:
@@ -194,20 +218,28 @@ def decode(
                 model,
                 levels=levels,
                 synthesis=synthesis,
-                format=suffix if dst == STREAM or not Path(dst).suffix else None,
+                start=start,
+                end=end,
+                format=given if dst == STREAM or not Path(dst).suffix else None,
                 device=device,
                 force=force,
                 strict=strict,
                 max_pixels=max_pixels,
+                max_samples=max_samples,
                 progress=progress,
             )
         for problem in done.problems:
             say(f"codec: {src}: {problem}")
-        for note in done.notes + done.picture.notes:
+        header = done.header
+        picture = isinstance(header, container.ImageHeader)
+        for note in done.notes + (done.picture.notes if picture else []):
             say(f"codec: {src}: {note}")
-        if not quiet:
-            height, width = done.picture.pixels.shape[:2]
-            say(f"{src} -> {dst}: {width} x {height} pixels, {done.levels} of {done.layers} levels")
+        if not quiet and isinstance(header, container.ImageHeader):
+            size = f"{header.width} x {header.height} pixels"
+            say(f"{src} -> {dst}: {size}, {done.levels} of {done.layers} levels")
+        elif not quiet and isinstance(header, container.AudioHeader):
+            channels = f"{header.channels} channel{'s' * (header.channels > 1)}"
+            say(f"{src} -> {dst}: {header.seconds:.3f} s in the file, {channels}, {header.sample_rate} Hz")
         return EXIT_DAMAGED if done.problems else 0
 
     each(pairs, one, quiet)
@@ -267,7 +299,8 @@ def tokenize(
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
-    """Pictures or .tok files to integer codes (.npz or .safetensors), without decoding pixels."""
+    """Pictures, sounds or .tok files to integer codes (.npz or .safetensors), without decoding them."""
+    from .media.audio import AUDIO_SUFFIXES_IN
     from .media.image import IMAGE_SUFFIXES_IN
     from .tokens import tokenize_file
 
@@ -281,7 +314,8 @@ def tokenize(
             say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
         return EXIT_DAMAGED if done.problems else 0
 
-    each(plan(inputs, out, "." + format.lstrip("."), (*IMAGE_SUFFIXES_IN, ".tok")), one, quiet)
+    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok")
+    each(plan(inputs, out, "." + format.lstrip("."), wanted), one, quiet)
 
 
 @app.command()
@@ -290,13 +324,20 @@ def detokenize(
     out: Output = None,
     model: ModelOption = None,
     synthesis: Annotated[str | None, typer.Option(help="which synthesis net, e.g. faithful or sharp")] = None,
-    format: Annotated[str, typer.Option(help="tok, or a picture format, where -o does not say it")] = "png",
+    format: Annotated[
+        str | None, typer.Option(help="tok, or a format of pictures or sounds, where -o does not say it")
+    ] = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Integer codes (.npz or .safetensors) to pictures or .tok files."""
-    from .tokens import detokenize_file
+    """Integer codes (.npz or .safetensors) to pictures, sounds or .tok files."""
+    from .tokens import detokenize_file, token_modality
+
+    def suffix(src: str) -> str:
+        if format is not None:
+            return "." + format.lstrip(".")
+        return ".wav" if token_modality(src) == "audio" else ".png"
 
     def one(src: str, dst: str) -> int:
         detokenize_file(src, dst, model, synthesis=synthesis, device=device, force=force)
@@ -304,7 +345,7 @@ def detokenize(
             say(f"{src} -> {dst}")
         return 0
 
-    each(plan(inputs, out, "." + format.lstrip("."), (".npz", ".safetensors")), one, quiet)
+    each(plan(inputs, out, suffix, (".npz", ".safetensors")), one, quiet)
 
 
 @app.command()
@@ -474,14 +515,21 @@ def bench_concealment(
     bench_conceal(pictures, share, model, device, seed, out, save)
 
 
-def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Pair every input with its output.
+def plan(
+    inputs: list[str], out: str | None, suffix: str | Callable[[str], str], wanted: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Pair every input with its output, whose suffix may depend on the input.
 
     A folder stands for the files in it with a ``wanted`` suffix. Without ``out`` an output lies beside its input; with
     several inputs ``out`` is a folder. Raises UsageError if two inputs would write one file, or nothing is found.
     """
-    if not re.fullmatch(r"\.[A-Za-z0-9]+", suffix):
-        raise UsageError(f"{suffix.lstrip('.')!r} is not a file format")
+
+    def suffix_of(src: str) -> str:
+        found = suffix if isinstance(suffix, str) else suffix(src)
+        if not re.fullmatch(r"\.[A-Za-z0-9]+", found):
+            raise UsageError(f"{found.lstrip('.')!r} is not a file format")
+        return found
+
     sources: list[str] = []
     for name in inputs:
         path = Path(name)
@@ -503,10 +551,11 @@ def plan(inputs: list[str], out: str | None, suffix: str, wanted: tuple[str, ...
     pairs: dict[str, str] = {}
     for src in sources:
         if out is None:
-            dst = STREAM if src == STREAM else str(Path(src).with_suffix(suffix))
+            dst = STREAM if src == STREAM else str(Path(src).with_suffix(suffix_of(src)))
         elif out != STREAM and (many or Path(out).is_dir()):
-            dst = str(Path(out) / (Path(src).stem + suffix if src != STREAM else "stdin" + suffix))
+            dst = str(Path(out) / (("stdin" if src == STREAM else Path(src).stem) + suffix_of(src)))
         else:
+            suffix_of(src)
             dst = out
         if dst != STREAM and dst in pairs:
             raise UsageError(f"{pairs[dst]} and {src} would both be written to {dst}")

@@ -4,6 +4,8 @@
 
     signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
 
+Segments are squares of a picture's grid, or spans of time.
+
 Needs nothing but the standard library, so `codec info` answers without torch.
 """
 
@@ -33,6 +35,10 @@ MAX_LAYERS = 64
 MAX_SIDE = 1 << 20
 MAX_PIXELS = 1 << 28  # default of readers and writers, raised by --max-pixels
 MAX_SEGMENT = 128  # cells: bounds what one chunk, however short, can ask a decoder to do
+MAX_FRAMES = 1024  # the same of a sound's segment
+MAX_CHANNELS = 8
+RATES = (1000, 768_000)  # samples a second that make sense
+MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised by --max-samples
 MAX_METADATA = 16 << 20  # bytes of an ICC profile or EXIF block after decompression
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
 
@@ -40,8 +46,11 @@ FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
 INDEX_POINTER = struct.Struct("<Q")
 
+PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
+
 # Wire constants. Numbers are never reused.
-MODALITIES = {1: "image"}
+IMAGE, AUDIO = 1, 2
+MODALITIES = {IMAGE: "image", AUDIO: "audio"}
 PRIORS = {1: "static", 2: "context", 3: "hyperprior"}
 HYPERPRIOR = 3  # files of models whose rate dial is a quality: photo.py reads and writes them
 
@@ -87,8 +96,8 @@ COMMON_FIELDS = (
     Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the entropy model's file"),
     Field("layers", "u8", "layers that the complete file holds, coarse to fine", 1, MAX_LAYERS),
 )
-MODALITY_FIELDS = {
-    1: (
+MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
+    IMAGE: (
         Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
         Field("width", "u32", "columns of pixels", 1, MAX_SIDE),
         Field("stride", "u8", "pixels a grid cell spans along each axis", 1, 64),
@@ -97,7 +106,17 @@ MODALITY_FIELDS = {
         Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
         Field("bit_depth", "u8", "bits a sample of the source had (decoded to 8)", names={8: "8", 16: "16"}),
         Field("quality", "u16", "quality dial in hundredths; 0 for models without one", 0, 10_000, optional=True),
-    )
+    ),
+    AUDIO: (
+        Field("samples", "u32", "samples of each channel", 1),
+        Field("sample_rate", "u32", "samples a second of each channel, Hz", *RATES),
+        Field("channels", "u8", "channels of the sound", 1, MAX_CHANNELS),
+        Field("signals", "u8", "signals that are coded, see \"Sounds\"", 1, MAX_CHANNELS),
+        Field("bit_depth", "u8", "bits a sample of the source had", names={8: "8", 16: "16", 24: "24"}),
+        Field("coded_rate", "u32", "samples a second of the signals, Hz", *RATES),
+        Field("stride", "u16", "samples of a signal that a frame spans", 1, 65535),
+        Field("segment", "u16", "frames of a segment", 1, MAX_FRAMES),
+    ),
 }
 _STRUCTS = {"u8": struct.Struct("<B"), "u16": struct.Struct("<H"), "u32": struct.Struct("<I")}
 
@@ -119,7 +138,7 @@ class ImageHeader:
     bit_depth: int = 8
     quality: int = 0
     prior: int = 1
-    modality: int = 1
+    modality: int = IMAGE
 
     def __post_init__(self) -> None:
         for f in header_fields(self.modality):
@@ -143,13 +162,67 @@ class ImageHeader:
         return top, left, min(top + self.segment, h), min(left + self.segment, w)
 
 
+@dataclass(frozen=True)
+class AudioHeader:
+    """The header of a sound, fields as in :data:`COMMON_FIELDS` and :data:`MODALITY_FIELDS`."""
+
+    model: str
+    weights_hash: str
+    prior_hash: str
+    layers: int
+    samples: int
+    sample_rate: int
+    channels: int
+    signals: int
+    bit_depth: int
+    coded_rate: int
+    stride: int
+    segment: int
+    prior: int = 2
+    modality: int = AUDIO
+
+    def __post_init__(self) -> None:
+        for f in header_fields(self.modality):
+            f.check(getattr(self, f.name))
+        if self.layers != 1:
+            raise HeaderError(f"header field layers: a sound has 1, not {self.layers}")
+        if self.signals not in (1, self.channels):
+            raise HeaderError(f"header field signals: {self.signals} is neither 1 nor the {self.channels} channels")
+
+    @property
+    def coded_samples(self) -> int:
+        """Samples of each signal: ``ceil(samples * coded_rate / sample_rate)``."""
+        return -(-self.samples * self.coded_rate // self.sample_rate)
+
+    @property
+    def grid(self) -> tuple[int]:
+        """Frames."""
+        return (-(-self.coded_samples // self.stride),)
+
+    @property
+    def n_segments(self) -> int:
+        return -(-self.grid[0] // self.segment)
+
+    def segment_span(self, segment: int) -> tuple[int, int]:
+        """Frames of a segment, the second number excluded."""
+        begin = segment * self.segment
+        return begin, min(begin + self.segment, self.grid[0])
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+
+Header = ImageHeader | AudioHeader
+
+
 def header_fields(modality: int) -> tuple[Field, ...]:
     if modality not in MODALITY_FIELDS:
         raise HeaderError(f"header field modality: {modality} is not one of {', '.join(map(str, MODALITIES))}")
     return COMMON_FIELDS + MODALITY_FIELDS[modality]
 
 
-def write_header(header: ImageHeader) -> bytes:
+def write_header(header: Header) -> bytes:
     """Payload of HEAD."""
     out = bytearray()
     fields = header_fields(header.modality)
@@ -166,7 +239,7 @@ def write_header(header: ImageHeader) -> bytes:
     return bytes(out)
 
 
-def read_header(payload: bytes) -> ImageHeader:
+def read_header(payload: bytes) -> Header:
     """Inverse of :func:`write_header`. Bytes beyond the last known field are ignored: that is how a header may grow."""
     values: dict[str, Any] = {}
     at = 0
@@ -195,7 +268,7 @@ def read_header(payload: bytes) -> ImageHeader:
         read(f)
     for f in MODALITY_FIELDS[values["modality"]]:
         read(f)
-    return ImageHeader(**values)
+    return AudioHeader(**values) if values["modality"] == AUDIO else ImageHeader(**values)
 
 
 def pack_layer_prefix(layer: int, segment: int) -> bytes:
@@ -246,7 +319,7 @@ def decompress_metadata(payload: bytes) -> bytes:
 
 
 def write_tok(
-    header: ImageHeader,
+    header: Header,
     layers: list[list[bytes]],
     alpha: bytes | None = None,
     icc: bytes | None = None,
@@ -259,7 +332,7 @@ def write_tok(
     """
     if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
         raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
-    if bool(header.alpha) != (alpha is not None):
+    if bool(isinstance(header, ImageHeader) and header.alpha) != (alpha is not None):
         raise ValueError("the header's alpha flag and the alpha payload disagree")
     out = bytearray(SIGNATURE + bytes([VERSION]))
     index = bytearray()
@@ -278,7 +351,8 @@ def write_tok(
         if k == 0 and alpha is not None:
             put(ALPH, alpha)
     pointer = b""
-    if header.n_segments > 1:  # with one segment there is nothing to seek
+    # With one segment there is nothing to seek, and the chunks of a sound are small beside 17 bytes of index for each.
+    if header.n_segments > 1 and isinstance(header, ImageHeader):
         pointer = INDEX_POINTER.pack(len(out))
         out.extend(pack_chunk(INDX, bytes(index)))
     out.extend(pack_chunk(TEND, pointer))
@@ -294,11 +368,25 @@ class TokFile:
     """
 
     data: bytes
-    header: ImageHeader
+    header: Header
     places: dict[tuple[bytes, int, int], int] = field(default_factory=dict)  # (type, layer, segment) -> offset
     problems: list[str] = field(default_factory=list)
     complete: bool = False  # the end chunk was found
     indexed: bool = False  # places come from the index
+
+    @property
+    def picture(self) -> ImageHeader:
+        """The header of a picture. Raises ChunkError if the file holds a sound."""
+        if not isinstance(self.header, ImageHeader):
+            raise ChunkError("the file holds a sound, not a picture")
+        return self.header
+
+    @property
+    def sound(self) -> AudioHeader:
+        """The header of a sound. Raises ChunkError if the file holds a picture."""
+        if not isinstance(self.header, AudioHeader):
+            raise ChunkError("the file holds a picture, not a sound")
+        return self.header
 
     def payload(self, kind: bytes, layer: int = 0, segment: int = 0) -> bytes | None:
         """Payload of a chunk, without the layer prefix of LAYR; None if it is missing or damaged."""
@@ -394,10 +482,11 @@ def scan(data: bytes, offset: int) -> Iterator[tuple[int, bytes, bytes] | tuple[
             return
 
 
-def read_tok(data: bytes, max_pixels: int | None = None) -> TokFile:
+def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None = None) -> TokFile:
     """Parse a file without decoding any layer.
 
-    Args:   max_pixels: refuse larger pictures before anything of their size is allocated.
+    Args:   max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels, before
+            anything of their size is allocated.
     Raises: SignatureError, VersionError, TruncatedError, HeaderError, ChunkError, LimitError; see :mod:`.errors`.
     """
     start = len(SIGNATURE) + 1
@@ -421,7 +510,13 @@ def read_tok(data: bytes, max_pixels: int | None = None) -> TokFile:
     if first[0] != HEAD:
         raise HeaderError("the first chunk is not a header")
     header = read_header(first[1])
-    if max_pixels is not None and header.height * header.width > max_pixels:
+    if isinstance(header, AudioHeader):
+        if max_samples is not None and header.samples * header.channels > max_samples:
+            raise LimitError(
+                f"a sound of {header.channels} x {header.samples} samples is over the limit of {max_samples};"
+                " see --max-samples"
+            )
+    elif max_pixels is not None and header.height * header.width > max_pixels:
         raise LimitError(
             f"a picture of {header.width} x {header.height} pixels is over the limit of {max_pixels}; see --max-pixels"
         )
@@ -436,6 +531,12 @@ def read_tok(data: bytes, max_pixels: int | None = None) -> TokFile:
     return tok
 
 
+def modality_of(start: bytes) -> int | None:
+    """The modality, from the first ``PEEK`` bytes of a file; None if they are not those of one."""
+    whole = len(start) >= PEEK and start.startswith(SIGNATURE) and start[len(SIGNATURE) + 1 :].startswith(HEAD)
+    return start[PEEK - 1] if whole and start[PEEK - 1] in MODALITIES else None
+
+
 def _cut_head(data: bytes, start: int) -> bool:
     """Whether the data end before the header chunk does."""
     if len(data) < start + 8:
@@ -446,7 +547,8 @@ def _cut_head(data: bytes, start: int) -> bool:
 
 def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
     if kind != LAYR:
-        return layer == segment == 0 and (kind != ALPH or tok.header.alpha == 1)
+        header = tok.header
+        return layer == segment == 0 and (kind != ALPH or (isinstance(header, ImageHeader) and header.alpha == 1))
     return layer < tok.header.layers and segment < tok.header.n_segments
 
 

@@ -2,7 +2,8 @@
 
 6. read    2. load the model    5. pick the layers    4. codes    3. pixels, tile by tile    1. write the media
 
-Steps 3 to 5 of models whose rate dial is a quality are in photo.py.
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds, which are never in memory as a whole unless
+that is asked for, are in sound.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import ALPH, EXIF, HYPERPRIOR, ICCP, MAX_PIXELS, ImageHeader, TokFile, read_tok
+from .container import (
+    ALPH,
+    AUDIO,
+    EXIF,
+    HYPERPRIOR,
+    ICCP,
+    IMAGE,
+    MAX_PIXELS,
+    MAX_SAMPLES,
+    AudioHeader,
+    Header,
+    TokFile,
+    read_tok,
+)
 from .errors import ChunkError, FormatError, ModelError, UsageError
 from .files import open_output, read_bytes
+from .media.audio import Sound
 from .media.image import Picture, decode_alpha, write_image
 from .models import Model, model_for, pick_device
 
@@ -25,26 +40,46 @@ if TYPE_CHECKING:
     from ..tokenizers.image.photo import ImagePhoto
 
 
+DEFAULT_SUFFIXES = {IMAGE: ".png", AUDIO: ".wav"}
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
 @dataclass
 class Decoded:
-    """A decoded picture.
+    """A decoded picture or sound.
 
     Attributes:
-        picture: pixels and metadata.
-        levels: the fewest layers that any segment was decoded with.
-        layers: layers that the complete file has.
-        problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser.
+        media: pixels and metadata, or the samples; None for a sound that went into a file block by block.
+        header: what the file says of it.
+        levels: the fewest layers that any segment of a picture was decoded with; 1 for sounds.
+        problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser, or silent.
         notes: what the output format could not keep.
     """
 
-    picture: Picture
+    media: Picture | Sound | None
+    header: Header
     levels: int
-    layers: int
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def layers(self) -> int:
+        """Layers that the complete file has."""
+        return self.header.layers
+
+    @property
+    def picture(self) -> Picture:
+        """Raises UsageError if it is something else."""
+        if not isinstance(self.media, Picture):
+            raise UsageError("no picture was decoded")
+        return self.media
+
+    @property
+    def sound(self) -> Sound:
+        """Raises UsageError if it is something else, or went into a file."""
+        if not isinstance(self.media, Sound):
+            raise UsageError("no sound was decoded into memory")
+        return self.media
 
 
 def decode_file(
@@ -54,14 +89,17 @@ def decode_file(
     *,
     levels: int | None = None,
     synthesis: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
     format: str | None = None,
     device: str = "auto",
     force: bool = False,
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
+    max_samples: int = MAX_SAMPLES,
     progress: Callable[[float], None] | None = None,
 ) -> Decoded:
-    """Decode a `.tok` file to a picture.
+    """Decode a `.tok` file to a picture or a sound.
 
     Args:
         src: path or binary file object.
@@ -69,37 +107,77 @@ def decode_file(
         model: folder or name to take the weights from; the file's own model by default.
         levels: decode at most so many layers.
         synthesis: which synthesis net, e.g. "faithful" or "sharp"; the model's default if None.
-        format: suffix of the output format, needed if ``dst`` is a file object, e.g. ".png".
+        start, end: seconds of a sound; only what lies between is decoded.
+        format: suffix of the output format where the name of ``dst`` has none; ".png" or ".wav" by default.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         strict: raise FormatError for a damaged or truncated file instead of decoding what is left.
-        max_pixels: refuse larger pictures.
+        max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels.
         progress: called with the share of the work that is done, now and then.
 
     Raises: a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
-    if dst is not None and not suffix:
-        raise UsageError("the output needs a suffix or a format that says what it is, e.g. .png")
     with open_output(dst, force) as file:
         try:
-            tok = read_tok(read_bytes(src), max_pixels)  # 6
-            if tok.header.prior == HYPERPRIOR:
-                pixels, held = photo_pixels(tok, model, device, levels, synthesis, progress)  # 2 to 5
+            tok = read_tok(read_bytes(src), max_pixels, max_samples)  # 6
+            suffix = suffix or DEFAULT_SUFFIXES[tok.header.modality]
+            if isinstance(tok.header, AudioHeader):
+                if synthesis is not None:
+                    raise UsageError(f"{tok.header.model} has one synthesis net only")
+                names = suffix, str(dst)
+                decoded = _decode_sound(tok, file, names, model, device, levels, (start, end), strict, progress)
             else:
-                tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
-                held = fewest_levels(tokens)
+                if (start, end) != (None, None):
+                    raise UsageError(f"{name} holds a picture, which has no start and end")
+                decoded = _decode_picture(tok, model, device, levels, synthesis, progress)
         except (FormatError, ModelError) as error:
             raise type(error)(f"{name}: {error}") from error
-        if tok.header.prior != HYPERPRIOR:
-            pixels = decode_pixels(tokens, loaded, tok.header.channels, synthesis, progress)  # 3
-        decoded = Decoded(picture_of(tok, pixels), held, tok.header.layers, tok.problems)
         if strict and tok.problems:
             raise FormatError(f"{name}: {tok.problems[0]}")
-        if file is not None:
-            decoded.notes += write_image(decoded.picture, file, suffix, str(dst))  # 1
+        if file is not None and isinstance(decoded.media, Picture):
+            decoded.notes += write_image(decoded.media, file, suffix, str(dst))  # 1
     return decoded
+
+
+def _decode_picture(
+    tok: TokFile,
+    model: str | None,
+    device: str,
+    levels: int | None,
+    synthesis: str | None,
+    progress: Callable[[float], None] | None,
+) -> Decoded:
+    header = tok.picture
+    if header.prior == HYPERPRIOR:
+        pixels, held = photo_pixels(tok, model, device, levels, synthesis, progress)  # 2 to 5
+    else:
+        tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
+        held = fewest_levels(tokens)
+        pixels = decode_pixels(tokens, loaded, header.channels, synthesis, progress)  # 3
+    return Decoded(picture_of(tok, pixels), header, held, tok.problems)
+
+
+def _decode_sound(
+    tok: TokFile,
+    file: BinaryIO | None,
+    names: tuple[str, str],  # suffix, and what messages call the file
+    model: str | None,
+    device: str,
+    levels: int | None,
+    moments: tuple[float | None, float | None],
+    strict: bool,
+    progress: Callable[[float], None] | None,
+) -> Decoded:
+    from .sound import decode_sound, span_of, write_sound
+
+    span = span_of(tok.sound, *moments)
+    loaded = model_for(tok.header, model, pick_device(device))  # 2
+    if file is None:
+        return Decoded(decode_sound(tok, loaded, span, levels, progress), tok.header, 1, tok.problems)  # 5, 4, 3
+    notes = write_sound(tok, loaded, span, file, *names, levels, strict, progress)  # 5, 4, 3, 1
+    return Decoded(None, tok.header, 1, tok.problems, notes)
 
 
 def fewest_levels(tokens: Tokens) -> int:
@@ -121,8 +199,12 @@ def file_tokens(
     from ..tokenizers.api import Tokens
     from ..tokenizers.image.grid import ImageGrid
 
-    header = tok.header
-    loaded = model_for(header, model, pick_device(device))
+    loaded = model_for(tok.header, model, pick_device(device))
+    if isinstance(tok.header, AudioHeader):
+        from .sound import file_codes
+
+        return file_codes(tok, loaded, levels), loaded
+    header = tok.picture
     if header.prior == HYPERPRIOR:
         return photo_file_tokens(tok, loaded, levels), loaded
     if levels is not None and levels < 1:
@@ -188,7 +270,7 @@ def photo_file_tokens(tok: TokFile, model: Model, levels: int | None) -> Tokens:
     from ..tokenizers.image.photo import pack_codes
     from .photo import read_walks
 
-    photo, header = photo_model(model), tok.header
+    photo, header = photo_model(model), tok.picture
     walks, _ = read_walks(tok, photo, levels)
     codes = torch.from_numpy(pack_codes(walks, header.grid))
     return Tokens(codes[None], photo.spec(header.height, header.width, header.quality / 100))
@@ -251,7 +333,7 @@ def decode_pixels(
 
 def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
     """Put pixels and what else the file holds together."""
-    header: ImageHeader = tok.header
+    header = tok.picture
     alpha = None
     if header.alpha:
         payload = tok.payload(ALPH)

@@ -2,7 +2,8 @@
 
 1. read the media    2. load the model    3. codes, tile by tile    4. payloads    5. choose the layers    6. write
 
-Steps 3 to 5 of models whose rate dial is a quality are in photo.py.
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds, which are never in memory as a whole, are
+in sound.py.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .container import MAX_PIXELS, ImageHeader, write_tok
+from .container import MAX_PIXELS, MAX_SAMPLES, ImageHeader, write_tok
 from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
+from .media.kind import media_kind
 from .models import Model, choose_model, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -31,20 +33,30 @@ SEGMENT = 64  # cells along the edge of a segment: 1024 pixels at stride 16
 class Encoded:
     """A finished file in memory.
 
-    Attributes: data: the file.  levels: layers in it.  pixels: H * W.  notes: what could not be kept, one line each.
-                quality: of models whose rate dial it is, else None.
+    Attributes:
+        data: the file.
+        levels: layers in it; of a sound the most levels that a segment has.
+        pixels: H * W of a picture.  seconds: of a sound.  The other one is 0.
+        notes: what could not be kept, one line each.
+        quality: of models whose rate dial it is, else None.
     """
 
     data: bytes
     levels: int
-    pixels: int
+    pixels: int = 0
     notes: list[str] = field(default_factory=list)
     quality: float | None = None
+    seconds: float = 0.0
 
     @property
     def bpp(self) -> float:
-        """Bits per pixel of the whole file."""
+        """Bits per pixel of the whole file, of a picture."""
         return 8 * len(self.data) / self.pixels
+
+    @property
+    def kbps(self) -> float:
+        """Thousands of bits a second of the whole file, of a sound."""
+        return 8e-3 * len(self.data) / self.seconds
 
 
 @dataclass(frozen=True)
@@ -53,18 +65,23 @@ class Rate:
 
     quality: float | None = None  # 0 to 100
     levels: int | None = None  # 1 to K
-    bpp: float | None = None  # most bits per pixel
+    bpp: float | None = None  # most bits per pixel, of a picture
     size: int | None = None  # most bytes
+    kbps: float | None = None  # most thousands of bits a second, of a sound
 
     def __post_init__(self) -> None:
-        given = {"quality": self.quality, "levels": self.levels, "bpp": self.bpp, "bytes": self.size}
+        given = {
+            "quality": self.quality, "levels": self.levels, "bpp": self.bpp, "kbps": self.kbps, "bytes": self.size,
+        }  # fmt: skip
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
-            raise UsageError(f"give one of quality, levels, bpp and bytes, not {' and '.join(names)}")
+            raise UsageError(f"give one of quality, levels, bpp, kbps and bytes, not {' and '.join(names)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
         if self.bpp is not None and not 0 < self.bpp < float("inf"):
             raise UsageError(f"bpp must be positive, got {self.bpp:g}")
+        if self.kbps is not None and not 0 < self.kbps < float("inf"):
+            raise UsageError(f"kbps must be positive, got {self.kbps:g}")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"bytes must be positive, got {self.size}")
 
@@ -104,49 +121,91 @@ def encode_file(
     levels: int | None = None,
     bpp: float | None = None,
     size: int | None = None,
+    kbps: float | None = None,
     prior: str | None = None,
     tune: str | None = None,
     device: str = "auto",
     force: bool = False,
     metadata: bool = True,
     max_pixels: int = MAX_PIXELS,
+    max_samples: int = MAX_SAMPLES,
     progress: Callable[[float], None] | None = None,
 ) -> Encoded:
-    """Encode a picture file.
+    """Encode a picture or a sound.
 
     Args:
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None.
         model: release name, folder or hub id; the default for the modality if None.
-        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  size: most bytes.  At most one of these; by
-            default all levels, or the default quality of a model that has no levels.
+        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  kbps: most thousands of bits a second.
+            size: most bytes.  At most one of these; by default all levels, or the default quality of a model that has
+            no levels.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
-        max_pixels: refuse larger pictures.
-        progress: called with the share of the picture that has been analysed, now and then.
+        max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels.
+        progress: called with the share of the picture or sound that has been analysed, now and then.
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
-    rate, chosen = Rate(quality, levels, bpp, size), choose_model(model, tune)
+    rate = Rate(quality, levels, bpp, size, kbps)
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
-        picture = read_image(Path(src) if isinstance(src, str) else src, name, max_pixels)  # 1
-        loaded = load_model(chosen, pick_device(device), prior)  # 2
-        if loaded.tokenizer.modality != "image":
-            raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a picture")
-        if loaded.tokenizer.dial == "quality":
-            encoded = build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
+        kind, source = media_kind(Path(src) if isinstance(src, str) else src)
+        chosen = choose_model(model, tune, kind)
+        if kind == "audio":
+            encoded = _encode_sound(source, name, chosen, rate, prior, device, max_samples, progress)
         else:
-            tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
-            layers = compress_tokens(tokens, loaded)  # 4
-            encoded = build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
+            encoded = _encode_picture(source, name, chosen, rate, prior, device, metadata, max_pixels, progress)
         if file is not None:
             file.write(encoded.data)  # 6
     return encoded
+
+
+def _encode_picture(
+    source: Path | BinaryIO,
+    name: str,
+    chosen: str,
+    rate: Rate,
+    prior: str | None,
+    device: str,
+    metadata: bool,
+    max_pixels: int,
+    progress: Callable[[float], None] | None,
+) -> Encoded:
+    picture = read_image(source, name, max_pixels)  # 1
+    loaded = load_model(chosen, pick_device(device), prior)  # 2
+    if loaded.tokenizer.modality != "image":
+        raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a picture")
+    if rate.kbps is not None:
+        raise UsageError(f"bits a second are for sounds, and {name} is a picture: use --bpp or --bytes")
+    if loaded.tokenizer.dial == "quality":
+        return build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
+    tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
+    layers = compress_tokens(tokens, loaded)  # 4
+    return build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
+
+
+def _encode_sound(
+    source: Path | BinaryIO,
+    name: str,
+    chosen: str,
+    rate: Rate,
+    prior: str | None,
+    device: str,
+    max_samples: int,
+    progress: Callable[[float], None] | None,
+) -> Encoded:
+    from .sound import encode_sound
+
+    loaded = load_model(chosen, pick_device(device), prior)  # 2
+    if loaded.tokenizer.modality != "audio":
+        raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a sound")
+    data, levels, tokens = encode_sound(source, name, loaded, rate, progress, max_samples)  # 1, 3, 4, 5
+    return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
 
 
 def build_file(

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from .container import ALPH, EXIF, FRAME, HYPERPRIOR, ICCP, LAYR, VERSION, header_fields, read_tok
+from .container import (
+    ALPH,
+    EXIF,
+    FRAME,
+    HYPERPRIOR,
+    ICCP,
+    LAYR,
+    VERSION,
+    AudioHeader,
+    Header,
+    header_fields,
+    read_tok,
+)
 from .errors import FormatError
 
 
@@ -12,8 +24,9 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
     left out where the model has no such dial.
 
-    Keys beyond the header: ``bytes``, ``bpp``, ``grid``, ``segments``, ``layer_bytes`` (payload bytes of each layer
-    over all segments), ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``, ``problems``.
+    Keys beyond the header: ``bytes``, ``bpp`` of pictures, ``seconds`` and ``kbps`` of sounds, ``grid``, ``segments``,
+    ``layer_bytes`` (payload bytes of each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``,
+    ``alpha_bytes``, ``complete``, ``problems``.
 
     Raises: a FormatError that names the file.
     """
@@ -37,7 +50,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     sizes = {kind: len(tok.payload(kind) or b"") if (kind, 0, 0) in tok.places else 0 for kind in (ICCP, EXIF, ALPH)}
     found |= {
         "bytes": len(data),
-        "bpp": round(8 * len(data) / (header.height * header.width), 6),
+        **_rate(header, len(data)),
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
@@ -49,3 +62,9 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         "problems": tok.problems,
     }
     return found
+
+
+def _rate(header: Header, size: int) -> dict[str, float]:
+    if isinstance(header, AudioHeader):
+        return {"seconds": round(header.seconds, 6), "kbps": round(8e-3 * size / header.seconds, 6)}
+    return {"bpp": round(8 * size / (header.height * header.width), 6)}

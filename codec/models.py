@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .container import PRIORS, ImageHeader
+from .container import MODALITIES as MODALITY_NAMES
+from .container import PRIORS, Header
 from .errors import ModelError, UsageError, WeightsMismatchError
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from ..entropy.prior import Prior
     from ..tokenizers.api import Tokenizer
 
-DEFAULT_MODELS = {"image": "image-photo"}  # of `codec encode`
+DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
-TOKEN_MODELS = {"image": "image-grid"}  # of `codec tokenize`: few codes, for generators
+TOKEN_MODELS = {"image": "image-grid", "audio": "audio-24k"}  # of `codec tokenize`: few codes, for generators
 MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image", "AudioGRVQ": "audio"}  # by class, for lists without torch
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
@@ -49,14 +50,16 @@ def pick_device(device: str) -> str:
     return device
 
 
-def choose_model(model: str | None, tune: str | None) -> str:
-    """The model for a picture. Raises UsageError for an unknown ``tune``, or one beside a model."""
+def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:
+    """The model for a picture or a sound. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
     if tune is None:
-        return model or DEFAULT_MODELS["image"]
+        return model or DEFAULT_MODELS[kind]
     if model is not None:
         raise UsageError("give a model or what it is tuned for, not both")
     if tune not in TUNES:
         raise UsageError(f"unknown tune {tune!r}: use {' or '.join(TUNES)}")
+    if kind != "image":
+        raise UsageError("models are tuned for pictures only")
     return TUNES[tune]
 
 
@@ -132,7 +135,7 @@ def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
         raise ModelError(" ".join(str(error).split())) from error
 
 
-def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
+def model_for(header: Header, name: str | None, device: str) -> Model:
     """The model that a file was made with, from its header; ``name`` overrides where to look.
 
     A name that a file brings along only ever means a released model: a file must not make us open folders or download.
@@ -147,6 +150,9 @@ def model_for(header: ImageHeader, name: str | None, device: str) -> Model:
         )
     model = load_model(name or header.model, device, PRIORS[header.prior])
     tokenizer, prior = model.tokenizer, model.prior
+    if tokenizer.modality != MODALITY_NAMES[header.modality]:
+        kind = MODALITY_NAMES[header.modality]
+        raise ModelError(f"the file is of kind {kind}, {tokenizer.name} is a model for {tokenizer.modality}")
     if tokenizer.weights_hash != header.weights_hash:
         raise WeightsMismatchError(
             f"the file was made with weights {header.weights_hash} of {header.model},"

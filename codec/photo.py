@@ -173,7 +173,7 @@ def read_walks(
     A segment without its first layer is what the entropy model expects of a segment of which nothing is known; means
     stand for later layers that are missing. What is lost is noted in ``tok.problems``.
     """
-    header = tok.header
+    header = tok.picture
     if header.segment != WINDOW or header.grid != model.spec(header.height, header.width, 0).grid:
         raise ChunkError(f"the header's segments or stride are not those of {header.model}")
     if header.layers > len(model.entropy.slices):
@@ -199,7 +199,7 @@ def _segment(
     tok: TokFile, model: ImagePhoto, segment: int, payloads: list[bytes], grid: tuple[int, int]
 ) -> tuple[Walk, int]:
     """Walk over a segment and the number of layers it has; a payload that does not decode costs later layers too."""
-    entropy, header = model.entropy, tok.header
+    entropy, header = model.entropy, tok.picture
     while payloads:
         try:
             return entropy.decompress(payloads, grid, header.quality, header.layers), len(payloads)
@@ -214,7 +214,7 @@ def decode_walks(
     walks: list[tuple[Tile, Walk]], tok: TokFile, model: ImagePhoto, progress: Progress | None = None
 ) -> np.ndarray:
     """Pixels ``[H, W, channels]`` uint8."""
-    header = tok.header
+    header = tok.picture
     latents = np.empty((model.config.latents, *header.grid), dtype=np.float32)
     for tile, walk in walks:
         cut(latents, tile)[:] = walk.latents

@@ -13,18 +13,21 @@ import zipfile
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .container import MAX_PIXELS, SIGNATURE, read_tok, write_tok
 from .decode import decode_pixels, file_tokens
 from .encode import compress_tokens, encode_tokens, image_header
 from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from .files import open_output, read_bytes
+from .media.audio import Sound, write_audio
 from .media.image import Picture, read_image, write_image
+from .media.kind import media_kind
 from .models import TOKEN_MODELS, load_model, pick_device
 
 if TYPE_CHECKING:
     from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
+    from .models import Model
 
 TOKEN_SUFFIXES = (".npz", ".safetensors")
 
@@ -49,7 +52,7 @@ def tokenize_file(
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Tokenized:
-    """A picture or a `.tok` file to tokens; the synthesis net does not run.
+    """A picture, a sound or a `.tok` file to tokens; the synthesis net does not run.
 
     Args:   dst: `.npz` or `.safetensors`; nothing is written if None.  levels: keep at most so many.
             quality: 0 to 100, for pictures and models whose rate dial it is.
@@ -64,7 +67,7 @@ def tokenize_file(
     with open_output(dst, force) as file:
         done = _tok_tokens(src, model, levels, device, max_pixels)
         if done is None:
-            done = _media_tokens(src, model, device, max_pixels, quality)
+            done = _media_tokens(src, model, device, max_pixels, quality, levels)
         elif quality is not None:
             raise UsageError(f"{src}: its codes are made already, with a quality of their own")
         if levels is not None:
@@ -90,10 +93,25 @@ def _tok_tokens(
 
 
 def _media_tokens(
-    src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None
+    src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None, levels: int | None
 ) -> Tokenized:
+    kind, source = media_kind(Path(src))
+    if kind == "audio":
+        from .sound import media_codes
+
+        loaded = load_model(model or TOKEN_MODELS[kind], pick_device(device))
+        if loaded.tokenizer.modality != kind:
+            modality = loaded.tokenizer.modality
+            raise UsageError(f"{loaded.tokenizer.name} is a model for {modality}, and {src} is a sound")
+        if quality is not None:
+            raise UsageError(f"the rate dial of {loaded.tokenizer.name} is levels, not a quality")
+        most = len(loaded.tokenizer.codebook_sizes)
+        tokens, notes = media_codes(source, str(src), loaded, None if levels is None else min(levels, most))
+        return Tokenized(tokens, [], notes)
     picture = read_image(Path(src), str(src), max_pixels)
     loaded = load_model(model or TOKEN_MODELS["image"], pick_device(device))
+    if loaded.tokenizer.modality != "image":
+        raise UsageError(f"{loaded.tokenizer.name} is a model for {loaded.tokenizer.modality}, and {src} is a picture")
     if quality is not None and loaded.tokenizer.dial != "quality":
         raise UsageError(f"the rate dial of {loaded.tokenizer.name} is levels, not a quality")
     notes = list(picture.notes)
@@ -117,8 +135,8 @@ def detokenize_file(
     synthesis: str | None = None,
     device: str = "auto",
     force: bool = False,
-) -> Picture | None:
-    """Tokens to a picture, or to a `.tok` file if ``dst`` ends so (then None is returned).
+) -> Picture | Sound | None:
+    """Tokens to a picture or a sound, or to a `.tok` file if ``dst`` ends so (then None is returned).
 
     Raises: a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
@@ -135,6 +153,8 @@ def detokenize_file(
             )
         if not _made_by(tokens.spec, tokenizer):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
+        if tokenizer.modality == "audio":
+            return _detokenize_sound(tokens, loaded, str(src), file, dst)
         if tokens.codes.shape[0] != 1:
             raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a picture is a batch of 1")
         if dst is not None and Path(dst).suffix.lower() == ".tok":
@@ -155,11 +175,32 @@ def detokenize_file(
         return picture
 
 
+def _detokenize_sound(
+    tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None
+) -> Sound | None:
+    from .sound import file_of_codes, sound_of_codes
+
+    if dst is not None and Path(dst).suffix.lower() == ".tok":
+        assert file is not None
+        try:
+            file.write(file_of_codes(tokens, model))
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+        return None
+    sound = sound_of_codes(tokens, model)
+    if file is not None:
+        write_audio(sound, file, Path(str(dst)).suffix, str(dst))
+    return sound
+
+
 def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer makes tokens that say this of themselves."""
+    from ..tokenizers.audio.grvq import AudioGRVQ
     from ..tokenizers.image.grid import ImageGrid
     from ..tokenizers.image.photo import ImagePhoto
 
+    if isinstance(tokenizer, AudioGRVQ):
+        return len(spec.size) == 1 and any(spec == tokenizer.spec(spec.size[0], n) for n in (1, 2, 3))
     if len(spec.size) != 2:
         return False
     height, width = spec.size
@@ -181,6 +222,14 @@ def dump_tokens(tokens: Tokens, suffix: str) -> bytes:
     buffer = BytesIO()
     np.savez_compressed(buffer, codes=codes, spec=np.array(spec))
     return buffer.getvalue()
+
+
+def token_modality(src: str | Path) -> str:
+    """What the tokens of a file are of; "image" if it does not say, reading it will tell what is wrong."""
+    try:
+        return load_tokens(src).spec.modality
+    except MediaError:
+        return "image"
 
 
 def load_tokens(src: str | Path) -> Tokens:

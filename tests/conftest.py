@@ -33,6 +33,12 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def sound_model() -> Path:
+    """Folder of a model for sounds: random weights, two groups of 32 + 16 codewords."""
+    return GOLDEN / "sound"
+
+
+@pytest.fixture(scope="session")
 def photo_model() -> Path:
     """Folder of a model whose rate dial is a quality: 6 + 10 channels in three slices, briefly trained."""
     return GOLDEN / "photo"

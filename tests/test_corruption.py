@@ -222,7 +222,7 @@ def test_a_damaged_chunk_costs_its_own_segment(
     offsets = chunk_offsets(many)
     data = many if indexed else many[: offsets[b"iNDX", 0, 0][0]] + pack_chunk(b"TEND", b"")
     whole = codes_of(many, tiny_model)[0].codes
-    header = read_tok(many).header
+    header = read_tok(many).picture
     for segment in range(header.n_segments):
         start, end = offsets[LAYR, layer, segment]
         changed = bytearray(data)
@@ -259,14 +259,14 @@ def test_a_payload_that_does_not_decode_costs_its_layer(many: bytes, tiny_model:
         tokens, problems = codes_of(data, tiny_model)
         assert any("segment 3" in problem for problem in problems)
         expected = whole.clone()
-        top, left, bottom, right = read_tok(many).header.segment_box(3)
+        top, left, bottom, right = read_tok(many).picture.segment_box(3)
         expected[:, 1:, top:bottom, left:right] = -1
         assert torch.equal(tokens.codes, expected)
 
 
 def test_payloads_of_no_bytes_are_codes(one: bytes, tiny_model: Path, tiny: Model) -> None:
     """Codes of 0 take no bytes at all; that is not a missing layer."""
-    header = read_tok(one).header
+    header = read_tok(one).picture
     codes = np.zeros((3, *header.grid), np.int64)
     codes[2] = 5
     payloads = tiny.prior.compress(codes)
@@ -389,7 +389,7 @@ def many_context(context_model: Path) -> bytes:
 def test_the_context_prior_is_the_default(many_context: bytes, context_model: Path, tiny_model: Path) -> None:
     model = load_model(str(context_model))
     assert isinstance(model.prior, ContextPrior)
-    header = read_tok(many_context).header
+    header = read_tok(many_context).picture
     assert (header.prior, header.prior_hash) == (model.prior.wire_id, model.prior.hash)
     tokens, problems = codes_of(many_context, context_model)
     assert problems == []
@@ -400,7 +400,7 @@ def test_the_context_prior_is_the_default(many_context: bytes, context_model: Pa
 
 def test_a_damaged_chunk_of_the_context_prior_costs_its_own_segment(many_context: bytes, context_model: Path) -> None:
     whole = codes_of(many_context, context_model)[0].codes
-    header = read_tok(many_context).header
+    header = read_tok(many_context).picture
     for layer in range(3):
         for segment in range(header.n_segments):
             changed = bytearray(many_context)
@@ -434,7 +434,7 @@ def test_hostile_payloads_of_a_context_coded_file(many_context: bytes, context_m
     rng = random.Random(6)
     told = 0
     for _ in range(100):
-        layer, segment = rng.randrange(3), rng.randrange(tok.header.n_segments)
+        layer, segment = rng.randrange(3), rng.randrange(tok.picture.n_segments)
         start, end = offsets[LAYR, layer, segment]
         payload = pack_layer_prefix(layer, segment) + rng.randbytes(4 * rng.randrange(6))
         tokens, problems = codes_of(

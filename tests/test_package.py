@@ -30,7 +30,7 @@ MAY_ALSO_IMPORT = {"tokenizers/image/photo.py": {"entropy"}}
 THIRD_PARTY = {
     "": set(),
     "assets": set(),
-    "codec": {"torch", "numpy", "PIL", "safetensors", "typer", "rich"},
+    "codec": {"torch", "numpy", "PIL", "safetensors", "typer", "rich", "soundfile", "soxr", "av"},
     "tokenizers": {"torch", "numpy", "einops", "safetensors", "huggingface_hub", "triton"},
     "entropy": {"numpy", "constriction", "safetensors", "torch"},
 }

@@ -133,7 +133,7 @@ def test_encode_and_decode_at_a_quality(codec: Codec, tiny: list[str], source: P
         size = tok.stat().st_size
         assert (done.code, done.out) == (0, b"")
         assert done.err == [f"{source} -> {tok}: {size} bytes, {8 * size / 6300:.4f} bpp, quality {quality}"]
-        header = read_tok(tok.read_bytes()).header
+        header = read_tok(tok.read_bytes()).picture
         assert (header.model, header.prior, header.quality) == ("tiny-photo", 3, round(100 * float(quality)))
         done = codec("decode", tok, "-o", back, *tiny)
         assert (done.code, done.out) == (0, b"")
@@ -349,7 +349,7 @@ def test_layers_follow_the_size_of_a_segment(photo_model: Path, tmp_path: Path) 
             if part.size
         ]
         data = photo_file(model, walks, 5000, (16 * h, 16 * w), Metadata(3, 8))
-        header = read_tok(data).header
+        header = read_tok(data).picture
         payload = len(data) - LAYER_BYTES * header.layers * len(walks)
         expected = {next(n for most, n in LAYERS if payload * scale / len(walks) <= most) for scale in (0.95, 1.05)}
         assert header.layers in expected
@@ -570,7 +570,7 @@ def with_head(data: bytes, payload: bytes) -> bytes:
 def hostile(golden: Path) -> dict[str, tuple[bytes, str, str]]:
     """File, folder of the model, a word of the error."""
     data, grid = (golden / "photo" / "layers.tok").read_bytes(), (golden / "gray.tok").read_bytes()
-    header = read_tok(data).header
+    header = read_tok(data).picture
 
     def changed(**fields: Any) -> bytes:
         return with_head(data, write_header(replace(header, **fields)))
@@ -613,7 +613,7 @@ def test_headers_that_lie_cost_time_and_memory_of_a_picture_only(
     layers: Small, photo_model: Path, golden: Path
 ) -> None:
     """What the reader cannot know to be wrong decodes to something, or is named."""
-    header = read_tok(layers.data).header
+    header = read_tok(layers.data).picture
     before = time.monotonic()
     lies: list[dict[str, Any]] = [
         {"layers": 2}, {"layers": 1}, {"quality": 0}, {"quality": 10000}, {"quality": 5001}, {"height": 1},
@@ -752,4 +752,4 @@ def test_files_of_many_segments_have_an_index(tmp_path: Path, photo_model: Path,
     tok = read_tok(segments.data)
     assert tok.indexed
     rows = [[tok.payload(LAYR, k, s) or b"" for s in range(2)] for k in range(3)]
-    assert write_tok(tok.header, rows) == segments.data
+    assert write_tok(tok.picture, rows) == segments.data

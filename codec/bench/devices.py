@@ -76,7 +76,7 @@ def bench_file(
     name: str, source: bytes | None, data: bytes, quality: float | None, model: str | None, device: str
 ) -> tuple[Row, np.ndarray]:
     """Measure one file. source: the picture that it was made of on the CPU, None if there is only the file."""
-    header = read_tok(data).header
+    header = read_tok(data).picture
     codes = codes_of(data, model, "cpu")
     same_file, encode_s, same = None, None, np.array_equal(codes, codes_of(data, model, device))
     if source is not None:
@@ -102,12 +102,12 @@ def batch_decode(files: Sequence[bytes], model: ImagePhoto) -> Callable[[], None
     def run() -> None:
         latents = []
         for tok in toks:
-            header = tok.header
+            header = tok.picture
             walk = model.entropy.decompress(
                 tok.segment_payloads(0, header.layers), header.grid, header.quality, header.layers
             )
             latents.append(walk.latents)
-        x = model.pixels(torch.from_numpy(np.stack(latents)).to(model.device), toks[0].header.quality)
+        x = model.pixels(torch.from_numpy(np.stack(latents)).to(model.device), toks[0].picture.quality)
         (x * 255).round().byte().cpu()
 
     return run
@@ -146,7 +146,7 @@ def bench_devices(
             raise MediaError(f"cannot read {path}: {error}") from error
         data = source if quality is None else encode_file(io.BytesIO(source), None, name, quality, device="cpu").data
         picture = None if quality is None else source
-        extent = (read_tok(data).header.height, read_tok(data).header.width)
+        extent = (read_tok(data).picture.height, read_tok(data).picture.width)
         if extent not in seen:
             for _ in range(WARM_UP):
                 decode_file(io.BytesIO(data), model=model, device=device)
@@ -154,7 +154,7 @@ def bench_devices(
         row, codes = bench_file(label, picture, data, quality, name, device)
         digest.update(codes.astype("<i4").tobytes())
         rows.append(row)
-        header = read_tok(data).header
+        header = read_tok(data).picture
         if header.n_segments == 1:
             groups.setdefault((header.quality / 100, *extent), []).append(data)
     batches = []

@@ -1,6 +1,6 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the words `context` or `photo` it makes only the folders of those names), or any
+Run `python tests/golden/make.py` (with the words `context`, `photo` or `sound` it makes only those folders), or any
 tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as
 they are: new ones are added under new names.
 """
@@ -8,6 +8,7 @@ they are: new ones are added under new names.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -35,24 +36,30 @@ from tokodec.codec.container import (
     read_tok,
     write_header,
 )
-from tokodec.codec.decode import decode_file, photo_file_tokens
+from tokodec.codec.decode import decode_file, file_tokens, photo_file_tokens
 from tokodec.codec.encode import Rate, build_file, build_photo, compress_tokens, encode_tokens
+from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
+from tokodec.codec.sound import encode_sound
 from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.context_net import ContextNet, LevelShape
 from tokodec.entropy.hyperprior import CODE_MAX, HyperPrior, Walk, export_hyperprior
 from tokodec.entropy.hyperprior_net import Z_MAX, HyperNet, HyperShape
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
+from tokodec.tokenizers.audio.grvq import AudioGRVQ, AudioGRVQConfig
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig
 from tokodec.tokenizers.image.tiling import Tile
+from tokodec.tokenizers.quantize.residual import ResidualQuantizer
+from tokodec.tokenizers.quantize.simvq import SimVQ
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
+SOUND = HERE / "sound"  # a model for sounds, both kinds of entropy models, and files made with them
 CONFIG = ImageGridConfig(
     channels=(8, 8, 8),
     analysis_blocks=(1, 1, 1),
@@ -174,6 +181,104 @@ def make_context() -> None:
             "bytes": len(made.data),
         }
     (CONTEXT / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
+
+
+SOUND_CONFIG = AudioGRVQConfig(
+    analysis_channels=(10, 12),
+    analysis_blocks=(1, 1),
+    synthesis_channels=(12, 10),
+    synthesis_blocks=(1, 1),
+    dim=8,
+    codebook_sizes=(32, 16),
+)
+
+
+def hum(rng: np.random.Generator, samples: int, rate: int, channels: int) -> np.ndarray:
+    """A sound-like array, float32 [channels, samples]: tones that come and go, and noise."""
+    t = np.arange(samples) / rate
+    total = 0.02 * rng.normal(size=(channels, samples))
+    for frequency in (110, 330, 777, 2100):
+        turns = rng.uniform(0.5, 3, (channels, 1)) * t + rng.uniform(size=(channels, 1))
+        swell = 0.5 + 0.5 * np.sin(2 * np.pi * turns)
+        total += 0.15 * swell * np.sin(2 * np.pi * frequency * t)
+    return total.clip(-0.9, 0.9).astype(np.float32)
+
+
+def sounds() -> dict[str, tuple[np.ndarray, int, Rate, str]]:
+    """Name -> samples [channels, n], Hz, rate, entropy model."""
+    rng = np.random.default_rng(7)
+    mono = hum(rng, 24000 * 4 + 77, 24000, 1)
+    return {
+        "mono": (mono, 24000, Rate(), "context"),
+        "static": (mono[:, :60_000], 24000, Rate(levels=3), "static"),
+        "stereo": (hum(rng, 44100 * 3, 44100, 2), 44100, Rate(kbps=2.2), "context"),
+        "same": (np.repeat(hum(rng, 16000, 16000, 1), 2, axis=0), 16000, Rate(levels=2), "context"),
+        "three": (hum(rng, 8001, 8000, 3), 8000, Rate(levels=1), "context"),
+        "sample": (np.full((1, 1), 0.5, dtype=np.float32), 48000, Rate(), "context"),
+    }
+
+
+def wav(samples: np.ndarray, rate: int) -> bytes:
+    """A WAV file of 16 bits."""
+    buffer = io.BytesIO()
+    write_audio(Sound(samples, rate), buffer, ".wav", "a sound")
+    return buffer.getvalue()
+
+
+def make_sound_model() -> None:
+    """A model of random weights whose codes are diverse, a static prior of its codes and a context prior of chance."""
+    torch.manual_seed(9)
+    rng = np.random.default_rng(9)
+    SOUND.mkdir(exist_ok=True)
+    model = AudioGRVQ(SOUND_CONFIG, "tiny-sound")
+    for name, parameter in model.named_parameters():
+        if ".down." in name and parameter.ndim > 1:  # zero at the start of training; here they shall do something
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(SOUND)  # rounds the weights, so that the codewords fit what is released
+    model = AudioGRVQ.from_pretrained(SOUND)
+    x = torch.from_numpy(hum(rng, 24000 * 20, 24000, 4))[:, None]
+    with torch.no_grad():
+        z = model.analysis(x).movedim(1, -1).reshape(-1, SOUND_CONFIG.dim)
+        for group, residual in zip(model.quantizer.groups, z.chunk(2, 1), strict=True):
+            assert isinstance(group, ResidualQuantizer)
+            for level in group.levels:
+                assert isinstance(level, SimVQ)
+                chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
+                level.basis.copy_(residual[chosen].half().float())
+                residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
+    model.save_pretrained(SOUND)
+    model = AudioGRVQ.from_pretrained(SOUND)
+    codes = model.encode(x).codes
+    sizes = model.codebook_sizes
+    counts = [torch.bincount(codes[:, k].flatten(), minlength=n) for k, n in enumerate(sizes)]
+    print("codewords used:", [f"{float((c > 0).float().mean()):.0%}" for c in counts])
+    StaticPrior.from_counts([c.numpy() for c in counts]).save_pretrained(SOUND)
+    shape = LevelShape(features=4, width=8, hidden=8, blocks=1, digit=8)
+    schedules = [refinement(1, steps) for steps in (8, 4, 2, 2)]
+    net = ContextNet([np.zeros((n, 0)) for n in sizes], schedules, [offsets_within(3, (1,))] * 4, [shape] * 4)
+    ContextPrior(net.export()).save_pretrained(SOUND)
+
+
+def make_sound() -> None:
+    make_sound_model()
+    for path in SOUND.glob("*.tok"):
+        path.unlink()
+    expected: dict[str, Any] = {}
+    for name, (samples, rate, wanted, prior) in sounds().items():
+        model = load_model(str(SOUND), "cpu", prior)
+        data, _, _ = encode_sound(io.BytesIO(wav(samples, rate)), name, model, wanted)
+        (SOUND / f"{name}.tok").write_bytes(data)
+        tokens, _ = file_tokens(read_tok(data), str(SOUND), "cpu")
+        heard = decode_file(io.BytesIO(data), model=str(SOUND), device="cpu").sound.samples
+        expected[name] = {
+            "codes": codes_hash(tokens.codes),
+            "shape": list(tokens.codes.shape),
+            "bytes": len(data),
+            "sample_rate": rate,
+            "samples": list(heard.shape),
+            "heard": [round(float(v), 5) for v in heard[:, :: max(1, heard.shape[1] // 8)].ravel()],
+        }
+    (SOUND / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 def context_prior(model: Model) -> ContextPrior:
@@ -399,6 +504,8 @@ def main(wanted: list[str]) -> None:
         make_context()
     if not wanted or "photo" in wanted:
         make_photo()
+    if not wanted or "sound" in wanted:
+        make_sound()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 
