@@ -18,6 +18,7 @@ from tokodec.tokenizers.audio.grvq import (
     WINDOW,
     AudioGRVQ,
     AudioGRVQConfig,
+    Blocks,
     StreamingDecoder,
     StreamingEncoder,
 )
@@ -137,13 +138,32 @@ def test_samples_wait_for_the_overlap_and_no_longer(model: AudioGRVQ) -> None:
     assert 4 * FRAME - 1 - (3 * FRAME - HOP) == LATENCY - 1
 
 
-def test_parts_that_do_not_change_make_a_steady_sound(model: AudioGRVQ) -> None:
-    """Windows overlap to one everywhere, also at both ends: parts that are constant make a constant."""
-    pieces = model.pieces(torch.full((1, WINDOW, 8), 0.5))
+def test_pieces_overlap(model: AudioGRVQ) -> None:
+    """Block i is the sum of the last part of piece i - 2, ..., and the first one of piece i + 1, each with its gain."""
+    parts = torch.randn(1, WINDOW + 1, 5)
+    pieces = model.pieces(parts)
+    assert torch.allclose(pieces, (parts[:, :-1] * parts[:, -1:].exp()).transpose(1, 2))
     blocks = model.overlap(pieces)
-    weights = model.overlap(model.window.expand(1, 8, -1))
-    assert torch.allclose(weights[:, 3:-3], torch.ones(1, 5, HOP), atol=1e-6)
-    assert torch.allclose(blocks[:, 1:-2] / weights[:, 1:-2], torch.full((1, 8, HOP), 0.5), atol=1e-5)
+    assert blocks.shape == (1, 8, HOP)
+    split = pieces.unflatten(2, (4, HOP))[0]
+    assert torch.allclose(blocks[0, 4], split[1, 3] + split[2, 2] + split[3, 1] + split[4, 0], atol=1e-6)
+    assert torch.allclose(blocks[0, 7], split[4, 3], atol=1e-6)
+
+
+def test_blocks_are_their_shape_and_their_loudness() -> None:
+    torch.manual_seed(0)
+    layer = Blocks(9)
+    x = 0.1 * torch.randn(2, 1, 8 * HOP)
+    found = layer(x)
+    assert found.shape == (2, 9, 8)
+    louder = layer(5 * x)
+    assert torch.allclose(louder[:, :-1], found[:, :-1], atol=1e-3)
+    assert torch.allclose(louder[:, -1], found[:, -1] + torch.tensor(5.0).log(), atol=1e-3)
+    assert torch.allclose(found[0, -1, 5].exp(), x[0, 0, 2 * HOP : 6 * HOP].square().mean().sqrt(), rtol=1e-4)
+    assert bool(layer(torch.zeros(1, 1, HOP)).isfinite().all())
+    state = State()
+    parts = torch.cat([layer(part, state) for part in x.split([HOP, 4 * HOP, 3 * HOP], 2)], 2)
+    assert torch.allclose(parts, found, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunks", [[1000], [1, 2, 317, 680], [FRAME] * 3 + [40], [77] * 13])
@@ -171,7 +191,7 @@ def test_streams_hold_no_more_than_they_need(model: AudioGRVQ) -> None:
 
     def held() -> int:
         states = [*encoder.state._past.values(), *decoder.state._past.values()]
-        kept = [t for t in (encoder.rest, decoder.tail, decoder.weights) if t is not None]
+        kept = [t for t in (encoder.rest, decoder.tail) if t is not None]
         return sum(t.numel() for t in [*states, *kept])
 
     sizes = []

@@ -14,13 +14,15 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 
-from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
+from tokodec.train.audio import si_sdr
+from tokodec.train.audio_start import start_as_transform
 from tokodec.train.data.audio import LOUDEST, QUIETEST, SoundStore, level, list_sounds, read_mono, read_sounds
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 SMALL = (
-    "model.channels=[8,8,16] model.analysis_blocks=[1,1,1] model.synthesis_channels=[16,16] "
+    "model.analysis_channels=[8,16] model.analysis_blocks=[1,1] model.synthesis_channels=[16,16] "
     "model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16,16] data.seconds=0.2 data.holdout_every=3 "
     "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5"
 )
@@ -135,6 +137,33 @@ def test_discriminators_learn_to_tell_and_the_generator_to_fool() -> None:
     judgements = critics(real)
     assert len(judgements) == 8
     assert all(logits.shape[:2] == (2, 1) and len(features) == 4 for logits, features in judgements)
+
+
+# --------------------------------------------------------------------------------------------------------------- start
+
+
+def test_a_start_as_a_transform_gives_sounds_back() -> None:
+    """Wide enough for all components, the nets without quantizer are an MDCT and its inverse, and codebooks fit."""
+    torch.manual_seed(0)
+    whole = 2 * (HOP + 1)
+    config = AudioGRVQConfig((HOP + 1, whole), (1, 1), (whole, HOP + 1), (1, 1), whole, 2, (64, 16))
+    model = AudioGRVQ(config)
+    t = torch.arange(3 * RATE) / RATE
+    sounds = [(3000 * torch.sin(2 * torch.pi * f * t) + 300 * torch.randn(len(t))).short() for f in (200, 900, 3000)]
+    start_as_transform(model, sounds, 300)
+    x = sounds[1][: 100 * FRAME].float()[None, None] / 32768
+    x_hat = model.synthesise(model.analysis(x))
+    inside = slice(0, -HOP)  # the last block wants a frame that is not there
+    assert si_sdr(x[0, 0, inside], x_hat[0, 0, inside]) > 50
+    z = model.analysis(x)
+    errors = model.errors(z, model.codes(z)).mean((0, 2))
+    assert float(errors[1]) < float(errors[0]) < 0.8 * float(z.square().sum(1).mean())
+    assert float(errors[3]) < 1.05 * float(errors[1])  # what the second level learnt of noise is of no use here
+
+
+def test_a_start_wants_room_for_the_latents() -> None:
+    with pytest.raises(ValueError, match="at least as wide as the latents"):
+        start_as_transform(AudioGRVQ(AudioGRVQConfig((8, 16), (1, 1), (16, 8), (1, 1), 18)), [])
 
 
 # --------------------------------------------------------------------------------------------------------- one command

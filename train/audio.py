@@ -2,10 +2,11 @@
 
     python -m tokodec.train.audio --recipe audio-24k --data SOUNDS... --minutes 25 --out OUT
 
-Every crop keeps a random number of codebooks. The first part of the time has spectral losses only; then discriminators
-of periods and of spectra join. The budget is wall-clock minutes. The best weights so far (by the mel distance of the
-held-out sounds, and from the moment the discriminators join, the last) lie in OUT at any time; ``--resume FOLDER``
-starts from released weights. The last thing printed is a table on the test sounds.
+The nets start as a classical transform codec (:mod:`.audio_start`). Every crop keeps a random number of codebooks. The
+first part of the time has spectral losses only; then discriminators of periods and of spectra join. The budget is
+wall-clock minutes. The best weights so far (by the mel distance of the held-out sounds, and from the moment the
+discriminators join, the last) lie in OUT at any time; ``--resume FOLDER`` starts from released weights. The last thing
+printed is a table on the test sounds.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, stft_distance
+from ..entropy.static import StaticPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
+from .audio_start import start_as_transform
 from .data.audio import SoundStore, list_sounds, read_sounds
 from .graphed import GraphedStep
 from .loop import Clock, learning_rate, mistakes_in_one_line, recipe_of, training_arguments
@@ -79,6 +82,10 @@ class Trainer:
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
+        if recipe["start"] not in ("transform", "random"):
+            raise ValueError(f"start is transform or random, got {recipe['start']!r}")
+        if not args.resume and recipe["start"] == "transform":
+            start_as_transform(model, self.sounds, seed=args.seed)
         if args.resume:
             released = AudioGRVQ.from_pretrained(find_model(args.resume))
             if released.config != model.config:
@@ -100,12 +107,12 @@ class Trainer:
             print(text, flush=True)
 
     def optimizers(self) -> tuple[list[torch.optim.Optimizer], torch.optim.Optimizer]:
-        """Those of the model (AdamW, and Muon for the matrices of its nets) and that of the discriminators."""
+        """Those of the model (AdamW, and Muon for the matrices of its blocks) and that of the discriminators."""
         optim = self.recipe["optim"]
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, p in self.model.named_parameters():
-            inner = p.ndim == 3 and p.shape[2] == 1 and min(p.shape[:2]) >= 16 and "quantizer" not in name
+            inner = p.ndim == 3 and name.endswith((".up.weight", ".down.weight")) and min(p.shape[:2]) >= 16
             (matrices if inner and optim["muon"] else others).append(p)
         fused = self.device.type == "cuda"
         betas = tuple(optim["betas"])
@@ -217,11 +224,13 @@ class Trainer:
         )
 
     def export(self) -> None:
-        """Show what the released weights do."""
+        """Show what the released weights do, and write the static prior of their codes."""
         model = AudioGRVQ.from_pretrained(self.out).to(self.device)
+        counts = histograms(model, self.sounds)
+        StaticPrior.from_counts([count.numpy() for count in counts]).save_pretrained(self.out)
         results: dict[str, Any] = {
             "holdout": measure(model, self.holdout),
-            "codebook_usage": usage(model, self.sounds),
+            "codebook_usage": [float((count > 0).float().mean()) for count in counts],
             "minutes": self.args.minutes,
             "processes": self.accelerator.num_processes,
             "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
@@ -269,14 +278,14 @@ def measure(model: AudioGRVQ, sounds: list[Tensor]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def usage(model: AudioGRVQ, sounds: list[Tensor]) -> list[float]:
-    """Share of the codewords of every codebook that the sounds use."""
-    seen = [torch.zeros(n, dtype=torch.bool) for n in model.codebook_sizes]
+def histograms(model: AudioGRVQ, sounds: list[Tensor]) -> list[Tensor]:
+    """How often the sounds use each codeword of every codebook, ``[N_k]`` each."""
+    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
     for sound in sounds:
         codes = model.encode(sound.to(model.device).float()[None, None] / 32768).codes[0].cpu()
-        for k, flags in enumerate(seen):
-            flags[codes[k]] = True
-    return [float(flags.float().mean()) for flags in seen]
+        for own, count in zip(codes, counts, strict=True):
+            count += torch.bincount(own, minlength=len(count))
+    return counts
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Train, evaluate and export a context prior in one command.
 
     python -m tokodec.train.prior --data PICTURES... --tokenizer image-grid --minutes 8 --out OUT
+    python -m tokodec.train.prior --data SOUNDS... --tokenizer audio-24k --recipe context-audio --minutes 5 --out OUT
     python -m tokodec.train.prior --tokens FOLDER... --minutes 8 --out OUT     # what `codec tokenize` wrote
     torchrun --nproc_per_node 4 -m tokodec.train.prior ...                     # a process a level, on one GPU or more
 
@@ -28,6 +29,7 @@ import torch
 import torch.distributed
 
 from ..codec.errors import TokodecError
+from ..codec.sound import SEGMENT
 from ..entropy.context import CONTEXT_FILE, ContextPrior
 from ..entropy.context_net import ContextNet, LevelShape
 from ..entropy.integer import CONCEAL
@@ -35,9 +37,11 @@ from ..entropy.schedule import Schedule, offsets_within, raster, refinement
 from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer, TokenSpec
+from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
+from .data.audio import list_sounds, read_mono
 from .data.images import list_images, read_all
-from .data.tokens import Codes, LevelSampler, TokenStore, picture_views, read_token_files
+from .data.tokens import Codes, LevelSampler, TokenStore, picture_views, read_token_files, sound_views
 from .recipe import change, read_recipe
 
 STEPS_A_CHECK = 10
@@ -76,6 +80,8 @@ def codewords_of(tokenizer: Tokenizer | None, sizes: Sequence[int]) -> list[npt.
     """``[N_k, D]`` of every level; D is 0 without a tokenizer that has them."""
     if isinstance(tokenizer, ImageGrid):
         return [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
+    if isinstance(tokenizer, AudioGRVQ):
+        return [codebook.detach().float().cpu().numpy() for codebook in tokenizer.codebooks]
     return [np.zeros((n, 0), dtype=np.float32) for n in sizes]
 
 
@@ -245,13 +251,23 @@ def read_grids(
         if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
             raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
         return grids, spec, tokenizer
-    if not isinstance(tokenizer, ImageGrid):
-        raise ValueError("pictures want an image tokenizer; for other tokens use --tokens")
+    if not isinstance(tokenizer, (ImageGrid, AudioGRVQ)):
+        raise ValueError("pictures and sounds want a tokenizer for them; for other tokens use --tokens")
     own: dict[str, npt.NDArray[Any]] = {}
 
     def put(name: str, codes: Codes) -> None:
         own[f"{name}.{len(own):08d}.{ranks.rank}"] = np.ascontiguousarray(codes, dtype=np.int32)
 
+    if isinstance(tokenizer, AudioGRVQ):
+        for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
+            paths = list_sounds(folders) if folders else []
+            generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
+            for i in range(ranks.rank, len(paths), ranks.world):
+                held = name == "train" and i % every == 0
+                views = 0 if held or name == "test" else recipe["data"]["views"]
+                for codes in sound_views(tokenizer, read_mono(paths[i], RATE), views, generator, SEGMENT):
+                    put("held-out" if held else name, codes)
+        return shared_grids(own, ranks, arguments.out), tokenizer.spec(FRAME), tokenizer
     paths = list_images(arguments.data)
     mine = range(ranks.rank, len(paths), ranks.world)
     generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
@@ -264,18 +280,24 @@ def read_grids(
         paths = list_images(arguments.test)
         for picture in read_all(paths[ranks.rank :: ranks.world]):  # in float32, as the codec has it
             put("test", picture_views(tokenizer, picture, 0, generator)[0])
-    shared = ranks.share(arguments.out, "tokens", own)
+    return shared_grids(own, ranks, arguments.out), tokenizer.spec(16, 16), tokenizer
+
+
+def shared_grids(own: dict[str, npt.NDArray[Any]], ranks: Ranks, folder: Path) -> dict[str, list[Codes]]:
+    """The grids of all processes by the first part of their names."""
+    grids: dict[str, list[Codes]] = {}
+    shared = ranks.share(folder, "tokens", own)
     for name in sorted(shared):
         grids.setdefault(name.split(".")[0], []).append(shared[name].astype(np.int64))
-    return grids, tokenizer.spec(16, 16), tokenizer
+    return grids
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokodec.train.prior", description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", nargs="+", help="folders of pictures")
+    source.add_argument("--data", nargs="+", help="folders of pictures, or of sounds")
     source.add_argument("--tokens", nargs="+", help="folders of tokens, as codec tokenize writes them")
-    parser.add_argument("--test", nargs="+", help="folders to test on at the end: pictures, or tokens with --tokens")
+    parser.add_argument("--test", nargs="+", help="folders to test on at the end, of the same kind")
     parser.add_argument("--tokenizer", default="image-grid", help="release name, folder, or none (codewords unknown)")
     parser.add_argument("--recipe", default="context", help="name in train/recipes or a path")
     parser.add_argument("--minutes", type=float, required=True)

@@ -31,10 +31,12 @@ class State:
 class CausalConv1d(nn.Conv1d):
     """``[B, C, s t] -> [B, O, t]``: a convolution of stride s; output t sees inputs up to ``s (t + 1) - 1`` only."""
 
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True
+    ) -> None:
         if kernel < stride:
             raise ValueError(f"a kernel of {kernel} leaves inputs out at stride {stride}")
-        super().__init__(channels, out, kernel, stride=stride, groups=groups)
+        super().__init__(channels, out, kernel, stride=stride, groups=groups, bias=bias)
         self.past = kernel - stride
 
     def forward(self, x: Tensor, state: State | None = None) -> Tensor:

@@ -4,16 +4,18 @@
 
     x [B,1,320 t] -> blocks of 160 samples -> convolutions at 150 and 75 Hz -> z [B,D,t]
     z -> 2 groups of channels, each up to 4 levels of residual SimVQ -> codes [B,8,t], level by level
-    codes -> z_q -> convolutions at 75 and 150 Hz -> 640 samples every 160, windowed and overlapped -> x_hat
+    codes -> z_q -> convolutions at 75 and 150 Hz -> 640 samples every 160, overlapped -> x_hat
 
 Group-residual quantizer: HiFi-Codec (Yang et al. 2023, arXiv:2305.02765); SimVQ codebooks: Zhu et al. 2024
 (arXiv:2411.02038). No net runs at a high rate, which is what makes it fast: as in Vocos (Siuzdak 2023,
 arXiv:2306.00814), but the step to samples and back is a learned linear one (Conv-TasNet, Luo and Mesgarani 2019,
-arXiv:1809.07454) instead of a spectrum. Everything looks back only, but the overlap in the end, 20 ms.
+arXiv:1809.07454), which training starts as an MDCT, instead of a spectrum whose phases must be found first. Everything
+looks back only, but the overlap in the end, 20 ms.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
-from ..quantize.residual import GroupResidualQuantizer
+from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from .causal import CausalBlock, CausalConv1d, CausalSequential, ChannelNorm, Fold, State, Unfold
+from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 
 RATE = 24000  # samples a second
 HOP = 160  # samples of a block, which the first layer takes at once and the last one makes
 STRIDE = 2  # blocks of a frame
 FRAME = STRIDE * HOP  # 320 samples, 75 a second
 WINDOW = 4 * HOP  # samples that a block has a part in; the first HOP of them lie before its own
+SOFTEST = 1e-4  # root mean square below which a sound is silence
+TYPICAL = 0.05  # root mean square that an untrained net makes, about
+LOUDEST = 3.0  # largest logarithm of a gain
 LATENCY = 3 * HOP  # samples that an output sample waits for, at most: those of its frame and the overlap after it
 
 
@@ -54,27 +59,48 @@ class AudioGRVQConfig:
             raise ValueError("the latents' channels are split evenly into groups, which have a level at least")
 
 
+class Blocks(CausalConv1d):
+    """``[B, 1, 160 n] -> [B, C, n]``: a linear map of the last 640 samples, shape and loudness apart.
+
+    ``C - 1`` channels are the map's, divided by the root mean square of its samples; the last one is the logarithm of
+    that, so that soft sounds are as good to learn from as loud ones (gain-shape coding, Sabin and Gray 1984).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(HOP, channels - 1, WINDOW // HOP, bias=False)
+        self.fold = Fold(HOP)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        blocks = self.fold(x)
+        blocks = F.pad(blocks, (self.past, 0)) if state is None else state.extend(self, blocks, self.past)
+        power = F.avg_pool1d(blocks.square().mean(1, keepdim=True), WINDOW // HOP, 1)
+        power = power + SOFTEST**2
+        return torch.cat([F.conv1d(blocks, self.weight) * torch.rsqrt(power), 0.5 * torch.log(power)], 1)
+
+
 def analysis_net(config: AudioGRVQConfig) -> CausalSequential:
     """``[B, 1, 320 t] -> [B, D, t]``."""
     fine, coarse = config.analysis_channels
     n_fine, n_coarse = config.analysis_blocks
     return CausalSequential(
         [
-            Fold(HOP),
-            CausalConv1d(HOP, fine, WINDOW // HOP),
+            Blocks(fine),
             *[CausalBlock(fine) for _ in range(n_fine)],
             CausalConv1d(fine, coarse, 2 * STRIDE, STRIDE),
             *[CausalBlock(coarse) for _ in range(n_coarse)],
-            ChannelNorm(coarse),
             CausalConv1d(coarse, config.dim, 3),
         ]
     )
 
 
 def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
-    """``[B, D, t] -> [B, WINDOW, 2 t]``: every block's part in the samples around it."""
+    """``[B, D, t] -> [B, WINDOW + 1, 2 t]``: every block's part in the samples around it, and its log-loudness."""
     coarse, fine = config.synthesis_channels
     n_coarse, n_fine = config.synthesis_blocks
+    head = nn.Conv1d(fine, WINDOW + 1, 1)
+    with torch.no_grad():
+        assert head.bias is not None
+        head.bias[-1] = math.log(TYPICAL)
     return CausalSequential(
         [
             CausalConv1d(config.dim, coarse, 7),
@@ -82,8 +108,7 @@ def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
             nn.Conv1d(coarse, STRIDE * fine, 1),
             Unfold(STRIDE),
             *[CausalBlock(fine) for _ in range(n_fine)],
-            ChannelNorm(fine),
-            nn.Conv1d(fine, WINDOW, 1),
+            head,
         ]
     )
 
@@ -96,7 +121,6 @@ class AudioGRVQ(Tokenizer):
     modality = "audio"
 
     config: AudioGRVQConfig
-    window: Tensor
 
     def __init__(self, config: AudioGRVQConfig | None = None, name: str = "audio-24k") -> None:
         super().__init__(config or AudioGRVQConfig(), name)
@@ -105,11 +129,22 @@ class AudioGRVQ(Tokenizer):
         self.analysis = analysis_net(self.config)
         self.quantizer = GroupResidualQuantizer(levels)
         self.synthesis = synthesis_net(self.config)
-        self.register_buffer("window", torch.hann_window(WINDOW) / 2, persistent=False)  # overlapped they sum to 1
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         return self.quantizer.codebook_sizes
+
+    @property
+    def codebooks(self) -> list[Tensor]:
+        """``[N_k, D / groups]`` of every level, in the order of the codes."""
+        found = []
+        for k in range(len(self.config.codebook_sizes)):
+            for group in self.quantizer.groups:
+                assert isinstance(group, ResidualQuantizer)
+                level = group.levels[k]
+                assert isinstance(level, SimVQ)
+                found.append(level.codebook)
+        return found
 
     @property
     def reach(self) -> int:
@@ -199,13 +234,13 @@ class AudioGRVQ(Tokenizer):
         there = pieces.new_ones(len(z), pieces.shape[1])
         if frames is not None:
             there = (torch.arange(pieces.shape[1], device=z.device) < 2 * frames[:, None]).to(pieces.dtype)
-        blocks, weights = self.overlap(pieces * there[:, :, None]), self.overlap(self.window * there[:, :, None])
-        blocks, weights = blocks[:, 1:-2], weights[:, 1:-2]  # what lies before the first frame, and after the last
-        return (blocks / weights.clamp_min(1e-3)).reshape(len(z), 1, -1)
+        blocks = self.overlap(pieces * there[:, :, None])[:, 1:-2]  # without those before the first and after the last
+        return blocks.reshape(len(z), 1, -1)
 
     def pieces(self, parts: Tensor) -> Tensor:
-        """What the synthesis net makes, ``[B, WINDOW, j]``, to windowed pieces of sound ``[B, j, WINDOW]``."""
-        return parts.float().transpose(1, 2) * self.window
+        """What the synthesis net makes, ``[B, WINDOW + 1, j]``, to pieces of sound ``[B, j, WINDOW]``."""
+        shape, loudness = parts.float().transpose(1, 2).split((WINDOW, 1), 2)
+        return shape * torch.exp(loudness.clamp(max=LOUDEST))
 
     @staticmethod
     def overlap(pieces: Tensor) -> Tensor:
@@ -274,7 +309,6 @@ class StreamingDecoder:
         self.model = model
         self.state = State()
         self.tail: Tensor | None = None  # sums of the last three blocks, which later pieces add to [B, 3, HOP]
-        self.weights: Tensor | None = None
         self.first = True
 
     @torch.no_grad()
@@ -285,22 +319,15 @@ class StreamingDecoder:
         model = self.model
         pieces = model.pieces(model.synthesis(model.quantizer.decode(codes), self.state))
         blocks = model.overlap(pieces)
-        weights = model.overlap(model.window.expand(1, pieces.shape[1], -1))
-        if self.tail is not None and self.weights is not None:
+        if self.tail is not None:
             blocks[:, :3] += self.tail
-            weights[:, :3] += self.weights
-        self.tail, self.weights = blocks[:, -3:].clone(), weights[:, -3:].clone()
+        self.tail = blocks[:, -3:].clone()
         begin, self.first = int(self.first), False  # the first block lies before the signal
-        return self._samples(blocks[:, begin:-3], weights[:, begin:-3])
+        return blocks[:, begin:-3].reshape(len(blocks), 1, -1)
 
     def finish(self) -> Tensor:
         """The last samples: one block, all that the last frame holds beyond what was given out."""
-        if self.tail is None or self.weights is None:
+        if self.tail is None:
             raise ValueError("nothing was pushed")
-        last = self._samples(self.tail[:, :1], self.weights[:, :1])
-        self.tail = self.tail[:, :0]
-        return last
-
-    @staticmethod
-    def _samples(blocks: Tensor, weights: Tensor) -> Tensor:
-        return (blocks / weights.clamp_min(1e-3)).reshape(len(blocks), 1, -1)
+        last, self.tail = self.tail[:, :1], self.tail[:, :0]
+        return last.reshape(len(last), 1, -1)

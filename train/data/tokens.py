@@ -14,6 +14,7 @@ from torch import Tensor
 from ...codec.tokens import TOKEN_SUFFIXES, load_tokens
 from ...entropy.schedule import Schedule
 from ...tokenizers.api import TokenSpec
+from ...tokenizers.audio.grvq import FRAME, AudioGRVQ
 from ...tokenizers.image.grid import ImageGrid
 
 Codes = npt.NDArray[np.int64]
@@ -73,6 +74,34 @@ def picture_views(tokenizer: ImageGrid, picture: Tensor, views: int, generator: 
             parts.append(part.flip(3) if i % 2 else part)
         found.append(tokenizer.encode(torch.cat(parts).clamp(0, 1)).codes)
     return list(torch.cat(found).cpu().numpy())
+
+
+GAIN = (-9.0, 5.0)  # dB by which a view of a sound is softer or louder
+
+
+@torch.no_grad()
+def sound_views(
+    tokenizer: AudioGRVQ, sound: Tensor, views: int, generator: torch.Generator, segment: int
+) -> list[Codes]:
+    """Codes ``[K, segment]`` of the segments of a sound, int16 ``[n]``, as it is or ``views > 0`` times changed.
+
+    A view is softer or louder, turned over or not, and begins a part of a frame later, which gives other codes of the
+    same sound. The last segment of each may be shorter.
+    """
+    x = sound.to(tokenizer.device).float()[None, None] / 32768
+
+    def number() -> float:
+        return float(torch.rand((), generator=generator))
+
+    found = []
+    for i in range(max(1, views)):
+        y = x
+        if views:
+            y = x[:, :, int(number() * min(FRAME, x.shape[2])) :]
+            y = y * 10 ** ((GAIN[0] + (GAIN[1] - GAIN[0]) * number()) / 20) * (-1) ** i
+        codes = tokenizer.encode(y.clamp(-1, 1)).codes[0].cpu().numpy()
+        found += [codes[:, begin : begin + segment] for begin in range(0, codes.shape[1], segment)]
+    return found
 
 
 class TokenStore:
