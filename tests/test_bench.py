@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec.bench.image import MEANS, ROOT, _finite, aggregate, bench_images
+from tokodec.codec.bench.image import MEANS, aggregate, bench_images
 from tokodec.codec.bench.metrics import METRICS, decibel
 from tokodec.codec.bench.peers import PEERS, PeerFile, PeerSearch
 from tokodec.codec.bench.process import bench_processes, write_synthetic
+from tokodec.codec.bench.results import ROOT, finite
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
@@ -355,7 +356,7 @@ def test_search_is_never_above_where_sizes_dip(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_infinite_psnr_is_null_in_json() -> None:
-    assert _finite({"a": [float("inf"), 1.0, None], "b": "x"}) == {"a": [None, 1.0, None], "b": "x"}
+    assert finite({"a": [float("inf"), 1.0, None], "b": "x"}) == {"a": [None, 1.0, None], "b": "x"}
     assert aggregate([]) == []
 
 

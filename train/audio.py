@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ..codec.bench.spectra import MEL_SCALES, mel_distance, stft_distance
+from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
 from ..entropy.static import StaticPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
@@ -249,12 +249,6 @@ class Trainer:
                     f"{name:>8} {r['levels']} levels  mel {r['mel_distance']:.4f}  STFT {r['stft_distance']:.4f}"
                     f"  SI-SDR {r['si_sdr']:.2f} dB"
                 )
-
-
-def si_sdr(x: Tensor, x_hat: Tensor) -> float:
-    """Scale-invariant ratio of signal to distortion in dB, ``[n]`` each (Le Roux et al. 2019, arXiv:1811.02508)."""
-    target = (x @ x_hat) / (x @ x).clamp(min=1e-8) * x
-    return 10 * math.log10(float(target.square().sum() + 1e-8) / float((x_hat - target).square().sum() + 1e-8))
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ from ..files import atomic_output, open_output
 from ..media.image import IMAGE_SUFFIXES_IN, Picture, read_image, write_image
 from ..models import TOKEN_MODELS, pick_device
 from . import metrics
-from .image import _finite
 from .prior import input_files, load_priors, numbers, origin, plain_console, said, where
+from .results import finite
 
 SYNTHESIS = "faithful"
 KINDS = ("codes", "cells", "later")
@@ -225,7 +225,7 @@ def bench_conceal(
         }
         print_report(report, means, console)
         if file is not None:
-            file.write((json.dumps(_finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,11 +54,18 @@ def mean_point(rows: Sequence[Mapping[str, Any]], setting: str) -> dict[str, Any
     MS-SSIM is put into dB after the mean, as the published points are.
     """
     point: dict[str, Any] = {"setting": setting, "pictures": len(rows)}
-    for key in ("bytes", "bpp", *metrics.METRICS.values(), "encode_s", "decode_s"):
-        values = [row[key] for row in rows if row[key] is not None]
-        point[key] = float(np.mean(values)) if values else None
+    point |= means(rows, ("bytes", "bpp", *metrics.METRICS.values(), "encode_s", "decode_s"))
     point["ms_ssim_db"] = None if point["ms_ssim"] is None else metrics.decibel(point["ms_ssim"])
     return point
+
+
+def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, float | None]:
+    """The mean of each of ``keys`` over the rows that have it; None if none has."""
+    found: dict[str, float | None] = {}
+    for key in keys:
+        values = [row[key] for row in rows if row[key] is not None]
+        found[key] = float(np.mean(values)) if values else None
+    return found
 
 
 def rising(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

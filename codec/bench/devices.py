@@ -33,7 +33,8 @@ from ..encode import encode_file
 from ..errors import MediaError, UsageError
 from ..files import open_output
 from ..models import DEFAULT_MODELS, load_model, pick_device
-from .image import commit, machine, picture_files
+from .image import picture_files
+from .results import commit, machine
 
 WARM_UP = 4  # round trips over a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken

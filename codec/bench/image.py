@@ -13,44 +13,35 @@ Sizes are those of whole files. Every codec gets the same 8-bit RGB pixels witho
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
-import io
-import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ... import __version__
 from ..encode import MAX_PIXELS
 from ..errors import MediaError, UsageError
-from ..files import atomic_output
 from ..media.image import IMAGE_SUFFIXES_IN, read_image
 from . import baselines as compressai
 from . import metrics
-from .curves import METHOD, Curve, compare, mean_point, places
+from .curves import METHOD, Curve, compare, mean_point, means, places
 from .memory import weigh
 from .ours import Coder, Setting, decode_ours, encode_ours, prepare, warm_up
 from .page import Exhibit, Version, page
 from .peers import PeerSearch, decode_peer, find_peers
 from .published import check_is_kodak, load_published
 from .report import print_report
+from .results import commit, machine, make_folder, rows_as_csv, versions, write_results
 
 EXHIBITS = 3  # pictures shown on the page
 # On it: the first three of these that were asked for and reach our bytes.
 SHOWN_PEERS = ("avif", "jxl", "jpeg", "heic", "webp", "jpeg2000", "avif420")
 SHOWN_BPP = 0.2  # about so many bits per pixel, where our dial is a quality
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -204,7 +195,8 @@ def bench_images(
     report["curves"] = [dataclasses.asdict(curve) for curve in curves]
     report["bd_rate"] = {"package": "bjontegaard", "method": METHOD, "pairs": comparisons}
     report["places"] = places(comparisons)
-    write_results(out, report, rows, exhibits)
+    make_folder(out)
+    write_results(out, rows_as_csv(rows), report, page(report, exhibits))
     print_report(report, out)
     return report
 
@@ -367,10 +359,7 @@ def aggregate(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for (codec, synthesis, levels), group in groups.items():
         entry: dict[str, Any] = {"codec": codec, "synthesis": synthesis, "levels": levels, "pictures": len(group)}
         entry["reached"] = sum(bool(row.reached) for row in group)
-        for name in MEANS:
-            values = [value for row in group if (value := getattr(row, name)) is not None]
-            entry[name] = float(np.mean(values)) if values else None
-        result.append(entry)
+        result.append(entry | means([dataclasses.asdict(row) for row in group], MEANS))
     return result
 
 
@@ -388,76 +377,3 @@ def speed(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for (codec, synthesis, role), group in groups.items()
     ]  # fmt: skip
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Where the seconds were measured."""
-    import torch
-
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor,
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of everything that bytes, pixels, times and metrics depend on, as far as it is installed."""
-    found = {"tokodec": __version__, "python": platform.python_version()}
-    for package in (
-        "torch", "numpy", "pillow", "constriction", "ssimulacra2", "pillow-heif", "pillow-jxl-plugin", "bjontegaard",
-        "compressai",
-    ):  # fmt: skip
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """Commit of the source tree that runs, with "-dirty" if tracked files differ; None outside a checkout."""
-    if not (ROOT / ".git").exists():
-        return None
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def write_results(out: Path, report: dict[str, Any], rows: list[Row], exhibits: list[Exhibit]) -> None:
-    """results.csv, results.json and index.html. Raises a TokodecError if they cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    texts = {
-        "results.csv": table.getvalue(),
-        "results.json": json.dumps(_finite(report), indent=2, allow_nan=False) + "\n",
-        "index.html": page(report, exhibits),
-    }
-    for name, text in texts.items():
-        with atomic_output(out / name, force=True) as file:
-            file.write(text.encode())
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity, which is the PSNR of a perfect copy: None there."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -37,7 +37,7 @@ from ...tokenizers.quantize.nearest import choose_backend
 from ..errors import MediaError, UsageError
 from ..files import open_output
 from ..models import pick_device
-from .image import _finite, commit, machine
+from .results import commit, finite, machine
 
 # M x N x D: rows, codewords, dimensions.
 SHAPES = {
@@ -626,7 +626,7 @@ def bench_nearest(
 
             report["step"] = nearest_step.report_steps(nearest_step.SIZES[device], seconds, seed, device, console)
         if file is not None:
-            file.write((json.dumps(_finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 

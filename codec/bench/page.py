@@ -68,33 +68,12 @@ def page(report: dict[str, Any], exhibits: Sequence[Exhibit]) -> str:
         how += f"<li><b>published points</b>: {escape(report['published'])}</li>"
     skipped = "".join(f"<p>Left out: {escape(reason)}</p>" for reason in report["skipped"])
     data = chart_data(report)
-    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # nothing in it may end the element
-    metrics = "".join(f'<option value="{m["key"]}">{escape(m["name"])}</option>' for m in data["metrics"])
-    most = "".join(f'<option value="{v}">{v}</option>' for v in (0.1, 0.25, 0.5, 1, 2))
     pictures = "".join(figure(e) for e in exhibits)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p>Sizes are those of whole files, headers included. A point of a curve is the mean over all pictures at one setting of
-one codec.</p>
+    body = f"""<p>Sizes are those of whole files, headers included. A point of a curve is the mean over all
+pictures at one setting of one codec.</p>
 {skipped}
 <h2>Rate and distortion</h2>
-<div class="controls">
-<label>metric <select id="metric">{metrics}</select></label>
-<label>bits per pixel <select id="axis"><option>linear</option><option>log</option></select></label>
-<label>up to <select id="most"><option value="0">all</option>{most}</select></label>
-<span>Point at a curve for its numbers; a click on a name hides or shows it.</span>
-</div>
-<div id="chart"><svg></svg><div id="tip" hidden></div></div>
-<noscript>The chart needs JavaScript; its numbers are in the tables below and in results.json.</noscript>
-<div id="legend"></div>
+{chart(data, (0.1, 0.25, 0.5, 1, 2))}
 {bd_section(report)}
 {places_section(report)}
 <h2>Pictures at equal bytes</h2>
@@ -108,11 +87,46 @@ gives the largest file not above ours.</p>
 <h2>How it was measured</h2>
 <ul>{how}</ul>
 <dl>{facts}</dl>
+"""
+    return document(title, body, data)
+
+
+def document(title: str, body: str, data: dict[str, Any], style: str = "", script: str = "") -> str:
+    """A whole page. ``data``: what :func:`chart` draws.  style, script: more of both, after those of all pages."""
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # nothing in it may end the element
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{body}
 <script type="application/json" id="data">{text}</script>
-<script>{SCRIPT}</script>
+<script>{SCRIPT}{script}</script>
 </body>
 </html>
 """
+
+
+def chart(data: dict[str, Any], most: Sequence[float]) -> str:
+    """Where the script draws ``data``, with its controls. most: ends of the axis of rates to choose from."""
+    metrics = "".join(f'<option value="{m["key"]}">{escape(m["name"])}</option>' for m in data["metrics"])
+    ends = "".join(f'<option value="{v}">{v}</option>' for v in most)
+    groups = "".join(f'<option value="{escape(g)}">{escape(g)}</option>' for g in data.get("groups", ()))
+    return f"""<div class="controls">
+{f'<label>clips <select id="group">{groups}</select></label>' if groups else ""}
+<label>metric <select id="metric">{metrics}</select></label>
+<label>{escape(data["rate"]["name"])} <select id="axis"><option>linear</option><option>log</option></select></label>
+<label>up to <select id="most"><option value="0">all</option>{ends}</select></label>
+<span>Point at a curve for its numbers; a click on a name hides or shows it.</span>
+</div>
+<div id="chart"><svg></svg><div id="tip" hidden></div></div>
+<noscript>The chart needs JavaScript; its numbers are in the tables below and in results.json.</noscript>
+<div id="legend"></div>"""
 
 
 def chart_data(report: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +146,11 @@ def chart_data(report: dict[str, Any]) -> dict[str, Any]:
         series.append({**entry, "shown": shown, "points": points})
     measured = {key for s in series if s["kind"] != "published" for p in s["points"] for key in p}
     metrics = [{"key": key, "name": name, "digits": digits} for key, name, digits in METRICS if key in measured]
-    return {"metrics": metrics or [{"key": "psnr", "name": "PSNR, dB", "digits": 2}], "series": series}
+    return {
+        "rate": {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4},
+        "metrics": metrics or [{"key": "psnr", "name": "PSNR, dB", "digits": 2}],
+        "series": series,
+    }
 
 
 def finite(value: Any) -> bool:

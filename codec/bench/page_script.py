@@ -1,4 +1,4 @@
-"""Style and script of the page of `codec bench image`: plain CSS and JavaScript, nothing from elsewhere."""
+"""Style and script of the pages of `codec bench image` and `audio`: plain CSS and JavaScript, all inside."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:1
 details{margin-top:1rem}li{font-size:14px}
 """
 
-# Data come from the element #data: {metrics: [{key, name, digits}], series: [{name, kind, colour, shown, points}]}.
+# Data come from the element #data: {rate: {key, name, unit, digits}, metrics: [{key, name, digits}],
+# series: [{name, kind, colour, shown, points}]}. Where there are groups too, each point has one, and one is drawn.
 SCRIPT = """
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const W = 1000, H = 560, LEFT = 62, RIGHT = 16, TOP = 14, BOTTOM = 46;
-const state = {metric: data.metrics[0].key, log: false, most: 0};
+const rate = data.rate.key;
+const state = {metric: data.metrics[0].key, log: false, most: 0, group: data.groups ? data.groups[0] : undefined};
 const tip = document.getElementById("tip"), chart = document.getElementById("chart");
 const SVG = chart.querySelector("svg").namespaceURI;
 let dots = [];  // what is drawn: {x, y, series, point} in units of the drawing
@@ -79,17 +81,19 @@ function logTicks(low, high) {
 function draw() {
   const metric = data.metrics.find(m => m.key === state.metric);
   const lines = data.series.filter(s => s.shown)
-    .map(series => ({series, points: series.points.filter(p => Number.isFinite(p[metric.key]) && p.bpp > 0)}))
+    .map(series => ({series, points: series.points.filter(
+      p => p.group === state.group && Number.isFinite(p[metric.key]) && p[rate] > 0)}))
     .filter(line => line.points.length);
   const most = state.most || Infinity;
-  const inside = lines.flatMap(line => line.points.filter(p => p.bpp <= most));
-  const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": metric.name + " over bits per pixel"});
+  const inside = lines.flatMap(line => line.points.filter(p => p[rate] <= most));
+  const label = `${metric.name} over ${data.rate.name}`;
+  const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label});
   dots = [];
   if (!inside.length) root.append(svg("text", {x: W / 2, y: H / 2, "text-anchor": "middle"}, "nothing to show"));
   else {
-    const bpps = inside.map(p => p.bpp), values = inside.map(p => p[metric.key]);
-    const right = state.most ? Math.max(state.most, Math.min(...bpps) * 2) : Math.max(...bpps);
-    const xs = state.log ? logTicks(Math.min(...bpps), right) : ticks(0, right, 8);
+    const rates = inside.map(p => p[rate]), values = inside.map(p => p[metric.key]);
+    const right = state.most ? Math.max(state.most, Math.min(...rates) * 2) : Math.max(...rates);
+    const xs = state.log ? logTicks(Math.min(...rates), right) : ticks(0, right, 8);
     const ys = ticks(Math.min(...values), Math.max(...values), 8);
     const scale = state.log ? Math.log : v => v, x0 = scale(xs[0]), x1 = scale(state.most ? right : xs.at(-1));
     const x = v => LEFT + (scale(v) - x0) / (x1 - x0 || 1) * (W - LEFT - RIGHT);
@@ -102,7 +106,7 @@ function draw() {
       root.append(svg("line", {class: "grid", x1: x(v), x2: x(v), y1: TOP, y2: H - BOTTOM}));
       root.append(svg("text", {x: x(v), y: H - BOTTOM + 18, "text-anchor": "middle"}, v));
     }
-    root.append(svg("text", {x: (LEFT + W) / 2, y: H - 6, "text-anchor": "middle"}, "bits per pixel"));
+    root.append(svg("text", {x: (LEFT + W) / 2, y: H - 6, "text-anchor": "middle"}, data.rate.name));
     const clip = svg("clipPath", {id: "area"});
     clip.append(svg("rect", {x: LEFT - 6, y: TOP - 6, width: W - LEFT - RIGHT + 12, height: H - TOP - BOTTOM + 12}));
     const area = svg("g", {"clip-path": "url(#area)"});
@@ -110,13 +114,13 @@ function draw() {
     const order = {published: 0, peer: 1, ours: 2};  // ours on top
     for (const {series, points} of lines.sort((a, b) => order[a.series.kind] - order[b.series.kind])) {
       const group = svg("g", {"data-series": series.name});
-      const path = points.map(p => `${x(p.bpp).toFixed(1)},${y(p[metric.key]).toFixed(1)}`).join(" ");
+      const path = points.map(p => `${x(p[rate]).toFixed(1)},${y(p[metric.key]).toFixed(1)}`).join(" ");
       group.append(svg("polyline", {class: `curve ${series.kind}`, points: path, stroke: series.colour}));
       for (const point of points) {
-        const dot = {x: x(point.bpp), y: y(point[metric.key]), series, point, group};
+        const dot = {x: x(point[rate]), y: y(point[metric.key]), series, point, group};
         const r = series.kind === "ours" ? 5 : series.kind === "peer" ? 3.5 : 2.5;
         group.append(svg("circle", {cx: dot.x, cy: dot.y, r, fill: series.colour}));
-        if (point.bpp <= right * 1.001) dots.push(dot);
+        if (point[rate] <= right * 1.001) dots.push(dot);
       }
       area.append(group);
     }
@@ -138,7 +142,8 @@ function hover(event) {
   if (best === null) return;
   const metric = data.metrics.find(m => m.key === state.metric), {series, point} = best;
   const kind = series.kind === "published" ? "\\npublished point" : point.setting ? "\\n" + point.setting : "";
-  tip.textContent = `${series.name}${kind}\\n${point.bpp.toFixed(4)} bpp\\n${metric.name}: ` +
+  const place = `${point[rate].toFixed(data.rate.digits)} ${data.rate.unit}`;
+  tip.textContent = `${series.name}${kind}\\n${place}\\n${metric.name}: ` +
     point[metric.key].toFixed(metric.digits);
   tip.style.left = Math.min(best.x / unit + 12, box.width - tip.offsetWidth) + "px";
   tip.style.top = Math.max(0, best.y / unit - tip.offsetHeight - 8) + "px";
@@ -172,8 +177,8 @@ function legend() {
   }
 }
 
-for (const key of ["metric", "axis", "most"])
-  document.getElementById(key).addEventListener("change", event => {
+for (const key of ["metric", "axis", "most", "group"])
+  document.getElementById(key)?.addEventListener("change", event => {
     const value = event.target.value;
     if (key === "axis") state.log = value === "log"; else state[key] = key === "most" ? +value : value;
     draw();
@@ -183,7 +188,7 @@ chart.addEventListener("pointerleave", () => {
   tip.hidden = true;
   for (const dot of dots) dot.group.classList.remove("faded");
 });
-const ourMost = Math.max(0, ...data.series.filter(s => s.kind === "ours").flatMap(s => s.points.map(p => p.bpp)));
+const ourMost = Math.max(0, ...data.series.filter(s => s.kind === "ours").flatMap(s => s.points.map(p => p[rate])));
 const options = [...document.getElementById("most").options];
 const fitting = options.find(option => +option.value >= 1.2 * ourMost) || options[0];
 fitting.selected = true;

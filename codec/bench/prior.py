@@ -47,8 +47,8 @@ from ..files import open_output
 from ..media.image import IMAGE_SUFFIXES_IN
 from ..models import TOKEN_MODELS, pick_device
 from ..tokens import TOKEN_SUFFIXES, load_tokens, tokenize_file
-from .image import _finite, commit, machine
 from .nearest import one_line, quartiles
+from .results import commit, finite, machine
 
 WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
 LEAST_RUNS = 5
@@ -546,7 +546,7 @@ def bench_prior(
             print_large(rows, console)
             report["large"] = [asdict(row) for row in rows]
         if file is not None:
-            file.write((json.dumps(_finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
     return report
 
 

@@ -1,4 +1,4 @@
-"""How far two sounds are apart in their spectra, for training and for benchmarks; with gradients, on any device.
+"""How far two sounds are apart, most of it in their spectra, for training and for benchmarks; on any device.
 
 The filters are made here and not taken from torchaudio, which cannot be imported beside a CPU-only PyTorch.
 """
@@ -78,3 +78,9 @@ def stft_distance(x: Tensor, x_hat: Tensor, windows: tuple[int, ...] = (512, 102
         convergence = (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1).clamp(min=1e-3)
         total = total + convergence + (a.log() - b.log()).abs().mean((1, 2))
     return total / len(windows)
+
+
+def si_sdr(x: Tensor, x_hat: Tensor) -> float:
+    """Scale-invariant ratio of signal to distortion in dB, ``[n]`` each (Le Roux et al. 2019, arXiv:1811.02508)."""
+    target = (x @ x_hat) / (x @ x).clamp(min=1e-8) * x
+    return 10 * math.log10(float(target.square().sum() + 1e-8) / float((x_hat - target).square().sum() + 1e-8))

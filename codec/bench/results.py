@@ -1,0 +1,106 @@
+"""What every benchmark writes: its files, and where and with what its numbers came about."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ..errors import UsageError
+from ..files import atomic_output
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where the seconds were measured."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that bytes, pixels, times and metrics depend on, as far as it is installed."""
+    found = {"tokodec": __version__, "python": platform.python_version()}
+    for package in (
+        "torch", "numpy", "pillow", "constriction", "ssimulacra2", "pillow-heif", "pillow-jxl-plugin", "bjontegaard",
+        "compressai", "av", "soundfile", "soxr", "visqol-python", "pesq", "pystoi", "speechmos", "onnxruntime",
+        "transformers",
+    ):  # fmt: skip
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the source tree that runs, with "-dirty" if tracked files differ; None outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def make_folder(out: Path) -> None:
+    """The folder for results. Raises UsageError if it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
+
+
+def rows_as_csv(rows: Sequence[Any]) -> str:
+    """Instances of one dataclass, at least one, as a table with a head."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    return table.getvalue()
+
+
+def write_results(out: Path, table: str, report: dict[str, Any], html: str) -> None:
+    """results.csv, results.json and index.html in ``out``. Raises a TokodecError if they cannot be written."""
+    text = json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
+    for name, content in {"results.csv": table, "results.json": text, "index.html": html}.items():
+        write_text(out / name, content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all; one of this name is replaced. Raises a TokodecError."""
+    with atomic_output(path, force=True) as file:
+        file.write(text.encode())
+
+
+def finite(value: Any) -> Any:
+    """JSON has no infinity, which is e.g. the PSNR of a perfect copy: None there."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
