@@ -392,7 +392,7 @@ def bench_image(
     """Rate, distortion, seconds and memory on a folder of pictures, beside other codecs; tables and a page."""
     from .bench.image import bench_images
 
-    chosen = None if qualities is None else quality_list(qualities)
+    chosen = None if qualities is None else number_list(qualities, "qualities")
     bench_images(
         folder,
         out,
@@ -411,12 +411,52 @@ def bench_image(
     )
 
 
-def quality_list(text: str) -> list[float]:
+@bench_app.command("audio")
+def bench_audio_folder(
+    folder: Annotated[Path, typer.Argument(help="folder with sounds, named by kind: speech_1.wav, music_1.flac")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")] = Path("bench-out"),
+    against: Annotated[str, typer.Option(help="opus, or nothing")] = "opus",
+    model: ModelOption = None,
+    device: Device = "cpu",
+    limit: Annotated[int | None, typer.Option(help="only so many sounds", min=1)] = None,
+    seconds: Annotated[float | None, typer.Option(help="only so much of each sound", min=0.1)] = None,
+    kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = "0.75,1.5,3,6",
+    metrics: Annotated[
+        str, typer.Option(help="what to measure, with commas; pesq, stoi and dnsmos are for kind speech")
+    ] = "visqol,mel,stft,pesq,stoi,dnsmos,si-sdr",
+    baselines: Annotated[
+        str, typer.Option(help="networks to time with random weights, with commas: encodec, dac")
+    ] = "encodec,dac",
+    show: Annotated[str, typer.Option(help="names of the sounds on the page, with commas; else one of each kind")] = "",
+    memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
+    threads: Annotated[int, typer.Option(help="threads of PyTorch", min=1)] = 1,
+) -> None:
+    """Rate, quality, speed and memory on a folder of sounds, beside Opus and other networks; tables and a page."""
+    from .bench.audio import bench_audio
+
+    bench_audio(
+        folder,
+        out,
+        names_in(against),
+        model,
+        device,
+        limit,
+        kbps=number_list(kbps, "rates"),
+        baselines=names_in(baselines),
+        metric_names=names_in(metrics),
+        show=names_in(show),
+        memory=memory,
+        threads=threads,
+        max_seconds=seconds,
+    )
+
+
+def number_list(text: str, what: str) -> list[float]:
     """Numbers with commas. Raises UsageError for anything else."""
     try:
         return [float(part) for part in names_in(text)]
     except ValueError as error:
-        raise UsageError(f"qualities are numbers with commas, got {text!r}") from error
+        raise UsageError(f"{what} are numbers with commas, got {text!r}") from error
 
 
 def names_in(text: str) -> list[str]:
@@ -494,7 +534,7 @@ def bench_device_pair(
     """A GPU beside the CPU: files of each read on both, the same codes or not, and milliseconds."""
     from .bench.devices import bench_devices
 
-    bench_devices(folder, quality_list(qualities), model, device, limit, out)
+    bench_devices(folder, number_list(qualities, "qualities"), model, device, limit, out)
 
 
 @bench_app.command("conceal")

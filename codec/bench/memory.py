@@ -1,6 +1,6 @@
-"""Peak memory of one codec on one picture: encoding and decoding each in a process of their own.
+"""Peak memory of one codec on one picture or sound: encoding and decoding each in a process of their own.
 
-The figures are of whole processes, Python and libraries included; a process that only starts and reads the picture is
+The figures are of whole processes, Python and libraries included; a process that only starts and reads the file is
 the floor to compare with.
 """
 
@@ -48,6 +48,11 @@ def weigh(
         jobs.append({"kind": "peer", "codec": peer.name, "synthesis": "", "quality": quality})
     for baseline in baselines:
         jobs.append({"kind": "baseline", "codec": baseline.name, "synthesis": "", "device": baseline.device})
+    return weigh_jobs(jobs, picture, threads)
+
+
+def weigh_jobs(jobs: list[dict[str, Any]], source: Path, threads: int) -> list[dict[str, Any]]:
+    """What :func:`weigh` returns, for jobs that :func:`child` understands, on the file ``source``."""
     found = []
     encoded: dict[str, tuple[float, float | None]] = {}  # once for all synthesis nets
     with tempfile.TemporaryDirectory() as folder:
@@ -55,10 +60,10 @@ def weigh(
             coded = Path(folder) / "coded"
             job["threads"] = threads
             if job["codec"] not in encoded:
-                encoded[job["codec"]] = _run(job, "encode", picture, coded)
+                encoded[job["codec"]] = _run(job, "encode", source, coded)
             encode_mib, gpu_encode = decode_mib, gpu_decode = encoded[job["codec"]]
             if job["kind"] != "start":
-                decode_mib, gpu_decode = _run(job, "decode", picture, coded)
+                decode_mib, gpu_decode = _run(job, "decode", source, coded)
             gpu = None if gpu_encode is None or gpu_decode is None else max(gpu_encode, gpu_decode)
             found.append(
                 {"codec": job["codec"], "synthesis": job["synthesis"], "encode_mib": encode_mib,
@@ -67,11 +72,11 @@ def weigh(
     return found
 
 
-def _run(job: dict[str, Any], step: str, picture: Path, coded: Path) -> tuple[float, float | None]:
+def _run(job: dict[str, Any], step: str, source: Path, coded: Path) -> tuple[float, float | None]:
     """MiB of one process, in memory and on the GPU."""
     report = coded.with_name("peak")
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(report), json.dumps(job), step, str(picture), str(coded)],
+        [sys.executable, "-c", _CHILD, str(report), json.dumps(job), step, str(source), str(coded)],
         capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode:
@@ -80,14 +85,18 @@ def _run(job: dict[str, Any], step: str, picture: Path, coded: Path) -> tuple[fl
     return int(report.read_text()) / 1024, json.loads(done.stdout.splitlines()[-1])
 
 
-def child(text: str, step: str, picture: str, coded: str) -> None:
+def child(text: str, step: str, source: str, coded: str) -> None:
     """In the process that is weighed: one step of one codec; prints the peak on the GPU in MiB, or null."""
+    job = json.loads(text)
+    (_sound_step if job.get("sound") else _picture_step)(job, step, source, Path(coded))
+    print(json.dumps(_gpu_mib(job.get("device"))))
+
+
+def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> None:
     from ..encode import MAX_PIXELS
     from ..media.image import read_image
     from .metrics import as_rgb
 
-    job = json.loads(text)
-    file = Path(coded)
     size = (0, 0)
     x = None
     if step == "encode" or job["kind"] == "baseline":
@@ -120,7 +129,40 @@ def child(text: str, step: str, picture: str, coded: str) -> None:
             file.write_text(to_text(baseline.compress(x)[0]))
         else:
             baseline.decompress(from_text(file.read_text()), *size)
-    print(json.dumps(_gpu_mib(job.get("device"))))
+
+
+def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
+    from .sounds import read_clip
+
+    clip = read_clip(Path(sound), job["max_seconds"])
+    if job["kind"] == "ours":
+        from .ours_audio import SoundCoder, decode_sound, encode_sound
+
+        _set_threads(job["threads"])
+        coder = SoundCoder(job["model"], job["codec"], (job["kbps"],), job["device"])
+        if step == "encode":
+            file.write_bytes(encode_sound(clip.wav, coder, job["kbps"]).data)
+        else:
+            decode_sound(file.read_bytes(), coder)
+    elif job["kind"] == "peer":
+        from .opus import decode_opus, encode_opus
+
+        if step == "encode":
+            file.write_bytes(encode_opus(clip.x, job["kbps"]).data)
+        else:
+            decode_opus(file.read_bytes())
+    elif job["kind"] == "baseline":
+        import numpy as np
+
+        from .sound_baselines import load_sound_baseline
+
+        _set_threads(job["threads"])
+        baseline = load_sound_baseline(job["codec"], job["device"])
+        if step == "encode":
+            file.write_bytes(baseline.encode(clip.x).astype(np.int16).tobytes())
+        else:
+            codes = np.frombuffer(file.read_bytes(), np.int16).astype(np.int64)
+            baseline.decode(codes.reshape(baseline.codebooks, -1))
 
 
 def _set_threads(threads: int) -> None:
