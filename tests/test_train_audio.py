@@ -14,9 +14,9 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 
+from tokodec.codec.bench.spectra import si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
-from tokodec.train.audio import si_sdr
 from tokodec.train.audio_start import start_as_transform
 from tokodec.train.data.audio import LOUDEST, QUIETEST, SoundStore, level, list_sounds, read_mono, read_sounds
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
