@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -16,8 +17,9 @@ from tokodec.codec.tokens import dump_tokens
 from tokodec.entropy.context import CONTEXT_FILE, ContextPrior
 from tokodec.entropy.schedule import offsets_within, raster, refinement
 from tokodec.tokenizers.api import Tokenizer, Tokens, TokenSpec
+from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from tokodec.train import prior as script
-from tokodec.train.data.tokens import LevelSampler, TokenStore, read_token_files
+from tokodec.train.data.tokens import LevelSampler, TokenStore, read_token_files, sound_views
 
 ASSETS = Path(tokodec.__file__).parent / "assets"
 SIZES = (16, 8)
@@ -371,3 +373,44 @@ def test_every_cell_is_sampled_equally_often() -> None:
     counts = torch.bincount(store.sample(20000), minlength=10)
     assert counts.shape == (10,)
     assert int(counts.min()) > 1800
+
+
+# --------------------------------------------------------------------------------------------------------------- sounds
+
+
+def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Path) -> None:
+    """From sounds to integers that the codec codes segments with, in fewer bits than order-0."""
+    folder, out = tmp_path / "sounds", tmp_path / "prior"
+    folder.mkdir()
+    t = np.arange(4 * RATE) / RATE
+    for i in range(8):
+        swell = 0.2 + 0.1 * np.sin(2 * np.pi * (1 + 0.3 * i) * t)
+        soundfile.write(folder / f"s{i}.wav", swell * np.sin(2 * np.pi * (200 + 40 * i) * t), RATE)
+    words = ["--data", str(folder), "--test", str(folder), "--tokenizer", str(sound_model), "--recipe", "context-audio"]
+    sets = [
+        "schedule.steps=[8,4,2]", "net.radius=[3]", "net.features=[8]", "net.width=[16]", "net.hidden=[16]",
+        "net.blocks=[1]", "net.digit=[16]", "data.views=2", "data.holdout_every=4", "optim.rows=256",
+        "optim.lr=1.0e-2", "optim.warmup_steps=10", "optim.dropout=0.0",
+    ]  # fmt: skip
+    script.main([*words, "--minutes", "0.1", "--out", str(out), "--device", "cpu", "--set", *sets])
+    log = json.loads((out / "training.json").read_text())
+    assert log["test grids"] == 8 * 2  # four seconds are two segments
+    assert sum(log["test"]["integers"]) < 0.95 * sum(log["test"]["order-0"])
+    prior, model = ContextPrior.from_pretrained(out), Tokenizer.from_pretrained(sound_model)
+    assert prior.codebook_sizes == model.codebook_sizes
+    assert prior.ndim == 1
+    codes = model.encode(torch.from_numpy(np.float32(0.2 * np.sin(2 * np.pi * 200 * t)))[None, None]).codes[0].numpy()
+    assert np.array_equal(prior.decompress(prior.compress(codes), codes.shape[1:]), codes)
+
+
+def test_views_of_a_sound_are_segments_of_it_changed(sound_model: Path) -> None:
+    model = AudioGRVQ.from_pretrained(sound_model)
+    sound = (8000 * torch.sin(torch.arange(FRAME * 40 + 7) / 20)).short()
+    generator = torch.Generator().manual_seed(0)
+    (whole, rest) = sound_views(model, sound, 0, generator, 25)
+    assert (whole.shape, rest.shape) == ((4, 25), (4, 16))
+    expected = model.encode(sound.float()[None, None] / 32768).codes[0].numpy()
+    assert np.array_equal(np.concatenate([whole, rest], axis=1), expected)
+    views = sound_views(model, sound, 3, generator, 25)
+    assert len(views) == 6
+    assert not any(np.array_equal(view, whole) for view in views[::2])
