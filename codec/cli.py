@@ -56,6 +56,10 @@ Quality = Annotated[
     float | None, typer.Option("--quality", "-q", help="0 to 100: the rate dial of models for photographs")
 ]
 
+Effort = Annotated[
+    int, typer.Option(help="0 to 10: time spent on better codes for each picture, from none to a hundred times as much")
+]
+
 
 def say(text: str) -> None:
     """One line to stderr: stdout is for data."""
@@ -126,6 +130,7 @@ def encode(
     tune: Annotated[
         str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")
     ] = None,
+    effort: Effort = 0,
     metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
     device: Device = "auto",
     force: Force = False,
@@ -153,6 +158,7 @@ def encode(
                 kbps=kbps,
                 prior=prior,
                 tune=tune,
+                effort=effort,
                 device=device,
                 force=force,
                 metadata=metadata,
@@ -386,6 +392,10 @@ def bench_image(
         ),
     ] = "",
     show: Annotated[str, typer.Option(help="names of the pictures on the page, with commas; else three")] = "",
+    effort: Effort = 0,
+    reuse: Annotated[
+        Path | None, typer.Option(help="results.json of the same pictures: take the curves of the peers from there")
+    ] = None,
     memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
     threads: Annotated[int | None, typer.Option(help="threads of PyTorch and of the peers", min=1)] = None,
 ) -> None:
@@ -406,6 +416,8 @@ def bench_image(
         published=published,
         baselines=names_in(compressai),
         show=names_in(show),
+        effort=effort,
+        reuse=reuse,
         memory=memory,
         threads=threads,
     )

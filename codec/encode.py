@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .media.image import Picture
 
 SEGMENT = 64  # cells along the edge of a segment: 1024 pixels at stride 16
+EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # steps of descent of refine.py at effort 0, 1, ... 10
 
 
 @dataclass
@@ -112,6 +113,12 @@ class Rate:
         )
 
 
+def check_effort(effort: int) -> None:
+    """Raise UsageError for what is not an effort."""
+    if effort not in range(len(EFFORTS)):
+        raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {effort}")
+
+
 def encode_file(
     src: str | Path | BinaryIO,
     dst: str | Path | BinaryIO | None = None,
@@ -124,6 +131,7 @@ def encode_file(
     kbps: float | None = None,
     prior: str | None = None,
     tune: str | None = None,
+    effort: int = 0,
     device: str = "auto",
     force: bool = False,
     metadata: bool = True,
@@ -142,24 +150,28 @@ def encode_file(
             no levels.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
+        effort: 0 to 10, time spent on better codes by models whose dial is a quality; see :data:`EFFORTS`.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
         max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels.
-        progress: called with the share of the picture or sound that has been analysed, now and then.
+        progress: called with the share of the work that is done, now and then.
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
     rate = Rate(quality, levels, bpp, size, kbps)
+    check_effort(effort)
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
         kind, source = media_kind(Path(src) if isinstance(src, str) else src)
         chosen = choose_model(model, tune, kind)
         if kind == "audio":
+            if effort:
+                raise UsageError(f"effort is for pictures, and {name} is a sound")
             encoded = _encode_sound(source, name, chosen, rate, prior, device, max_samples, progress)
         else:
-            encoded = _encode_picture(source, name, chosen, rate, prior, device, metadata, max_pixels, progress)
+            encoded = _encode_picture(source, name, chosen, rate, prior, effort, device, metadata, max_pixels, progress)
         if file is not None:
             file.write(encoded.data)  # 6
     return encoded
@@ -171,6 +183,7 @@ def _encode_picture(
     chosen: str,
     rate: Rate,
     prior: str | None,
+    effort: int,
     device: str,
     metadata: bool,
     max_pixels: int,
@@ -183,7 +196,9 @@ def _encode_picture(
     if rate.kbps is not None:
         raise UsageError(f"bits a second are for sounds, and {name} is a picture: use --bpp or --bytes")
     if loaded.tokenizer.dial == "quality":
-        return build_photo(picture, loaded, metadata, rate, progress)  # 3, 4, 5
+        return build_photo(picture, loaded, metadata, rate, effort, progress)  # 3, 4, 5
+    if effort:
+        raise UsageError(f"effort is for models whose rate dial is a quality, {chosen} has levels")
     tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
     layers = compress_tokens(tokens, loaded)  # 4
     return build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
@@ -225,7 +240,12 @@ def build_file(
 
 
 def build_photo(
-    picture: Picture, model: Model, metadata: bool, rate: Rate, progress: Callable[[float], None] | None
+    picture: Picture,
+    model: Model,
+    metadata: bool,
+    rate: Rate,
+    effort: int = 0,
+    progress: Callable[[float], None] | None = None,
 ) -> Encoded:
     """The file of a model whose rate dial is a quality."""
     from ..tokenizers.image.photo import ImagePhoto
@@ -245,7 +265,7 @@ def build_photo(
         picture.exif if metadata else None,
     )
     most = rate.most_bytes(height * width)
-    data, quality = encode_photo(picture, tokenizer, extra, rate.quality, most, progress)
+    data, quality = encode_photo(picture, tokenizer, extra, rate.quality, most, EFFORTS[effort], progress)
     return Encoded(data, read_tok(data).header.layers, height * width, notes_of(picture, metadata), quality)
 
 

@@ -1,7 +1,8 @@
 """Pictures of models whose rate dial is a quality. Twins again: encoding above, decoding below.
 
 The latents of a picture are computed once, whatever the rate; a quality is then a scaling, a rounding and a walk of the
-entropy model over each segment. So a wanted size is found by trying qualities.
+entropy model over each segment. So a wanted size is found by trying qualities. With effort, codes are refined at a
+quality (refine.py), which takes longer than all of that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..tokenizers.image.photo import DEFAULT_QUALITY, WINDOW, ImagePhoto, cut, p
 from ..tokenizers.image.tiling import Tile, tiles
 from .container import ImageHeader, TokFile, write_tok
 from .errors import ChunkError, RateError, UsageError
+from .refine import Refiner
 
 if TYPE_CHECKING:
     from .media.image import Picture
@@ -32,6 +34,9 @@ LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
 CLOSE_ENOUGH = 0.985  # a file of this share of the wanted size ends the search
 TRIES = 12
 LIKELY = 0.99  # of the wanted size is what a try aims at
+REFINED_TRIES = 5
+REFINED_ENOUGH = 0.975  # as CLOSE_ENOUGH, for refined codes
+ANALYSED = 0.05  # of the progress, where codes are refined
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,58 @@ class PhotoFile:
 
     Args: latents: ``[M, h, w]``, see :meth:`~..tokenizers.image.photo.ImagePhoto.analyse_tiled`.
           size: height and width in pixels.
+          refiner: of the same picture, if its codes are to be refined.
     """
 
     def __init__(
-        self, model: ImagePhoto, latents: np.ndarray, size: tuple[int, int], metadata: Metadata
+        self,
+        model: ImagePhoto,
+        latents: np.ndarray,
+        size: tuple[int, int],
+        metadata: Metadata,
+        refiner: Refiner | None = None,
     ) -> None:
         self.model, self.latents, self.size, self.metadata = model, latents, size, metadata
+        self.refiner = refiner
         self.tried: dict[int, bytes] = {}
+        self.refined: dict[int, bytes] = {}
+
+    def best_at(self, steps: int, progress: Progress | None = None) -> bytes:
+        """The file of a quality in hundredths, its codes refined if there is a refiner."""
+        if self.refiner is None:
+            return self.at(steps)
+        if steps not in self.refined:
+            walks = self.refiner.refine(self.model.quantise_windows(self.latents, steps), steps, progress)
+            self.refined[steps] = photo_file(self.model, walks, steps, self.size, self.metadata)
+        return self.refined[steps]
+
+    def best_within(self, most: int, progress: Progress | None = None) -> tuple[bytes, int]:
+        """A file of at most ``most`` bytes and, if possible, hardly less, and its quality in hundredths.
+
+        Refined codes take fewer bytes, so their quality is that of a larger file without; how much larger, each try
+        tells the next. Raises RateError as :meth:`within` does.
+        """
+        if self.refiner is None:
+            steps = self.within(most)
+            return self.at(steps), steps
+        if len(self.at(0)) > most >= len(self.best_at(0, progress)):
+            return self.best_at(0), 0
+        steps = self.within(most)
+        best, aim = (self.at(steps), steps), float(most)
+        for i in range(REFINED_TRIES):
+            steps = self.within(int(aim))
+            if steps in self.refined:
+                break
+            file = self.best_at(steps, None if progress is None else _later(progress, i))
+            if len(best[0]) < len(file) <= most or (i == 0 and len(file) <= most):
+                best = file, steps
+            if REFINED_ENOUGH * most <= len(file) <= most:
+                break
+            aim *= LIKELY * most / len(file)
+        return best
 
     def at(self, steps: int) -> bytes:
-        """The file of a quality in hundredths."""
+        """The file of a quality in hundredths, its codes as they are."""
         if steps not in self.tried:
             walks = [walk for _, walk in self.model.quantise_windows(self.latents, steps)]
             self.tried[steps] = photo_file(self.model, walks, steps, self.size, self.metadata)
@@ -91,6 +138,11 @@ class PhotoFile:
             else:
                 high = steps
         return low
+
+
+def _later(progress: Progress, i: int) -> Progress:
+    """Progress of try i of an unknown number: each one is half of what is left."""
+    return lambda share: progress(1 - 0.5**i * (1 - share / 2))
 
 
 def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, int], metadata: Metadata) -> bytes:
@@ -125,14 +177,29 @@ def encode_photo(
     metadata: Metadata,
     quality: float | None,
     most: int | None,
+    n_steps: int = 0,
     progress: Progress | None = None,
 ) -> tuple[bytes, float]:
-    """File and quality of a picture: of ``quality``, or of at most ``most`` bytes, or of the default quality."""
+    """File and quality of a picture: of ``quality``, or of at most ``most`` bytes, or of the default quality.
+
+    Args: n_steps: of descent, see refine.py.
+    """
     size = (picture.pixels.shape[0], picture.pixels.shape[1])
-    latents = model.analyse_tiled(torch.from_numpy(picture.pixels), progress=progress)
-    files = PhotoFile(model, latents, size, metadata)
-    steps = files.within(most) if most is not None else round(100 * (DEFAULT_QUALITY if quality is None else quality))
-    return files.at(steps), steps / 100
+    first = later = progress
+    if n_steps and progress is not None:
+        first, later = _part(progress, 0, ANALYSED), _part(progress, ANALYSED, 1)
+    latents = model.analyse_tiled(torch.from_numpy(picture.pixels), progress=first)
+    refiner = Refiner(model, picture.pixels, latents, n_steps) if n_steps else None
+    files = PhotoFile(model, latents, size, metadata, refiner)
+    if most is None:
+        steps = round(100 * (DEFAULT_QUALITY if quality is None else quality))
+        return files.best_at(steps, later), steps / 100
+    data, steps = files.best_within(most, later)
+    return data, steps / 100
+
+
+def _part(progress: Progress, begin: float, end: float) -> Progress:
+    return lambda share: progress(begin + share * (end - begin))
 
 
 def photo_tokens(

@@ -67,6 +67,22 @@ class HyperShape:
         """M, the number of channels of y."""
         return sum(self.slices)
 
+    @classmethod
+    def of_export(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> HyperShape:
+        """The sizes of an export that :class:`~.hyperprior.HyperPrior` took."""
+        outputs = {name: len(arrays[f"{name}.weight"]) for name in ("decoder.enter", "decoder.mix", "decoder.up2")}
+        first = "slices.0.head"
+        return cls(
+            hyper=len(arrays["z_tables"]),
+            slices=tuple(int(n) for n in arrays["slices"]),
+            middle=(outputs["decoder.enter"], outputs["decoder.mix"]),
+            features=outputs["decoder.up2"] // 4,
+            width=len(arrays["slices.0.base.weight"]),
+            hidden=len(arrays[f"{first}.up.0.weight"]),
+            blocks=sum(name.startswith(f"{first}.up.") and name.endswith(".weight") for name in arrays),
+            head=len(arrays[f"{first}.head.weight"]),
+        )
+
 
 def scale_values() -> npt.NDArray[np.float64]:
     """The standard deviations of the scale tables, ``[SCALES]``, in geometric steps."""
@@ -260,7 +276,6 @@ class LogisticMixture(nn.Module):
         mass = torch.sigmoid(x + reach) - torch.sigmoid(x - reach)
         return (mass * self.weight.softmax(0)).sum(-2)
 
-
     @torch.enable_grad()
     def fit(self, counts: Tensor, steps: int = 300) -> None:
         """Move the parameters towards counts ``[channels, 2 Z_MAX + 1]`` of the values -Z_MAX..Z_MAX."""
@@ -367,6 +382,12 @@ class HyperNet(nn.Module):
 
         Raises: ValueError if they are those of another shape.
         """
+        self.load_layers(arrays)
+        self.density.fit(torch.from_numpy(arrays["z_tables"].astype(np.float64)).float())
+
+    @torch.no_grad()
+    def load_layers(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over the integers of the layers of an export. Raises ValueError if they are those of another shape."""
         layers = {name: module for name, module in self.named_modules() if isinstance(module, RoundedLinear)}
         missing = {"slices", "z_tables", *(f"{name}.weight" for name in layers)} - set(arrays)
         if missing:
@@ -378,4 +399,3 @@ class HyperNet(nn.Module):
             if part["weight"].shape != tuple(module.weight.shape):
                 raise ValueError(f"layer {name} of the entropy model has another size")
             module.load(part)
-        self.density.fit(torch.from_numpy(arrays["z_tables"].astype(np.float64)).float())

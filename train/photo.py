@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..codec.bench.metrics import MS_SSIM_SMALLEST, similarity
+from ..codec.distortion import distortion
 from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
 from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..tokenizers.api import find_model, read_config
 from ..tokenizers.image.grid import channels_last
-from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells
+from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells, rate_weight
 from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
 from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quantize_int8
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
-from .losses.distortion import distortion
 from .muon import Muon
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -69,12 +70,6 @@ def mean_or_none(values: list[float]) -> float | None:
 def shown(row: dict[str, Any]) -> str:
     similar = "" if row["ms_ssim"] is None else f" MS-SSIM {row['ms_ssim']:.4f}"
     return f"{row['bpp_estimated']:.4f} bpp {row['psnr']:.3f} dB{similar}"
-
-
-def rate_weight(quality: Tensor, ends: tuple[float, float]) -> Tensor:
-    """lambda of a quality in 0..1: bits a pixel that one unit of distortion is worth."""
-    low, high = math.log(ends[0]), math.log(ends[1])
-    return torch.exp(low + (high - low) * quality)
 
 
 class PhotoCodec(nn.Module):
@@ -164,7 +159,6 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         self.main = self.accelerator.is_main_process
-        self.ends = tuple(recipe["rate"]["lambda"])
 
         paths = list_images(args.data)
         every = recipe["data"]["holdout_every"]
@@ -181,7 +175,15 @@ class Trainer:
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["entropy"].items()}
         shape = HyperShape(**inner)
-        config = ImagePhotoConfig(latents=shape.latents, hyper=shape.hyper, **sizes)
+        low, high = recipe["rate"]["lambda"]
+        self.ends = (low, high)
+        config = ImagePhotoConfig(
+            latents=shape.latents,
+            hyper=shape.hyper,
+            distortion=recipe["rate"]["distortion"],
+            rate_weights=self.ends,
+            **sizes,
+        )
         self.codec = PhotoCodec(PhotoNets(config), HyperNet(shape))
         self.name = recipe["name"]
         self.out = Path(args.out)
@@ -424,7 +426,8 @@ def resume(codec: PhotoCodec, folder: str) -> None:
         load_checkpoint(codec, folder)
         return
     model = ImagePhoto.from_pretrained(find_model(folder))
-    if model.config != codec.nets.config:
+    wanted = codec.nets.config
+    if replace(model.config, distortion=wanted.distortion, rate_weights=wanted.rate_weights) != wanted:
         raise ValueError(f"{folder} has other sizes than the recipe")
     codec.nets.load_state_dict(model.nets.state_dict())
     codec.entropy.load_export(model.entropy.arrays())

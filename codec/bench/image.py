@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from .curves import METHOD, Curve, compare, mean_point, means, places
 from .memory import weigh
 from .ours import Coder, Setting, decode_ours, encode_ours, prepare, warm_up
 from .page import Exhibit, Version, page
-from .peers import PeerSearch, decode_peer, find_peers
+from .peers import Peer, PeerSearch, decode_peer, find_peers
 from .published import check_is_kodak, load_published
 from .report import print_report
 from .results import commit, machine, make_folder, rows_as_csv, versions, write_results
@@ -86,6 +87,8 @@ def bench_images(
     published: str | None = None,
     baselines: Sequence[str] = (),
     show: Sequence[str] = (),
+    effort: int = 0,
+    reuse: Path | None = None,
     memory: bool = True,
     threads: int | None = None,
 ) -> dict[str, Any]:
@@ -103,6 +106,8 @@ def bench_images(
              published: "kodak" to compare with published points too; the pictures must then be those 24.
              baselines: CompressAI models to time, see :data:`~.baselines.MODELS`.
              show: names of pictures for the page's sliders; three of them if empty.
+             effort: of our encoder, for models whose rate dial is a quality.
+             reuse: results.json of an earlier run on the same pictures, whose curves of the peers are taken.
              memory: weigh each codec in processes of its own, on the first picture.
              threads: of PyTorch and of the peers; what PyTorch has now if None.
     Returns: what results.json holds.
@@ -120,6 +125,7 @@ def bench_images(
         raise UsageError(f"{min(missing)} is not among the pictures")
     threads = threads or torch.get_num_threads()
     peers = find_peers(against, threads)
+    reused = None if reuse is None else load_reused(reuse, peers, [path.name for path in paths], keys)
     timed = compressai.check_baselines(list(baselines))
     if published is not None:
         if published != "kodak":
@@ -133,8 +139,10 @@ def bench_images(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        coder = prepare(model, device, qualities, strict=True)
-        others = [prepare(name, device, qualities) for name in also]
+        coder = prepare(model, device, qualities, strict=True, effort=effort)
+        if reused is not None and coder.by_levels:
+            raise UsageError(f"peers are matched with every file of {coder.name}: curves cannot be reused")
+        others = [prepare(name, device, qualities, effort=effort) for name in also]
         metrics.check_bench_extra(coder.device, keys)
         learned = [compressai.load_baseline(name, coder.device) for name in timed]
 
@@ -150,13 +158,14 @@ def bench_images(
                 if x.shape not in seen:
                     seen.add(x.shape)
                     warm_up_all(x, [coder, *others], learned)
-                searches = [PeerSearch(peer, x, threads) for peer in peers]
-                found = list(bench_picture(path.name, x, coder, searches, keys))
+                searches = [] if reused else [PeerSearch(peer, x, threads) for peer in peers]
+                files: dict[Setting, bytes] = {}
+                found = list(bench_picture(path.name, x, coder, searches, keys, files))
                 for other in others:
                     found += bench_picture(path.name, x, other, [], keys)
                 found += [time_baseline(path.name, x, baseline) for baseline in learned]
                 if path.name in (show or spread):
-                    exhibits.append(exhibit(path, x, coder, searches, others))
+                    exhibits.append(exhibit(path, x, coder, searches, files, others))
             except MediaError as error:
                 skipped.append(str(error))
                 continue
@@ -170,16 +179,20 @@ def bench_images(
         torch.set_num_threads(before)
 
     curves = mean_curves(rows, [coder, *others])
+    if reused is not None:
+        curves += reused.curves
     report: dict[str, Any] = {
         "model": coder.name,
         "also": [other.name for other in others],
         "pictures": [path.name for path in used],
         "skipped": skipped,
+        "effort": effort,
         "metrics": list(keys),
         "aggregates": aggregate(rows) if coder.by_levels else [],
         "speed": speed(rows),
         "memory": {"picture": used[0].name, "codecs": weighed} if memory else None,
-        "peers": {peer.name: f"{peer.settings}; curve at {', '.join(map(str, peer.curve))}" for peer in peers},
+        "peers": {peer.name: peer.described for peer in peers},
+        "reused": None if reused is None else reused.source,
         "compressai": dict.fromkeys(timed, compressai.LABEL),
         "published": None,
         "machine": place,
@@ -199,6 +212,35 @@ def bench_images(
     write_results(out, rows_as_csv(rows), report, page(report, exhibits))
     print_report(report, out)
     return report
+
+
+@dataclass(frozen=True)
+class Reused:
+    """The peers' curves of an earlier run. source: its commit, date and machine."""
+
+    curves: list[Curve]
+    source: dict[str, Any]
+
+
+def load_reused(path: Path, peers: Sequence[Peer], pictures: Sequence[str], keys: Sequence[str]) -> Reused:
+    """Curves of the peers from a results.json.
+
+    Raises: UsageError if it is none, or of other pictures, settings or libraries, or lacks a metric.
+    """
+    try:
+        found = json.loads(path.read_text())
+        settings, names, curves = found["peers"], found["pictures"], {c["name"]: c["points"] for c in found["curves"]}
+        source = {key: found[key] for key in ("commit", "date", "machine")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no results.json of codec bench image") from error
+    if list(names) != list(pictures):
+        raise UsageError(f"{path} was measured on other pictures")
+    for peer in peers:
+        if settings.get(peer.name) != peer.described or peer.name not in curves:
+            raise UsageError(f"{path} has no {peer.name} with the settings and libraries that are here")
+        if any(point.get(key) is None for point in curves[peer.name] for key in keys):
+            raise UsageError(f"{path} lacks a metric for {peer.name}")
+    return Reused([Curve(peer.name, "peer", curves[peer.name]) for peer in peers], source)
 
 
 def shape_of(path: Path) -> tuple[int, int]:
@@ -232,10 +274,15 @@ def warm_up_all(x: np.ndarray, coders: Sequence[Coder], learned: Sequence[compre
 
 
 def bench_picture(
-    name: str, x: np.ndarray, coder: Coder, searches: list[PeerSearch], keys: Sequence[str]
+    name: str,
+    x: np.ndarray,
+    coder: Coder,
+    searches: list[PeerSearch],
+    keys: Sequence[str],
+    files: dict[Setting, bytes] | None = None,
 ) -> Iterator[Row]:
     """Rows of one picture: ours at every setting by every synthesis net, each with the peers matched to it if the dial
-    is levels; then the peers at their own settings."""
+    is levels; then the peers at their own settings. Our files are left in ``files``."""
     pixels = x.shape[0] * x.shape[1]
     measured: dict[tuple[str, int], dict[str, Any]] = {}
 
@@ -254,6 +301,8 @@ def bench_picture(
 
     for setting in coder.settings:
         data, encode_s = encode_ours(x, coder, setting)
+        if files is not None:
+            files[setting] = data
         for synthesis in coder.synthesis:
             x_hat, decode_s = decode_ours(data, coder, synthesis)
             yield Row(
@@ -283,17 +332,24 @@ def time_baseline(name: str, x: np.ndarray, baseline: compressai.Baseline) -> Ro
 
 
 def exhibit(
-    path: Path, x: np.ndarray, coder: Coder, searches: list[PeerSearch], others: Sequence[Coder] = ()
+    path: Path,
+    x: np.ndarray,
+    coder: Coder,
+    searches: list[PeerSearch],
+    ours: dict[Setting, bytes],
+    others: Sequence[Coder] = (),
 ) -> Exhibit:
     """What the page shows of a picture: the original, ours by every synthesis net, then at our bytes the other models
     with a quality for a dial and up to three peers.
+
+    Args: ours: our files by setting, from few bytes to many.
 
     The size is that of our file at the fewest levels that the first of :data:`SHOWN_PEERS` can reach, or, where the
     dial is a quality, of our file nearest to :data:`SHOWN_BPP` that it can reach; our largest file if there is none.
     Then it is shown with its smallest file, where no other peer gets there either.
     """
     wanted = sorted(searches, key=lambda search: SHOWN_PEERS.index(search.peer.name))
-    files = [(setting, encode_ours(x, coder, setting)[0]) for setting in coder.settings]
+    files = list(ours.items())
     if not coder.by_levels:
         goal = SHOWN_BPP * x.shape[0] * x.shape[1] / 8
         files.sort(key=lambda pair: abs(math.log(len(pair[1]) / goal)))

@@ -40,6 +40,7 @@ def weigh(
     """
     middle = coder.settings[-1] if coder.by_levels else coder.settings[len(coder.settings) // 2]
     ours = {"model": coder.model, "levels": middle.levels, "quality": middle.quality, "device": coder.device}
+    ours["effort"] = coder.effort
     jobs: list[dict[str, Any]] = [{"kind": "start", "codec": START, "synthesis": ""}]
     for synthesis in coder.synthesis:
         jobs.append({"kind": "ours", "codec": coder.name, "synthesis": synthesis, **ours})
@@ -107,7 +108,7 @@ def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> N
 
         setting = Setting(job["levels"], job["quality"])
         _set_threads(job["threads"])
-        coder = Coder(job["model"], job["codec"], (setting,), (job["synthesis"],), job["device"])
+        coder = Coder(job["model"], job["codec"], (setting,), (job["synthesis"],), job["device"], job["effort"])
         if x is not None:
             file.write_bytes(encode_ours(x, coder, setting)[0])
         else:

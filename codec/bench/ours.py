@@ -11,7 +11,7 @@ import numpy as np
 
 from ...tokenizers.api import Tokenizer
 from ..decode import decode_file
-from ..encode import encode_file
+from ..encode import check_effort, encode_file
 from ..errors import UsageError
 from ..models import DEFAULT_MODELS, load_model, pick_device
 
@@ -46,6 +46,7 @@ class Coder:
     settings: tuple[Setting, ...]  # from few bytes to many
     synthesis: tuple[str, ...]  # names of the synthesis nets; one empty name if there is only one
     device: str
+    effort: int = 0
 
     @property
     def by_levels(self) -> bool:
@@ -74,12 +75,19 @@ def dial_settings(tokenizer: Tokenizer, qualities: Sequence[float] | None = None
 
 
 def prepare(
-    model: str | None, device: str, qualities: Sequence[float] | None = None, strict: bool = False
+    model: str | None,
+    device: str,
+    qualities: Sequence[float] | None = None,
+    strict: bool = False,
+    effort: int = 0,
 ) -> Coder:
     """Load the model and run it once, so that no measured time holds what happens only once.
 
-    Args: qualities: settings of a model whose dial they are.  strict: refuse them for another model.
+    Args:   qualities: settings of a model whose dial they are.  effort: of such a model's encoder.  strict: refuse them
+            for another model.
+    Raises: UsageError for settings that the model lacks.
     """
+    check_effort(effort)
     model = model or DEFAULT_MODELS["image"]
     device = pick_device(device)
     tokenizer = load_model(model, device).tokenizer
@@ -87,8 +95,11 @@ def prepare(
         raise UsageError(f"{tokenizer.name} is not a model for pictures")
     synthesis = getattr(tokenizer.config, "synthesis", None)
     names = tuple(synthesis) if isinstance(synthesis, (tuple, list)) else ("",)
-    chosen = qualities if tokenizer.dial == "quality" or strict else None
-    coder = Coder(model, tokenizer.name, dial_settings(tokenizer, chosen), names, device)
+    by_quality = tokenizer.dial == "quality"
+    if strict and effort and not by_quality:
+        raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
+    settings = dial_settings(tokenizer, qualities if by_quality or strict else None)
+    coder = Coder(model, tokenizer.name, settings, names, device, effort if by_quality else 0)
     warm_up(np.zeros((64, 64, 3), np.uint8), coder)
     return coder
 
@@ -109,7 +120,13 @@ def encode_ours(
     source = io.BytesIO(b"P6\n%d %d\n255\n" % (x.shape[1], x.shape[0]) + x.tobytes())
     start = time.perf_counter()
     encoded = encode_file(
-        source, model=coder.model, levels=setting.levels, quality=setting.quality, size=size, device=coder.device
+        source,
+        model=coder.model,
+        levels=setting.levels,
+        quality=setting.quality,
+        size=size,
+        effort=coder.effort,
+        device=coder.device,
     )
     return encoded.data, time.perf_counter() - start
 

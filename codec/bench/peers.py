@@ -48,6 +48,11 @@ class Peer:
             quality += f" for {jpeg2000_bpp(0):g} to {jpeg2000_bpp(100):g} bits per pixel"
         return f"Pillow {version('pillow')}, {self._writer()}: {options}, {quality}"
 
+    @property
+    def described(self) -> str:
+        """The settings, and those of the curve: equal if results compare."""
+        return f"{self.settings}; curve at {', '.join(map(str, self.curve))}"
+
     def _writer(self) -> str:
         if not self.package:
             turbo = self.library == "jpg" and features.check("libjpeg_turbo")

@@ -39,6 +39,7 @@ DEFAULT_QUALITY = 50.0
 WINDOW = 64  # cells: codes are made in windows of 64 x 64 cells that know nothing of each other
 POINTS = 8  # control points of the gains over quality 0..100
 GAINS = (4.0, 40.0)  # at quality 0 and 100, before training
+DISTORTIONS = ("mse", "ms-ssim")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,15 @@ class ImagePhotoConfig:
     latents: int = 256  # M, channels of y
     hyper: int = 128  # Nz, channels of z
     hyper_width: int = 192  # of the hyper analysis net
+    # What the model was trained for, and an encoder may try harder for: rate + lambda(quality) * distortion.
+    distortion: str = "mse"  # "mse", of 8-bit values, or "ms-ssim"
+    rate_weights: tuple[float, float] = (0.001, 0.2)  # lambda at quality 0 and 100: bits a pixel for a unit of it
 
     def __post_init__(self) -> None:
+        if self.distortion not in DISTORTIONS:
+            raise ValueError(f"unknown distortion {self.distortion!r}: {' or '.join(DISTORTIONS)}")
+        if len(self.rate_weights) != 2 or not 0 < min(self.rate_weights) <= max(self.rate_weights) < math.inf:
+            raise ValueError("rate_weights are two positive numbers, at quality 0 and 100")
         if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 2:
             raise ValueError("channels and blocks have two entries each, for strides 8 and 16")
 
@@ -390,6 +398,12 @@ class ImagePhoto(Tokenizer):
             if progress is not None:
                 progress((i + 1) / len(todo))
         return out
+
+
+def rate_weight(quality: Tensor, ends: tuple[float, float]) -> Tensor:
+    """lambda of a quality in 0..1: bits a pixel that one unit of distortion is worth."""
+    low, high = math.log(ends[0]), math.log(ends[1])
+    return torch.exp(low + (high - low) * quality)
 
 
 def quality_steps(quality: float | None) -> int:

@@ -1,4 +1,4 @@
-"""What a codec is trained to keep small, beside the rate: squared error, or dissimilarity of structure."""
+"""What a codec for pictures keeps small, beside the rate: squared error, or dissimilarity of structure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ...codec.bench.metrics import similarity
+from .bench.metrics import similarity
 
 SQUARED_SHARE = 3e-5  # of the squared error beside the dissimilarity, which hardly sees a shift of colour
 LEAST = 1e-4  # similarity of a scale, below which there is no slope
