@@ -233,7 +233,7 @@ def load_reused(path: Path, peers: Sequence[Peer], pictures: Sequence[str], keys
         source = {key: found[key] for key in ("commit", "date", "machine")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no results.json of codec bench image") from error
-    if list(names) != list(pictures):
+    if [Path(name).stem for name in names] != [Path(name).stem for name in pictures]:  # any lossless format will do
         raise UsageError(f"{path} was measured on other pictures")
     for peer in peers:
         if settings.get(peer.name) != peer.described or peer.name not in curves:
