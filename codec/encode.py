@@ -196,7 +196,7 @@ def _encode_picture(
     if rate.kbps is not None:
         raise UsageError(f"bits a second are for sounds, and {name} is a picture: use --bpp or --bytes")
     if loaded.tokenizer.dial == "quality":
-        return build_photo(picture, loaded, metadata, rate, effort, progress)  # 3, 4, 5
+        return build_photo(picture, loaded, metadata, rate, progress, effort)  # 3, 4, 5
     if effort:
         raise UsageError(f"effort is for models whose rate dial is a quality, {chosen} has levels")
     tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
@@ -244,8 +244,8 @@ def build_photo(
     model: Model,
     metadata: bool,
     rate: Rate,
-    effort: int = 0,
     progress: Callable[[float], None] | None = None,
+    effort: int = 0,
 ) -> Encoded:
     """The file of a model whose rate dial is a quality."""
     from ..tokenizers.image.photo import ImagePhoto

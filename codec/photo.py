@@ -36,6 +36,7 @@ TRIES = 12
 LIKELY = 0.99  # of the wanted size is what a try aims at
 REFINED_TRIES = 5
 REFINED_ENOUGH = 0.975  # as CLOSE_ENOUGH, for refined codes
+ENOUGH = 0.97  # of the wanted size must be used
 ANALYSED = 0.05  # of the progress, where codes are refined
 
 
@@ -83,27 +84,29 @@ class PhotoFile:
     def best_within(self, most: int, progress: Progress | None = None) -> tuple[bytes, int]:
         """A file of at most ``most`` bytes and, if possible, hardly less, and its quality in hundredths.
 
-        Refined codes take fewer bytes, so their quality is that of a larger file without; how much larger, each try
-        tells the next. Raises RateError as :meth:`within` does.
+        Refined codes take fewer bytes than others of their quality, or more; each try tells the next how many. Raises RateError as :meth:`within` does.
         """
         if self.refiner is None:
             steps = self.within(most)
             return self.at(steps), steps
         if len(self.at(0)) > most >= len(self.best_at(0, progress)):
             return self.best_at(0), 0
-        steps = self.within(most)
-        best, aim = (self.at(steps), steps), float(most)
+        plain = steps = self.within(most)
+        best, aim = (b"", 0), float(most)
         for i in range(REFINED_TRIES):
-            steps = self.within(int(aim))
-            if steps in self.refined:
-                break
             file = self.best_at(steps, None if progress is None else _later(progress, i))
-            if len(best[0]) < len(file) <= most or (i == 0 and len(file) <= most):
+            if len(best[0]) < len(file) <= most:
                 best = file, steps
             if REFINED_ENOUGH * most <= len(file) <= most:
                 break
             aim *= LIKELY * most / len(file)
-        return best
+            steps = self.within(max(int(aim), len(self.at(0))))
+            if steps in self.refined:
+                break
+        # A refined file of as high a quality is the better one; of a lower quality, where it makes use of the bytes.
+        if best[1] >= plain or len(best[0]) >= ENOUGH * most:
+            return best
+        return self.at(plain), plain
 
     def at(self, steps: int) -> bytes:
         """The file of a quality in hundredths, its codes as they are."""
