@@ -84,7 +84,8 @@ class PhotoFile:
     def best_within(self, most: int, progress: Progress | None = None) -> tuple[bytes, int]:
         """A file of at most ``most`` bytes and, if possible, hardly less, and its quality in hundredths.
 
-        Refined codes take fewer bytes than others of their quality, or more; each try tells the next how many. Raises RateError as :meth:`within` does.
+        Refined codes take fewer bytes than others of their quality, or more; each try tells the next how many. Raises
+        RateError as :meth:`within` does.
         """
         if self.refiner is None:
             steps = self.within(most)
@@ -104,7 +105,7 @@ class PhotoFile:
             if steps in self.refined:
                 break
         # A refined file of as high a quality is the better one; of a lower quality, where it makes use of the bytes.
-        if best[1] >= plain or len(best[0]) >= ENOUGH * most:
+        if best[0] and (best[1] >= plain or len(best[0]) >= ENOUGH * most):
             return best
         return self.at(plain), plain
 

@@ -208,6 +208,7 @@ def test_rates_are_met_with_effort(tmp_path: Path, photo_model: Path) -> None:
         assert 0.97 * most <= len(made.data) <= most
         assert made.quality is not None
         assert made.data == encode_file(path, None, name, made.quality, effort=2, device="cpu").data
+    assert len(encode_file(path, None, name, size=low, effort=1, device="cpu").data) <= low
     assert encode_file(path, None, name, size=10**9, effort=1, device="cpu").quality == 100
     with pytest.raises(RateError, match="smallest file"):
         encode_file(path, None, name, size=40, effort=1, device="cpu")
