@@ -24,7 +24,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Means, BD-rates, places, times and memory as tables that fit 80 columns."""
     console = Console()
     n = len(report["pictures"])
-    title = f"{report['model']}: means over {n} picture{'s' * (n != 1)}"
+    effort = f", effort {report['effort']}" if report.get("effort") else ""
+    title = f"{report['model']}{effort}: means over {n} picture{'s' * (n != 1)}"
     console.print(matched_table(report, title) if report["aggregates"] else our_table(report, title))
     if any(e["reached"] < e["pictures"] for e in report["aggregates"]):
         console.print("* on some pictures even the lowest quality takes more bytes than ours", highlight=False)
