@@ -125,6 +125,7 @@ class Refiner:
         error = float(self.error(x, (x_hat * 255).round() / 255))
         return float(self.model.entropy.bits(walk).sum()) + self.weight(steps) * error
 
+    @torch.enable_grad()
     def descend(
         self, tile: Tile, held: np.ndarray, steps: int, progress: Progress | None = None
     ) -> tuple[Tensor, Tensor]:
