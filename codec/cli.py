@@ -57,7 +57,7 @@ Quality = Annotated[
 ]
 
 Effort = Annotated[
-    int, typer.Option(help="0 to 10: none to 160 steps towards better codes, each two to three times as long as encoding")
+    int, typer.Option(help="0 to 10: none to 160 steps towards better codes, each longer than encoding without")
 ]
 
 
