@@ -12,12 +12,16 @@ import torch
 
 import tokodec
 from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
+from tokodec.codec.bench.spectra import mel_distance
+from tokodec.codec.media.audio import read_audio
 from tokodec.codec.media.image import read_image
 from tokodec.codec.models import list_models, load_model
 from tokodec.codec.photo import Metadata, photo_file
+from tokodec.codec.sound import SEGMENT
 from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.hyperprior import HyperPrior
 from tokodec.tokenizers.api import ASSETS, read_config, released_models
+from tokodec.tokenizers.audio.grvq import RATE, AudioGRVQ, StreamingDecoder, StreamingEncoder
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
@@ -197,3 +201,72 @@ def test_photo_prefixes_of_the_layers_are_coarser_pictures(photo: ImagePhoto, tm
     found = [psnr(x, tokodec.decode_file(tmp_path / "a.tok", levels=n).picture.pixels) for n in range(1, 6)]
     assert found == sorted(found)
     assert found[0] > 18
+
+
+# ------------------------------------------------------------------------------------------------------------ audio-24k
+
+SPEECH = ASSETS / "ljspeech.ogg"  # not among the training sounds
+SOUND_HASH = "SOUND_HASH"
+PRIORS = ("context", "static")
+SAVED = 1.0  # of fixed-length codes at about 3 kbit/s
+
+
+@pytest.fixture(scope="module")
+def audio() -> AudioGRVQ:
+    found = tokodec.load("audio-24k", "cpu")
+    assert isinstance(found, AudioGRVQ)
+    return found
+
+
+def test_codebooks_of_sounds_are_used() -> None:
+    training = json.loads((ASSETS / "audio-24k" / "training.json").read_text())
+    assert min(training["codebook_usage"]) > 0.95
+
+
+@pytest.mark.parametrize(("kbps", "most_mel"), [(1.5, 9.0), (3.0, 9.0), (6.0, 9.0)])
+def test_rate_and_distortion_of_speech(kbps: float, most_mel: float, tmp_path: Path) -> None:
+    """The default of `codec encode` for a sound, from a file and back."""
+    done = tokodec.encode_file(SPEECH, tmp_path / "a.tok", kbps=kbps, device="cpu")
+    assert (tmp_path / "a.tok").stat().st_size == len(done.data)
+    assert 0.93 * kbps < done.kbps <= kbps
+    sound = read_audio(SPEECH, "sample")
+    heard = tokodec.decode_file(tmp_path / "a.tok", device="cpu").sound
+    assert heard.sample_rate == sound.sample_rate
+    assert heard.samples.shape == sound.samples.shape
+    x, x_hat = torch.from_numpy(sound.samples), torch.from_numpy(heard.samples)
+    assert float(mel_distance(x, x_hat, RATE)) < most_mel
+
+
+def test_the_prior_of_sounds_saves_bits(audio: AudioGRVQ) -> None:
+    """Against fixed-length codes, and against the static prior, on speech that no training saw."""
+    x = torch.from_numpy(read_audio(SPEECH, "sample").samples)[None]
+    codes = audio.encode(x).codes[0].numpy()
+    segments = [codes[:, i : i + SEGMENT] for i in range(0, codes.shape[1], SEGMENT)]
+    context, static = (sum(load_model("audio-24k", "cpu", kind).prior.bits(s) for s in segments) for kind in PRIORS)
+    fixed = codes.shape[1] * np.log2(audio.codebook_sizes)
+    assert context[:5].sum() < SAVED * fixed[:5].sum()
+    assert context.sum() < static.sum()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tables_of_sounds_are_these_on_every_machine(device: str, audio: AudioGRVQ) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here")
+    prior = ContextPrior.from_pretrained(ASSETS / "audio-24k", device)
+    number = np.arange(8 * 100, dtype=np.int64).reshape(8, 100)
+    codes = number * 7919 % np.array(audio.codebook_sizes)[:, None]
+    assert prior.tables_hash(codes) == SOUND_HASH
+    payload = prior.compress_joint([codes, codes[:3]])
+    assert all(map(np.array_equal, prior.decompress_joint(payload, (8, 3), (100,)), (codes, codes[:3])))
+
+
+def test_streams_of_speech_are_the_whole(audio: AudioGRVQ) -> None:
+    """Chunks of 80 ms with the released weights: the same codes, near ties at most 1 in 100,000; samples to 1e-4."""
+    x = torch.from_numpy(read_audio(SPEECH, "sample").samples)[None]
+    whole = audio.encode(x)
+    encoder, decoder = StreamingEncoder(audio), StreamingDecoder(audio)
+    codes = torch.cat([*(encoder.push(part) for part in x.split(1920, 2)), encoder.finish()], 2)
+    assert int((codes != whole.codes).sum()) <= 1e-5 * codes.numel()
+    samples = [decoder.push(part) for part in whole.codes.split(6, 2)]
+    heard = torch.cat([*samples, decoder.finish()], 2)[:, :, : x.shape[2]]
+    assert torch.allclose(heard, audio.decode(whole), atol=1e-4)
