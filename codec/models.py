@@ -184,7 +184,7 @@ def list_models() -> list[dict[str, Any]]:
                 "class": entry["class"],
                 "modality": MODALITIES[entry["class"]],
                 "base": entry.get("base"),
-                "codebook_sizes": entry["config"].get("codebook_sizes", []),
+                "codebook_sizes": _codebook_sizes(entry["config"]),
                 "dial": "levels" if "codebook_sizes" in entry["config"] else "quality",
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
@@ -194,3 +194,8 @@ def list_models() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _codebook_sizes(config: dict[str, Any]) -> list[int]:
+    """Of all levels; the config of a group-residual quantizer has those of one group."""
+    return [n for n in config.get("codebook_sizes", []) for _ in range(config.get("groups", 1))]

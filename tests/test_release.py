@@ -56,7 +56,12 @@ def test_a_release_is_complete_and_small(name: str) -> None:
         assert section in card
     assert load_model(name).tokenizer.weights_hash in card
     assert load_model(name).prior.hash in card
-    assert {entry["name"] for entry in list_models()} >= {name}
+    (entry,) = [entry for entry in list_models() if entry["name"] == name]
+    tokenizer = load_model(name).tokenizer
+    assert entry["modality"] == tokenizer.modality
+    assert entry["dial"] == tokenizer.dial
+    if tokenizer.dial == "levels":
+        assert entry["codebook_sizes"] == list(tokenizer.codebook_sizes)
 
 
 def test_codebooks_are_used_on_the_training_set() -> None:
