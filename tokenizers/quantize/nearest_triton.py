@@ -74,7 +74,7 @@ def _power(e):
 @triton.jit
 def _codebook_exponent(head_ptr, PENALTY: tl.constexpr):
     """Exponent of the power of two that scales the codebook."""
-    e = SCALE - _exponent(tl.load(head_ptr + RANGE))
+    e = -_exponent(tl.load(head_ptr + RANGE)) + SCALE  # Triton 3.8's interpreter cannot subtract from a constant
     if PENALTY:  # penalty * scale^2 stays below 2^28
         e = tl.minimum(e, (26 - _exponent(tl.load(head_ptr + PENALTY_RANGE))) >> 1)
     return tl.minimum(tl.maximum(e, -60), 60)
@@ -229,7 +229,7 @@ def _latent_scales(
         largest = tl.maximum(largest, tl.max(tl.abs(z), 1))
     # The row's largest element, or the codebook's if that is larger, comes to [2^SCALE, 2^(SCALE + 1)).
     codebook_e = _codebook_exponent(head_ptr, PENALTY)
-    row_e = tl.minimum(SCALE - _exponent(largest), codebook_e)
+    row_e = tl.minimum(-_exponent(largest) + SCALE, codebook_e)
     scale = _power(row_e)
     inside = row_e - codebook_e + shift >= -24  # float16 can hold it
 
