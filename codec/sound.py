@@ -38,7 +38,6 @@ Codes = npt.NDArray[np.int16]
 SEGMENT = 150  # frames of a segment: two seconds
 BLOCK = 750  # frames that go through the nets at once
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
-CHUNK = 24  # bytes of a segment beside its codes, about: frame, prefix, levels, end of the stream
 TRIES = 6
 
 
