@@ -18,7 +18,17 @@ from tokodec.codec.bench.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
 from tokodec.train.audio_start import start_as_transform
-from tokodec.train.data.audio import LOUDEST, QUIETEST, SoundStore, level, list_sounds, read_mono, read_sounds
+from tokodec.train.data.audio import (
+    LOUDEST,
+    QUIETEST,
+    SoundStore,
+    at_speeds,
+    colour,
+    level,
+    list_sounds,
+    read_mono,
+    read_sounds,
+)
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 SMALL = (
@@ -111,6 +121,30 @@ def test_silence_stays_silent() -> None:
         SoundStore([torch.zeros(0, dtype=torch.int16)], 10, "cpu")
 
 
+def test_sounds_at_other_speeds() -> None:
+    """A tone of 400 Hz at 1.25 times the speed is one of 500 Hz, and as much shorter."""
+    tone = (9000 * torch.sin(2 * torch.pi * 400 * torch.arange(RATE) / RATE)).short()
+    same, fast = at_speeds([tone], [1, 1.25])
+    assert torch.equal(same, tone)
+    assert len(fast) == RATE * 4 // 5
+    assert int(torch.fft.rfft(fast.float()).abs().argmax()) == 400  # periods in 0.8 s
+    assert float(fast[500:-500].float().square().mean().sqrt()) == pytest.approx(9000 / 2**0.5, rel=0.01)
+    for speeds in ([], [0.1], [1, 3]):
+        with pytest.raises(ValueError, match="speeds are factors of 0.5 to 2"):
+            at_speeds([tone], speeds)
+
+
+def test_a_coloured_crop_has_the_gains_of_its_curve() -> None:
+    """Knots lie evenly in log frequency, the first at 1/256 of half the rate and below, the last at half the rate."""
+    n, knots = 4096, torch.tensor([[-6.0, 0.0, 6.0, 0.0, -12.0]])
+    for share, decibel in ((1 / 512, -6.0), (1 / 256, -6.0), (1 / 64, 0.0), (1 / 32, 3.0), (1 / 16, 6.0), (1, -12.0)):
+        tone = torch.cos(torch.pi * share * torch.arange(n))[None]
+        gain = float(colour(tone, knots).square().mean() / tone.square().mean())
+        assert 10 * np.log10(gain) == pytest.approx(decibel, abs=0.02)
+    store = SoundStore([(3000 * torch.randn(9000)).short()], 3000, "cpu", mixed=0.0, coloured=1.0)
+    assert float(store.batch(4).abs().max()) <= 0.9901
+
+
 # ------------------------------------------------------------------------------------------------------ discriminators
 
 
@@ -193,11 +227,12 @@ def test_one_command_trains_and_reports(
     model = AudioGRVQ.from_pretrained(out)
     assert model.decode(model.encode(torch.randn(1, 1, 3 * FRAME))).shape == (1, 1, 3 * FRAME)
 
-    # Resuming starts from these weights: without a step they are the same.
+    # Resuming starts from these weights and discriminators: without a step they are the same.
     again = tmp_path / "again"
     words = ["--data", str(folder), "--minutes", "0", "--resume", str(out), "--out", str(again)]
     monkeypatch.setattr(sys, "argv", command(*words))
     script.main()
+    assert any(line.startswith("discriminators from ") for line in capsys.readouterr().out.splitlines())
     assert AudioGRVQ.from_pretrained(again).weights_hash == model.weights_hash
 
 

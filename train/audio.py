@@ -5,8 +5,11 @@
 The nets start as a classical transform codec (:mod:`.audio_start`). Every crop keeps a random number of codebooks. The
 first part of the time has spectral losses only; then discriminators of periods and of spectra join. The budget is
 wall-clock minutes. The best weights so far (by the mel distance of the held-out sounds, and from the moment the
-discriminators join, the last) lie in OUT at any time; ``--resume FOLDER`` starts from released weights. The last thing
-printed is a table on the test sounds.
+discriminators join, the last) lie in OUT at any time; ``--resume FOLDER`` starts from released weights, and with the
+discriminators that lie beside them, if any. The last thing printed is a table on the test sounds.
+
+Nets compute in float32 (on a GPU with the ten bits of TF32): the eight bits of bfloat16 are noise over all frequencies
+only 50 dB below the loudest one. ``--precision`` is that of the discriminators.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
@@ -29,7 +35,7 @@ from ..entropy.static import StaticPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
 from .audio_start import start_as_transform
-from .data.audio import SoundStore, list_sounds, read_sounds
+from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep
 from .loop import Clock, learning_rate, mistakes_in_one_line, recipe_of, training_arguments
 from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
@@ -40,6 +46,7 @@ EVALUATIONS = 8
 HOLDOUT_QUICK = 24  # held-out sounds that evaluations on the way look at
 LONGEST = 10 * RATE  # samples of a sound that an evaluation looks at
 TEST_LEVELS = (1, 2, 4, 8)
+CRITICS_FILE = "critics.safetensors"  # not part of a release
 
 
 class Autoencoder(nn.Module):
@@ -76,8 +83,9 @@ class Trainer:
         if size < FRAME:
             raise ValueError(f"a crop has at least {FRAME} samples")
         seed = args.seed * 1000 + process
-        self.store = SoundStore(self.sounds, size, self.device, recipe["data"]["mixed"], seed)
-        minutes = self.store.seconds / RATE / 60
+        played = at_speeds(self.sounds, recipe["data"]["speeds"])
+        self.store = SoundStore(played, size, self.device, recipe["data"]["mixed"], recipe["data"]["coloured"], seed)
+        minutes = sum(map(len, self.sounds)) / RATE / 60
         self.log(f"{len(self.sounds)} sounds, {minutes:.1f} minutes, {len(self.holdout)} held out, on {self.device}")
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
@@ -94,6 +102,9 @@ class Trainer:
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
         self.critics = SoundCritics(recipe["optim"]["critics_width"]).to(self.device)
+        if args.resume and (found := find_model(args.resume) / CRITICS_FILE).exists():
+            load_model(self.critics, found)
+            self.log(f"discriminators from {found}")
         millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.model, self.critics)]
         self.log(f"model {millions[0]:.2f} M, discriminators {millions[1]:.2f} M")
         set_seed(args.seed + process)
@@ -183,9 +194,8 @@ class Trainer:
 
     def loss(self, x: Tensor, kept: Tensor, adversarial: bool) -> Tensor:
         conf = self.recipe["loss"]
-        with self.autocast():
-            x_hat, commitment, codebook = self.net(x, kept)
-        a, b = x[:, 0], x_hat[:, 0].float()
+        x_hat, commitment, codebook = self.net(x, kept)
+        a, b = x[:, 0], x_hat[:, 0]
         scales: tuple[tuple[int, int], ...] = MEL_SCALES
         if conf["mel_scales"] < len(scales) and (self.args.eager or self.device.type == "cpu"):
             scales = tuple(random.sample(scales, conf["mel_scales"]))
@@ -195,15 +205,17 @@ class Trainer:
         total = total + conf["waveform"] * 10 * (a - b).abs().mean()
         total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
         if adversarial:
-            with self.autocast():
-                real, fake = self.critics(x), self.critics(x_hat)
+            with self.autocast(), held(self.critics):
+                with torch.no_grad():
+                    real = self.critics(x)
+                fake = self.critics(x_hat)
             total = total + conf["adversarial"] * fooling_loss(fake) + conf["features"] * feature_loss(real, fake)
         return total
 
     def judge(self, x: Tensor, kept: Tensor) -> Tensor:
+        with torch.no_grad():
+            x_hat, _, _ = self.net(x, kept)
         with self.autocast():
-            with torch.no_grad():
-                x_hat, _, _ = self.net(x, kept)
             return critics_loss(self.critics(x), self.critics(x_hat))
 
     def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool) -> None:
@@ -215,6 +227,8 @@ class Trainer:
         if kept:
             self.best = min(self.best, score)
             self.model.save_pretrained(self.out)
+            if adversarial:
+                save_model(self.critics, self.out / CRITICS_FILE)
         self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
         self.log(
             f"[{100 * share:5.1f} %] step {step} {step * self.recipe['optim']['batch'] / seconds:.0f} crops/s"
@@ -251,7 +265,18 @@ class Trainer:
                 )
 
 
+@contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Within, no gradient goes to the parameters of ``module``."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
 @torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, benchmark=False)  # every sound has a length of its own
 def measure(model: AudioGRVQ, sounds: list[Tensor]) -> list[dict[str, Any]]:
     """Means over sounds (int16 ``[n]``, their first ten seconds) for each number of levels."""
     training = model.training
@@ -272,6 +297,7 @@ def measure(model: AudioGRVQ, sounds: list[Tensor]) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, benchmark=False)
 def histograms(model: AudioGRVQ, sounds: list[Tensor]) -> list[Tensor]:
     """How often the sounds use each codeword of every codebook, ``[N_k]`` each."""
     counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]

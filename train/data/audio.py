@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,9 @@ SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 QUIETEST, LOUDEST = -35.0, -12.0  # dB of full scale: the root mean square that a crop is brought to
 SILENT = 1e-4  # root mean square of what stays as quiet as it is
 PEAK = 0.99
+COLOURS = 7  # knots of the curve that weighs the frequencies of a crop, evenly spaced in log frequency
+COLOUR_SPREAD = 4.0  # dB, standard deviation of a knot
+LOWEST = 1 / 256  # of half the rate: the frequency of the first knot
 
 
 def list_sounds(folders: Iterable[str | Path]) -> list[Path]:
@@ -35,10 +39,15 @@ def list_sounds(folders: Iterable[str | Path]) -> list[Path]:
 def read_mono(path: Path, rate: int) -> Tensor:
     """One sound as int16 ``[n]``, its channels mixed, at ``rate`` samples a second."""
     import soundfile
-    import soxr
 
     samples, own = soundfile.read(str(path), dtype="float32", always_2d=True)
-    mono = samples.mean(1)
+    return resample(samples.mean(1), own, rate)
+
+
+def resample(mono: np.ndarray, own: float, rate: float) -> Tensor:
+    """Samples in [-1, 1] at a rate of ``own`` to int16 ``[n]`` at ``rate``."""
+    import soxr
+
     if own != rate:
         mono = soxr.resample(mono, own, rate)
     return torch.from_numpy(np.clip(np.round(mono * 32767), -32768, 32767).astype(np.int16))
@@ -50,25 +59,45 @@ def read_sounds(paths: Sequence[Path], rate: int) -> list[Tensor]:
         return list(pool.map(lambda path: read_mono(path, rate), paths))
 
 
+def at_speeds(sounds: Sequence[Tensor], speeds: Sequence[float]) -> list[Tensor]:
+    """All sounds (int16 ``[n]``) played at every speed, pitch and all, as a tape would be; 1 leaves them as they are.
+
+    Raises: ValueError for a speed that is not between a half and two.
+    """
+    if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+        raise ValueError(f"speeds are factors of 0.5 to 2, got {list(speeds)}")
+    work = [(sound, speed) for speed in speeds for sound in sounds]
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda w: w[0] if w[1] == 1 else resample(w[0].numpy() / 32768.0, w[1], 1.0), work))
+
+
 class SoundStore:
     """Random crops from sounds of different lengths, all in one flat int16 buffer.
 
     A crop begins anywhere in the set with equal chance and may run over the end of a sound into silence. It is brought
-    to a random loudness, since files come in all of them; some crops are mixed with another one, some are turned over.
+    to a random loudness, since files come in all of them; some crops are mixed with another one, some get other
+    weights of their frequencies, as another microphone or room gives them, some are turned over.
 
     Args:
         sounds: int16 ``[n]`` each.
         size: samples of a crop.
         mixed: share of crops that another crop is added to.
+        coloured: share of crops with other weights of their frequencies.
     """
 
     def __init__(
-        self, sounds: Sequence[Tensor], size: int, device: torch.device | str, mixed: float = 0.15, seed: int = 0
+        self,
+        sounds: Sequence[Tensor],
+        size: int,
+        device: torch.device | str,
+        mixed: float = 0.15,
+        coloured: float = 0.0,
+        seed: int = 0,
     ) -> None:
         kept = [s for s in sounds if len(s)]
         if not kept:
             raise ValueError("there is no sound that is not empty")
-        self.size, self.mixed = size, mixed
+        self.size, self.mixed, self.coloured = size, mixed, coloured
         self.device = torch.device(device)
         gap = torch.zeros(size, dtype=torch.int16)
         self.buffer = torch.cat([part for s in kept for part in (s, gap)]).to(self.device)
@@ -90,8 +119,12 @@ class SoundStore:
 
     def batch(self, batch: int) -> Tensor:
         """``[batch, 1, size]`` float in [-1, 1]."""
-        rand = torch.rand(4, batch, 1, device=self.device, generator=self.generator)
-        x = level(self.crops(batch), QUIETEST + (LOUDEST - QUIETEST) * rand[0])
+        rand = torch.rand(5, batch, 1, device=self.device, generator=self.generator)
+        x = self.crops(batch)
+        if self.coloured:
+            knots = torch.randn(batch, COLOURS, device=self.device, generator=self.generator)
+            x = torch.where(rand[4] < self.coloured, colour(x, COLOUR_SPREAD * knots), x)
+        x = level(x, QUIETEST + (LOUDEST - QUIETEST) * rand[0])
         other = level(self.crops(batch), QUIETEST + (LOUDEST - QUIETEST) * rand[1])
         x = x + torch.where(rand[2] < self.mixed, other, 0.0)
         x = torch.where(rand[3] < 0.5, -x, x)
@@ -102,3 +135,13 @@ def level(x: Tensor, decibel: Tensor) -> Tensor:
     """Crops ``[B, n]`` brought to a root mean square of ``decibel [B, 1]`` dB; silence stays silent."""
     own = x.square().mean(1, keepdim=True).sqrt()
     return torch.where(own > SILENT, x * 10 ** (decibel / 20) / own.clamp(min=SILENT), x)
+
+
+def colour(x: Tensor, decibel: Tensor) -> Tensor:
+    """Crops ``[B, n]`` with their frequencies weighted by a curve through ``decibel [B, knots]`` (a circular filter)."""
+    spectrum = torch.fft.rfft(x)
+    place = torch.linspace(0, 1, spectrum.shape[1], device=x.device).clamp(min=LOWEST).log() / -math.log(LOWEST) + 1
+    place = place * (decibel.shape[1] - 1)
+    below = place.long().clamp(max=decibel.shape[1] - 2)
+    curve = torch.lerp(decibel[:, below], decibel[:, below + 1], place - below)
+    return torch.fft.irfft(spectrum * 10 ** (curve / 20), n=x.shape[1])
