@@ -130,7 +130,7 @@ def test_sounds_at_other_speeds() -> None:
     assert int(torch.fft.rfft(fast.float()).abs().argmax()) == 400  # periods in 0.8 s
     assert float(fast[500:-500].float().square().mean().sqrt()) == pytest.approx(9000 / 2**0.5, rel=0.01)
     for speeds in ([], [0.1], [1, 3]):
-        with pytest.raises(ValueError, match="speeds are factors of 0.5 to 2"):
+        with pytest.raises(ValueError, match="speeds are factors of"):
             at_speeds([tone], speeds)
 
 

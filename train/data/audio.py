@@ -138,7 +138,7 @@ def level(x: Tensor, decibel: Tensor) -> Tensor:
 
 
 def colour(x: Tensor, decibel: Tensor) -> Tensor:
-    """Crops ``[B, n]`` with their frequencies weighted by a curve through ``decibel [B, knots]`` (a circular filter)."""
+    """Crops ``[B, n]``, their frequencies weighted by a curve through ``decibel [B, knots]`` (a circular filter)."""
     spectrum = torch.fft.rfft(x)
     place = torch.linspace(0, 1, spectrum.shape[1], device=x.device).clamp(min=LOWEST).log() / -math.log(LOWEST) + 1
     place = place * (decibel.shape[1] - 1)
