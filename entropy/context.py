@@ -386,6 +386,11 @@ class ContextPrior(Prior):
         return self._sizes
 
     @property
+    def trees(self) -> list[CodeTree]:
+        """The digits of every codebook's codes, coarse to fine."""
+        return [level.tree for level in self.levels]
+
+    @property
     def ndim(self) -> int:
         """Axes of the grids that it codes."""
         return self.levels[0].schedule.ndim
