@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_round_trip_of_every_released_tokenizer(name: str, pattern: Pattern, spl
         assert back.spec == tokens.spec
 
 
-def test_what_a_tokenizer_really_makes(sound_model) -> None:
+def test_what_a_tokenizer_really_makes(sound_model: Path) -> None:
     """From a signal to ids and back to the same signal."""
     tokenizer = tokodec.load(str(sound_model))
     tokens = tokenizer.encode(0.1 * torch.randn(2, 1, 1001))

@@ -228,7 +228,7 @@ class Trainer:
             self.best = min(self.best, score)
             self.model.save_pretrained(self.out)
             if adversarial:
-                save_model(self.critics, self.out / CRITICS_FILE)
+                save_model(self.critics, str(self.out / CRITICS_FILE))
         self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
         self.log(
             f"[{100 * share:5.1f} %] step {step} {step * self.recipe['optim']['batch'] / seconds:.0f} crops/s"
