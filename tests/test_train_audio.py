@@ -34,7 +34,7 @@ from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, featu
 SMALL = (
     "model.analysis_channels=[8,16] model.analysis_blocks=[1,1] model.synthesis_channels=[16,16] "
     "model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16,16] data.seconds=0.2 data.holdout_every=3 "
-    "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5"
+    "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5 data.kept=[]"
 )
 
 
@@ -261,6 +261,7 @@ def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
     [
         ("--set data.seconds=0.001", "a crop has at least 320 samples"),
         ("--set model.groups=3", "split evenly into groups"),
+        ("--set data.kept=[1,2]", "data.kept has a share for each of 4 codebooks"),
         ("--set loss.beauty=1", "the recipe has no loss.beauty"),
         ("--data {missing}", "no folder"),
         ("--resume nothing", "nothing"),

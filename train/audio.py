@@ -90,6 +90,11 @@ class Trainer:
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
+        codebooks = len(model.codebook_sizes)
+        shares = [float(share) for share in recipe["data"]["kept"] or [1] * codebooks]
+        if len(shares) != codebooks or min(shares) < 0 or not sum(shares):
+            raise ValueError(f"data.kept has a share for each of {codebooks} codebooks, or none")
+        self.shares = torch.tensor(shares, device=self.device)
         if recipe["start"] not in ("transform", "random"):
             raise ValueError(f"start is transform or random, got {recipe['start']!r}")
         if not args.resume and recipe["start"] == "transform":
@@ -149,7 +154,7 @@ class Trainer:
         clock = Clock(self.accelerator, 60 * self.args.minutes)
         step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
-        batch, codebooks = optim["batch"], len(self.model.codebook_sizes)
+        batch = optim["batch"]
         adversarial = False
         self.model.train()
         while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
@@ -162,7 +167,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = group["base"] * factor
             x = self.store.batch(batch)
-            kept = torch.randint(1, codebooks + 1, (batch,), device=self.device, generator=self.generator)
+            kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
             loss = compute((x, kept), adversarial)
@@ -206,9 +211,10 @@ class Trainer:
         total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
         if adversarial:
             with self.autocast(), held(self.critics):
+                heard = self.store.size // 2  # of a crop, its end, where the nets know enough of the past
                 with torch.no_grad():
-                    real = self.critics(x)
-                fake = self.critics(x_hat)
+                    real = self.critics(x[:, :, -heard:])
+                fake = self.critics(x_hat[:, :, -heard:])
             total = total + conf["adversarial"] * fooling_loss(fake) + conf["features"] * feature_loss(real, fake)
         return total
 
@@ -216,7 +222,8 @@ class Trainer:
         with torch.no_grad():
             x_hat, _, _ = self.net(x, kept)
         with self.autocast():
-            return critics_loss(self.critics(x), self.critics(x_hat))
+            heard = self.store.size // 2
+            return critics_loss(self.critics(x[:, :, -heard:]), self.critics(x_hat[:, :, -heard:]))
 
     def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool) -> None:
         if not self.main:
