@@ -211,6 +211,18 @@ def test_a_stream_is_the_whole(model: AudioGRVQ, chunks: list[int], few: int, mo
     assert torch.allclose(found[:, :, : x.shape[2]], expected, atol=1e-5)
 
 
+def test_streams_follow_the_weights(model: AudioGRVQ) -> None:
+    """Weights that are loaded between two streams, or into the model of one, are those that count."""
+    encoder, decoder = StreamingEncoder(model), StreamingDecoder(model)
+    decoder.push(encoder.push(sound(FRAME)))
+    for p in model.quantizer.parameters():
+        nn.init.normal_(p)
+    z = encoder.latents(sound(2 * FRAME))
+    codes = model.codes(z)
+    assert torch.equal(model.codes(z, None, encoder.quantizer), codes)
+    assert torch.equal(decoder.quantizer.decode(codes), model.quantizer.decode(codes))
+
+
 def test_streams_run_under_autocast(model: AudioGRVQ) -> None:
     encoder, decoder = StreamingEncoder(model), StreamingDecoder(model)
     x = sound(4 * FRAME)

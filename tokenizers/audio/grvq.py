@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
@@ -204,13 +205,13 @@ class AudioGRVQ(Tokenizer):
             )
         return Tokens(codes, self.spec(n))
 
-    def codes(self, z: Tensor, levels: int | None = None) -> Tensor:
-        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``."""
+    def codes(self, z: Tensor, levels: int | None = None, quantizer: PreparedQuantizer | None = None) -> Tensor:
+        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``. quantizer: the model's, prepared, for many short calls."""
         total = len(self.codebook_sizes)
         levels = total if levels is None else levels
         if not 1 <= levels <= total:
             raise ValueError(f"levels is 1 to {total}, got {levels}")
-        return self.quantizer.encode(z, -(-levels // self.config.groups))[:, :levels]
+        return (quantizer or self.quantizer).encode(z, -(-levels // self.config.groups))[:, :levels]
 
     @torch.no_grad()
     def errors(self, z: Tensor, codes: Tensor) -> Tensor:
@@ -270,6 +271,7 @@ class StreamingEncoder:
 
     def __init__(self, model: AudioGRVQ, levels: int | None = None) -> None:
         self.model, self.levels = model, levels
+        self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
         self.rest: Tensor | None = None
 
@@ -310,7 +312,7 @@ class StreamingEncoder:
         if not z.shape[2]:
             levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
             return torch.zeros(len(z), levels, 0, dtype=torch.int64, device=z.device)
-        return self.model.codes(z, self.levels)
+        return self.model.codes(z, self.levels, self.quantizer)
 
 
 class StreamingDecoder:
@@ -321,6 +323,7 @@ class StreamingDecoder:
 
     def __init__(self, model: AudioGRVQ) -> None:
         self.model = model
+        self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
         self.tail: Tensor | None = None  # sums of the last three blocks, which later pieces add to [B, 3, HOP]
         self.first = True
@@ -331,7 +334,7 @@ class StreamingDecoder:
         if not codes.shape[2]:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
         model = self.model
-        z = model.quantizer.decode(codes)
+        z = self.quantizer.decode(codes)
         if is_short(z, z.shape[2]):
             parts = model.synthesis.step(z.transpose(1, 2), self.state).transpose(1, 2)
         else:
