@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokodec.tokenizers.api import ABSENT, Tokenizer
+from tokodec.tokenizers.audio import grvq
 from tokodec.tokenizers.audio.causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 from tokodec.tokenizers.audio.grvq import (
     FRAME,
@@ -64,6 +65,22 @@ def test_a_convolution_in_parts_is_the_whole(kernel: int, stride: int, groups: i
         assert torch.allclose(layer(changed)[:, :, : t + 1], whole[:, :, : t + 1], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "out", "groups", "bias"),
+    [
+        (1, 1, 8, 1, True), (1, 1, 4, 4, True), (7, 1, 4, 4, True), (7, 1, 4, 4, False), (7, 1, 8, 4, True),
+        (3, 1, 8, 2, True), (4, 4, 8, 1, True), (8, 4, 8, 1, False), (8, 4, 4, 4, True),
+    ],
+)  # fmt: skip
+def test_steps_are_the_whole(kernel: int, stride: int, out: int, groups: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = CausalConv1d(4, out, kernel, stride, groups, bias)
+    x = torch.randn(2, 4, 40)
+    state = State()
+    parts = [layer.step(part.transpose(1, 2), state).transpose(1, 2) for part in x.split([4, 16, 8, 12], 2)]
+    assert torch.allclose(torch.cat(parts, 2), layer(x), atol=1e-6)
+
+
 def test_a_kernel_must_see_every_input() -> None:
     with pytest.raises(ValueError, match="leaves inputs out"):
         CausalConv1d(1, 1, 3, 4)
@@ -87,6 +104,9 @@ def test_folding_is_undone() -> None:
     assert folded.shape == (2, 15, 4)
     assert torch.equal(Unfold(5)(folded), x)
     assert torch.equal(folded[0, :, 0].view(5, 3), x[0, :, :5].T)
+    rows, state = x.transpose(1, 2), State()
+    assert torch.equal(Fold(5).step(rows, state), folded.transpose(1, 2))
+    assert torch.equal(Unfold(5).step(folded.transpose(1, 2), state), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -164,10 +184,15 @@ def test_blocks_are_their_shape_and_their_loudness() -> None:
     state = State()
     parts = torch.cat([layer(part, state) for part in x.split([HOP, 4 * HOP, 3 * HOP], 2)], 2)
     assert torch.allclose(parts, found, atol=1e-6)
+    state = State()
+    steps = [layer.step(part.transpose(1, 2), state) for part in x.split([HOP, 4 * HOP, 3 * HOP], 2)]
+    assert torch.allclose(torch.cat(steps, 1).transpose(1, 2), found, atol=1e-5)
 
 
+@pytest.mark.parametrize("few", [0, 4, 32])  # all chunks by convolutions, both ways in turn, all in steps
 @pytest.mark.parametrize("chunks", [[1000], [1, 2, 317, 680], [FRAME] * 3 + [40], [77] * 13])
-def test_a_stream_is_the_whole(model: AudioGRVQ, chunks: list[int]) -> None:
+def test_a_stream_is_the_whole(model: AudioGRVQ, chunks: list[int], few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grvq, "FEW", few)
     x = sound(sum(chunks), batch=2)
     tokens = model.encode(x, 3)
     expected = model.decode(tokens)
@@ -184,6 +209,26 @@ def test_a_stream_is_the_whole(model: AudioGRVQ, chunks: list[int]) -> None:
     found = torch.cat(samples, 2)
     assert found.shape[2] == FRAME * tokens.codes.shape[2]
     assert torch.allclose(found[:, :, : x.shape[2]], expected, atol=1e-5)
+
+
+def test_streams_follow_the_weights(model: AudioGRVQ) -> None:
+    """Weights that are loaded between two streams, or into the model of one, are those that count."""
+    encoder, decoder = StreamingEncoder(model), StreamingDecoder(model)
+    decoder.push(encoder.push(sound(FRAME)))
+    for p in model.quantizer.parameters():
+        nn.init.normal_(p)
+    z = encoder.latents(sound(2 * FRAME))
+    codes = model.codes(z)
+    assert torch.equal(model.codes(z, None, encoder.quantizer), codes)
+    assert torch.equal(decoder.quantizer.decode(codes), model.quantizer.decode(codes))
+
+
+def test_streams_run_under_autocast(model: AudioGRVQ) -> None:
+    encoder, decoder = StreamingEncoder(model), StreamingDecoder(model)
+    x = sound(4 * FRAME)
+    with torch.autocast("cpu", torch.bfloat16):
+        samples = [decoder.push(encoder.push(part)) for part in x.split(FRAME, 2)]
+    assert torch.cat([*samples, decoder.finish()], 2).shape == x.shape
 
 
 def test_streams_hold_no_more_than_they_need(model: AudioGRVQ) -> None:

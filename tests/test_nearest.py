@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tokodec.tokenizers.quantize import Metric, nearest_codeword, residual_codewords
+from tokodec.tokenizers.quantize import Metric, nearest_codeword, prepare_codebook, residual_codewords
 
 SIZES = [1, 97, 257, 1025]
 
@@ -174,6 +174,22 @@ def test_residual_codewords_are_searches_in_turn() -> None:
         assert torch.equal(found[:, k], nearest_codeword(residual, book, "l2", penalty if k == 1 else None))
         residual = residual - book[found[:, k]]
     assert residual_codewords(z, []).shape == (97, 0)
+    prepared = [prepare_codebook(book, penalty if k == 1 else None) for k, book in enumerate(books)]
+    for rows in (1, 6, 97):
+        assert torch.equal(residual_codewords(z[:rows], prepared), found[:rows])
+    assert torch.equal(residual_codewords(z, [books[0], prepared[1], books[2]]), found)
+    with pytest.raises(ValueError, match="penalty of its own"):
+        residual_codewords(z, prepared, [None, penalty, None])
+
+
+def test_codebooks_that_cannot_be_prepared_are_refused() -> None:
+    for codebook, penalty in [
+        (torch.zeros(0, 4), None), (torch.zeros(5), None), (torch.zeros(5, 4), torch.zeros(4)),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match="need codebook"):
+            prepare_codebook(codebook, penalty)
+    with pytest.raises(ValueError, match="for the CPU"):
+        prepare_codebook(torch.zeros(5, 4, device="meta"))
 
 
 def test_unknown_backends_are_refused() -> None:

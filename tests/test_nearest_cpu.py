@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokodec.tokenizers.quantize import nearest_cpu
-from tokodec.tokenizers.quantize.nearest_cpu import search
+from tokodec.tokenizers.quantize.nearest_cpu import prepare, search, search_prepared
 
 SIZES = [1, 97, 257, 1025]
 
@@ -36,10 +36,19 @@ def brute(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | None
 
 
 def assert_exact(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | None = None) -> None:
+    """Of a search, and of one in prepared codebooks where there is such a one."""
+    wanted = brute(z, codebook, dot, penalty)
     with torch.no_grad():
         indices = search(z, codebook, dot, penalty)
-    assert indices.dtype == torch.int64
-    assert torch.equal(indices, brute(z, codebook, dot, penalty))
+        assert indices.dtype == torch.int64
+        assert torch.equal(indices, wanted)
+        for g in range(0 if dot else len(z)):
+            prepared = prepare(codebook[g], None if penalty is None else penalty[g])
+            found = search_prepared(z[g].float(), prepared)
+            assert found.dtype == torch.int64
+            assert torch.equal(found, wanted[g])
+            few = torch.cat([search_prepared(part, prepared) for part in z[g].float()[:60].split(6)])
+            assert torch.equal(few, wanted[g][:60])
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -102,7 +111,31 @@ def test_a_forbidden_codeword_costs_no_float64(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(nearest_cpu, "_decide", lambda *_: pytest.fail("step 1 should settle all"))
     codebook, penalty = randn(1, 97, 8), torch.zeros(1, 97)
     codebook[0, 5], penalty[0, 7] = 1e12, 1e30
-    assert_exact(codebook[:, 8:] + 0.01, codebook, penalty=penalty)
+    z = codebook[:, 8:] + 0.01
+    assert torch.equal(search(z, codebook, penalty=penalty), brute(z, codebook, penalty=penalty))
+
+
+def test_few_rows_need_no_float64_in_a_prepared_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    codebook = randn(97, 8)
+    prepared = prepare(codebook)
+    monkeypatch.setattr(nearest_cpu, "_decide", lambda *_: pytest.fail("float32 should settle all"))
+    assert torch.equal(search_prepared(codebook[8:14] + 0.01, prepared), torch.arange(8, 14))
+
+
+def test_only_rows_in_question_need_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    original = nearest_cpu._decide
+
+    def decide(*args: Any) -> None:
+        asked.append(args[5].tolist())
+        original(*args)
+
+    monkeypatch.setattr(nearest_cpu, "_decide", decide)
+    codebook = randn(97, 8)
+    codebook[50] = codebook[3]
+    found = search_prepared(codebook[[9, 50, 7, 3]], prepare(codebook))
+    assert found.tolist() == [9, 3, 7, 3]
+    assert asked == [[1, 3]]
 
 
 @pytest.mark.parametrize("dot", [False, True])
@@ -217,7 +250,10 @@ def test_settings_that_allow_bfloat16_change_nothing() -> None:
     before = backend.matmul.fp32_precision
     try:
         backend.matmul.fp32_precision = "bf16"
-        assert_exact(z, codebook)
+        assert_exact(z, codebook)  # with tables that are prepared under these settings
+        prepared = prepare(codebook[0])
+        backend.matmul.fp32_precision = before
+        assert torch.equal(search_prepared(z[0], prepared), brute(z, codebook)[0])
     finally:
         backend.matmul.fp32_precision = before
 
@@ -225,3 +261,4 @@ def test_settings_that_allow_bfloat16_change_nothing() -> None:
 def test_no_rows() -> None:
     assert search(torch.zeros(3, 0, 4), torch.zeros(3, 5, 4)).shape == (3, 0)
     assert search(torch.zeros(0, 2, 4), torch.zeros(0, 5, 4)).shape == (0, 2)
+    assert search_prepared(torch.zeros(0, 4), prepare(torch.zeros(5, 4))).shape == (0,)

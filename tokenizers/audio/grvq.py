@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
@@ -36,6 +37,7 @@ WINDOW = 4 * HOP  # samples that a block has a part in; the first HOP of them li
 SOFTEST = 1e-4  # root mean square below which a sound is silence
 TYPICAL = 0.05  # root mean square that an untrained net makes, about
 LOUDEST = 3.0  # largest logarithm of a gain
+FEW = 32  # frames of all signals up to which a chunk goes through the nets step by step; more gain nothing by it
 LATENCY = 3 * HOP  # samples that an output sample waits for, at most: those of its frame and the overlap after it
 
 
@@ -77,6 +79,12 @@ class Blocks(CausalConv1d):
         power = power + SOFTEST**2
         return torch.cat([F.conv1d(blocks, self.weight) * torch.rsqrt(power), 0.5 * torch.log(power)], 1)
 
+    def step(self, x: Tensor, state: State) -> Tensor:
+        blocks = state.extend_rows(self, self.fold.step(x, state), self.past)
+        powers = blocks.square().mean(2, keepdim=True).unfold(1, WINDOW // HOP, 1)  # [B, n, 1, 4]
+        power = powers.mean(3) + SOFTEST**2
+        return torch.cat([self.rows(blocks) * torch.rsqrt(power), 0.5 * torch.log(power)], 2)
+
 
 def analysis_net(config: AudioGRVQConfig) -> CausalSequential:
     """``[B, 1, 320 t] -> [B, D, t]``."""
@@ -97,7 +105,7 @@ def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
     """``[B, D, t] -> [B, WINDOW + 1, 2 t]``: every block's part in the samples around it, and its log-loudness."""
     coarse, fine = config.synthesis_channels
     n_coarse, n_fine = config.synthesis_blocks
-    head = nn.Conv1d(fine, WINDOW + 1, 1)
+    head = CausalConv1d(fine, WINDOW + 1, 1)
     with torch.no_grad():
         assert head.bias is not None
         head.bias[-1] = math.log(TYPICAL)
@@ -105,7 +113,7 @@ def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
         [
             CausalConv1d(config.dim, coarse, 7),
             *[CausalBlock(coarse) for _ in range(n_coarse)],
-            nn.Conv1d(coarse, STRIDE * fine, 1),
+            CausalConv1d(coarse, STRIDE * fine, 1),
             Unfold(STRIDE),
             *[CausalBlock(fine) for _ in range(n_fine)],
             head,
@@ -197,13 +205,13 @@ class AudioGRVQ(Tokenizer):
             )
         return Tokens(codes, self.spec(n))
 
-    def codes(self, z: Tensor, levels: int | None = None) -> Tensor:
-        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``."""
+    def codes(self, z: Tensor, levels: int | None = None, quantizer: PreparedQuantizer | None = None) -> Tensor:
+        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``. quantizer: the model's, prepared, for many short calls."""
         total = len(self.codebook_sizes)
         levels = total if levels is None else levels
         if not 1 <= levels <= total:
             raise ValueError(f"levels is 1 to {total}, got {levels}")
-        return self.quantizer.encode(z, -(-levels // self.config.groups))[:, :levels]
+        return (quantizer or self.quantizer).encode(z, -(-levels // self.config.groups))[:, :levels]
 
     @torch.no_grad()
     def errors(self, z: Tensor, codes: Tensor) -> Tensor:
@@ -250,6 +258,11 @@ class AudioGRVQ(Tokenizer):
         return sum((F.pad(part, (0, 0, i, n - i)) for i, part in enumerate(parts)), start=torch.zeros(()))
 
 
+def is_short(x: Tensor, frames: int) -> bool:
+    """Whether the next ``frames`` frames of ``x [B, ...]`` take less time step by step than by convolutions."""
+    return x.device.type == "cpu" and len(x) * frames <= FEW
+
+
 class StreamingEncoder:
     """Codes of a signal that comes in chunks of any length; together those of :meth:`AudioGRVQ.encode`.
 
@@ -258,6 +271,7 @@ class StreamingEncoder:
 
     def __init__(self, model: AudioGRVQ, levels: int | None = None) -> None:
         self.model, self.levels = model, levels
+        self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
         self.rest: Tensor | None = None
 
@@ -290,13 +304,15 @@ class StreamingEncoder:
     def _latents(self, x: Tensor) -> Tensor:
         if not x.shape[2]:
             return x.new_zeros(len(x), self.model.config.dim, 0)
+        if is_short(x, x.shape[2] // FRAME):
+            return self.model.analysis.step(x.transpose(1, 2), self.state).transpose(1, 2)
         return self.model.analysis(x, self.state)
 
     def _codes(self, z: Tensor) -> Tensor:
         if not z.shape[2]:
             levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
             return torch.zeros(len(z), levels, 0, dtype=torch.int64, device=z.device)
-        return self.model.codes(z, self.levels)
+        return self.model.codes(z, self.levels, self.quantizer)
 
 
 class StreamingDecoder:
@@ -307,6 +323,7 @@ class StreamingDecoder:
 
     def __init__(self, model: AudioGRVQ) -> None:
         self.model = model
+        self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
         self.tail: Tensor | None = None  # sums of the last three blocks, which later pieces add to [B, 3, HOP]
         self.first = True
@@ -317,8 +334,12 @@ class StreamingDecoder:
         if not codes.shape[2]:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
         model = self.model
-        pieces = model.pieces(model.synthesis(model.quantizer.decode(codes), self.state))
-        blocks = model.overlap(pieces)
+        z = self.quantizer.decode(codes)
+        if is_short(z, z.shape[2]):
+            parts = model.synthesis.step(z.transpose(1, 2), self.state).transpose(1, 2)
+        else:
+            parts = model.synthesis(z, self.state)
+        blocks = model.overlap(model.pieces(parts))
         if self.tail is not None:
             blocks[:, :3] += self.tail
         self.tail = blocks[:, -3:].clone()

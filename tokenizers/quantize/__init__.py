@@ -14,7 +14,8 @@ from .base import (
 from .binary import BSQ, LFQ
 from .codebook import CodebookQuantizer
 from .fsq import FSQ
-from .nearest import Backend, Metric, nearest_codeword, residual_codewords
+from .nearest import Backend, Metric, nearest_codeword, prepare_codebook, residual_codewords
+from .prepared import PreparedQuantizer
 from .residual import GroupResidualQuantizer, ResidualQuantizer
 from .scalar import ScalarQuantizer
 from .simvq import FullVQ, SimVQ, VQBridge
@@ -34,6 +35,7 @@ __all__ = [
     "Gradient",
     "GroupResidualQuantizer",
     "Metric",
+    "PreparedQuantizer",
     "Quantizer",
     "QuantizerOutput",
     "ResidualQuantizer",
@@ -44,6 +46,7 @@ __all__ = [
     "kmeans",
     "nearest_codeword",
     "pass_gradient",
+    "prepare_codebook",
     "residual_codewords",
     "rotation_trick",
     "straight_through",

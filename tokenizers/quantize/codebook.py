@@ -49,6 +49,11 @@ class CodebookQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         """The codewords ``[N, D]`` float32, with gradient if they are learned by gradient."""
 
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """What :attr:`codebook` and :attr:`penalty` are computed from: as long as these stay, they stay."""
+        return (*self.parameters(), *(buffer for name, buffer in self.named_buffers() if name != "usage.counts"))
+
     #: ``[N]``, added to the squared distances when encoding, not when training; see ``nearest_codeword``.
     penalty: Tensor | None
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import nearest_cpu
+from .nearest_cpu import Prepared
 
 Metric = Literal["l2", "cosine", "dot"]
 Backend = Literal["auto", "reference", "triton"]
@@ -183,7 +184,7 @@ def squared_distance(z: Tensor, codebook: Tensor, indices: Tensor, max_elements:
 
 def residual_codewords(
     z: Tensor,
-    codebooks: Sequence[Tensor],
+    codebooks: Sequence[Tensor | Prepared],
     penalties: Sequence[Tensor | None] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -191,8 +192,9 @@ def residual_codewords(
 
     Args:
         z: ``[M, D]`` latent vectors; the residual is float32.
-        codebooks: K codebooks ``[N_k, D]``, coarse to fine.
-        penalties: for each level None or what :func:`nearest_codeword` takes.
+        codebooks: K codebooks ``[N_k, D]``, coarse to fine; on a CPU :func:`prepare_codebook` makes them
+            quick to search for few rows.
+        penalties: for each level None or what :func:`nearest_codeword` takes. A prepared codebook has its own.
 
     On CUDA one kernel makes the next residual; no step waits for the host, so the whole can be captured in a CUDA
     graph. The indices are those of K calls of :func:`nearest_codeword` with subtractions in between.
@@ -201,11 +203,32 @@ def residual_codewords(
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         residual, levels = z.detach().float(), []
         for k, (codebook, penalty) in enumerate(zip(codebooks, penalties, strict=True)):
-            indices = nearest_codeword(residual, codebook, "l2", penalty, backend)
+            if isinstance(codebook, Prepared):
+                if penalty is not None:
+                    raise ValueError("a prepared codebook has a penalty of its own")
+                indices, codebook = nearest_cpu.search_prepared(residual, codebook), codebook.codebook
+            else:
+                indices = nearest_codeword(residual, codebook, "l2", penalty, backend)
             levels.append(indices)
             if k + 1 < len(codebooks):
                 residual = _subtract_codewords(residual, codebook.detach(), indices, backend)
         return torch.stack(levels, dim=-1) if levels else z.new_zeros(z.shape[0], 0, dtype=torch.int64)
+
+
+def prepare_codebook(codebook: Tensor, penalty: Tensor | None = None) -> Prepared:
+    """Compute once what searches on the CPU need of ``codebook [N, D]``, with metric "l2" and ``penalty [N]``.
+
+    The result holds the given tensors and is worth nothing once they change.
+
+    Raises: ValueError if they are empty, do not fit, or are on another device.
+    """
+    if codebook.ndim != 2 or 0 in codebook.shape or (penalty is not None and penalty.shape != codebook.shape[:1]):
+        raise ValueError(f"need codebook [N, D] and penalty [N], got {tuple(codebook.shape)}")
+    if codebook.device.type != "cpu":
+        raise ValueError(f"codebooks are prepared for the CPU, got one on {codebook.device}")
+    with torch.no_grad(), torch.autocast(codebook.device.type, enabled=False):
+        codebook = codebook.detach() if codebook.dtype in FLOATS else codebook.detach().float()
+        return nearest_cpu.prepare(codebook, None if penalty is None else penalty.detach().float())
 
 
 def _subtract_codewords(z: Tensor, codebook: Tensor, indices: Tensor, backend: Backend = "auto") -> Tensor:

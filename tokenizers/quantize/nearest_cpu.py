@@ -4,12 +4,16 @@
    and how far behind the second best is. A row is settled if this exceeds what rounding can do (``_errors``).
 2. ``_decide``: the same in float64 for the other rows, few as a rule. Codewords that may still be the best are compared
    by their float64 distances, computed as the definition says.
+
+For a few rows what step 1 needs of the codebook costs more than the step: :func:`prepare` computes it once, for any
+rows.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +35,8 @@ CENTER_SAMPLE = 64
 # Candidates a row in step 2 from which it pays to look for equal codewords.
 CROWD = 4
 
+Norms = TypeVar("Norms", float, Tensor)
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -41,6 +47,66 @@ class _Table:
     norm: float  # largest |c - center| of a codeword that can be chosen; the bias of the others is infinite
     bias: float  # largest |bias| of these
     dot: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A codebook, and what searches of few rows by distance need of it."""
+
+    codebook: Tensor  # [N, D]
+    penalty: Tensor | None  # [N] float32
+    valid: Tensor  # [N] whether a codeword can be chosen
+    table: _Table | None  # of float32; None if no codeword is valid
+    columns: Tensor  # [D, N'] the table's codewords, contiguous, which halves the time of a product with few rows
+    bias: Tensor  # [N'] the table's
+
+
+def prepare(codebook: Tensor, penalty: Tensor | None = None) -> Prepared:
+    """Compute once what :func:`search_prepared` needs of ``codebook [N, D]`` and ``penalty [N]``, types as in search.
+
+    Call it under ``no_grad``, without autocast. The arguments are not copied and must not change.
+    """
+    valid = _valid(codebook, penalty)
+    if not valid.any():
+        return Prepared(codebook, penalty, valid, None, codebook.T, codebook[:, 0])
+    table = _table(codebook, valid, penalty, _center(codebook, valid), None, False)
+    columns = table.rows.T.contiguous()  # [D + 1, N']
+    return Prepared(codebook, penalty, valid, replace(table, rows=columns.T), columns[:-1], columns[-1])
+
+
+def search_prepared(z: Tensor, prepared: Prepared) -> Tensor:
+    """Indices ``[M]`` int64 of the codewords nearest to ``z [M, D]`` float32, those of :func:`search`.
+
+    Call it as :func:`search`. All scores are kept, and codewords that are within the error of a row's best are compared
+    in float64. One bound serves all rows: the farthest one's.
+    """
+    table, codebook, penalty = prepared.table, prepared.codebook, prepared.penalty
+    m = len(z)
+    if table is None or not m:
+        return torch.zeros(m, dtype=torch.long, device=z.device)
+    if m * len(table.rows) > SCAN_SCORES or not _float32_is_float32(z.device.type):
+        return search(z[None], codebook[None], False, None if penalty is None else penalty[None])[0]
+    latents = z - table.center  # [M, D]
+    kind, count = torch.finfo(torch.float32), z.shape[1] + 3
+    norm = float(torch.linalg.vector_norm(latents, dim=-1).amax())
+    norm = norm * (1 + count * kind.eps) + count * math.sqrt(kind.tiny)  # as in _norms
+    scale, error = _bounds(norm, table)
+    indices = torch.zeros(m, dtype=torch.long, device=z.device)
+    if scale < kind.max / 16:  # neither infinities nor NaN
+        scores = torch.addmm(prepared.bias, latents, prepared.columns)  # [M, N']
+        # The limit is rounded: by half a unit of a best score, which is no more than twice the scale, or of the error.
+        limits = scores.amin(-1, keepdim=True) + (error * (1 + 4 * kind.eps) + 2 * kind.eps * scale)
+        pairs = (scores <= limits).nonzero()  # [P, 2], row by row
+        if len(pairs) == m:  # nothing is in question, since every row has its best
+            return pairs[:, 1]
+        row, column = pairs.unbind(1)
+        indices[row] = column
+        rows = (torch.bincount(row, minlength=m) > 1).nonzero()[:, 0]
+    else:
+        rows = torch.arange(m, device=z.device)
+    errors = _errors(_norms(z[rows], table.center), table)
+    _decide(z, codebook, prepared.valid, penalty, table, rows, errors, indices)
+    return indices
 
 
 def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | None = None) -> Tensor:
@@ -68,23 +134,29 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
 
 def _search(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, indices: Tensor) -> None:
     """One search: z [M, D], codebook [N, D], penalty [N]; writes indices [M], which holds zeros."""
-    valid = torch.linalg.vector_norm(codebook, math.inf, dim=-1).isfinite()  # [N], one pass
-    if penalty is not None:
-        valid &= penalty.isfinite()
+    valid = _valid(codebook, penalty)
     if not len(z) or not valid.any():
         return
     dtype = torch.float32 if _float32_is_float32(z.device.type) else torch.float64
-    center = torch.zeros(z.shape[1], dtype=torch.float32, device=z.device)
-    if not dot:
-        # The medians of a sample: quick, and unlike a mean not led astray by one codeword far off.
-        sample = valid.nonzero()[:, 0]
-        center = codebook[sample[:: math.ceil(len(sample) / CENTER_SAMPLE)]].float().median(0).values  # [D]
+    center = z.new_zeros(z.shape[1], dtype=torch.float32) if dot else _center(codebook, valid)
     norms = _norms(z, center.to(dtype))  # [M]
     table = _table(codebook, valid, penalty, center.to(dtype), norms, dot)
     errors = _errors(norms, table)
     rows = (~(_scan(z, table, indices) > errors)).nonzero()[:, 0]  # written so that NaN, from overflow, is not settled
     if len(rows):
         _decide(z, codebook, valid, penalty, table, rows, errors[rows], indices)
+
+
+def _valid(codebook: Tensor, penalty: Tensor | None) -> Tensor:
+    """Which codewords [N] can be chosen: those that are finite, as their penalty is."""
+    valid = torch.linalg.vector_norm(codebook, math.inf, dim=-1).isfinite()  # [N], one pass
+    return valid if penalty is None else valid & penalty.isfinite()
+
+
+def _center(codebook: Tensor, valid: Tensor) -> Tensor:
+    """Medians [D] float32 of a sample: quick, and unlike a mean not led astray by one codeword far off."""
+    sample = valid.nonzero()[:, 0]
+    return codebook[sample[:: math.ceil(len(sample) / CENTER_SAMPLE)]].float().median(0).values
 
 
 def _float32_is_float32(device: str) -> bool:
@@ -103,8 +175,13 @@ def _norms(z: Tensor, center: Tensor) -> Tensor:
     return norms.mul_(1 + count * kind.eps).add_(count * math.sqrt(kind.tiny))  # squares may have underflowed
 
 
-def _table(codebook: Tensor, valid: Tensor, penalty: Tensor | None, center: Tensor, norms: Tensor, dot: bool) -> _Table:
-    """Center the codewords [N, D] in the type of center, compute their biases in float64."""
+def _table(
+    codebook: Tensor, valid: Tensor, penalty: Tensor | None, center: Tensor, norms: Tensor | None, dot: bool
+) -> _Table:
+    """Center the codewords [N, D] in the type of center, compute their biases in float64.
+
+    norms: of the rows [M] that will be searched, upper bounds; None for a table that serves any rows.
+    """
     n, dim = codebook.shape
     width = _group(n) * math.ceil(n / _group(n))
     rows = torch.zeros(width, dim + 1, dtype=center.dtype, device=center.device)
@@ -115,16 +192,17 @@ def _table(codebook: Tensor, valid: Tensor, penalty: Tensor | None, center: Tens
     bias = torch.zeros_like(lengths) if dot else lengths.square() / 2
     if penalty is not None:
         bias += torch.where(valid, penalty.double() / 2, 0.0)
-    # No row scores more than bias + |z||c| or less than bias - |z||c|. Codewords that lose to another by this alone (a
-    # penalty of 1e30, a codeword far off) go now: a bound for them would be useless for the others.
-    finite = norms[norms.isfinite()].double()
-    longest = finite.amax() if len(finite) else center.new_zeros(())
-    reach = longest * lengths
-    best = (bias + reach)[valid].amin()
-    doubt = 1e-9 * (bias.abs() + reach + best.abs()) + (dim + 4) * 2.0**-50 * longest.square()
-    valid = valid & ~(bias - reach - best > doubt)  # [N]
-    if not valid.all():
-        codewords.masked_fill_(~valid[:, None], 0)
+    if norms is not None:
+        # No row scores more than bias + |z||c| or less than bias - |z||c|. Codewords that lose to another by this alone
+        # (a penalty of 1e30, a codeword far off) go now: a bound for them would be useless for the others.
+        finite = norms[norms.isfinite()].double()
+        longest = finite.amax() if len(finite) else center.new_zeros(())
+        reach = longest * lengths
+        best = (bias + reach)[valid].amin()
+        doubt = 1e-9 * (bias.abs() + reach + best.abs()) + (dim + 4) * 2.0**-50 * longest.square()
+        valid = valid & ~(bias - reach - best > doubt)  # [N]
+        if not valid.all():
+            codewords.masked_fill_(~valid[:, None], 0)
     rows[:, dim] = math.inf
     rows[:n, dim] = torch.where(valid, bias, math.inf)
     return _Table(rows, center, float(lengths[valid].amax()), float(bias[valid].abs().amax()), dot)
@@ -144,14 +222,19 @@ def _errors(norms: Tensor, table: _Table) -> Tensor:
     rounded codeword: gamma_{D+4}. Cauchy-Schwarz: sum_i |x_i y_i| <= |z||c| + |bias|. Numbers below the normal ones add
     their own size. Last, the float64 distances that define the answer are off by a gamma_{D+3} of float64.
     """
+    scale, errors = _bounds(norms.double(), table)
+    return torch.where(scale < torch.finfo(table.rows.dtype).max / 16, errors, math.inf)
+
+
+def _bounds(norms: Norms, table: _Table) -> tuple[Norms, Norms]:
+    """The scale of scores and twice the bound on their error, which holds unless they overflow, by norms in float64."""
     count = table.rows.shape[1] + 3
     kind = torch.finfo(table.rows.dtype)
-    norms = norms.double()
     scale = norms * table.norm + table.bias
     unit, unit64 = kind.eps / 2, 2.0**-53
     errors = count * unit / (1 - count * unit) * scale + count * kind.tiny * (1 + norms + table.norm)
-    errors += 4 * count * unit64 * (scale if table.dot else (norms + table.norm).square() + table.bias)
-    return torch.where(scale < kind.max / 16, 2 * errors, math.inf)
+    errors = errors + 4 * count * unit64 * (scale if table.dot else (norms + table.norm) ** 2 + table.bias)
+    return scale, 2 * errors
 
 
 def _scan(z: Tensor, table: _Table, indices: Tensor) -> Tensor:

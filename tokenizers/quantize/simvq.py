@@ -37,6 +37,10 @@ class SimVQ(CodebookQuantizer):
     def codebook(self) -> Tensor:
         return self.basis @ self.projection
 
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return (self.basis, self.projection) if self.penalty is None else (self.basis, self.projection, self.penalty)
+
     def look_up(self, indices: Tensor, codebook: Tensor) -> Tensor:
         # The gradient goes to W only, so the chosen rows of the frozen basis are enough. Indexing the codebook with a
         # gradient would scatter it into [N, D] first, which was the costliest kernel of a training step on a GPU.
