@@ -20,7 +20,12 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
 
 # config.json names a class of this table; nothing else is ever imported because a file says so.
-TOKENIZER_CLASSES = {"ImageGrid": "image.grid", "ImagePhoto": "image.photo", "AudioGRVQ": "audio.grvq"}
+TOKENIZER_CLASSES = {
+    "ImageGrid": "image.grid",
+    "ImagePhoto": "image.photo",
+    "ImageSequence": "image.sequence",
+    "AudioGRVQ": "audio.grvq",
+}
 
 
 @dataclass(frozen=True)

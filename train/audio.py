@@ -37,9 +37,16 @@ from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
 from .audio_start import start_as_transform
 from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep
-from .loop import Clock, learning_rate, mistakes_in_one_line, recipe_of, training_arguments
+from .loop import (
+    Clock,
+    learning_rate,
+    mistakes_in_one_line,
+    optimizers_of,
+    recipe_of,
+    set_rate,
+    training_arguments,
+)
 from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
-from .muon import Muon
 
 STEPS_A_CHECK = 20
 EVALUATIONS = 8
@@ -122,33 +129,23 @@ class Trainer:
         if self.main:
             print(text, flush=True)
 
-    def optimizers(self) -> tuple[list[torch.optim.Optimizer], torch.optim.Optimizer]:
-        """Those of the model (AdamW, and Muon for the matrices of its blocks) and that of the discriminators."""
+    def optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]:
+        """Those of the model and that of the discriminators."""
+
+        def in_a_block(name: str, p: nn.Parameter) -> bool:
+            return p.ndim == 3 and name.endswith((".up.weight", ".down.weight")) and min(p.shape[:2]) >= 16
+
         optim = self.recipe["optim"]
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, p in self.model.named_parameters():
-            inner = p.ndim == 3 and name.endswith((".up.weight", ".down.weight")) and min(p.shape[:2]) >= 16
-            (matrices if inner and optim["muon"] else others).append(p)
-        fused = self.device.type == "cuda"
-        betas = tuple(optim["betas"])
-        found: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=optim["lr"], betas=betas, weight_decay=0.0, fused=fused)
-        ]
-        if matrices:
-            found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
-        critics = torch.optim.AdamW(
-            self.critics.parameters(), lr=optim["critics_lr"], betas=betas, weight_decay=0.0, fused=fused
+        critics = {**optim, "lr": optim["critics_lr"], "muon": 0}
+        return (
+            optimizers_of(self.model.named_parameters(), optim, in_a_block),
+            optimizers_of(self.critics.named_parameters(), critics, in_a_block),
         )
-        for optimizer in (*found, critics):
-            for group in optimizer.param_groups:
-                group["base"] = group["lr"]
-        return found, critics
 
     def run(self) -> None:
         optim, conf = self.recipe["optim"], self.recipe["loss"]
         self.out.mkdir(parents=True, exist_ok=True)
-        optimizers, critics_optimizer = self.optimizers()
+        optimizers, critics_optimizers = self.optimizers()
         compute: GraphedStep | None = None
         judge: GraphedStep | None = None
         clock = Clock(self.accelerator, 60 * self.args.minutes)
@@ -163,9 +160,7 @@ class Trainer:
                 self.best = math.inf
                 self.log(f"[{100 * clock.share:5.1f} %] from here on with discriminators")
             factor = learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"])
-            for optimizer in (*optimizers, critics_optimizer):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["base"] * factor
+            set_rate((*optimizers, *critics_optimizers), factor)
             x = self.store.batch(batch)
             kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
             if compute is None:
@@ -179,7 +174,7 @@ class Trainer:
                     judge = GraphedStep(self.critics, self.judge, (x, kept), not self.args.eager)
                 judge((x, kept))
                 judge.clip(optim["grad_clip"])
-                critics_optimizer.step()
+                critics_optimizers[0].step()
             step += 1
             if clock.share >= next_check and step % STEPS_A_CHECK == 0:
                 next_check += 1 / EVALUATIONS

@@ -1,11 +1,11 @@
-"""What training scripts share: arguments, a budget of wall-clock time, a learning rate that follows it, PSNR."""
+"""What training scripts share: arguments, a budget of time, optimizers and their rate over that time, PSNR."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tokenizers.api import CONFIG_FILE
+from .muon import Muon
 from .recipe import change, read_recipe
 
 
@@ -69,6 +70,37 @@ class Clock:
 def learning_rate(step: int, share: float, warmup_steps: int, cooldown: float) -> float:
     """Factor on the learning rate: linear warm-up by steps, flat, linear cool-down by time."""
     return min(1.0, (step + 1) / warmup_steps, max(0.0, (1 - share) / cooldown))
+
+
+def optimizers_of(
+    named: Iterable[tuple[str, nn.Parameter]], optim: dict[str, Any], is_matrix: Callable[[str, nn.Parameter], bool]
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices and AdamW for the rest if ``optim.muon`` is not 0.
+
+    ``optim.muon`` is Muon's learning rate over ``optim.lr``. Every group keeps its full learning rate as ``base``,
+    which :func:`set_rate` takes a part of.
+    """
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, p in named:
+        (matrices if optim["muon"] and is_matrix(name, p) else others).append(p)
+    fused = others[0].is_cuda
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=optim["lr"], betas=tuple(optim["betas"]), weight_decay=0.0, fused=fused)
+    ]
+    if matrices:
+        found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            group["base"] = group["lr"]
+    return found
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Learning rates to ``factor`` times the full ones."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * factor
 
 
 def psnr(x: Tensor, x_hat: Tensor) -> float:

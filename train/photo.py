@@ -45,8 +45,16 @@ from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
 from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quantize_int8
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
-from .loop import Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
-from .muon import Muon
+from .loop import (
+    Clock,
+    learning_rate,
+    mistakes_in_one_line,
+    optimizers_of,
+    psnr,
+    recipe_of,
+    set_rate,
+    training_arguments,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
 STEPS_A_CHECK = 20
@@ -212,26 +220,13 @@ class Trainer:
             print(text, flush=True)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW for all, or Muon for the matrices between first and last layers and AdamW for the rest."""
-        optim = self.recipe["optim"]
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, p in self.trained.named_parameters():
-            inner = (
-                p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and "points" not in name and "density" not in name
-            )
-            (matrices if inner and optim["muon"] else others).append(p)
-        fused = self.device.type == "cuda"
-        betas = tuple(optim["betas"])
-        found: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=optim["lr"], betas=betas, weight_decay=0.0, fused=fused)
-        ]
-        if matrices:
-            found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
-        for optimizer in found:
-            for group in optimizer.param_groups:
-                group["base"] = group["lr"]
-        return found
+        """Muon, if the recipe wants it, is for the matrices between first and last layers."""
+
+        def between(name: str, p: nn.Parameter) -> bool:
+            wide = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16
+            return wide and "points" not in name and "density" not in name
+
+        return optimizers_of(self.trained.named_parameters(), self.recipe["optim"], between)
 
     def run(self) -> None:
         conf, optim = self.recipe["rate"], self.recipe["optim"]
@@ -253,9 +248,7 @@ class Trainer:
                 self.best = math.inf  # what counts from here on is what the integers do
                 self.log(f"[{100 * share:5.1f} %] from here on the entropy model rounds")
             factor = learning_rate(step, share, optim["warmup_steps"], optim["cooldown"])
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["base"] * factor
+            set_rate(optimizers, factor)
             x = self.store.batch(batch).contiguous(memory_format=torch.channels_last)
             quality = torch.rand(batch, device=self.device, generator=self.generator)
             kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)

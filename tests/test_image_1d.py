@@ -1,0 +1,267 @@
+"""`image-1d`: windows, prefixes, shares of tokens, and the command that trains it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from torch import Tensor
+
+from tokodec.tokenizers.api import ABSENT, Tokenizer
+from tokodec.tokenizers.image.sequence import (
+    CORE,
+    MARGIN,
+    ImageSequence,
+    ImageSequenceConfig,
+    from_windows,
+    inside,
+    share_tokens,
+    to_windows,
+)
+from tokodec.tokenizers.sequence import Sequencer
+from tokodec.train import image_1d as script
+
+SMALL = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
+
+
+def small(codes: str = "simvq", seed: int = 0) -> ImageSequence:
+    """An untrained model whose blocks do something: they start as the identity."""
+    torch.manual_seed(seed)
+    model = ImageSequence(ImageSequenceConfig(16, 2, 1, 1, 12, codes, 32, 4, 8)).eval()  # type: ignore[arg-type]
+    for name, p in model.named_parameters():
+        if ".blocks." in name and name.endswith("weight") and not p.any():
+            torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def picture(height: int, width: int, seed: int = 0, batch: int = 1) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, -(-height // 16), -(-width // 16), generator=g)
+    return torch.nn.functional.interpolate(coarse, scale_factor=16, mode="bilinear")[:, :, :height, :width]
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize("size", [(1, 1), (256, 256), (257, 255), (300, 700)])
+def test_windows_give_the_picture_back(size: tuple[int, int]) -> None:
+    x = picture(*size, batch=2)
+    windows = to_windows(x)
+    assert windows.shape == (2, -(-size[0] // CORE), -(-size[1] // CORE), 3, CORE + 2 * MARGIN, CORE + 2 * MARGIN)
+    assert torch.allclose(from_windows(windows, size), x, atol=1e-6)
+
+
+def test_windows_fade_into_each_other() -> None:
+    """A dark and a bright window: a straight ramp over 16 pixels around the border, and nothing else."""
+    windows = torch.zeros(1, 1, 2, 3, 272, 272)
+    windows[:, :, 1] = 1
+    row = from_windows(windows, (256, 512))[0, 0, 100]
+    assert not row[: 256 - MARGIN].any()
+    assert bool((row[256 + MARGIN :] == 1).all())
+    ramp = row[256 - MARGIN : 256 + MARGIN]
+    assert torch.allclose(ramp, (torch.arange(16) + 0.5) / 16)
+
+
+def test_only_pixels_of_the_picture_count() -> None:
+    where = inside(300, 500)
+    assert where.shape == (4, CORE, CORE)
+    assert [int(w.sum()) for w in where] == [256 * 256, 256 * 244, 44 * 256, 44 * 244]
+    assert bool(where[3, :44, :244].all())
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("codes", ["simvq", "lfq", "bsq"])
+def test_round_trip_of_odd_sizes_and_batches(codes: str) -> None:
+    model = small(codes)
+    x = picture(300, 513, batch=2)
+    tokens = model.encode(x)
+    assert tokens.codes.shape == (2, 12, 2, 3)
+    assert tokens.spec.codebook_sizes == (32,) * 12
+    assert model.decode(tokens).shape == x.shape
+    alone = model.encode(x[1:])
+    assert torch.equal(alone.codes[0], tokens.codes[1])
+    assert torch.allclose(model.decode(alone)[0], model.decode(tokens)[1], atol=1e-5)
+
+
+def test_a_window_knows_nothing_of_the_others() -> None:
+    model = small()
+    x = picture(512, 512)
+    other = x.clone()
+    other[:, :, :, 256 + MARGIN :] = 0.3
+    same = model.encode(x).codes == model.encode(other).codes
+    assert bool(same[..., 0].all())
+    assert not bool(same[..., 1].all())
+
+
+def test_a_prefix_is_what_encoding_to_so_many_tokens_gives() -> None:
+    model = small()
+    x = picture(256, 300)
+    whole, few = model.encode(x), model.encode(x, 5)
+    assert torch.equal(whole.levels(5).codes, few.codes)
+    cut = whole.codes.clone()
+    cut[:, 5:] = ABSENT  # dropped tokens are as good as tokens that are not there at all
+    a, b = model.decode(few), model.decode(type(whole)(cut, whole.spec))
+    assert a.shape == b.shape
+    for wrong in (0, 13):
+        with pytest.raises(ValueError, match="tokens is 1 to 12"):
+            model.encode(x, wrong)
+
+
+def test_the_total_is_kept_and_goes_where_it_helps() -> None:
+    model = small()
+    x = torch.cat([picture(256, 256), torch.full((1, 3, 256, 256), 0.5)], 3)
+    tokens = model.encode(x, total=15)
+    counts = (tokens.codes != ABSENT).sum(1)[0, 0].tolist()
+    assert 2 <= sum(counts) <= 15
+    assert min(counts) >= 1
+    for w, n in enumerate(counts):  # the tokens of a window are a prefix
+        own = tokens.codes[0, :, 0, w]
+        assert bool((own[:n] >= 0).all())
+        assert bool((own[n:] == ABSENT).all())
+    for wrong in (1, 25):
+        with pytest.raises(ValueError, match="total of 2 windows is 2 to 24"):
+            model.encode(x, total=wrong)
+    with pytest.raises(ValueError, match="not both"):
+        model.encode(x, 3, 5)
+    sequencer = Sequencer(model.codebook_sizes, "interleaved", shared=True)
+    assert torch.equal(sequencer.unflatten(sequencer.flatten(tokens), tokens.spec).codes, tokens.codes)
+
+
+def test_shares_are_the_best_of_all() -> None:
+    """Against brute force over all shares of three windows."""
+    rng = np.random.default_rng(0)
+    prefixes = (1, 2, 4, 6)
+    for _ in range(20):
+        gains = np.sort(rng.random((3, 3)), axis=1)[:, ::-1] * np.diff(prefixes)  # convex: each step gains less
+        errors = np.concatenate([np.full((3, 1), 9.0), 9 - gains.cumsum(1)], 1)
+        for total in (3, 7, 12, 18):
+            found = share_tokens(errors, prefixes, total)
+            assert found.sum() <= total
+            index = [prefixes.index(n) for n in found]
+            mine = errors[range(3), index].sum()
+            room = found.sum()
+            best = min(
+                errors[0, a] + errors[1, b] + errors[2, c]
+                for a in range(4) for b in range(4) for c in range(4)
+                if prefixes[a] + prefixes[b] + prefixes[c] <= room
+            )  # fmt: skip
+            assert mine == pytest.approx(best)
+    jump = np.array([[9.0, 8.9, 8.8, 0.0], [9.0, 8.0, 7.5, 7.4]])  # the first window gains only at the end
+    assert share_tokens(jump, prefixes, 7).tolist() == [6, 1]
+    assert share_tokens(np.array([[1.0, 1.0, 2.0, 1.5]]), prefixes, 6).tolist() == [1]  # nothing to gain
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded, ImageSequence)
+    again = ImageSequence.from_pretrained(tmp_path)
+    x = picture(256, 256)
+    assert torch.equal(loaded.encode(x).codes, again.encode(x).codes)
+    with pytest.raises(ValueError, match="given to"):
+        small().decode(loaded.encode(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": "fsq"}, "codes are simvq, lfq or bsq"),
+        ({"heads": 5}, "multiple of the heads"),
+        ({"tokens": 0}, "1 to 4096 tokens"),
+        ({"codes": "lfq", "codebook_size": 1000}, "power of two"),
+    ],
+)
+def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageSequenceConfig(**change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a picture batch is"):
+        small().encode(torch.zeros(3, 8, 8))
+
+
+# --------------------------------------------------------------------------------------------------------- one command
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        pixels = (255 * picture(280, 300, i)[0].permute(1, 2, 0)).round().byte().numpy()
+        Image.fromarray(pixels).save(out / f"{i}.png")
+    return out
+
+
+WORDS = (
+    "model.width=16 model.heads=2 model.analysis_blocks=1 model.synthesis_blocks=1 model.tokens=20 model.dim=4 "
+    "model.codebook_size=16 model.smooth=8 data.holdout_every=3 optim.batch=2 optim.warmup_steps=5"
+)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("codes", ["simvq", "bsq"])
+def test_one_command_trains_and_reports(
+    codes: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    words = ["image_1d", "--precision", "no", "--set", *WORDS.split(), f"model.codes={codes}", "--data", str(folder)]
+    monkeypatch.setattr(sys, "argv", [*words, "--test", str(folder), "--minutes", "0.05", "--out", str(out)])
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 pictures to train on, 1 held out" in lines[0]
+    assert re.fullmatch(r" +test +16 tokens +\d+\.\d+ dB", lines[-1])
+    found = json.loads((out / "training.json").read_text())
+    assert [row["tokens"] for row in found["test"]] == [16]
+    assert 0 < found["codebook_usage"] <= 1
+    assert 0 <= found["bits"] <= 4
+    model = ImageSequence.from_pretrained(out)
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0", "--resume", str(out), "--out", str(tmp_path / "b")])
+    script.main()
+    assert ImageSequence.from_pretrained(tmp_path / "b").weights_hash == model.weights_hash
+
+
+@pytest.mark.usefixtures("_restored")
+def test_steps_bring_the_picture_nearer() -> None:
+    """The losses and the gradients of all parts belong together: two crops are told apart, and known."""
+    torch.manual_seed(0)
+    net = script.Autoencoder(ImageSequence(SMALL).train())
+    x = torch.cat([0.5 * picture(272, 272), 1 - 0.5 * picture(272, 272)])
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    errors = []
+    for _ in range(60):
+        x_hat, commitment, codebook, _ = net(x, torch.tensor([12, 3]))
+        error = (x - x_hat).square().mean()
+        optimizer.zero_grad()
+        (10 * error + 0.25 * commitment + codebook).backward()
+        optimizer.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] < 0.25 * errors[0]
+
+
+def test_crops_keep_all_numbers_of_tokens() -> None:
+    trainer = script.Trainer.__new__(script.Trainer)
+    trainer.model, trainer.device = small(), torch.device("cpu")
+    trainer.generator, trainer.recipe = torch.Generator().manual_seed(0), {"data": {"whole": 0.25}}
+    kept = trainer.kept(4000)
+    counts = torch.bincount(kept, minlength=13)
+    assert counts[0] == 0
+    assert len(counts) == 13
+    assert int(counts[1:].min()) > 50
+    assert 0.25 < float(counts[12]) / 4000 < 0.35

@@ -1,0 +1,336 @@
+"""`image-1d`: a window of 256 x 256 pixels becomes a sequence of up to 256 tokens, of which any prefix is a picture.
+
+::
+
+    x [B,3,H,W] -> windows of 272 x 272, 256 apart -> 17 x 17 patches, and 256 queries -> transformer
+    queries -> z_e [windows,D,256] -> quantizer -> codes [B,256,h,w]      h = ceil(H/256), w = ceil(W/256)
+    codes[:, :n] -> z_q -> transformer over n tokens and 17 x 17 patches -> convolutions -> windows, overlapped -> x_hat
+
+Learned queries as in TiTok (Yu et al. 2024, arXiv:2406.07550); tail token drop, which puts what matters most into the
+first tokens, as in One-D-Piece (Miwa et al. 2025, arXiv:2501.10064). Windows may have different numbers of tokens:
+codes of tokens that a window does without are ``ABSENT``. How many it gets is decided by what they bring
+(:func:`share_tokens`), as in codecs whose granularity follows the content (Control-GIC, Li et al. 2024,
+arXiv:2406.00758).
+
+Attention sees a whole window, so here the locality rule ends at windows: a picture's codes are those of its windows,
+each on its own, whatever is around them. Windows overlap by 16 pixels, over which one fades into the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..quantize.base import Quantizer
+from ..quantize.binary import BSQ, LFQ
+from ..quantize.simvq import SimVQ
+
+CORE = 256  # pixels from one window to the next
+MARGIN = 8  # pixels that a window sees and paints beyond its core, on each side
+PATCH = 16
+SIDE = (CORE + 2 * MARGIN) // PATCH  # patches along a window's edge
+COARSE = 2  # the last layers work on 2 x 2 pixels
+BATCH = 8  # windows that go through the nets at once
+PREFIXES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)  # numbers of tokens that are tried
+
+Codes = Literal["simvq", "lfq", "bsq"]
+
+
+@dataclass(frozen=True)
+class ImageSequenceConfig:
+    """Sizes of an :class:`ImageSequence`."""
+
+    width: int = 288  # of both transformers
+    heads: int = 6
+    analysis_blocks: int = 5
+    synthesis_blocks: int = 7
+    tokens: int = 256  # of a window, at most
+    codes: Codes = "simvq"
+    codebook_size: int = 4096  # N; a power of two for binary codes
+    dim: int = 16  # D of the codewords; binary codes have log2 N
+    smooth: int = 32  # channels of the convolutions that end the synthesis
+
+    def __post_init__(self) -> None:
+        if self.codes not in ("simvq", "lfq", "bsq"):
+            raise ValueError(f"codes are simvq, lfq or bsq, got {self.codes!r}")
+        if self.width % self.heads or self.width < 1:
+            raise ValueError("the width is a multiple of the heads")
+        if not 1 <= self.tokens <= 4096:
+            raise ValueError("a window has 1 to 4096 tokens")
+        if self.codes != "simvq" and self.codebook_size != 1 << self.latent_dim:
+            raise ValueError("binary codes have a codebook of a power of two")
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the latents."""
+        return self.dim if self.codes == "simvq" else self.codebook_size.bit_length() - 1
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over ``[B, L, W]``, attention to all, which starts as the identity."""
+
+    def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+        for last in (self.out, self.down):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm_attention(x)).unflatten(2, (3, self.heads, -1))  # [B, L, 3, heads, W / heads]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, L, W / heads] each
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+
+
+class Analysis(nn.Module):
+    """Windows ``[B, 3, 272, 272]`` in [-1, 1] to latents ``[B, D, tokens]``."""
+
+    def __init__(self, config: ImageSequenceConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.patches = nn.Conv2d(3, width, PATCH, PATCH)
+        self.places = nn.Parameter(0.02 * torch.randn(SIDE * SIDE, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.analysis_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2) + self.places  # [B, 289, W]
+        h = torch.cat([patches, self.queries.expand(len(x), -1, -1)], 1)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h[:, patches.shape[1] :])).transpose(1, 2)
+
+
+class Synthesis(nn.Module):
+    """Codewords ``[B, D, n]``, and which are there ``[B, n]``, to windows ``[B, 3, 272, 272]`` in [-1, 1]."""
+
+    def __init__(self, config: ImageSequenceConfig) -> None:
+        super().__init__()
+        width, smooth = config.width, config.smooth
+        self.enter = nn.Linear(config.latent_dim, width)
+        self.queries = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.absent = nn.Parameter(torch.zeros(width))  # in the place of a token that is not there
+        self.places = nn.Parameter(0.02 * torch.randn(SIDE * SIDE, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.synthesis_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, smooth * (PATCH // COARSE) ** 2)
+        self.smooth = nn.ModuleList(nn.Conv2d(smooth, out, 3, padding=1) for out in (smooth, smooth, 3 * COARSE**2))
+        for p in (p for conv in list(self.smooth)[1:] for p in conv.parameters()):
+            nn.init.zeros_(p)  # grey at first
+
+    def forward(self, z_q: Tensor, there: Tensor) -> Tensor:
+        b, _, n = z_q.shape
+        tokens = torch.where(there[:, :, None], self.enter(z_q.transpose(1, 2)), self.absent) + self.queries[:n]
+        h = torch.cat([self.places.expand(b, -1, -1), tokens], 1)
+        for block in self.blocks:
+            h = block(h)
+        h = self.head(self.norm(h[:, : SIDE * SIDE]))  # [B, 289, smooth * 64]
+        side = PATCH // COARSE
+        h = h.view(b, SIDE, SIDE, side, side, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, -1, SIDE * side, SIDE * side)
+        first, second, last = self.smooth
+        h = h + second(F.gelu(first(h), approximate="tanh"))
+        return F.pixel_shuffle(last(F.gelu(h, approximate="tanh")), COARSE)
+
+
+class ImageSequence(Tokenizer):
+    """See the module's text. The rate dial is the number of tokens, of every window or of all together."""
+
+    config_class = ImageSequenceConfig
+    int8_weights = ("analysis.", "synthesis.")
+    modality = "image"
+    dial = "tokens"
+
+    config: ImageSequenceConfig
+
+    def __init__(self, config: ImageSequenceConfig | None = None, name: str = "image-1d") -> None:
+        super().__init__(config or ImageSequenceConfig(), name)
+        c = self.config
+        self.analysis = Analysis(c)
+        self.quantizer: Quantizer
+        if c.codes == "simvq":
+            self.quantizer = SimVQ(c.codebook_size, c.dim)
+        else:
+            self.quantizer = (LFQ if c.codes == "lfq" else BSQ)(c.latent_dim)
+        self.synthesis = Synthesis(c)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Of every token; all are written with the same codebook."""
+        return (self.config.codebook_size,) * self.config.tokens
+
+    def spec(self, height: int, width: int) -> TokenSpec:
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=(CORE, CORE),
+            size=(height, width),
+            channels="rgb",
+        )
+
+    # ---------------------------------------------------------------- pictures and tokens
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, tokens: int | None = None, total: int | None = None) -> Tokens:
+        """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, n, ceil(H/256), ceil(W/256)]``.
+
+        Args:
+            tokens: of every window, 1 to 256; all if None.
+            total: of all windows of a picture together, shared so that the squared error is small; one each at least.
+        Returns: as many levels as the window with the most tokens has; what others do without is ``ABSENT``.
+        Raises:  ValueError for other shapes, an empty picture, both numbers, or numbers out of range.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
+        most = self.config.tokens
+        if tokens is not None and total is not None:
+            raise ValueError("give the tokens of every window or the total, not both")
+        if tokens is not None and not 1 <= tokens <= most:
+            raise ValueError(f"tokens is 1 to {most}, got {tokens}")
+        spec = self.spec(*x.shape[2:])
+        windows = to_windows(x)  # [B, h, w, 3, 272, 272]
+        codes = self.codes(windows.flatten(0, 2))[:, :tokens]  # [B * h * w, n]
+        if total is not None:
+            count = spec.grid[0] * spec.grid[1]
+            if not count <= total <= count * most:
+                raise ValueError(f"the total of {count} windows is {count} to {count * most}, got {total}")
+            errors = self.errors(windows.flatten(0, 2), codes, inside(*x.shape[2:]).repeat(len(x), 1, 1))
+            shares = [share_tokens(own, self.prefixes, total) for own in errors.numpy().reshape(len(x), count, -1)]
+            kept = torch.from_numpy(np.concatenate(shares)).to(codes.device)
+            codes = torch.where(torch.arange(most, device=codes.device) < kept[:, None], codes, ABSENT)
+            codes = codes[:, : int(kept.max())]
+        return Tokens(codes.unflatten(0, (len(x), *spec.grid)).permute(0, 3, 1, 2).contiguous(), spec)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Tokens to pictures ``[B, 3, H, W]`` in [0, 1].
+
+        Raises: ValueError if the tokens are another model's.
+        """
+        self.check_tokens(tokens)
+        codes = tokens.codes.permute(0, 2, 3, 1)  # [B, h, w, n]
+        windows = self.windows(codes.flatten(0, 2).to(self.device))
+        return from_windows(windows.unflatten(0, codes.shape[:3]), tokens.spec.size)
+
+    # ---------------------------------------------------------------- windows
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of tokens that a window may get when they are shared by content."""
+        return (*(n for n in PREFIXES if n < self.config.tokens), self.config.tokens)
+
+    def codes(self, windows: Tensor) -> Tensor:
+        """Windows ``[B, 3, 272, 272]`` in [0, 1] to codes ``[B, tokens]``."""
+        parts = [self.quantizer.encode(self.analysis(2 * x - 1))[:, 0] for x in windows.split(BATCH)]
+        return torch.cat(parts)
+
+    def windows(self, codes: Tensor) -> Tensor:
+        """Codes ``[B, n]`` to windows ``[B, 3, 272, 272]`` in [0, 1]."""
+        parts = [self.synthesis(self.quantizer.decode(own[:, None]), own != ABSENT) for own in codes.split(BATCH)]
+        return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1)
+
+    @torch.no_grad()
+    def errors(self, windows: Tensor, codes: Tensor, where: Tensor) -> Tensor:
+        """Squared error of every window after each of :attr:`prefixes`, ``[B, prefixes]`` float64 on the CPU.
+
+        Args: windows ``[B, 3, 272, 272]``.  codes ``[B, tokens]``.  where ``[B, 256, 256]``: what counts of the cores.
+        """
+        core = slice(MARGIN, MARGIN + CORE)
+        found = []
+        for x, own, weight in zip(windows.split(BATCH), codes.split(BATCH), where.split(BATCH), strict=True):
+            weight = weight.to(x.device)
+            rows = []
+            for n in self.prefixes:
+                x_hat = self.windows(own[:, :n])
+                square = (x - x_hat)[:, :, core, core].square().sum(1)
+                rows.append((square * weight).sum((1, 2), dtype=torch.float64))
+            found.append(torch.stack(rows, 1).cpu())
+        return torch.cat(found)
+
+
+def to_windows(x: Tensor) -> Tensor:
+    """Pictures ``[B, 3, H, W]`` to overlapping windows ``[B, h, w, 3, 272, 272]``; edges are repeated beyond."""
+    height, width = x.shape[2:]
+    x = F.pad(x, (MARGIN, -width % CORE + MARGIN, MARGIN, -height % CORE + MARGIN), mode="replicate")
+    size = CORE + 2 * MARGIN
+    return x.unfold(2, size, CORE).unfold(3, size, CORE).permute(0, 2, 3, 1, 4, 5)
+
+
+def from_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
+    """Inverse of :func:`to_windows`: windows fade into each other where they overlap; ``[B, 3, *size]``."""
+    b, h, w = windows.shape[:3]
+    edge = CORE + 2 * MARGIN
+    fade = ((torch.arange(2 * MARGIN, device=windows.device) + 0.5) / (2 * MARGIN)).to(windows.dtype)
+    line = torch.cat([fade, fade.new_ones(edge - 4 * MARGIN), fade.flip(0)])  # adds up to 1 with its neighbours'
+    weighted = windows * (line[:, None] * line)
+    columns = weighted.permute(0, 3, 4, 5, 1, 2).reshape(b, 3 * edge * edge, h * w)
+    whole = (h * CORE + 2 * MARGIN, w * CORE + 2 * MARGIN)
+    summed = F.fold(columns, whole, edge, stride=CORE)
+    # The outer margins have one window only, which fades there; they are not part of the picture, but for that of the
+    # first row and column the fade reaches MARGIN pixels into it.
+    weight = F.fold((line[:, None] * line).reshape(1, -1, 1).expand(1, -1, h * w), whole, edge, stride=CORE)
+    return (summed / weight)[:, :, MARGIN : MARGIN + size[0], MARGIN : MARGIN + size[1]]
+
+
+def inside(height: int, width: int) -> Tensor:
+    """Which pixels of the windows' cores belong to the picture, ``[h * w, 256, 256]`` bool, window by window."""
+    rows = torch.arange(-(-height // CORE) * CORE).view(-1, CORE) < height  # [h, 256]
+    columns = torch.arange(-(-width // CORE) * CORE).view(-1, CORE) < width
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+
+
+def share_tokens(errors: npt.NDArray[np.float64], prefixes: Sequence[int], total: int) -> npt.NDArray[np.int64]:
+    """How many tokens each window gets.
+
+    Args:    errors ``[windows, prefixes]``: what is left after each prefix.  total: tokens of all together.
+    Returns: ``[windows]``, values of ``prefixes``, together at most ``total`` (or one each, if that is more).
+
+    What a window gains by more tokens is taken along the lower convex hull of its errors, where it gains less and less;
+    so the best steps of all windows, best first, are the allocation of least error for its size (Shoham and Gersho
+    1988).
+    """
+    kept = [prefixes[0]] * len(errors)
+    steps = []
+    for i, own in enumerate(errors):
+        for a, b in _hull(own, prefixes):
+            steps.append(((own[b] - own[a]) / (prefixes[b] - prefixes[a]), i, b, prefixes[b] - prefixes[a]))
+    left, closed = total - sum(kept), set()
+    for _, i, b, cost in sorted(steps):
+        if cost > left:
+            closed.add(i)
+        if i not in closed:
+            kept[i] = prefixes[b]
+            left -= cost
+    return np.array(kept, dtype=np.int64)
+
+
+def _hull(errors: npt.NDArray[np.float64], prefixes: Sequence[int]) -> list[tuple[int, int]]:
+    """Steps (from, to) along the lower convex hull of errors over prefixes, as long as errors fall."""
+    found, a = [], 0
+    while a + 1 < len(prefixes):
+        slopes = [(errors[b] - errors[a]) / (prefixes[b] - prefixes[a]) for b in range(a + 1, len(prefixes))]
+        best = int(np.argmin(slopes))
+        if slopes[best] >= 0:
+            break
+        found.append((a, a + 1 + best))
+        a += 1 + best
+    return found

@@ -1,0 +1,261 @@
+"""Train, evaluate and export a sequence tokenizer for pictures in one command.
+
+    python -m tokodec.train.image_1d --recipe image-1d --data PICTURES... --test KODAK --minutes 25 --out OUT
+
+Every crop is one window and keeps a random number of its tokens, the first ones; the others are not there for the
+synthesis (tail token drop). The loss is a power of each crop's squared error, so that crops with few tokens do not
+outweigh the others. The budget is wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at
+any time; ``--resume FOLDER`` starts from released weights. The last thing printed is a table on the test pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ..tokenizers.api import find_model
+from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
+from ..tokenizers.quantize.simvq import SimVQ
+from ..tokenizers.quantize.vq import kmeans
+from .data.images import CropStore, list_images, read_all
+from .graphed import GraphedStep
+from .loop import (
+    Clock,
+    learning_rate,
+    mistakes_in_one_line,
+    optimizers_of,
+    psnr,
+    recipe_of,
+    set_rate,
+    training_arguments,
+)
+
+STEPS_A_CHECK = 20
+EVALUATIONS = 8
+HOLDOUT_QUICK = 16
+TEST_TOKENS = (16, 32, 64, 128, 256)
+STARTS = 40  # batches whose latents the codebook starts from
+DARK = 1e-4  # added to a squared error before its power
+
+
+class Autoencoder(nn.Module):
+    """What is trained, as one module."""
+
+    def __init__(self, model: ImageSequence) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x [B, 3, 272, 272]`` in [0, 1] and numbers of tokens ``[B]`` to (x_hat, three losses of the quantizer)."""
+        out = self.model.quantizer(self.model.analysis(2 * x - 1).float())
+        there = torch.arange(out.z_q.shape[2], device=x.device) < kept[:, None]
+        x_hat = (self.model.synthesis(out.z_q, there).float() + 1) / 2
+        return x_hat, out.commitment_loss, out.codebook_loss, out.auxiliary_loss
+
+
+class Trainer:
+    """One run of a recipe; see the module's text."""
+
+    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+        self.recipe, self.args = recipe, args
+        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        process = self.accelerator.process_index
+        set_seed(args.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        self.main = self.accelerator.is_main_process
+        pictures = read_all(list_images(args.data))
+        every = recipe["data"]["holdout_every"]
+        self.holdout = pictures[::every]
+        self.pictures = [p for i, p in enumerate(pictures) if i % every]
+        seed = args.seed * 1000 + process
+        self.store = CropStore(self.pictures, CORE + 2 * MARGIN, self.device, recipe["data"]["zoom"], seed=seed)
+        self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
+
+        model = ImageSequence(ImageSequenceConfig(**recipe["model"]), recipe["name"])
+        if args.resume:
+            released = ImageSequence.from_pretrained(find_model(args.resume))
+            if released.config != model.config:
+                raise ValueError(f"{args.resume} has other sizes than the recipe")
+            model.load_state_dict(released.state_dict())
+        self.model = model.to(self.device)
+        if not args.resume:
+            self.start()
+        self.net = Autoencoder(self.model)
+        self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
+        set_seed(args.seed + process)
+        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
+        self.out = Path(args.out)
+        self.best = -math.inf
+        self.history: list[dict[str, Any]] = []
+
+    def log(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """A SimVQ codebook begins as the k-means of what the untrained net makes of pictures."""
+        quantizer = self.model.quantizer
+        if not isinstance(quantizer, SimVQ):
+            return
+        crops = (self.store.batch(self.recipe["optim"]["batch"]) for _ in range(STARTS))
+        rows = torch.cat([self.model.analysis(2 * x - 1).transpose(1, 2).flatten(0, 1) for x in crops])
+        rows = rows[torch.randperm(len(rows), device=rows.device)[: 16 * quantizer.codebook_sizes[0]]]
+        quantizer.basis.copy_(kmeans(rows.float(), quantizer.codebook_sizes[0]))
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        def in_a_block(name: str, p: nn.Parameter) -> bool:
+            return p.ndim == 2 and ".blocks." in name
+
+        return optimizers_of(self.model.named_parameters(), self.recipe["optim"], in_a_block)
+
+    def run(self) -> None:
+        optim = self.recipe["optim"]
+        self.out.mkdir(parents=True, exist_ok=True)
+        optimizers = self.optimizers()
+        compute: GraphedStep | None = None
+        clock = Clock(self.accelerator, 60 * self.args.minutes)
+        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
+        loss = norm = torch.tensor(math.nan)
+        batch = optim["batch"]
+        self.model.train()
+        while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
+            set_rate(optimizers, learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"]))
+            x, kept = self.store.batch(batch), self.kept(batch)
+            if compute is None:
+                compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
+            loss = compute((x, kept))
+            norm = compute.clip(optim["grad_clip"])
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
+                next_check += 1 / EVALUATIONS
+                self.check(step, clock.share, time.monotonic() - begin, loss, norm)
+        if step:
+            self.check(step, 1.0, time.monotonic() - begin, loss, norm)
+        elif self.main:
+            self.model.save_pretrained(self.out)
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.export()
+        self.accelerator.end_training()
+
+    def kept(self, batch: int) -> Tensor:
+        """Numbers of tokens ``[batch]``: some crops keep all, of the others half draw evenly, half by powers of two."""
+        most = self.model.config.tokens
+        rand = torch.rand(3, batch, device=self.device, generator=self.generator)
+        even = 1 + most * rand[0]
+        powers = float(most) ** rand[0]
+        drawn = torch.where(rand[1] < 0.5, even, powers).long().clamp(1, most)
+        return torch.where(rand[2] < self.recipe["data"]["whole"], most, drawn)
+
+    def loss(self, x: Tensor, kept: Tensor) -> Tensor:
+        conf = self.recipe["loss"]
+        bf16 = self.args.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            x_hat, commitment, codebook, auxiliary = self.net(x, kept)
+        square = (x - x_hat).square().mean((1, 2, 3))
+        total = conf["pixel"] * (square + DARK).pow(conf["power"]).mean()
+        total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
+        return total + conf["auxiliary"] * auxiliary
+
+    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor) -> None:
+        if not self.main:
+            return
+        rows = measure(self.model, self.holdout[:HOLDOUT_QUICK])
+        score = sum(r["psnr"] for r in rows) / len(rows)
+        kept = score > self.best
+        if kept:
+            self.best = score
+            self.model.save_pretrained(self.out)
+        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
+        crops = step * self.recipe["optim"]["batch"] * self.accelerator.num_processes
+        self.log(
+            f"[{100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s loss {float(loss):.4f}"
+            f" norm {float(norm):.2f} held-out {score:.3f} dB  "
+            + "  ".join(f"{r['tokens']}: {r['psnr']:.2f}" for r in rows)
+            + (" kept" if kept else "")
+        )
+
+    def export(self) -> None:
+        """Show what the released weights do."""
+        model = ImageSequence.from_pretrained(self.out).to(self.device)
+        counts = histograms(model, self.pictures)
+        usage = float((torch.stack(counts).sum(0) > 0).float().mean())
+        results: dict[str, Any] = {
+            "holdout": measure(model, self.holdout),
+            "codebook_usage": usage,
+            "bits": code_bits(counts),
+            "minutes": self.args.minutes,
+            "processes": self.accelerator.num_processes,
+            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
+            "pictures": len(self.pictures),
+            "seed": self.args.seed,
+            "recipe": self.recipe,
+            "history": self.history,
+        }
+        if self.args.test:
+            results["test"] = measure(model, read_all(list_images([self.args.test])))
+        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        self.log(f"codebook usage {usage:.3f}, order-0 bits a code {results['bits']:.3f}")
+        for name in ("holdout", "test"):
+            for r in results.get(name, []):
+                self.log(f"{name:>8} {r['tokens']:>3} tokens  {r['psnr']:.3f} dB")
+
+
+@torch.no_grad()
+def measure(model: ImageSequence, pictures: list[Tensor]) -> list[dict[str, float]]:
+    """Mean PSNR of pictures (uint8 ``[H, W, 3]``) for every number of tokens a window."""
+    training = model.training
+    model.eval()
+    sizes = [n for n in TEST_TOKENS if n <= model.config.tokens] or [model.config.tokens]
+    sums = [0.0] * len(sizes)
+    for picture in pictures:
+        x = picture.to(model.device).permute(2, 0, 1)[None].float() / 255
+        tokens = model.encode(x)
+        for i, n in enumerate(sizes):
+            sums[i] += psnr(x, model.decode(tokens.levels(n)))
+    model.train(training)
+    return [{"tokens": n, "psnr": total / len(pictures)} for n, total in zip(sizes, sums, strict=True)]
+
+
+@torch.no_grad()
+def histograms(model: ImageSequence, pictures: list[Tensor]) -> list[Tensor]:
+    """How often every token takes each code over ``pictures`` and their mirror images, ``[N]`` each."""
+    counts = torch.zeros(model.config.tokens, model.config.codebook_size, dtype=torch.int64)
+    ones = torch.ones((), dtype=torch.int64)
+    for picture in pictures:
+        x = picture.to(model.device).permute(2, 0, 1)[None].float() / 255
+        codes = model.encode(torch.cat([x, x.flip(3)])).codes.transpose(0, 1).flatten(1).cpu()  # [tokens, windows]
+        counts.scatter_add_(1, codes, ones.expand_as(codes))
+    return list(counts)
+
+
+def code_bits(counts: list[Tensor]) -> float:
+    """Bits of a code by the histogram of its token, mean over tokens."""
+    return sum(float(torch.special.entr(c / c.sum()).sum()) for c in counts) / len(counts) / math.log(2)
+
+
+def main() -> None:
+    parser = training_arguments(__doc__, "image-1d")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    args = parser.parse_args()
+    with mistakes_in_one_line(parser, args):
+        trainer = Trainer(recipe_of(args), args)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
