@@ -80,6 +80,27 @@ def test_only_pixels_of_the_picture_count() -> None:
 # -------------------------------------------------------------------------------------------------------------- tokens
 
 
+@pytest.mark.parametrize("size", [(100, 300), (530, 256)])
+def test_row_by_row_is_the_whole(size: tuple[int, int]) -> None:
+    model = small()
+    pixels = (255 * picture(*size)[0].permute(1, 2, 0)).round().byte()
+    x = pixels.permute(2, 0, 1)[None].float() / 255
+    shares: list[float] = []
+    tokens, errors = model.encode_tiled(pixels, progress=shares.append)
+    whole = model.encode(x)
+    assert torch.equal(tokens.codes, whole.codes)
+    assert shares[-1] == 1
+    windows = to_windows(x).flatten(0, 2)
+    want = model.errors(windows, model.codes(windows), inside(*size)).numpy()
+    assert np.allclose(errors, want)
+    decoded = model.decode_tiled(tokens)
+    assert decoded.shape == (*size, 3)
+    assert torch.equal(decoded, (model.decode(whole)[0] * 255).round().byte().permute(1, 2, 0))
+    gray = model.decode_tiled(tokens, 1)
+    assert gray.shape == (*size, 1)
+    assert int((gray[..., 0].int() - decoded.float().mean(2).round().int()).abs().max()) <= 1
+
+
 @pytest.mark.parametrize("codes", ["simvq", "lfq", "bsq"])
 def test_round_trip_of_odd_sizes_and_batches(codes: str) -> None:
     model = small(codes)

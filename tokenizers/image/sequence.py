@@ -18,7 +18,7 @@ each on its own, whatever is around them. Windows overlap by 16 pixels, over whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -227,9 +227,59 @@ class ImageSequence(Tokenizer):
         Raises: ValueError if the tokens are another model's.
         """
         self.check_tokens(tokens)
-        codes = tokens.codes.permute(0, 2, 3, 1)  # [B, h, w, n]
-        windows = self.windows(codes.flatten(0, 2).to(self.device))
-        return from_windows(windows.unflatten(0, codes.shape[:3]), tokens.spec.size)
+        height, width = tokens.spec.size
+        return torch.cat(list(paint(self.window_rows(tokens))), 2)[:, :, :height, :width]
+
+    @torch.no_grad()
+    def encode_tiled(
+        self, pixels: Tensor, weigh: bool = True, progress: Callable[[float], None] | None = None
+    ) -> tuple[Tokens, npt.NDArray[np.float64]]:
+        """One picture, a row of windows after the other: all its tokens, and what they are worth.
+
+        Args:    pixels: ``[H, W, C]`` uint8 on the CPU, C = 1 or 3.  weigh: compute the errors.
+                 progress: called with the share that is done.
+        Returns: tokens ``[1, 256, h, w]`` on the CPU; squared errors ``[h w, prefixes]`` as :meth:`errors` gives them,
+                 none if not asked for.
+        """
+        height, width, _ = pixels.shape
+        spec = self.spec(height, width)
+        h, w = spec.grid
+        x = pixels.permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
+        where = inside(height, width)
+        codes, errors = [], []
+        for i in range(h):
+            windows = window_row(x, i)[0].to(self.device).float() / 255  # [w, 3, 272, 272]
+            codes.append(self.codes(windows))
+            if weigh:
+                errors.append(self.errors(windows, codes[-1], where[i * w : (i + 1) * w]))
+            if progress is not None:
+                progress((i + 1) / h)
+        grid = torch.stack(codes).cpu()  # [h, w, 256]
+        found = torch.cat(errors).numpy() if errors else np.zeros((0, len(self.prefixes)))
+        return Tokens(grid.permute(2, 0, 1)[None].contiguous(), spec), found
+
+    @torch.no_grad()
+    def decode_tiled(
+        self, tokens: Tokens, channels: int = 3, progress: Callable[[float], None] | None = None
+    ) -> Tensor:
+        """Tokens ``[1, n, h, w]`` to one picture ``[H, W, channels]`` uint8 on the CPU, row by row of windows."""
+        self.check_tokens(tokens)
+        height, width = tokens.spec.size
+        out = torch.empty(height, width, channels, dtype=torch.uint8)
+        top = 0
+        for strip in paint(self.window_rows(tokens)):
+            x_hat = strip[0] if channels == 3 else strip[0].mean(0, keepdim=True)
+            target = out[top : top + x_hat.shape[1]]
+            target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], :width])
+            top += x_hat.shape[1]
+            if progress is not None:
+                progress(min(1.0, top / height))
+        return out
+
+    def window_rows(self, tokens: Tokens) -> Iterator[Tensor]:
+        """Decoded windows, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""
+        for codes in tokens.codes.permute(2, 0, 3, 1):  # [B, w, n]
+            yield self.windows(codes.flatten(0, 1).to(self.device)).unflatten(0, codes.shape[:2])
 
     # ---------------------------------------------------------------- windows
 
@@ -268,27 +318,42 @@ class ImageSequence(Tokenizer):
 
 
 def to_windows(x: Tensor) -> Tensor:
-    """Pictures ``[B, 3, H, W]`` to overlapping windows ``[B, h, w, 3, 272, 272]``; edges are repeated beyond."""
+    """Pictures ``[B, C, H, W]`` to overlapping windows ``[B, h, w, C, 272, 272]``; edges are repeated beyond."""
+    return torch.stack([window_row(x, i) for i in range(-(-x.shape[2] // CORE))], 1)
+
+
+def window_row(x: Tensor, i: int) -> Tensor:
+    """Row i of the windows of ``[B, C, H, W]``, ``[B, w, C, 272, 272]``."""
     height, width = x.shape[2:]
-    x = F.pad(x, (MARGIN, -width % CORE + MARGIN, MARGIN, -height % CORE + MARGIN), mode="replicate")
-    size = CORE + 2 * MARGIN
-    return x.unfold(2, size, CORE).unfold(3, size, CORE).permute(0, 2, 3, 1, 4, 5)
+    rows = torch.arange(i * CORE - MARGIN, (i + 1) * CORE + MARGIN, device=x.device).clamp(0, height - 1)
+    columns = torch.arange(-MARGIN, -(-width // CORE) * CORE + MARGIN, device=x.device).clamp(0, width - 1)
+    strip = x[:, :, rows[:, None], columns]  # [B, C, 272, 256 w + 16]
+    return strip.unfold(3, CORE + 2 * MARGIN, CORE).permute(0, 3, 1, 2, 4)
 
 
 def from_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
-    """Inverse of :func:`to_windows`: windows fade into each other where they overlap; ``[B, 3, *size]``."""
-    b, h, w = windows.shape[:3]
-    edge = CORE + 2 * MARGIN
-    fade = ((torch.arange(2 * MARGIN, device=windows.device) + 0.5) / (2 * MARGIN)).to(windows.dtype)
-    line = torch.cat([fade, fade.new_ones(edge - 4 * MARGIN), fade.flip(0)])  # adds up to 1 with its neighbours'
-    weighted = windows * (line[:, None] * line)
-    columns = weighted.permute(0, 3, 4, 5, 1, 2).reshape(b, 3 * edge * edge, h * w)
-    whole = (h * CORE + 2 * MARGIN, w * CORE + 2 * MARGIN)
-    summed = F.fold(columns, whole, edge, stride=CORE)
-    # The outer margins have one window only, which fades there; they are not part of the picture, but for that of the
-    # first row and column the fade reaches MARGIN pixels into it.
-    weight = F.fold((line[:, None] * line).reshape(1, -1, 1).expand(1, -1, h * w), whole, edge, stride=CORE)
-    return (summed / weight)[:, :, MARGIN : MARGIN + size[0], MARGIN : MARGIN + size[1]]
+    """Inverse of :func:`to_windows`: windows fade into each other where they overlap; ``[B, C, *size]``."""
+    return torch.cat(list(paint(windows.unbind(1))), 2)[:, :, : size[0], : size[1]]
+
+
+def paint(rows: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Rows of windows ``[B, w, C, 272, 272]`` to strips of the picture ``[B, C, *, 256 w]``, from top to bottom."""
+    edge, overlap = CORE + 2 * MARGIN, 2 * MARGIN
+    above, top = None, MARGIN
+    for row in rows:
+        b, w, c = row.shape[:3]
+        fade = (torch.arange(overlap, device=row.device, dtype=row.dtype) + 0.5) / overlap
+        line = torch.cat([fade, fade.new_ones(edge - 2 * overlap), fade.flip(0)])  # with its neighbours' adds up to 1
+        weighted = torch.cat([row, row.new_ones(b, w, 1, edge, edge)], 2) * (line[:, None] * line)
+        columns = weighted.flatten(2).transpose(1, 2)  # [B, (C + 1) 272 272, w]
+        strip = F.fold(columns, (edge, w * CORE + overlap), edge, stride=CORE)  # sums and weights
+        if above is not None:
+            strip[:, :, :overlap] += above
+        above = strip[:, :, CORE:]
+        yield (strip[:, :c, top:CORE] / strip[:, c:, top:CORE])[..., MARGIN : MARGIN + w * CORE]
+        top = 0
+    if above is not None:
+        yield (above[:, :-1, :MARGIN] / above[:, -1:, :MARGIN])[..., MARGIN:-MARGIN]
 
 
 def inside(height: int, width: int) -> Tensor:
