@@ -490,9 +490,7 @@ def read_megatron(path: str | Path) -> MegatronCorpus:
     return MegatronCorpus(path)
 
 
-def _read_index(
-    raw: bytes, size: int, name: str
-) -> tuple[np.dtype[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _read_index(raw: bytes, size: int, name: str) -> tuple[np.dtype[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Type of the ids, lengths and document ends of an index, for ids of ``size`` bytes. Raises MediaError."""
     import numpy as np
 
