@@ -275,7 +275,7 @@ def _window(crop: int | float | tuple[int, int], spec: TokenSpec) -> tuple[int, 
     """A crop in cells. Raises UsageError."""
     if spec.modality == "image":
         sides = crop if isinstance(crop, (tuple, list)) else (crop, crop)
-        if len(sides) != 2 or any(n != int(n) or n < 1 or n % s for n, s in zip(sides, spec.strides, strict=True)):
+        if len(sides) != 2 or any(not n >= 1 or n % s for n, s in zip(sides, spec.strides, strict=True)):
             raise UsageError(f"a crop of {spec.model} is a multiple of {spec.strides[0]} pixels, got {crop}")
         return tuple(int(n) // s for n, s in zip(sides, spec.strides, strict=True))
     if isinstance(crop, (tuple, list)) or not math.isfinite(crop) or crop <= 0:
