@@ -6,6 +6,7 @@
 >>> tokenizer = tokodec.load("image-grid")
 >>> tokens = tokenizer.encode(x)          # x [B, 3, H, W] in [0, 1] -> tokens.codes [B, K, H/16, W/16] int64
 >>> x_hat = tokenizer.decode(tokens)
+>>> dataset = tokodec.datasets.TokenDataset("pictures", crop=256, cache="tokens")  # for torch.utils.data
 
 Names load on first use, so that `import tokodec` does not import torch.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .codec import datasets
     from .codec.decode import Decoded, decode_file
     from .codec.encode import Encoded, encode_file
     from .codec.errors import TokodecError
@@ -35,6 +37,7 @@ _HOMES = {
     "Tokens": ".tokenizers.api",
     "TokenSpec": ".tokenizers.api",
 }
+_MODULES = {"datasets": ".codec.datasets"}
 
 __all__ = [
     "Decoded",
@@ -44,6 +47,7 @@ __all__ = [
     "Tokens",
     "TokodecError",
     "__version__",
+    "datasets",
     "decode_file",
     "encode_file",
     "load",
@@ -53,8 +57,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -299,29 +299,99 @@ def tokenize(
     model: ModelOption = None,
     quality: Quality = None,
     levels: Levels = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="order of the ids in a .bin corpus: levels (the default) or interleaved")
+    ] = None,
+    digits: Annotated[
+        bool, typer.Option("--digits", help="large codes as two or three ids of a .bin corpus, a smaller vocabulary")
+    ] = False,
     format: Annotated[str, typer.Option(help="npz or safetensors, where -o does not say it")] = "npz",
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
-    """Pictures, sounds or .tok files to integer codes (.npz or .safetensors), without decoding them."""
+    """Pictures, sounds or .tok files to integer codes, without decoding them: a file each (.npz or .safetensors), or
+    all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora take token files
+    as well."""
+    from ..tokenizers.sequence import ROWS
+    from .corpus import CORPUS_SUFFIXES, megatron_writer, sequencer_maker, webdataset_writer
     from .media.audio import AUDIO_SUFFIXES_IN
     from .media.image import IMAGE_SUFFIXES_IN
-    from .tokens import tokenize_file
+    from .models import load_model, pick_device
+    from .tokens import TOKEN_SUFFIXES, Tokenized, tokenize_file
 
-    def one(src: str, dst: str) -> int:
+    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok")
+    suffix = "" if out is None else Path(out).suffix.lower()
+    if suffix != ".bin" and (pattern is not None or digits):
+        raise UsageError(f"{'--digits' if pattern is None else '--pattern'} is for a .bin corpus: name one with -o")
+
+    def read(src: str, dst: str | None) -> Tokenized:
         done = tokenize_file(
             src, dst, model, levels=levels, quality=quality, device=device, force=force, max_pixels=max_pixels
         )
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
+        return done
+
+    def one(src: str, dst: str) -> int:
+        done = read(src, dst)
         if not quiet:
             say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
         return EXIT_DAMAGED if done.problems else 0
 
-    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok")
-    each(plan(inputs, out, "." + format.lstrip("."), wanted), one, quiet)
+    if out is None or suffix not in CORPUS_SUFFIXES:
+        each(plan(inputs, out, "." + format.lstrip("."), wanted), one, quiet)
+        return
+    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES))
+    if suffix == ".tar":
+        named = keys_of(sources, out)
+        writer: Any = webdataset_writer(out, force)
+    else:
+        if pattern in ROWS:
+            raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
+        if digits and model is not None:
+            _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
+        named = [(Path(src).name, src) for src in sources]
+        writer = megatron_writer(out, sequencer_maker(pattern or "levels", digits, model, device), force)
+    write_corpus(writer, named, out, lambda src: read(src, None), quiet)
+
+
+def keys_of(sources: list[str], out: str) -> list[tuple[str, str]]:
+    """Sources with their keys in a WebDataset: names without suffix and dots. Raises UsageError if two are the same."""
+    keys: dict[str, str] = {}
+    for src in sources:
+        key = Path(src).stem.replace(".", "_")
+        if key in keys:
+            raise UsageError(f"{keys[key]} and {src} would both be {key!r} in {out}")
+        keys[key] = src
+    return list(keys.items())
+
+
+def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Callable[[str], Any], quiet: bool) -> None:
+    """Tokens of sources with their names, by ``read``, to a corpus; those that fail are told and left out.
+
+    Raises: the error itself for a single source; typer.Exit with the gravest exit code. If all fail there is no output.
+    """
+    names = {src: name for name, src in named}
+    failed: typer.Exit | None = None
+    with writer as corpus:
+
+        def one(src: str, _: str) -> int:
+            done = read(src)
+            corpus.add(names[src], done.tokens)
+            return EXIT_DAMAGED if done.problems else 0
+
+        try:
+            each([(src, out) for _, src in named], one, quiet)
+        except typer.Exit as stop:
+            if not len(corpus):
+                raise
+            failed = stop
+    if not quiet:
+        say(f"{out}: {len(corpus)} of {len(named)} files, {corpus.summary()}")
+    if failed is not None:
+        raise failed
 
 
 @app.command()
@@ -567,6 +637,21 @@ def bench_concealment(
     bench_conceal(pictures, share, model, device, seed, out, save)
 
 
+def expand(inputs: list[str], wanted: tuple[str, ...]) -> list[str]:
+    """Inputs with each folder replaced by the files in it that have a ``wanted`` suffix. Raises UsageError for none."""
+    sources: list[str] = []
+    for name in inputs:
+        path = Path(name)
+        if name != STREAM and path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file())
+            if not inside:
+                raise UsageError(f"no {', '.join(wanted)} files in the folder {name}")
+            sources += map(str, inside)
+        else:
+            sources.append(name)
+    return sources
+
+
 def plan(
     inputs: list[str], out: str | None, suffix: str | Callable[[str], str], wanted: tuple[str, ...]
 ) -> list[tuple[str, str]]:
@@ -582,16 +667,7 @@ def plan(
             raise UsageError(f"{found.lstrip('.')!r} is not a file format")
         return found
 
-    sources: list[str] = []
-    for name in inputs:
-        path = Path(name)
-        if name != STREAM and path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file())
-            if not inside:
-                raise UsageError(f"no {', '.join(wanted)} files in the folder {name}")
-            sources += map(str, inside)
-        else:
-            sources.append(name)
+    sources = expand(inputs, wanted)
     many = len(sources) > 1 or Path(inputs[0]).is_dir()
     if out == STREAM and many:
         raise UsageError("several inputs cannot share standard output: give a folder with -o")

@@ -4,8 +4,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -69,6 +69,31 @@ def atomic_output(path: Path, force: bool) -> Iterator[BinaryIO]:
             _give_name(beside, target, path, force)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_outputs(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
+    """Several outputs that belong together, each as :func:`atomic_output`; refused as one if any is there already.
+
+    They get their names last to first, so put first what a reader opens first: once that is there, all are. If somebody
+    created one of them meanwhile, those that have their names already are removed.
+    """
+    named: list[Path] = []
+
+    @contextmanager
+    def output(path: Path) -> Iterator[BinaryIO]:
+        with atomic_output(path, force) as file:
+            yield file
+        named.append(path)
+
+    try:
+        with ExitStack() as stack:
+            yield [stack.enter_context(output(path)) for path in paths]
+    except BaseException:
+        for path in named:
+            if not force and path.is_file():
+                path.unlink()
+        raise
 
 
 def _give_name(beside: Path, target: Path, path: Path, force: bool) -> None:

@@ -15,6 +15,7 @@ from .errors import ModelError, UsageError, WeightsMismatchError
 if TYPE_CHECKING:
     from ..entropy.hyperprior import HyperPrior
     from ..entropy.prior import Prior
+    from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
 DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k"}  # of `codec encode`
@@ -35,6 +36,14 @@ class Model:
 
     tokenizer: Tokenizer
     prior: Any  # a Prior; a HyperPrior, which is part of the tokenizer, if the rate dial is a quality
+
+    @property
+    def trees(self) -> list[CodeTree]:
+        """The digits of every codebook's codes, coarse to fine. Raises UsageError if the entropy model has none."""
+        trees: list[CodeTree] | None = getattr(self.prior, "trees", None)
+        if trees is None:
+            raise UsageError(f"{self.tokenizer.name} has no digits: only context priors write codes in digits")
+        return trees
 
 
 def pick_device(device: str) -> str:

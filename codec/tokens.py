@@ -52,7 +52,7 @@ def tokenize_file(
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Tokenized:
-    """A picture, a sound or a `.tok` file to tokens; the synthesis net does not run.
+    """A picture, a sound or a `.tok` file to tokens; the synthesis net does not run. Token files are read as they are.
 
     Args:   dst: `.npz` or `.safetensors`; nothing is written if None.  levels: keep at most so many.
             quality: 0 to 100, for pictures and models whose rate dial it is.
@@ -65,7 +65,10 @@ def tokenize_file(
     if quality is not None and not 0 <= quality <= 100:
         raise UsageError(f"quality is 0 to 100, got {quality:g}")
     with open_output(dst, force) as file:
-        done = _tok_tokens(src, model, levels, device, max_pixels)
+        if Path(src).suffix.lower() in TOKEN_SUFFIXES:
+            done: Tokenized | None = Tokenized(_loaded_tokens(src, model, device))
+        else:
+            done = _tok_tokens(src, model, levels, device, max_pixels)
         if done is None:
             done = _media_tokens(src, model, device, max_pixels, quality, levels)
         elif quality is not None:
@@ -75,6 +78,23 @@ def tokenize_file(
         if file is not None:
             file.write(dump_tokens(done.tokens, Path(str(dst)).suffix.lower()))
     return done
+
+
+def _loaded_tokens(src: str | Path, model: str | None, device: str) -> Tokens:
+    """Tokens of a token file; of this model, if one is named."""
+    tokens = load_tokens(src)
+    if model is not None:
+        check_weights(tokens.spec, load_model(model, pick_device(device)).tokenizer, str(src))
+    return tokens
+
+
+def check_weights(spec: TokenSpec, tokenizer: Tokenizer, name: str = "") -> None:
+    """Raise WeightsMismatchError if the tokens (of the file ``name``) are another model's."""
+    if tokenizer.weights_hash != spec.weights_hash:
+        raise WeightsMismatchError(
+            f"{name + ': ' if name else ''}tokens of {spec.model} {spec.weights_hash},"
+            f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
+        )
 
 
 def _tok_tokens(
@@ -146,11 +166,7 @@ def detokenize_file(
         tokens = load_tokens(src)
         loaded = load_model(model or tokens.spec.model, pick_device(device))
         tokenizer = loaded.tokenizer
-        if tokenizer.weights_hash != tokens.spec.weights_hash:
-            raise WeightsMismatchError(
-                f"{src}: tokens of {tokens.spec.model} {tokens.spec.weights_hash},"
-                f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
-            )
+        check_weights(tokens.spec, tokenizer, str(src))
         if not _made_by(tokens.spec, tokenizer):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
         if tokenizer.modality == "audio":
@@ -238,7 +254,7 @@ def load_tokens(src: str | Path) -> Tokens:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    from ..tokenizers.api import Tokens, TokenSpec
+    from ..tokenizers.api import Tokens
 
     path = Path(src)
     try:
@@ -248,14 +264,25 @@ def load_tokens(src: str | Path) -> Tokens:
         else:
             with np.load(path, allow_pickle=False) as arrays:
                 codes, text = arrays["codes"], str(arrays["spec"][()])
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-        spec = TokenSpec(**fields)
+        spec = parse_spec(json.loads(text))
         if codes.dtype != np.int32:
             raise ValueError(f"codes are {codes.dtype}, not int32")
-        if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
-            raise ValueError("the spec holds a size that is not positive")
         return Tokens(torch.from_numpy(codes.astype(np.int64)), spec)
     except OSError as error:
         raise MediaError(f"cannot read {src}: {error.strerror or error}") from error
     except (SafetensorError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
         raise MediaError(f"{src} is not a file of tokens: {error}") from error
+
+
+def parse_spec(fields: dict[str, Any]) -> TokenSpec:
+    """A spec from what :func:`dataclasses.asdict` makes of it, by way of JSON.
+
+    Raises: ValueError, TypeError or AttributeError if it is none.
+    """
+    from ..tokenizers.api import TokenSpec
+
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    spec = TokenSpec(**found)
+    if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
+        raise ValueError("the spec holds a size that is not positive")
+    return spec

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 from tokodec.codec import cli, encode, models, tokens
 from tokodec.codec.container import read_tok
+from tokodec.codec.corpus import read_megatron, read_webdataset
 
 MAIN = "from tokodec.codec.cli import main; main()"
 
@@ -596,6 +597,137 @@ def test_absent_codes(codec: Codec, tiny: list[str], photo: Path) -> None:
     write_npz(path, codes, spec)
     assert codec("detokenize", path, "-o", photo.parent / "x.png", *tiny).code == 0
     assert_user_error(codec("detokenize", path, "-o", photo.parent / "x.tok", *tiny), "absent")
+
+
+# ------------------------------------------------------------------------------------------------------- corpora
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures of different sizes."""
+    path = tmp_path / "in"
+    path.mkdir()
+    for i, size in enumerate([(40, 50), (16, 16), (33, 70)]):
+        Image.fromarray(samples(*size, seed=i)).save(path / f"{'cab'[i]}.png")
+    return path
+
+
+def read_corpus(path: Path) -> list[tuple[str, Any]]:
+    return list(read_webdataset(path) if path.suffix == ".tar" else read_megatron(path))
+
+
+@pytest.mark.parametrize("suffix", ["tar", "bin"])
+def test_a_folder_becomes_a_corpus(suffix: str, codec: Codec, tiny: list[str], folder: Path, tmp_path: Path) -> None:
+    """The tokens that `codec tokenize` writes one by one, by name; token files give the same corpus."""
+    out = tmp_path / f"corpus.{suffix}"
+    done = codec("tokenize", folder, "-o", out, *tiny)
+    assert (done.code, done.out) == (0, b"")
+    codes = 3 * (12 + 1 + 15)
+    summary = {"tar": f"{codes} codes", "bin": f"3 sequences, {codes + 6} ids of a vocabulary of 117"}
+    assert done.err == [f"{out}: 3 of 3 files, {summary[suffix]}"]
+    found = read_corpus(out)
+    assert [name for name, _ in found] == ([*"abc"] if suffix == "tar" else ["a.png", "b.png", "c.png"])
+    made = tmp_path / "made"
+    assert codec("tokenize", folder, "-o", made, *tiny).code == 0
+    for (name, got), path in zip(found, sorted(made.iterdir()), strict=True):
+        want = tokens.load_tokens(path)
+        assert Path(name).stem == path.stem
+        assert got.spec == want.spec
+        assert np.array_equal(got.codes, want.codes)
+    again = tmp_path / f"again.{suffix}"
+    assert codec("tokenize", made, "-o", again, "--quiet", *tiny).err == []
+    assert out.read_bytes() == again.read_bytes()
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+def test_settings_of_a_corpus(codec: Codec, golden: Path, folder: Path, tmp_path: Path) -> None:
+    model = ["--model", golden / "context", "--device", "cpu"]
+    settings = ["--pattern", "interleaved", "--digits", "--levels", 2]
+    assert codec("tokenize", folder, "-o", tmp_path / "x.bin", *settings, *model).code == 0
+    corpus = read_megatron(tmp_path / "x.bin")
+    assert corpus.schema["sequencer"]["pattern"] == "interleaved"
+    assert corpus.schema["sequencer"]["leaves"][0] is not None
+    assert {kind["levels"] for kind in corpus.schema["kinds"]} == {2}
+    assert codec("tokenize", folder, "-o", tmp_path / "y.bin", "--levels", 2, *model).code == 0
+    for (_, a), (_, b) in zip(corpus, read_megatron(tmp_path / "y.bin"), strict=True):
+        assert np.array_equal(a.codes, b.codes)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "bin"])
+def test_a_bad_file_is_told_and_left_out(
+    suffix: str, codec: Codec, tiny: list[str], folder: Path, golden: Path, tmp_path: Path
+) -> None:
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "bad2.npz").write_bytes(b"no tokens")
+    (folder / "cut.tok").write_bytes((golden / "gray.tok").read_bytes()[:-5])
+    out = tmp_path / f"corpus.{suffix}"
+    done = codec("tokenize", folder, "-o", out, *tiny)
+    assert (done.code, done.out) == (2, b"")
+    assert len(done.err) == 5
+    told = ["bad.png", "bad2.npz", "cut.tok: ", "2 of 6 files failed", "4 of 6"]
+    assert all(words in line for line, words in zip(done.err, told, strict=True))
+    assert [Path(name).stem for name, _ in read_corpus(out)] == ["a", "b", "c", "cut"]
+    for name in ("bad.png", "bad2.npz"):
+        (folder / name).unlink()
+    assert codec("tokenize", folder, "-o", out, "--force", *tiny).code == 3  # damaged, and as far as it goes
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name in ("x.png", "y.png"):
+        (folder / name).write_bytes(b"no picture")
+    none = tmp_path / f"none.{suffix}"
+    assert codec("tokenize", folder, "-o", none, *tiny).code == 2
+    assert_user_error(codec("tokenize", folder / "x.png", "-o", none, *tiny), "x.png")
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_a_corpus_in_bin_is_of_one_model(
+    codec: Codec, tiny: list[str], folder: Path, photo_model: Path, tmp_path: Path
+) -> None:
+    assert codec("tokenize", folder / "b.png", "--model", photo_model, "--device", "cpu").code == 0
+    (folder / "b.png").unlink()
+    done = codec("tokenize", folder, "-o", tmp_path / "x.bin", *tiny)
+    assert done.code == 2
+    assert "b.npz: tokens of" in done.err[0]
+    assert [name for name, _ in read_corpus(tmp_path / "x.bin")] == ["a.png", "c.png"]
+
+
+def test_corpora_that_are_refused(codec: Codec, tiny: list[str], folder: Path, tmp_path: Path) -> None:
+    """One line, before any work."""
+    (tmp_path / "more").mkdir()
+    shutil.copy(folder / "a.png", tmp_path / "more" / "a.jpeg")
+    tar, bin = tmp_path / "x.tar", tmp_path / "x.bin"
+    refused: list[tuple[list[object], list[str]]] = [
+        ([folder, "-o", tar, "--pattern", "levels"], ["--pattern", ".bin"]),
+        ([folder, "-o", tar, "--digits"], ["--digits", ".bin"]),
+        ([folder / "a.png", "--digits"], ["--digits", ".bin"]),
+        ([folder / "a.png", "-o", tmp_path / "x.npz", "--pattern", "levels"], ["--pattern", ".bin"]),
+        ([folder, "-o", bin, "--pattern", "delay"], ["delay", "one id a step"]),
+        ([folder, "-o", bin, "--pattern", "diagonal"], ["diagonal", "interleaved"]),
+        ([folder, "-o", bin, "--digits"], ["tiny", "digits"]),
+        ([folder, tmp_path / "more", "-o", tar], ["a.png", "a.jpeg", "'a'"]),
+        ([folder / "a.png", "-o", bin, "--levels", 0], ["levels"]),
+        ([folder / "a.png", "-o", tmp_path / "none" / "x.tar"], ["none"]),
+    ]
+    for arguments, words in refused:
+        assert_user_error(codec("tokenize", *arguments, *tiny), *words)
+    assert names(tmp_path) == ["in", "more"]
+    for path in (tar, tmp_path / "x.idx", tmp_path / "x.json"):
+        path.write_bytes(b"precious")
+    for out in (tar, bin):
+        assert_user_error(codec("tokenize", folder, "-o", out, *tiny), "--force")
+    assert tar.read_bytes() == (tmp_path / "x.json").read_bytes() == b"precious"
+    assert not bin.exists()
+
+
+def test_token_files_of_another_model_are_refused(
+    codec: Codec, tiny: list[str], photo_model: Path, photo: Path
+) -> None:
+    codec("tokenize", photo, *tiny)
+    made = photo.with_suffix(".npz")
+    refused = codec("tokenize", made, "-o", photo.parent / "x.npz", "--model", photo_model, "--device", "cpu")
+    assert_user_error(refused, "photo.npz", "tokens of tiny")
+    assert codec("tokenize", made, "-o", photo.parent / "x.safetensors", "--levels", 1, *tiny).code == 0
+    assert tokens.load_tokens(photo.parent / "x.safetensors").n_levels == 1
 
 
 # ----------------------------------------------------------------------------------------------- damage and errors

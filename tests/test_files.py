@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tokodec.codec.errors import MediaError, OutputExistsError, UsageError
-from tokodec.codec.files import atomic_output
+from tokodec.codec.files import atomic_output, atomic_outputs
 
 
 @pytest.fixture
@@ -180,3 +180,30 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     refusal = pytest.raises(MediaError, match=r"^cannot write .*a\.tok: permission denied$")
     with refusal, atomic_output(tmp_path / "a.tok", force=False):
         pass
+
+
+def test_outputs_that_belong_together_appear_together(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    with atomic_outputs(paths, force=False) as files:
+        for file in files:
+            file.write(b"x")
+        assert not any(path.exists() for path in paths)
+    assert all(path.read_bytes() == b"x" for path in paths)
+    paths[1].write_bytes(b"precious")
+    paths[0].unlink()
+    paths[2].unlink()
+    with pytest.raises(OutputExistsError, match="b exists"), atomic_outputs(paths, force=False):
+        pytest.fail("not reached")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    with pytest.raises(KeyboardInterrupt), atomic_outputs(paths, force=True):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert paths[1].read_bytes() == b"precious"
+
+
+def test_of_outputs_that_belong_together_the_first_gets_its_name_last(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    with pytest.raises(OutputExistsError, match="a exists"), atomic_outputs(paths, force=False):
+        paths[0].write_bytes(b"theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert paths[0].read_bytes() == b"theirs"

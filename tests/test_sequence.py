@@ -220,3 +220,25 @@ def test_schema_is_enough_to_read_ids() -> None:
                 place = place * stream["base"] + i - stream["offset"]
             codes.append(place if schema["leaves"][k] is None else schema["leaves"][k].index(place))
     assert codes == tokens.codes.flatten().tolist()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("digits", [False, True])
+def test_a_schema_gives_the_sequencer_again(pattern: Pattern, shared: bool, digits: bool) -> None:
+    sizes = (300, 300, 7)
+    trees = [place_value(300), None, CodeTree((4, 2), np.array([7, 0, 5, 1, 2, 3, 4]))] if digits else None
+    sequencer = Sequencer(sizes, pattern, trees, shared)
+    again = Sequencer.from_schema(json.loads(json.dumps(sequencer.schema())))
+    assert again.schema() == sequencer.schema()
+    tokens = random_tokens(spec_of(sizes, (3, 5)), 2, 2, absent=0.2)
+    ids = sequencer.flatten(tokens)
+    assert torch.equal(again.flatten(tokens), ids)
+    assert torch.equal(again.unflatten(ids, tokens.spec).codes, tokens.codes)
+
+
+def test_labels_are_the_ids_and_nothing_in_the_padding() -> None:
+    batch = pad_sequences([torch.tensor([BEGIN, 7, END]), torch.tensor([BEGIN, END])])
+    assert batch.labels.tolist() == [[BEGIN, 7, END], [BEGIN, END, -100]]
+    rows = pad_sequences([torch.tensor([[BEGIN, BEGIN], [END, END]]), torch.tensor([[BEGIN, BEGIN]])])
+    assert rows.labels.tolist() == [[[BEGIN, BEGIN], [END, END]], [[BEGIN, BEGIN], [-100, -100]]]

@@ -32,6 +32,8 @@ ROWS: tuple[Pattern, ...] = ("delay", "parallel")  # patterns with a row of ids 
 
 PAD, BEGIN, END, MASK, MISSING = range(5)  # the first ids of every vocabulary; MISSING stands for an ABSENT code
 SPECIAL = ("pad", "begin", "end", "mask", "missing")
+MAX_LEAVES = 1 << 24  # of a codebook's digits, in a schema that is read: three digits of 256 values
+IGNORED = -100  # the label that losses of PyTorch skip
 
 
 class Digits(Protocol):
@@ -263,6 +265,35 @@ class Sequencer:
             "leaves": [None if leaf is None else leaf.tolist() for leaf in self._leaf],
         }
 
+    @classmethod
+    def from_schema(cls, schema: dict[str, Any]) -> Sequencer:
+        """The inverse of :meth:`schema`, also by way of JSON. Raises ValueError if it is none."""
+        try:
+            sizes = tuple(schema["codebook_sizes"])
+            digits: list[Digits | None] = []
+            for k, leaf in enumerate(schema["leaves"]):
+                bases = tuple(stream["base"] for stream in schema["streams"] if stream["codebook"] == k)
+                if not all(type(n) is int for n in (*sizes, *bases)):
+                    raise TypeError("a size is no integer")
+                if math.prod(bases) > MAX_LEAVES:
+                    raise ValueError(f"codebook {k + 1} has {math.prod(bases)} leaves, more than {MAX_LEAVES}")
+                digits.append(None if leaf is None else _Written(bases, leaf))
+            for shared in (False, True):  # the offsets tell
+                found = cls(sizes, schema["pattern"], digits, shared)
+                if found.schema() == schema:
+                    return found
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"not the schema of a sequence: {type(error).__name__} {error}") from error
+        raise ValueError("not the schema of a sequence: its streams contradict its codebooks")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Digits as a schema has them."""
+
+    bases: tuple[int, ...]
+    leaf: list[int]
+
 
 def _tables(digits: Digits, n: int) -> tuple[Tensor, Tensor]:
     """Leaf of each code ``[N]``, and the code at each leaf ``[prod(bases)]``, -1 where there is none."""
@@ -286,6 +317,18 @@ class SequenceBatch:
 
     ids: Tensor
     mask: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """What a loss compares with, of the shape of ``ids``: the ids, and ``IGNORED`` where there is only padding.
+
+        Not shifted: models of causal language that take labels shift them, others compare ``labels[:, 1:]``.
+        """
+        mask = self.mask if self.ids.ndim == 2 else self.mask[..., None]
+        return torch.where(mask, self.ids, IGNORED)
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        return SequenceBatch(self.ids.to(device), self.mask.to(device))
 
     @property
     def lengths(self) -> list[int]:

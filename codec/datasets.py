@@ -1,0 +1,292 @@
+"""Pictures, sounds and token files in folders as a dataset of codes, for generators that are trained with PyTorch.
+
+::
+
+    folders -> files, in the same order everywhere -> tokens (made once, if there is a cache) -> levels, window -> codes
+    codes of several files -> torch.utils.data.DataLoader stacks them, or SequenceCollate makes a batch of sequences
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
+from ..tokenizers.audio.grvq import AudioGRVQ
+from ..tokenizers.image.grid import ImageGrid
+from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
+from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
+from .corpus import sequencer_maker
+from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
+from .files import atomic_output
+from .media.audio import AUDIO_SUFFIXES_IN
+from .media.image import IMAGE_SUFFIXES_IN
+from .models import load_model, pick_device
+from .tokens import TOKEN_SUFFIXES, dump_tokens, load_tokens, tokenize_file
+
+__all__ = ["SequenceCollate", "TokenDataset"]
+
+SUFFIXES = {"image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN}
+CACHE_SUFFIX = ".tokens"  # a .npz file, not called so: a dataset over a folder around the cache must not find it
+CACHE_VERSION = 1  # another one where the same file would give other codes with the same weights
+
+
+class TokenDataset(Dataset[Tensor]):
+    """Codes of the files in folders: ``dataset[i]`` is ``[K, *grid]`` int64, ``dataset.tokens(i)`` says what they mean.
+
+    Files are pictures or sounds, whichever the model is for, `.tok` files and token files (`.npz`, `.safetensors`) of
+    the model; all others are ignored. An item is a file. Of a sound in stereo it is the middle, (left + right) / 2.
+    Folders come in the order given, the files below each by their path in it. Works with any number of workers, which
+    use the CPU unless ``device`` says otherwise: make the tokens first with :meth:`fill_cache` where there is a GPU.
+
+    Args:
+        folders: one or several; files as well.
+        model: release name, folder or hub id.
+        levels: keep so many, coarse to fine; None: all that a file has.
+        crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
+            or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
+        generator: None: the window is the middle; else it is anywhere. Each worker goes on from it in its own way, in
+            every epoch anew.
+        quality: 0 to 100, for models whose rate dial it is.
+        cache: folder in which tokens are kept (made if missing; it can be deleted at any time). Whatever its levels and
+            windows, a file is tokenized once for a model: until its path, size or time of change is another.
+        device: "auto" (a GPU if there is one, but not in workers), "cpu" or "cuda".
+
+    Raises: UsageError if no file is found or an argument makes no sense, ModelError if there is no such model. Reading
+            an item raises a :class:`~.errors.TokodecError` that names the file if it is unreadable, damaged, another
+            model's, of other levels than asked for, or smaller than the crop.
+    """
+
+    def __init__(
+        self,
+        folders: str | Path | Sequence[str | Path],
+        model: str | Path = "image-grid",
+        levels: int | None = None,
+        crop: int | float | tuple[int, int] | None = None,
+        cache: str | Path | None = None,
+        device: str = "auto",
+        *,
+        generator: torch.Generator | None = None,
+        quality: float | None = None,
+    ) -> None:
+        tokenizer = load_model(str(model), pick_device(_device(device))).tokenizer
+        self.model = str(model)
+        self.device = device
+        self.quality = quality
+        self.generator = generator
+        if quality is not None and tokenizer.dial != "quality":
+            raise UsageError(f"the rate dial of {tokenizer.name} is levels, not a quality")
+        self._spec = _smallest_spec(tokenizer, quality)
+        if levels is not None and not 1 <= levels <= len(self._spec.codebook_sizes):
+            raise UsageError(f"levels of {tokenizer.name} are 1 to {len(self._spec.codebook_sizes)}, got {levels}")
+        self.levels = levels
+        self.window = None if crop is None else _window(crop, self._spec)  # in cells
+        if generator is not None and crop is None:
+            raise UsageError("a generator chooses windows: give the size of the crop as well")
+        self.cache = None if cache is None else Path(cache)
+        given = [folders] if isinstance(folders, (str, Path)) else folders
+        wanted = (*SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
+        self.files = [path for folder in given for path in _files(Path(folder), wanted)]
+        if not self.files:
+            raise UsageError(f"no files for {tokenizer.name} in {', '.join(map(str, given)) or 'no folder'}")
+        self._own: tuple[int, torch.Generator] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.tokens(i).codes[0]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """N of every codebook, coarse to fine."""
+        return self._spec.codebook_sizes
+
+    def tokens(self, i: int) -> Tokens:
+        """Item i with the spec that says what its codes mean, a batch of one."""
+        path = self.files[i]
+        tokens = _one_signal(self._whole(path), path)
+        if self.levels is not None:
+            if tokens.n_levels < self.levels:
+                raise UsageError(f"{path}: holds {tokens.n_levels} of {self.levels} levels")
+            tokens = tokens.levels(self.levels)
+        return tokens if self.window is None else self._cut(tokens, self.window, path)
+
+    def spec(self, grid: Sequence[int]) -> TokenSpec:
+        """What codes ``[B, K, *grid]`` of this model mean, whoever made them: so that a generator's can be decoded."""
+        size = tuple(n * s for n, s in zip(grid, self._spec.strides, strict=True))
+        return dataclasses.replace(self._spec, size=size)
+
+    def sequencer(self, pattern: Pattern = "levels", digits: bool = False) -> Sequencer:
+        """What makes sequences of the items. digits: large codes as two or three ids, see :mod:`.corpus`."""
+        return sequencer_maker(pattern, digits, self.model, _device(self.device))(self._spec)
+
+    def fill_cache(self, progress: Callable[[float], None] | None = None) -> int:
+        """Tokenize what the cache lacks, in this process; returns the number of files that were tokenized.
+
+        Args:    progress: called with the share that is done.
+        Raises:  UsageError without a cache, else what reading an item raises.
+        """
+        if self.cache is None:
+            raise UsageError("there is no cache to fill: name a folder for it")
+        made = 0
+        for i, path in enumerate(self.files):
+            if path.suffix.lower() not in TOKEN_SUFFIXES and self._cached(self._cache_file(path)) is None:
+                self._whole(path)
+                made += 1
+            if progress is not None:
+                progress((i + 1) / len(self.files))
+        return made
+
+    # ---------------------------------------------------------------- from file to tokens
+
+    def _whole(self, path: Path) -> Tokens:
+        """All tokens of a file, from the cache if it has them."""
+        if path.suffix.lower() in TOKEN_SUFFIXES:
+            return self._check(load_tokens(path), path)
+        kept = None if self.cache is None else self._cache_file(path)
+        if kept is not None and (found := self._cached(kept)) is not None:
+            return found
+        quality = None if path.suffix.lower() == ".tok" else self.quality
+        done = tokenize_file(path, None, self.model, quality=quality, device=_device(self.device))
+        if done.problems:
+            raise MediaError(f"{path}: {done.problems[0]}")
+        tokens = self._check(done.tokens, path)
+        if kept is not None:
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot make the folder {kept.parent}: {error.strerror or error}") from error
+            with atomic_output(kept, force=True) as file:
+                file.write(dump_tokens(tokens, ".npz"))
+        return tokens
+
+    def _check(self, tokens: Tokens, path: Path) -> Tokens:
+        spec, own = tokens.spec, self._spec
+        if (spec.model, spec.weights_hash) != (own.model, own.weights_hash):
+            raise WeightsMismatchError(
+                f"{path}: tokens of {spec.model} {spec.weights_hash}, not of {own.model} {own.weights_hash}"
+            )
+        if (spec.codebook_sizes, spec.strides) != (own.codebook_sizes, own.strides):
+            raise MediaError(f"{path}: the tokens do not say what {own.model} makes: {spec}")
+        return tokens
+
+    def _cache_file(self, path: Path) -> Path:
+        assert self.cache is not None
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise MediaError(f"cannot read {path}: {error.strerror}") from error
+        spec = self._spec
+        state = [str(path.resolve()), found.st_size, found.st_mtime_ns, spec.model, spec.weights_hash, self.quality]
+        key = hashlib.sha256(json.dumps([CACHE_VERSION, *state]).encode()).hexdigest()
+        return self.cache / key[:2] / f"{key[2:32]}{CACHE_SUFFIX}"
+
+    def _cached(self, kept: Path) -> Tokens | None:
+        """Tokens that were kept; None if there are none, or they cannot be read: they are made anew then."""
+        try:
+            return self._check(load_tokens(kept), kept) if kept.is_file() else None
+        except (MediaError, ModelError):
+            return None
+
+    # ---------------------------------------------------------------- windows
+
+    def _cut(self, tokens: Tokens, window: tuple[int, ...], path: Path) -> Tokens:
+        spec = tokens.spec
+        codes = tokens.codes
+        for axis, (cells, n, stride) in enumerate(zip(window, spec.size, spec.strides, strict=True)):
+            room = n // stride - cells  # cells that are not all signal stay outside
+            if room < 0:
+                has, wants = (" x ".join(map(str, s)) for s in (spec.size, self.spec(window).size))
+                unit = "pixels" if spec.modality == "image" else "samples"
+                raise UsageError(f"{path}: {has} {unit}, less than the crop of {wants}")
+            codes = codes.narrow(2 + axis, self._offset(room), cells)
+        return Tokens(codes.contiguous(), dataclasses.replace(spec, size=self.spec(window).size))
+
+    def _offset(self, room: int) -> int:
+        if self.generator is None:
+            return room // 2
+        worker = get_worker_info()
+        if worker is None:
+            own = self.generator
+        else:  # all workers start with the same state, but each has a seed of its own in every epoch
+            if self._own is None or self._own[0] != worker.seed:
+                seed = (self.generator.initial_seed() + worker.seed) % (1 << 63)
+                self._own = worker.seed, torch.Generator().manual_seed(seed)
+            own = self._own[1]
+        return int(torch.randint(room + 1, (), generator=own))
+
+
+class SequenceCollate:
+    """``collate_fn`` of a DataLoader: codes ``[K, *grid]`` of any grids to sequences, padded to the longest.
+
+    The batch has ids, a mask and labels for causal language models, see :class:`~..tokenizers.sequence.SequenceBatch`.
+    """
+
+    def __init__(self, sequencer: Sequencer) -> None:
+        self.sequencer = sequencer
+
+    def __call__(self, items: Sequence[Tensor]) -> SequenceBatch:
+        sizes = self.sequencer.codebook_sizes
+        sequences = []
+        for codes in items:
+            grid = tuple(codes.shape[1:])
+            spec = TokenSpec("", "", "", sizes, (1,) * len(grid), grid, "")  # sequences ask for sizes and grid alone
+            sequences.append(self.sequencer.flatten(Tokens(codes[None], spec))[0])
+        return pad_sequences(sequences)
+
+
+def _device(device: str) -> str:
+    """ "auto" in a worker is the CPU: a forked process cannot use the GPU of its parent."""
+    return "cpu" if device == "auto" and get_worker_info() is not None else device
+
+
+def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
+    """Files below a folder with a wanted suffix, in an order that is the same on every machine; a file is itself."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}")
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in wanted and p.name[0] != "." and p.is_file()]
+    return sorted(found, key=lambda p: p.relative_to(folder).parts)
+
+
+def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
+    """The spec of a signal of one cell."""
+    if isinstance(tokenizer, AudioGRVQ):
+        spec = tokenizer.spec(1)
+    elif isinstance(tokenizer, ImagePhoto):
+        spec = tokenizer.spec(1, 1, DEFAULT_QUALITY if quality is None else quality)
+    else:
+        assert isinstance(tokenizer, ImageGrid)
+        spec = tokenizer.spec(1, 1)
+    return dataclasses.replace(spec, size=spec.strides)
+
+
+def _window(crop: int | float | tuple[int, int], spec: TokenSpec) -> tuple[int, ...]:
+    """A crop in cells. Raises UsageError."""
+    if spec.modality == "image":
+        sides = crop if isinstance(crop, (tuple, list)) else (crop, crop)
+        if len(sides) != 2 or any(not n >= 1 or n % s for n, s in zip(sides, spec.strides, strict=True)):
+            raise UsageError(f"a crop of {spec.model} is a multiple of {spec.strides[0]} pixels, got {crop}")
+        return tuple(int(n) // s for n, s in zip(sides, spec.strides, strict=True))
+    if isinstance(crop, (tuple, list)) or not math.isfinite(crop) or crop <= 0:
+        raise UsageError(f"a crop of {spec.model} is in seconds, got {crop}")
+    return (max(1, round(crop * (spec.sample_rate or 0) / spec.strides[0])),)
+
+
+def _one_signal(tokens: Tokens, path: Path) -> Tokens:
+    """The one signal of a file, or the middle of a sound in stereo. Raises UsageError for others."""
+    if len(tokens.codes) == 1:
+        return tokens
+    if tokens.spec.channels == "mid-side":
+        return Tokens(tokens.codes[:1], dataclasses.replace(tokens.spec, channels="mono"))
+    raise UsageError(f"{path}: holds {len(tokens.codes)} signals, an item of a dataset is one")
