@@ -124,6 +124,9 @@ def encode(
     bpp: Annotated[float | None, typer.Option(help="most bits per pixel of a picture, whole file")] = None,
     kbps: Annotated[float | None, typer.Option(help="most thousands of bits a second of a sound, whole file")] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="tokens of a picture in all: the rate dial of sequence models, shared by content")
+    ] = None,
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
     ] = None,
@@ -156,6 +159,7 @@ def encode(
                 bpp=bpp,
                 size=size,
                 kbps=kbps,
+                tokens=tokens,
                 prior=prior,
                 tune=tune,
                 effort=effort,
@@ -170,6 +174,7 @@ def encode(
             say(f"codec: {src}: {note}")
         if not quiet:
             dial = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
+            dial = dial if done.tokens is None else f"{done.tokens} tokens"
             rate = f"{done.kbps:.3f} kbps" if done.seconds else f"{done.bpp:.4f} bpp"
             say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {dial}")
         return 0

@@ -51,15 +51,17 @@ PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 # Wire constants. Numbers are never reused.
 IMAGE, AUDIO = 1, 2
 MODALITIES = {IMAGE: "image", AUDIO: "audio"}
-PRIORS = {1: "static", 2: "context", 3: "hyperprior"}
+PRIORS = {1: "static", 2: "context", 3: "hyperprior", 4: "tail"}
 HYPERPRIOR = 3  # files of models whose rate dial is a quality: photo.py reads and writes them
+TAIL = 4  # files of models whose rate dial is the number of tokens
 
 
 @dataclass(frozen=True)
 class Field:
     """One field of the header.
 
-    kind: "u8", "u16", "u32", "hash" (8 bytes, shown as 16 hex digits) or "name" (u8 length, then ASCII).
+    kind: "u8", "u16", "u32", "edge" (a byte, in which 0 stands for 256), "hash" (8 bytes, shown as 16 hex digits) or
+        "name" (u8 length, then ASCII).
     low, high: allowed range of a number.  names: what the values of an enumeration are called.
     optional: a number that is 0 where the header ends before it. Only the last fields may be optional; a writer leaves
     out those at the end that are 0.
@@ -100,7 +102,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
     IMAGE: (
         Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
         Field("width", "u32", "columns of pixels", 1, MAX_SIDE),
-        Field("stride", "u8", "pixels a grid cell spans along each axis", 1, 64),
+        Field("stride", "edge", "pixels a grid cell spans along each axis", 1, 256),
         Field("segment", "u8", "edge of a segment in grid cells", 1, MAX_SEGMENT),
         Field("channels", "u8", "colour", names={1: "gray", 3: "rgb"}),
         Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
@@ -118,7 +120,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("segment", "u16", "frames of a segment", 1, MAX_FRAMES),
     ),
 }
-_STRUCTS = {"u8": struct.Struct("<B"), "u16": struct.Struct("<H"), "u32": struct.Struct("<I")}
+_STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def write_header(header: Header) -> bytes:
         elif f.kind == "hash":
             out += bytes.fromhex(value)
         else:
-            out += _STRUCTS[f.kind].pack(value)
+            out += _STRUCTS[f.kind].pack(value % 256 if f.kind == "edge" else value)
     return bytes(out)
 
 
@@ -261,6 +263,7 @@ def read_header(payload: bytes) -> Header:
             value = take(8, f.name).hex()
         else:
             value = _STRUCTS[f.kind].unpack(take(_STRUCTS[f.kind].size, f.name))[0]
+            value = value or 256 if f.kind == "edge" else value
         f.check(value)
         values[f.name] = value
 

@@ -22,6 +22,7 @@ from .container import (
     IMAGE,
     MAX_PIXELS,
     MAX_SAMPLES,
+    TAIL,
     AudioHeader,
     Header,
     TokFile,
@@ -36,7 +37,7 @@ from .models import Model, model_for, pick_device
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..tokenizers.api import Tokens
+    from ..tokenizers.api import Tokenizer, Tokens
     from ..tokenizers.image.photo import ImagePhoto
 
 
@@ -154,7 +155,7 @@ def _decode_picture(
         pixels, held = photo_pixels(tok, model, device, levels, synthesis, progress)  # 2 to 5
     else:
         tokens, loaded = file_tokens(tok, model, device, levels)  # 2, 5, 4
-        held = fewest_levels(tokens)
+        held = fewest_layers(tok, levels) if header.prior == TAIL else fewest_levels(tokens)
         pixels = decode_pixels(tokens, loaded, header.channels, synthesis, progress)  # 3
     return Decoded(picture_of(tok, pixels), header, held, tok.problems)
 
@@ -185,6 +186,13 @@ def fewest_levels(tokens: Tokens) -> int:
     return int((tokens.codes >= 0).sum(1).min())
 
 
+def fewest_layers(tok: TokFile, levels: int | None) -> int:
+    """The number of layers that every segment has at least, of those that are wanted."""
+    header = tok.picture
+    wanted = min(levels or header.layers, header.layers)
+    return min(len(tok.segment_payloads(segment, wanted)) for segment in range(header.n_segments))
+
+
 def file_tokens(
     tok: TokFile, model: str | None = None, device: str = "auto", levels: int | None = None
 ) -> tuple[Tokens, Model]:
@@ -198,6 +206,7 @@ def file_tokens(
 
     from ..tokenizers.api import Tokens
     from ..tokenizers.image.grid import ImageGrid
+    from ..tokenizers.image.sequence import ImageSequence
 
     loaded = model_for(tok.header, model, pick_device(device))
     if isinstance(tok.header, AudioHeader):
@@ -211,11 +220,12 @@ def file_tokens(
         raise UsageError(f"levels must be at least 1, got {levels}")
     wanted = min(levels or header.layers, header.layers)
     tokenizer = loaded.tokenizer
-    assert isinstance(tokenizer, ImageGrid)
+    assert isinstance(tokenizer, (ImageGrid, ImageSequence))
     spec = tokenizer.spec(header.height, header.width)
     if spec.grid != header.grid:  # checked first: a stride of 1 would ask for 256 times the memory
         raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
-    codes = np.full((1, wanted, *header.grid), -1, dtype=np.int64)
+    most = wanted if isinstance(tokenizer, ImageGrid) else tokenizer.config.tokens
+    codes = np.full((1, most, *header.grid), -1, dtype=np.int64)
     lost = []
     for segment in range(header.n_segments):
         top, left, bottom, right = header.segment_box(segment)
@@ -239,7 +249,7 @@ def photo_model(model: Model) -> ImagePhoto:
     return model.tokenizer
 
 
-def check_one_synthesis(model: ImagePhoto, synthesis: str | None) -> None:
+def check_one_synthesis(model: Tokenizer, synthesis: str | None) -> None:
     """Raise UsageError if a synthesis net was asked for by name."""
     if synthesis is not None:
         raise UsageError(f"{model.name} has one synthesis net only")
@@ -294,8 +304,9 @@ def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Mo
     """Fill the first layer of a lost segment of ``codes [K, h, w]`` in place, given what lies around it."""
     from ..tokenizers.image.grid import ImageGrid
 
-    assert isinstance(model.tokenizer, ImageGrid)
-    codewords = [level.codebook.detach().float().cpu().numpy() for level in model.tokenizer.codebooks]
+    codewords = None
+    if isinstance(model.tokenizer, ImageGrid):
+        codewords = [level.codebook.detach().float().cpu().numpy() for level in model.tokenizer.codebooks]
     top, left, bottom, right = box
     y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
     window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
@@ -314,9 +325,13 @@ def decode_pixels(
     """Tokens to ``[H, W, channels]`` uint8. Raises UsageError if they do not decode."""
     from ..tokenizers.image.grid import ImageGrid
     from ..tokenizers.image.photo import ImagePhoto
+    from ..tokenizers.image.sequence import ImageSequence
     from ..tokenizers.image.tiling import decode_tiled
 
     tokenizer = model.tokenizer
+    if isinstance(tokenizer, ImageSequence):
+        check_one_synthesis(tokenizer, synthesis)
+        return tokenizer.decode_tiled(tokens, channels, progress).numpy()
     if isinstance(tokenizer, ImagePhoto):
         check_one_synthesis(tokenizer, synthesis)
         try:

@@ -2,8 +2,8 @@
 
 1. read the media    2. load the model    3. codes, tile by tile    4. payloads    5. choose the layers    6. write
 
-Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds, which are never in memory as a whole, are
-in sound.py.
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py, of those with a number of tokens in sequence.py;
+sounds, which are never in memory as a whole, are in sound.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..tokenizers.api import Tokens
     from .media.image import Picture
 
-SEGMENT = 64  # cells along the edge of a segment: 1024 pixels at stride 16
+SEGMENT, FEWEST = 1024, 8  # pixels along the edge of a segment, which has so many cells at least
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # steps of descent of refine.py at effort 0, 1, ... 10
 
 
@@ -40,6 +40,7 @@ class Encoded:
         pixels: H * W of a picture.  seconds: of a sound.  The other one is 0.
         notes: what could not be kept, one line each.
         quality: of models whose rate dial it is, else None.
+        tokens: in all, of models whose rate dial is their number, else None.
     """
 
     data: bytes
@@ -48,6 +49,7 @@ class Encoded:
     notes: list[str] = field(default_factory=list)
     quality: float | None = None
     seconds: float = 0.0
+    tokens: int | None = None
 
     @property
     def bpp(self) -> float:
@@ -69,14 +71,16 @@ class Rate:
     bpp: float | None = None  # most bits per pixel, of a picture
     size: int | None = None  # most bytes
     kbps: float | None = None  # most thousands of bits a second, of a sound
+    tokens: int | None = None  # of a picture in all
 
     def __post_init__(self) -> None:
         given = {
             "quality": self.quality, "levels": self.levels, "bpp": self.bpp, "kbps": self.kbps, "bytes": self.size,
+            "tokens": self.tokens,
         }  # fmt: skip
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
-            raise UsageError(f"give one of quality, levels, bpp, kbps and bytes, not {' and '.join(names)}")
+            raise UsageError(f"give one of quality, levels, tokens, bpp, kbps and bytes, not {' and '.join(names)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
         if self.bpp is not None and not 0 < self.bpp < float("inf"):
@@ -85,6 +89,8 @@ class Rate:
             raise UsageError(f"kbps must be positive, got {self.kbps:g}")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"bytes must be positive, got {self.size}")
+        if self.tokens is not None and self.tokens <= 0:
+            raise UsageError(f"tokens must be positive, got {self.tokens}")
 
     def most_bytes(self, pixels: int) -> int | None:
         """The bytes that ``bpp`` or ``size`` allow, None if neither was given."""
@@ -129,6 +135,7 @@ def encode_file(
     bpp: float | None = None,
     size: int | None = None,
     kbps: float | None = None,
+    tokens: int | None = None,
     prior: str | None = None,
     tune: str | None = None,
     effort: int = 0,
@@ -145,9 +152,9 @@ def encode_file(
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None.
         model: release name, folder or hub id; the default for the modality if None.
-        quality: 0 to 100.  levels: 1 to K.  bpp: most bits per pixel.  kbps: most thousands of bits a second.
-            size: most bytes.  At most one of these; by default all levels, or the default quality of a model that has
-            no levels.
+        quality: 0 to 100.  levels: 1 to K.  tokens: of a picture in all.  bpp: most bits per pixel.  kbps: most
+            thousands of bits a second.  size: most bytes.  At most one of these; by default all levels or tokens, or
+            the default quality of a model that has neither.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes by models whose dial is a quality; see :data:`EFFORTS`.
@@ -160,7 +167,7 @@ def encode_file(
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
-    rate = Rate(quality, levels, bpp, size, kbps)
+    rate = Rate(quality, levels, bpp, size, kbps, tokens)
     check_effort(effort)
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
@@ -198,7 +205,11 @@ def _encode_picture(
     if loaded.tokenizer.dial == "quality":
         return build_photo(picture, loaded, metadata, rate, progress, effort)  # 3, 4, 5
     if effort:
-        raise UsageError(f"effort is for models whose rate dial is a quality, {chosen} has levels")
+        raise UsageError(f"effort is for models whose rate dial is a quality, that of {chosen} is another")
+    if loaded.tokenizer.dial == "tokens":
+        return build_sequence(picture, loaded, metadata, rate, progress)  # 3, 4, 5
+    if rate.tokens is not None:
+        raise UsageError(f"the rate dial of {chosen} is its levels, not a number of tokens")
     tokens = encode_tokens(picture.pixels, loaded, progress)  # 3
     layers = compress_tokens(tokens, loaded)  # 4
     return build_file(picture, tokens, layers, loaded, metadata, rate)  # 5
@@ -254,8 +265,9 @@ def build_photo(
 
     tokenizer = model.tokenizer
     assert isinstance(tokenizer, ImagePhoto)
-    if rate.levels is not None:
-        raise UsageError(f"the rate dial of {tokenizer.name} is a quality: use --quality, --bpp or --bytes, not levels")
+    if rate.levels is not None or rate.tokens is not None:
+        what = "levels" if rate.tokens is None else "tokens"
+        raise UsageError(f"the rate dial of {tokenizer.name} is a quality: use --quality, --bpp or --bytes, not {what}")
     height, width, channels = picture.pixels.shape
     extra = Metadata(
         channels,
@@ -267,6 +279,27 @@ def build_photo(
     most = rate.most_bytes(height * width)
     data, quality = encode_photo(picture, tokenizer, extra, rate.quality, most, EFFORTS[effort], progress)
     return Encoded(data, read_tok(data).header.layers, height * width, notes_of(picture, metadata), quality)
+
+
+def build_sequence(
+    picture: Picture, model: Model, metadata: bool, rate: Rate, progress: Callable[[float], None] | None = None
+) -> Encoded:
+    """The file of a model whose rate dial is the number of tokens."""
+    from .sequence import encode_sequence
+
+    height, width, channels = picture.pixels.shape
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    icc, exif = (picture.icc, picture.exif) if metadata else (None, None)
+    layers = 0
+
+    def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
+        nonlocal layers
+        layers = len(payloads)
+        header = image_header(tokens, model, layers, alpha is not None, channels, picture.bit_depth)
+        return write_tok(header, payloads, alpha, icc, exif)
+
+    data, total = encode_sequence(picture.pixels, model, rate, build, progress)
+    return Encoded(data, layers, height * width, notes_of(picture, metadata), tokens=total)
 
 
 def notes_of(picture: Picture, metadata: bool) -> list[str]:
@@ -285,19 +318,22 @@ def encode_tokens(
 
     from ..tokenizers.image.grid import ImageGrid
     from ..tokenizers.image.photo import ImagePhoto
+    from ..tokenizers.image.sequence import ImageSequence
     from ..tokenizers.image.tiling import encode_tiled
     from .photo import photo_tokens
 
     tokenizer = model.tokenizer
     if isinstance(tokenizer, ImagePhoto):
         return photo_tokens(pixels, tokenizer, quality, progress)
+    if isinstance(tokenizer, ImageSequence):
+        return tokenizer.encode_tiled(torch.from_numpy(pixels), False, progress)[0]
     assert isinstance(tokenizer, ImageGrid)
     return encode_tiled(tokenizer, torch.from_numpy(pixels), progress=progress)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
-    """Payloads ``[k][s]`` of level k and segment s."""
-    header = image_header(tokens, model, tokens.n_levels)
+    """Payloads ``[k][s]`` of layer k and segment s."""
+    header = image_header(tokens, model, 1)
     codes = tokens.codes[0].numpy()
     columns = []
     for segment in range(header.n_segments):
@@ -309,7 +345,7 @@ def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
 def image_header(
     tokens: Tokens, model: Model, layers: int, alpha: bool = False, channels: int = 3, bit_depth: int = 8
 ) -> ImageHeader:
-    """Header of a file that holds the first ``layers`` levels of ``tokens``."""
+    """Header of a file that holds the first ``layers`` layers of ``tokens``."""
     height, width = tokens.spec.size
     return ImageHeader(
         model=tokens.spec.model,
@@ -320,7 +356,7 @@ def image_header(
         height=height,
         width=width,
         stride=tokens.spec.strides[0],
-        segment=SEGMENT,
+        segment=max(FEWEST, SEGMENT // tokens.spec.strides[0]),
         channels=channels,
         alpha=int(alpha),
         bit_depth=bit_depth,

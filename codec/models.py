@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 TOKEN_MODELS = {"image": "image-grid", "audio": "audio-24k"}  # of `codec tokenize`: few codes, for generators
-MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image", "AudioGRVQ": "audio"}  # by class, for lists without torch
+MODALITIES = {  # by class, for lists without torch
+    "ImageGrid": "image",
+    "ImagePhoto": "image",
+    "ImageSequence": "image",
+    "AudioGRVQ": "audio",
+}
+DIALS = {"ImagePhoto": "quality", "ImageSequence": "tokens"}  # of classes whose rate dial is not levels
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
     "hyperprior": "hyperprior.safetensors",
     "context": "context.safetensors",
+    "tail": "tail.safetensors",
     "static": "prior.safetensors",
 }
 
@@ -125,6 +132,10 @@ def _load_prior(folder: Path, kind: str, device: str, written: tuple[int, ...]) 
         from ..entropy.static import StaticPrior
 
         return StaticPrior.from_pretrained(folder)
+    if kind == "tail":
+        from ..entropy.tail import TailPrior
+
+        return TailPrior.from_pretrained(folder)
     from ..entropy.context import ContextPrior
 
     return ContextPrior.from_pretrained(folder, device)
@@ -194,7 +205,7 @@ def list_models() -> list[dict[str, Any]]:
                 "modality": MODALITIES[entry["class"]],
                 "base": entry.get("base"),
                 "codebook_sizes": _codebook_sizes(entry["config"]),
-                "dial": "levels" if "codebook_sizes" in entry["config"] else "quality",
+                "dial": DIALS.get(entry["class"], "levels"),
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights.file_hash(path),
@@ -206,5 +217,7 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def _codebook_sizes(config: dict[str, Any]) -> list[int]:
-    """Of all levels; the config of a group-residual quantizer has those of one group."""
+    """Of all levels; the config of a group-residual quantizer has those of one group, that of a sequence the one."""
+    if "codebook_size" in config:
+        return [config["codebook_size"]] * config["tokens"]
     return [n for n in config.get("codebook_sizes", []) for _ in range(config.get("groups", 1))]

@@ -180,10 +180,13 @@ def detokenize_file(
 
                 file.write(photo_file_of_tokens(tokens, tokenizer))
                 return None
-            if int(tokens.codes.min()) < 0:
+            if int(tokens.codes.min()) < 0 and tokenizer.dial != "tokens":
                 raise UsageError(f"{src}: some codes are absent (-1), a .tok file wants all of them")
-            header = image_header(tokens, loaded, tokens.n_levels)
-            file.write(write_tok(header, compress_tokens(tokens, loaded)))
+            try:
+                payloads = compress_tokens(tokens, loaded)
+            except ValueError as error:
+                raise UsageError(f"{src}: {error}") from error
+            file.write(write_tok(image_header(tokens, loaded, len(payloads)), payloads))
             return None
         picture = Picture(decode_pixels(tokens, loaded, 3, synthesis))
         if file is not None:
@@ -214,6 +217,7 @@ def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
     from ..tokenizers.audio.grvq import AudioGRVQ
     from ..tokenizers.image.grid import ImageGrid
     from ..tokenizers.image.photo import ImagePhoto
+    from ..tokenizers.image.sequence import ImageSequence
 
     if isinstance(tokenizer, AudioGRVQ):
         return len(spec.size) == 1 and any(spec == tokenizer.spec(spec.size[0], n) for n in (1, 2, 3))
@@ -223,7 +227,7 @@ def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
     if isinstance(tokenizer, ImagePhoto):
         valid = isinstance(spec.quality, (int, float)) and 0 <= spec.quality <= 100
         return valid and spec == tokenizer.spec(height, width, spec.quality or 0.0)
-    return isinstance(tokenizer, ImageGrid) and spec == tokenizer.spec(height, width)
+    return isinstance(tokenizer, (ImageGrid, ImageSequence)) and spec == tokenizer.spec(height, width)
 
 
 def dump_tokens(tokens: Tokens, suffix: str) -> bytes:

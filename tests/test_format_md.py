@@ -46,7 +46,8 @@ def annotate(data: bytes) -> list[str]:
                 if f.optional and at == end:
                     break
                 value = getattr(header, f.name)
-                size = 1 + len(value) if f.kind == "name" else {"u8": 1, "u16": 2, "u32": 4, "hash": 8}[f.kind]
+                sizes = {"u8": 1, "edge": 1, "u16": 2, "u32": 4, "hash": 8}
+                size = 1 + len(value) if f.kind == "name" else sizes[f.kind]
                 line(size, f"  {f.name} {value}")
         elif kind == container.LAYR:
             prefix = container.read_layer_prefix(data[at:end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -15,6 +16,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
+from tokodec.codec.container import read_tok
+from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.encode import encode_file
+from tokodec.codec.errors import RateError, UsageError
+from tokodec.codec.media.image import Picture
+from tokodec.codec.tokens import detokenize_file, tokenize_file
+from tokodec.entropy.tail import TailPrior
 from tokodec.tokenizers.api import ABSENT, Tokenizer
 from tokodec.tokenizers.image.sequence import (
     CORE,
@@ -208,6 +216,111 @@ def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
         ImageSequenceConfig(**change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a picture batch is"):
         small().encode(torch.zeros(3, 8, 8))
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def folder_1d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that knows one picture a little, so that more tokens are better."""
+    out = tmp_path_factory.mktemp("image-1d")
+    torch.manual_seed(0)
+    model = ImageSequence(SMALL).train()
+    net = script.Autoencoder(model)
+    x = to_windows(picture(300, 530, 3))[0].flatten(0, 1)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(80):
+        x_hat, commitment, codebook, _ = net(x, torch.tensor([1, 3, 12, 6, 8, 12]).roll(step))
+        optimizer.zero_grad()
+        (10 * (x - x_hat).square().mean() + 0.25 * commitment + codebook).backward()
+        optimizer.step()
+    model.save_pretrained(out)
+    counts = np.random.default_rng(0).integers(0, 9, (12, 32))
+    TailPrior.from_counts(counts).save_pretrained(out)
+    return out
+
+
+def source(height: int = 300, width: int = 530) -> io.BytesIO:
+    pixels = (255 * picture(height, width, 3)[0].permute(1, 2, 0)).round().byte().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
+
+
+def test_files_give_tokens_and_pixels_back(folder_1d: Path) -> None:
+    """All tokens, then fewer: what the file decodes to is what its tokens decode to."""
+    model = ImageSequence.from_pretrained(folder_1d)
+    x = torch.from_numpy(np.array(Image.open(source()))).permute(2, 0, 1)[None].float() / 255
+    for total in (None, 30, 6):
+        done = encode_file(source(), model=str(folder_1d), tokens=total)
+        assert done.tokens == 72 if total is None else 6 <= (done.tokens or 0) <= (total or 0)
+        tok = read_tok(done.data)
+        tokens, _ = file_tokens(tok, str(folder_1d))
+        want = model.encode(x) if total is None else model.encode(x, total=total)
+        assert torch.equal(tokens.codes, want.codes)
+        decoded = decode_file(io.BytesIO(done.data), model=str(folder_1d))
+        pixels = (model.decode(want)[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(decoded.picture.pixels, pixels)
+        assert (decoded.levels, decoded.layers, decoded.problems) == (1, 1, [])
+
+
+def test_sizes_and_qualities(folder_1d: Path) -> None:
+    whole = encode_file(source(), model=str(folder_1d))
+    totals = [encode_file(source(), model=str(folder_1d), tokens=n) for n in range(6, 73)]
+    assert max(t.tokens or 0 for t in totals) == 72
+    for most in (len(whole.data) - 1, 120, len(totals[0].data)):  # payloads grow by four bytes at a time
+        done = encode_file(source(), model=str(folder_1d), size=most)
+        assert most - 32 < len(done.data) <= most
+        assert (done.tokens or 0) >= max(t.tokens or 0 for t in totals if len(t.data) <= most - 8 or t is totals[0])
+    by_quality = [encode_file(source(), model=str(folder_1d), quality=q).tokens for q in (0, 50, 100)]
+    assert by_quality == [6, totals[round(6 * 12**0.5) - 6].tokens, 72]
+    with pytest.raises(RateError, match="smallest file takes"):
+        encode_file(source(), model=str(folder_1d), size=50)
+    for words, message in (
+        ({"levels": 2}, "rate dial of image-1d is its tokens"),
+        ({"tokens": 5}, "tokens of a picture of 6 windows are 6 to 72"),
+        ({"tokens": 0}, "tokens must be positive"),
+        ({"tokens": 9, "size": 100}, "give one of"),
+        ({"effort": 2}, "effort is for models whose rate dial is a quality"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            encode_file(source(), model=str(folder_1d), **words)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not tokens"):
+        encode_file(source(), tokens=9)
+    with pytest.raises(UsageError, match="one synthesis net only"):
+        decode_file(io.BytesIO(whole.data), model=str(folder_1d), synthesis="sharp")
+
+
+def test_tokens_as_files(folder_1d: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(source().read())
+    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", str(folder_1d), tokens=40)
+    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", str(folder_1d))
+    detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(folder_1d))
+    assert (tmp_path / "b.tok").read_bytes() == done.data
+    picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(folder_1d))
+    decoded = decode_file(tmp_path / "a.tok", model=str(folder_1d)).picture
+    assert isinstance(picture_of_tokens, Picture)
+    assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)
+    assert tokenize_file(tmp_path / "a.png", None, str(folder_1d)).tokens.n_levels == 12
+
+
+def test_damage_stays_in_its_segment(folder_1d: Path) -> None:
+    """A picture of two segments, the second one damaged: the first is as it was, the second one something."""
+    whole = encode_file(source(200, 2500), model=str(folder_1d))
+    tok = read_tok(whole.data)
+    assert tok.header.n_segments == 2
+    want, _ = file_tokens(tok, str(folder_1d))
+    payload = tok.segment_payloads(1, 1)[0]
+    at = whole.data.index(payload)
+    broken = whole.data[: at + 2] + bytes([whole.data[at + 2] ^ 4]) + whole.data[at + 3 :]
+    decoded = decode_file(io.BytesIO(broken), model=str(folder_1d))
+    assert decoded.problems
+    tokens, _ = file_tokens(read_tok(broken), str(folder_1d))
+    assert torch.equal(tokens.codes[..., :8], want.codes[..., :8])
+    assert bool((tokens.codes[:, 0, :, 8:] >= 0).all())
+    assert not bool((tokens.codes[:, 1:, :, 8:] >= 0).any())
 
 
 # --------------------------------------------------------------------------------------------------------- one command

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from ..entropy.tail import TailPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
 from ..tokenizers.quantize.simvq import SimVQ
@@ -190,10 +191,11 @@ class Trainer:
         )
 
     def export(self) -> None:
-        """Show what the released weights do."""
+        """Show what the released weights do, and write the prior of their codes."""
         model = ImageSequence.from_pretrained(self.out).to(self.device)
         counts = histograms(model, self.pictures)
-        usage = float((torch.stack(counts).sum(0) > 0).float().mean())
+        TailPrior.from_counts(counts.numpy()).save_pretrained(self.out)
+        usage = float((counts.sum(0) > 0).float().mean())
         results: dict[str, Any] = {
             "holdout": measure(model, self.holdout),
             "codebook_usage": usage,
@@ -232,20 +234,21 @@ def measure(model: ImageSequence, pictures: list[Tensor]) -> list[dict[str, floa
 
 
 @torch.no_grad()
-def histograms(model: ImageSequence, pictures: list[Tensor]) -> list[Tensor]:
-    """How often every token takes each code over ``pictures`` and their mirror images, ``[N]`` each."""
+def histograms(model: ImageSequence, pictures: list[Tensor]) -> Tensor:
+    """How often every token takes each code over ``pictures`` and their mirror images, ``[tokens, N]``."""
     counts = torch.zeros(model.config.tokens, model.config.codebook_size, dtype=torch.int64)
     ones = torch.ones((), dtype=torch.int64)
     for picture in pictures:
         x = picture.to(model.device).permute(2, 0, 1)[None].float() / 255
         codes = model.encode(torch.cat([x, x.flip(3)])).codes.transpose(0, 1).flatten(1).cpu()  # [tokens, windows]
         counts.scatter_add_(1, codes, ones.expand_as(codes))
-    return list(counts)
+    return counts
 
 
-def code_bits(counts: list[Tensor]) -> float:
-    """Bits of a code by the histogram of its token, mean over tokens."""
-    return sum(float(torch.special.entr(c / c.sum()).sum()) for c in counts) / len(counts) / math.log(2)
+def code_bits(counts: Tensor) -> float:
+    """Bits of a code by the histogram of its token ``[tokens, N]``, mean over tokens."""
+    shares = counts / counts.sum(1, keepdim=True)
+    return float(torch.special.entr(shares).sum(1).mean()) / math.log(2)
 
 
 def main() -> None:
