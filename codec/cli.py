@@ -624,6 +624,23 @@ def bench_device_pair(
     bench_devices(folder, number_list(qualities, "qualities"), model, device, limit, out)
 
 
+@bench_app.command("shares")
+def bench_token_shares(
+    folder: Annotated[Path, typer.Argument(help="folder with pictures")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for shares.json and a sheet of pictures")] = Path(
+        "bench-out"
+    ),
+    model: ModelOption = None,
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="only so many pictures", min=1)] = None,
+    show: Annotated[str, typer.Option(help="names of the pictures on the sheet, with commas; else the first")] = "",
+) -> None:
+    """Sequence models at different numbers of tokens: each window alike, and shared by content."""
+    from .bench.shares import bench_shares
+
+    bench_shares(folder, out, model, device, limit, [name for name in show.split(",") if name])
+
+
 @bench_app.command("conceal")
 def bench_concealment(
     pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them", metavar="PICTURE...")],

@@ -16,6 +16,8 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
+from tokodec.codec.bench.metrics import psnr
+from tokodec.codec.bench.shares import bench_shares
 from tokodec.codec.container import read_tok
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
@@ -321,6 +323,29 @@ def test_damage_stays_in_its_segment(folder_1d: Path) -> None:
     assert torch.equal(tokens.codes[..., :8], want.codes[..., :8])
     assert bool((tokens.codes[:, 0, :, 8:] >= 0).all())
     assert not bool((tokens.codes[:, 1:, :, 8:] >= 0).any())
+
+
+def test_bench_of_shares(folder_1d: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench_shares(folder, tmp_path / "out", str(folder_1d), "cpu", limit=1, show=["0.png"])
+    assert [(row["way"], row["tokens"]) for row in report["means"]] == [("alike", 12), ("shared", 12)]
+    assert len(report["rows"]) == 2
+    for row in report["rows"]:
+        done = encode_file(folder / row["picture"], model=str(folder_1d))
+        x = np.array(Image.open(folder / row["picture"]))
+        decoded = decode_file(io.BytesIO(done.data), model=str(folder_1d)).picture.pixels
+        if row["way"] == "alike":
+            assert row["bytes"] == len(done.data)
+            assert row["psnr"] == pytest.approx(psnr(x, decoded))
+        else:  # tokens that make it worse are left out
+            assert row["bytes"] <= len(done.data)
+            assert row["psnr"] >= psnr(x, decoded)
+    assert json.loads((tmp_path / "out" / "shares.json").read_text())["rows"] == report["rows"]
+    assert Image.open(tmp_path / "out" / "sheet-1.png").size == (600, 280)
+    assert "no figure" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="there is no nothing"):
+        bench_shares(folder, tmp_path / "out", str(folder_1d), "cpu", show=["nothing.png"])
+    with pytest.raises(UsageError, match="not a number of tokens"):
+        bench_shares(folder, tmp_path / "out", "image-photo", "cpu")
 
 
 # --------------------------------------------------------------------------------------------------------- one command

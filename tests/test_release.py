@@ -211,7 +211,7 @@ def test_photo_prefixes_of_the_layers_are_coarser_pictures(photo: ImagePhoto, tm
 # ------------------------------------------------------------------------------------------------------------ audio-24k
 
 SPEECH = ASSETS / "ljspeech.ogg"  # not among the training sounds
-SOUND_HASH = "653d1b0ff32b05f171150c79f9d4147c956492fbf7c0f1ac1112a8c76c0f42ce"
+SOUND_HASH = "e78109c9e4548b891f5eb0c7b7f069b2870f2a41c32409f6d87d5aa4c412c2a4"
 PRIORS = ("context", "static")
 SAVED = 0.85  # of fixed-length codes at about 3 kbit/s
 
@@ -228,7 +228,7 @@ def test_codebooks_of_sounds_are_used() -> None:
     assert min(training["codebook_usage"]) > 0.95
 
 
-@pytest.mark.parametrize(("kbps", "most_mel"), [(1.5, 0.345), (3.0, 0.312), (5.0, 0.295)])
+@pytest.mark.parametrize(("kbps", "most_mel"), [(1.5, 0.255), (3.0, 0.220), (5.0, 0.206)])
 def test_rate_and_distortion_of_speech(kbps: float, most_mel: float, tmp_path: Path) -> None:
     """The default of `codec encode` for a sound, from a file and back."""
     done = tokodec.encode_file(SPEECH, tmp_path / "a.tok", kbps=kbps, device="cpu")
