@@ -39,6 +39,12 @@ def sound_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def sequence_model() -> Path:
+    """Folder of a model of windows of at most 12 tokens of 32 codewords, briefly trained."""
+    return GOLDEN / "sequence"
+
+
+@pytest.fixture(scope="session")
 def photo_model() -> Path:
     """Folder of a model whose rate dial is a quality: 6 + 10 channels in three slices, briefly trained."""
     return GOLDEN / "photo"

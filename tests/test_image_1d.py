@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +20,12 @@ from torch import Tensor
 
 from tokodec.codec.bench.metrics import psnr
 from tokodec.codec.bench.shares import bench_shares
-from tokodec.codec.container import read_tok
+from tokodec.codec.container import read_tok, write_tok
 from tokodec.codec.decode import decode_file, file_tokens
-from tokodec.codec.encode import encode_file
+from tokodec.codec.encode import compress_tokens, encode_file
 from tokodec.codec.errors import RateError, UsageError
 from tokodec.codec.media.image import Picture
 from tokodec.codec.tokens import detokenize_file, tokenize_file
-from tokodec.entropy.tail import TailPrior
 from tokodec.tokenizers.api import ABSENT, Tokenizer
 from tokodec.tokenizers.image.sequence import (
     CORE,
@@ -39,6 +40,8 @@ from tokodec.tokenizers.image.sequence import (
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
 
+GOLDEN = Path(__file__).resolve().parent / "golden" / "sequence"
+EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 SMALL = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
 
 
@@ -223,24 +226,20 @@ def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-@pytest.fixture(scope="module")
-def folder_1d(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model that knows one picture a little, so that more tokens are better."""
-    out = tmp_path_factory.mktemp("image-1d")
-    torch.manual_seed(0)
-    model = ImageSequence(SMALL).train()
-    net = script.Autoencoder(model)
-    x = to_windows(picture(300, 530, 3))[0].flatten(0, 1)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for step in range(80):
-        x_hat, commitment, codebook, _ = net(x, torch.tensor([1, 3, 12, 6, 8, 12]).roll(step))
-        optimizer.zero_grad()
-        (10 * (x - x_hat).square().mean() + 0.25 * commitment + codebook).backward()
-        optimizer.step()
-    model.save_pretrained(out)
-    counts = np.random.default_rng(0).integers(0, 9, (12, 32))
-    TailPrior.from_counts(counts).save_pretrained(out)
-    return out
+@pytest.mark.parametrize("name", EXPECTED)
+def test_golden_files(name: str, sequence_model: Path) -> None:
+    """Codes to the last one, and the file of these codes to the last byte; pixels may round differently elsewhere."""
+    want, data = EXPECTED[name], (GOLDEN / f"{name}.tok").read_bytes()
+    assert len(data) == want["bytes"]
+    tok = read_tok(data)
+    tokens, model = file_tokens(tok, str(sequence_model), "cpu")
+    assert list(tokens.codes.shape) == want["shape"]
+    assert hashlib.sha256(tokens.codes.numpy().astype("<i4").tobytes()).hexdigest()[:32] == want["codes"]
+    assert write_tok(tok.picture, compress_tokens(tokens, model)) == data
+    x_hat = decode_file(io.BytesIO(data), model=str(sequence_model), device="cpu").picture.pixels
+    assert list(x_hat.shape) == want["size"]
+    some = x_hat[:: x_hat.shape[0] // 3, :: x_hat.shape[1] // 5].ravel().astype(int)
+    assert int(np.abs(some - want["pixels"]).max()) <= 1
 
 
 def source(height: int = 300, width: int = 530) -> io.BytesIO:
@@ -251,88 +250,90 @@ def source(height: int = 300, width: int = 530) -> io.BytesIO:
     return buffer
 
 
-def test_files_give_tokens_and_pixels_back(folder_1d: Path) -> None:
+def test_files_give_tokens_and_pixels_back(sequence_model: Path) -> None:
     """All tokens, then fewer: what the file decodes to is what its tokens decode to."""
-    model = ImageSequence.from_pretrained(folder_1d)
+    model = ImageSequence.from_pretrained(sequence_model)
     x = torch.from_numpy(np.array(Image.open(source()))).permute(2, 0, 1)[None].float() / 255
     for total in (None, 30, 6):
-        done = encode_file(source(), model=str(folder_1d), tokens=total)
+        done = encode_file(source(), model=str(sequence_model), tokens=total)
         assert done.tokens == 72 if total is None else 6 <= (done.tokens or 0) <= (total or 0)
         tok = read_tok(done.data)
-        tokens, _ = file_tokens(tok, str(folder_1d))
+        tokens, _ = file_tokens(tok, str(sequence_model))
         want = model.encode(x) if total is None else model.encode(x, total=total)
         assert torch.equal(tokens.codes, want.codes)
-        decoded = decode_file(io.BytesIO(done.data), model=str(folder_1d))
+        decoded = decode_file(io.BytesIO(done.data), model=str(sequence_model))
         pixels = (model.decode(want)[0] * 255).round().byte().permute(1, 2, 0).numpy()
         assert np.array_equal(decoded.picture.pixels, pixels)
         assert (decoded.levels, decoded.layers, decoded.problems) == (1, 1, [])
 
 
-def test_sizes_and_qualities(folder_1d: Path) -> None:
-    whole = encode_file(source(), model=str(folder_1d))
-    totals = [encode_file(source(), model=str(folder_1d), tokens=n) for n in range(6, 73)]
+def test_sizes_and_qualities(sequence_model: Path) -> None:
+    whole = encode_file(source(), model=str(sequence_model))
+    totals = [encode_file(source(), model=str(sequence_model), tokens=n) for n in (6, 14, 21, 36, 72)]
     assert max(t.tokens or 0 for t in totals) == 72
     for most in (len(whole.data) - 1, 120, len(totals[0].data)):  # payloads grow by four bytes at a time
-        done = encode_file(source(), model=str(folder_1d), size=most)
+        done = encode_file(source(), model=str(sequence_model), size=most)
         assert most - 32 < len(done.data) <= most
         assert (done.tokens or 0) >= max(t.tokens or 0 for t in totals if len(t.data) <= most - 8 or t is totals[0])
-    by_quality = [encode_file(source(), model=str(folder_1d), quality=q).tokens for q in (0, 50, 100)]
-    assert by_quality == [6, totals[round(6 * 12**0.5) - 6].tokens, 72]
+    by_quality = [encode_file(source(), model=str(sequence_model), quality=q).tokens for q in (0, 50, 100)]
+    assert by_quality == [6, totals[2].tokens, 72]  # 6 windows of the square root of 12 tokens: 21
     with pytest.raises(RateError, match="smallest file takes"):
-        encode_file(source(), model=str(folder_1d), size=50)
+        encode_file(source(), model=str(sequence_model), size=50)
     for words, message in (
-        ({"levels": 2}, "rate dial of image-1d is its tokens"),
+        ({"levels": 2}, "rate dial of tiny-sequence is its tokens"),
         ({"tokens": 5}, "tokens of a picture of 6 windows are 6 to 72"),
         ({"tokens": 0}, "tokens must be positive"),
         ({"tokens": 9, "size": 100}, "give one of"),
         ({"effort": 2}, "effort is for models whose rate dial is a quality"),
     ):
         with pytest.raises(UsageError, match=message):
-            encode_file(source(), model=str(folder_1d), **words)  # type: ignore[arg-type]
+            encode_file(source(), model=str(sequence_model), **words)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="not tokens"):
         encode_file(source(), tokens=9)
     with pytest.raises(UsageError, match="one synthesis net only"):
-        decode_file(io.BytesIO(whole.data), model=str(folder_1d), synthesis="sharp")
+        decode_file(io.BytesIO(whole.data), model=str(sequence_model), synthesis="sharp")
 
 
-def test_tokens_as_files(folder_1d: Path, tmp_path: Path) -> None:
+def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(source().read())
-    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", str(folder_1d), tokens=40)
-    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", str(folder_1d))
-    detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(folder_1d))
+    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", str(sequence_model), tokens=40)
+    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", str(sequence_model))
+    detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(sequence_model))
     assert (tmp_path / "b.tok").read_bytes() == done.data
-    picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(folder_1d))
-    decoded = decode_file(tmp_path / "a.tok", model=str(folder_1d)).picture
+    picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(sequence_model))
+    decoded = decode_file(tmp_path / "a.tok", model=str(sequence_model)).picture
     assert isinstance(picture_of_tokens, Picture)
     assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)
-    assert tokenize_file(tmp_path / "a.png", None, str(folder_1d)).tokens.n_levels == 12
+    assert tokenize_file(tmp_path / "a.png", None, str(sequence_model)).tokens.n_levels == 12
 
 
-def test_damage_stays_in_its_segment(folder_1d: Path) -> None:
+def test_damage_stays_in_its_segment(sequence_model: Path) -> None:
     """A picture of two segments, the second one damaged: the first is as it was, the second one something."""
-    whole = encode_file(source(200, 2500), model=str(folder_1d))
+    whole = encode_file(source(200, 2500), model=str(sequence_model))
     tok = read_tok(whole.data)
     assert tok.header.n_segments == 2
-    want, _ = file_tokens(tok, str(folder_1d))
+    want, _ = file_tokens(tok, str(sequence_model))
     payload = tok.segment_payloads(1, 1)[0]
     at = whole.data.index(payload)
     broken = whole.data[: at + 2] + bytes([whole.data[at + 2] ^ 4]) + whole.data[at + 3 :]
-    decoded = decode_file(io.BytesIO(broken), model=str(folder_1d))
+    decoded = decode_file(io.BytesIO(broken), model=str(sequence_model))
     assert decoded.problems
-    tokens, _ = file_tokens(read_tok(broken), str(folder_1d))
+    tokens, _ = file_tokens(read_tok(broken), str(sequence_model))
     assert torch.equal(tokens.codes[..., :8], want.codes[..., :8])
     assert bool((tokens.codes[:, 0, :, 8:] >= 0).all())
     assert not bool((tokens.codes[:, 1:, :, 8:] >= 0).any())
 
 
-def test_bench_of_shares(folder_1d: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = bench_shares(folder, tmp_path / "out", str(folder_1d), "cpu", limit=1, show=["0.png"])
+def test_bench_of_shares(
+    sequence_model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
     assert [(row["way"], row["tokens"]) for row in report["means"]] == [("alike", 12), ("shared", 12)]
     assert len(report["rows"]) == 2
     for row in report["rows"]:
-        done = encode_file(folder / row["picture"], model=str(folder_1d))
+        done = encode_file(folder / row["picture"], model=str(sequence_model))
         x = np.array(Image.open(folder / row["picture"]))
-        decoded = decode_file(io.BytesIO(done.data), model=str(folder_1d)).picture.pixels
+        decoded = decode_file(io.BytesIO(done.data), model=str(sequence_model)).picture.pixels
         if row["way"] == "alike":
             assert row["bytes"] == len(done.data)
             assert row["psnr"] == pytest.approx(psnr(x, decoded))
@@ -343,7 +344,7 @@ def test_bench_of_shares(folder_1d: Path, folder: Path, tmp_path: Path, capsys: 
     assert Image.open(tmp_path / "out" / "sheet-1.png").size == (600, 280)
     assert "no figure" in capsys.readouterr().out
     with pytest.raises(UsageError, match="there is no nothing"):
-        bench_shares(folder, tmp_path / "out", str(folder_1d), "cpu", show=["nothing.png"])
+        bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
     with pytest.raises(UsageError, match="not a number of tokens"):
         bench_shares(folder, tmp_path / "out", "image-photo", "cpu")
 

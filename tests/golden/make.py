@@ -1,6 +1,6 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the words `context`, `photo` or `sound` it makes only those folders), or any
+Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound` only those folders), or any
 tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as
 they are: new ones are added under new names.
 """
@@ -37,7 +37,7 @@ from tokodec.codec.container import (
     write_header,
 )
 from tokodec.codec.decode import decode_file, file_tokens, photo_file_tokens
-from tokodec.codec.encode import Rate, build_file, build_photo, compress_tokens, encode_tokens
+from tokodec.codec.encode import Rate, build_file, build_photo, build_sequence, compress_tokens, encode_tokens
 from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
@@ -48,18 +48,23 @@ from tokodec.entropy.hyperprior import CODE_MAX, HyperPrior, Walk, export_hyperp
 from tokodec.entropy.hyperprior_net import Z_MAX, HyperNet, HyperShape
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
+from tokodec.entropy.tail import TailPrior
 from tokodec.tokenizers.audio.grvq import AudioGRVQ, AudioGRVQConfig
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig
+from tokodec.tokenizers.image.sequence import ImageSequence, ImageSequenceConfig, to_windows
 from tokodec.tokenizers.image.tiling import Tile
 from tokodec.tokenizers.quantize.residual import ResidualQuantizer
 from tokodec.tokenizers.quantize.simvq import SimVQ
+from tokodec.train.image_1d import Autoencoder
 
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
+SEQUENCE = HERE / "sequence"  # a model of windows, and files made with it
 SOUND = HERE / "sound"  # a model for sounds, both kinds of entropy models, and files made with them
+SEQUENCE_CONFIG = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
 CONFIG = ImageGridConfig(
     channels=(8, 8, 8),
     analysis_blocks=(1, 1, 1),
@@ -279,6 +284,60 @@ def make_sound() -> None:
             "heard": [round(float(v), 5) for v in heard[:, :: max(1, heard.shape[1] // 8)].ravel()],
         }
     (SOUND / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
+    """Random colours 16 pixels apart and what lies between, uint8 ``[H, W, 3]``."""
+    coarse = torch.rand(1, 3, -(-height // 16), -(-width // 16), generator=torch.Generator().manual_seed(seed))
+    x = F.interpolate(coarse, scale_factor=16, mode="bilinear")[0, :, :height, :width]
+    return (255 * x).round().byte().permute(1, 2, 0).numpy()
+
+
+def make_sequence_model() -> None:
+    """A model that knows one picture a little, so that more tokens are better."""
+    torch.manual_seed(0)
+    SEQUENCE.mkdir(exist_ok=True)
+    model = ImageSequence(SEQUENCE_CONFIG, "tiny-sequence").train()
+    net = Autoencoder(model)
+    x = to_windows(torch.from_numpy(smooth_picture(300, 530, 3)).permute(2, 0, 1)[None].float() / 255)[0].flatten(0, 1)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    kept = torch.tensor([1, 3, 12, 6, 8, 12])
+    for step in range(120):
+        x_hat, commitment, codebook, _ = net(x, kept.roll(step))
+        optimizer.zero_grad()
+        (10 * (x - x_hat).square().mean() + 0.25 * commitment + codebook).backward()
+        optimizer.step()
+    model.save_pretrained(SEQUENCE)
+    counts = np.random.default_rng(0).integers(0, 9, (SEQUENCE_CONFIG.tokens, SEQUENCE_CONFIG.codebook_size))
+    TailPrior.from_counts(counts).save_pretrained(SEQUENCE)
+
+
+def make_sequence() -> None:
+    make_sequence_model()
+    for path in SEQUENCE.glob("*.tok"):
+        path.unlink()
+    model = load_model(str(SEQUENCE))
+    picture = smooth_picture(300, 530, 3)
+    pictures = {
+        "all": (picture, Rate()),
+        "shared": (picture, Rate(tokens=30)),
+        "gray": (picture[:70, :80, :1], Rate(tokens=5)),
+        "segments": (smooth_picture(40, 2500, 4), Rate(quality=40)),
+    }
+    expected: dict[str, Any] = {}
+    for name, (pixels, rate) in pictures.items():
+        data = build_sequence(Picture(np.ascontiguousarray(pixels)), model, True, rate).data
+        (SEQUENCE / f"{name}.tok").write_bytes(data)
+        tokens, _ = file_tokens(read_tok(data), str(SEQUENCE), "cpu")
+        x_hat = decode_file(io.BytesIO(data), model=str(SEQUENCE), device="cpu").picture.pixels
+        expected[name] = {
+            "codes": codes_hash(tokens.codes),
+            "shape": list(tokens.codes.shape),
+            "bytes": len(data),
+            "size": list(x_hat.shape),
+            "pixels": x_hat[:: x_hat.shape[0] // 3, :: x_hat.shape[1] // 5].ravel().tolist(),
+        }
+    (SEQUENCE / "expected.json").write_text(json.dumps(expected) + "\n")
 
 
 def context_prior(model: Model) -> ContextPrior:
@@ -504,6 +563,8 @@ def main(wanted: list[str]) -> None:
         make_context()
     if not wanted or "photo" in wanted:
         make_photo()
+    if not wanted or "sequence" in wanted:
+        make_sequence()
     if not wanted or "sound" in wanted:
         make_sound()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
