@@ -23,6 +23,7 @@ from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
 from ..tokenizers.audio.grvq import AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
+from ..tokenizers.image.sequence import ImageSequence
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from .corpus import sequencer_maker
 from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
@@ -83,7 +84,7 @@ class TokenDataset(Dataset[Tensor]):
         self.quality = quality
         self.generator = generator
         if quality is not None and tokenizer.dial != "quality":
-            raise UsageError(f"the rate dial of {tokenizer.name} is levels, not a quality")
+            raise UsageError(f"the rate dial of {tokenizer.name} is {tokenizer.dial}, not a quality")
         self._spec = _smallest_spec(tokenizer, quality)
         if levels is not None and not 1 <= levels <= len(self._spec.codebook_sizes):
             raise UsageError(f"levels of {tokenizer.name} are 1 to {len(self._spec.codebook_sizes)}, got {levels}")
@@ -266,7 +267,7 @@ def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
     elif isinstance(tokenizer, ImagePhoto):
         spec = tokenizer.spec(1, 1, DEFAULT_QUALITY if quality is None else quality)
     else:
-        assert isinstance(tokenizer, ImageGrid)
+        assert isinstance(tokenizer, (ImageGrid, ImageSequence))
         spec = tokenizer.spec(1, 1)
     return dataclasses.replace(spec, size=spec.strides)
 

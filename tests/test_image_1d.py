@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
+import tokodec
 from tokodec.codec.bench.metrics import psnr
 from tokodec.codec.bench.shares import bench_shares
 from tokodec.codec.container import read_tok, write_tok
@@ -305,6 +306,14 @@ def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
     assert isinstance(picture_of_tokens, Picture)
     assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)
     assert tokenize_file(tmp_path / "a.png", None, str(sequence_model)).tokens.n_levels == 12
+
+
+def test_as_a_dataset(sequence_model: Path, folder: Path) -> None:
+    """A sequence a window for generators: places in order, one vocabulary for all."""
+    dataset = tokodec.datasets.TokenDataset(folder, str(sequence_model), device="cpu")
+    assert [tuple(codes.shape) for codes in dataset] == [(12, 2, 2)] * 3
+    x = torch.from_numpy(np.array(Image.open(folder / "1.png"))).permute(2, 0, 1)[None].float() / 255
+    assert torch.equal(dataset[1], ImageSequence.from_pretrained(sequence_model).encode(x).codes[0])
 
 
 def test_damage_stays_in_its_segment(sequence_model: Path) -> None:
