@@ -131,7 +131,11 @@ class Sequencer:
         """
         if tokens.spec.codebook_sizes != self.codebook_sizes:
             raise ValueError("the tokens have other codebooks than the sequence")
-        codes = tokens.codes.flatten(2)  # [B, K, n]
+        return self.ids(tokens.codes)
+
+    def ids(self, codes: Tensor) -> Tensor:
+        """As :meth:`flatten`, from codes ``[B, K, *grid]`` that are not checked: nothing waits for the device."""
+        codes = codes.flatten(2)  # [B, K, n]
         columns = [self._ids(codes[:, k], k) for k in range(codes.shape[1])]  # [B, digits of k, n] each
         if self.pattern == "levels":
             flat = torch.cat([ids.transpose(1, 2).flatten(1) for ids in columns], 1)
