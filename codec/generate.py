@@ -187,7 +187,7 @@ def picture_prompt(path: Path, keep: float, generator: Generator, loaded: Model,
     notes += picture.notes
     if picture.alpha is not None:
         notes.append("the alpha channel is left out")
-    pixels = np.broadcast_to(picture.pixels, (*picture.pixels.shape[:2], 3))
+    pixels = np.broadcast_to(picture.pixels, (*picture.pixels.shape[:2], 3)).copy()  # gray becomes RGB
     fitted = fit(pixels, height, width, beginning=keep == 1)
     if fitted.shape != pixels.shape:
         sizes = [f"{p.shape[1]} x {p.shape[0]}" for p in (pixels, fitted)]
@@ -211,7 +211,7 @@ def fit(pixels: np.ndarray, height: int, width: int, beginning: bool) -> np.ndar
         factor = max(factor, height / pixels.shape[0])
     if factor < 1:
         size = [max(1, round(n * factor)) for n in pixels.shape[:2]]
-        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
         x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
         pixels = x[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
     top = 0 if beginning else max(0, pixels.shape[0] - height) // 2

@@ -156,8 +156,10 @@ class Generator(nn.Module):
             inside = inside * n + along
         groups = [(s, (stream == s).nonzero()[:, 0]) for s in stream.unique().tolist()]
         back = torch.cat([at for _, at in groups]).argsort()
-        found = [x.to(self.device) for x in (stream, cell, axes, place[stream, inside])]
-        return Order(*found, tuple((s, at.to(self.device)) for s, at in groups), back.to(self.device))
+        stream, cell, axes, rotary, back = (
+            x.to(self.device) for x in (stream, cell, axes, place[stream, inside], back)
+        )
+        return Order(stream, cell, axes, rotary, tuple((s, at.to(self.device)) for s, at in groups), back)
 
     def ids(self, codes: Tensor) -> Tensor:
         """Codes ``[B, K, *grid]`` of this model's levels at least to ids ``[B, T + 2]``; nothing is checked."""
@@ -374,13 +376,22 @@ def llama(config: GeneratorConfig, vocabulary: int, steps: int, dropout: float) 
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register(ATTENTION, sdpa_attention_forward)
-    settings = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=config.hidden, intermediate_size=config.inner,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
-        max_position_embeddings=steps, attention_dropout=dropout, use_cache=False, pad_token_id=PAD,
-        bos_token_id=BEGIN, eos_token_id=END, attn_implementation=ATTENTION,
-    )  # fmt: skip
-    return LlamaForCausalLM(settings)
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.inner,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "max_position_embeddings": steps,
+        "attention_dropout": dropout,
+        "use_cache": False,
+        "pad_token_id": PAD,
+        "bos_token_id": BEGIN,
+        "eos_token_id": END,
+        "attn_implementation": ATTENTION,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings))
 
 
 def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -392,7 +403,7 @@ def choose(logits: Tensor, draw: Tensor, temperature: float, top_k: int | None, 
         logits = logits.masked_fill(logits < logits.topk(top_k, 1).values[:, -1:], -math.inf)
     p = logits.softmax(1)
     if top_p is not None and top_p < 1:
-        ranked, which = p.sort(1, descending=True, stable=True)
+        ranked, which = p.sort(dim=1, descending=True, stable=True)
         ranked = ranked.masked_fill(ranked.cumsum(1) - ranked >= top_p, 0.0)  # the first stays
         p = torch.zeros_like(p).scatter(1, which, ranked)
     total = p.cumsum(1)

@@ -23,6 +23,7 @@ TOKEN_MODELS = {"image": "image-grid", "audio": "audio-24k"}  # of `codec tokeni
 MODALITIES = {"ImageGrid": "image", "ImagePhoto": "image", "AudioGRVQ": "audio"}  # by class, for lists without torch
 GENERATOR = "Generator"  # class of the models of `codec generate`
 GENERATORS = {"image": "generator-image", "audio": "generator-audio"}  # of `codec generate`
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
     "hyperprior": "hyperprior.safetensors",
@@ -174,9 +175,8 @@ def list_models() -> list[dict[str, Any]]:
     """The released tokenizers: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
     from ..tokenizers import weights
 
-    assets = Path(__file__).resolve().parent.parent / "assets"
     found = []
-    for config in sorted(assets.glob("*/config.json")):
+    for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
         if entry["class"] not in MODALITIES:
             continue
@@ -204,9 +204,8 @@ def list_generators() -> list[dict[str, Any]]:
     """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, bytes, hash."""
     from ..tokenizers import weights
 
-    assets = Path(__file__).resolve().parent.parent / "assets"
     found = []
-    for config in sorted(assets.glob("*/config.json")):
+    for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
         if entry["class"] != GENERATOR:
             continue
