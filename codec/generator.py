@@ -313,12 +313,12 @@ class Generator(nn.Module):
         training = self.training
         self.eval()
         walk = Cached(self, n, order) if use_cache else Uncached(self, order)
-        streams = order.stream.tolist()
-        for i, s in enumerate(streams):
+        position = torch.arange(ids.shape[1], device=self.device)
+        for i, s in enumerate(order.stream.tolist()):
             if not wanted[i + 1]:
                 continue
             logits = self.logits(walk(ids, i + 1)[:, None], s)
-            logits = self.possible(logits, ids, s, order.back.new_tensor([i + 1]))[:, 0]
+            logits = self.possible(logits, ids, s, position[i + 1 : i + 2])[:, 0]
             chosen = choose(logits, draws[:, i], temperature, top_k, top_p) + self.sequencer.streams[s].offset
             ids[:, i + 1] = torch.where(open_[:, i + 1], chosen, ids[:, i + 1])
             if progress is not None:
