@@ -121,7 +121,7 @@ class Generator(nn.Module):
             assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=0.02)
         names = inspect.signature(self.llama.model.forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"  # before transformers 5.20 or so
+        self._cache_name = "cache" if "cache" in names else "past_key_values"  # its name in transformers 5.0
         self._orders: dict[tuple[object, ...], Order] = {}
 
     @property
