@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .codec.decode import Decoded, decode_file
     from .codec.encode import Encoded, encode_file
     from .codec.errors import TokodecError
+    from .codec.generator import Generator, load_generator
     from .codec.models import load
     from .tokenizers.api import Tokenizer, Tokens, TokenSpec
 
@@ -32,6 +33,8 @@ _HOMES = {
     "Encoded": ".codec.encode",
     "encode_file": ".codec.encode",
     "TokodecError": ".codec.errors",
+    "Generator": ".codec.generator",
+    "load_generator": ".codec.generator",
     "load": ".codec.models",
     "Tokenizer": ".tokenizers.api",
     "Tokens": ".tokenizers.api",
@@ -42,6 +45,7 @@ _MODULES = {"datasets": ".codec.datasets"}
 __all__ = [
     "Decoded",
     "Encoded",
+    "Generator",
     "TokenSpec",
     "Tokenizer",
     "Tokens",
@@ -51,6 +55,7 @@ __all__ = [
     "decode_file",
     "encode_file",
     "load",
+    "load_generator",
 ]
 
 

@@ -44,6 +44,9 @@ Output = Annotated[
     str | None, typer.Option("--out", "-o", help="file, or folder for several inputs; - is standard output")
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="release name, folder or hub id")]
+GeneratorOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="generator: release name, folder or hub id")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
@@ -281,11 +284,11 @@ def info(
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")] = False) -> None:
     """List the models that come with the package."""
-    from .models import list_models
+    from .models import list_generators, list_models
 
-    found = list_models()
+    found, generators = list_models(), list_generators()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found + generators))
         return
     for entry in found:
         sizes = " + ".join(map(str, entry["codebook_sizes"]))
@@ -295,6 +298,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         base = f", a variant of {entry['base']}" if entry["base"] else ""
         print(f"    weights {entry['weights_hash']}{base}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
+    for entry in generators:
+        size = " x ".join(map(str, reversed(entry["size"])))
+        print(f"{entry['name']}  generator of {entry['modality']}, {size}, {entry['bytes'] / 2**20:.1f} MiB")
+        print(f"    weights {entry['weights_hash']}, {entry['levels']} levels of {entry['tokenizer']}")
 
 
 @app.command()
@@ -427,6 +434,53 @@ def detokenize(
         return 0
 
     each(plan(inputs, out, suffix, (".npz", ".safetensors")), one, quiet)
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the samples and a sheet of all of them")],
+    model: GeneratorOption = None,
+    prompt: Annotated[Path | None, typer.Option(help="picture or sound whose beginning is kept")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="of the prompt: share of a picture's rows (0.5), seconds of a sound (1)")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", help="samples")] = 8,
+    temperature: Annotated[float, typer.Option(help="below 1 safer, above 1 wilder; 0: the most probable id")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="choose among the k most probable ids only")] = None,
+    top_p: Annotated[float | None, typer.Option(help="only among the ids that have this probability together")] = None,
+    seed: Annotated[int, typer.Option(help="of the random numbers", min=0)] = 0,
+    levels: Annotated[int | None, typer.Option(help="only so many levels of codes")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="the generator's tokenizer, if it is not a release")] = None,
+    synthesis: Annotated[str | None, typer.Option(help="which synthesis net of a picture, faithful or sharp")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """New pictures or sounds from a generator; with a prompt, the rest of a picture or of a sound."""
+    from .generate import generate_files
+
+    with progress_bar(str(out), quiet) as progress:
+        done = generate_files(
+            out,
+            model,
+            prompt,
+            keep,
+            number,
+            tokenizer=tokenizer,
+            levels=levels,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            synthesis=synthesis,
+            device=device,
+            force=force,
+            progress=progress,
+        )
+    for note in done.notes:
+        say(f"codec: {prompt or out}: {note}")
+    if not quiet:
+        say(f"{len(done.samples)} samples -> {out}, all of them in {done.files[-1]}")
 
 
 @app.command()
@@ -607,6 +661,27 @@ def bench_entropy_priors(
     from .bench.prior import bench_prior
 
     bench_prior(inputs, model, device, threads, seconds, large, out)
+
+
+@bench_app.command("generator")
+def bench_a_generator(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="pictures or sounds, .tok or token files, or folders", metavar="INPUT...")
+    ],
+    model: GeneratorOption = None,
+    tokenizer: Annotated[str | None, typer.Option(help="the generator's tokenizer, if it is not a release")] = None,
+    device: Device = "auto",
+    samples: Annotated[int, typer.Option("-n", help="samples at a time", min=1)] = 4,
+    full: Annotated[bool, typer.Option("--full", help="time every pass without the cache, not some of them")] = False,
+    seed: Annotated[int, typer.Option(help="of the random numbers", min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="only so many inputs", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="of PyTorch on the CPU", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
+) -> None:
+    """A generator as a prior beside the context prior and static tables, and its speed with and without a cache."""
+    from .bench.generator import bench_generator
+
+    bench_generator(inputs, model, tokenizer, device, samples, full, seed, limit, threads, out)
 
 
 @bench_app.command("devices")

@@ -28,6 +28,9 @@ MODALITIES = {  # by class, for lists without torch
     "AudioGRVQ": "audio",
 }
 DIALS = {"ImagePhoto": "quality", "ImageSequence": "tokens"}  # of classes whose rate dial is not levels
+GENERATOR = "Generator"  # class of the models of `codec generate`
+GENERATORS = {"image": "generator-image", "audio": "generator-audio"}  # of `codec generate`
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
 PRIOR_FILES = {  # best first
     "hyperprior": "hyperprior.safetensors",
@@ -189,13 +192,14 @@ def model_for(header: Header, name: str | None, device: str) -> Model:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """The released models: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
+    """The released tokenizers: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
     from ..tokenizers import weights
 
-    assets = Path(__file__).resolve().parent.parent / "assets"
     found = []
-    for config in sorted(assets.glob("*/config.json")):
+    for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
+        if entry["class"] not in MODALITIES:
+            continue
         path = config.parent / weights.WEIGHTS_FILE
         parts = config.parent.parent / entry["base"] if "base" in entry else config.parent  # released beside its base
         found.append(
@@ -210,6 +214,34 @@ def list_models() -> list[dict[str, Any]]:
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights.file_hash(path),
                 "priors": [kind for kind, file in PRIOR_FILES.items() if (parts / file).is_file()],
+                "folder": str(config.parent),
+            }
+        )
+    return found
+
+
+def list_generators() -> list[dict[str, Any]]:
+    """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, bytes, hash."""
+    from ..tokenizers import weights
+
+    found = []
+    for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
+        entry = json.loads(config.read_text())
+        if entry["class"] != GENERATOR:
+            continue
+        window = entry["config"]["window"]
+        found.append(
+            {
+                "name": entry["name"],
+                "class": entry["class"],
+                "modality": window["modality"],
+                "tokenizer": window["model"],
+                "tokenizer_hash": window["weights_hash"],
+                "levels": entry["config"]["levels"],
+                "pattern": entry["config"]["pattern"],
+                "size": window["size"],
+                "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
+                "weights_hash": weights.file_hash(config.parent / WEIGHTS_FILE),
                 "folder": str(config.parent),
             }
         )

@@ -460,7 +460,7 @@ def test_info_of_bad_files(codec: Codec, golden: Path, tmp_path: Path) -> None:
 def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(json.loads(codec("models", "--json").out), list)
     shutil.copytree(tiny_model, tmp_path / "assets" / "tiny")
-    monkeypatch.setattr(models, "__file__", str(tmp_path / "codec" / "models.py"))
+    monkeypatch.setattr(models, "ASSETS", tmp_path / "assets")
     done = codec("models", "--json")
     assert (done.code, done.err) == (0, [])
     (entry,) = json.loads(done.out)
@@ -473,6 +473,14 @@ def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert entry["priors"] == ["static"]
     assert b"tiny  image, 64 + 32 + 16 codewords" in codec("models").out
     assert b"entropy models static" in codec("models").out
+    window = {"model": "tiny", "weights_hash": "0" * 16, "modality": "image", "size": [48, 64]}
+    config = {"class": models.GENERATOR, "name": "gen", "config": {"window": window, "levels": 2, "pattern": "levels"}}
+    (tmp_path / "assets" / "gen").mkdir()
+    (tmp_path / "assets" / "gen" / "config.json").write_text(json.dumps(config))
+    shutil.copy(tiny_model / "model.safetensors", tmp_path / "assets" / "gen")
+    assert [entry["class"] for entry in json.loads(codec("models", "--json").out)] == ["ImageGrid", "Generator"]
+    assert b"gen  generator of image, 64 x 48" in codec("models").out
+    assert b", 2 levels of tiny" in codec("models").out
 
 
 def test_the_prior_is_chosen(codec: Codec, golden: Path, tiny_model: Path, photo: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ MAY_IMPORT = {
 }
 # A file that may import from one folder more: its quantiser rounds what its entropy model did not predict.
 MAY_ALSO_IMPORT = {"tokenizers/image/photo.py": {"entropy"}}
+# A file that may use one package more, when it is asked for a generator.
+MAY_ALSO_USE = {"codec/generator.py": {"transformers"}}
 # Packages beyond the standard library that the files of a folder may import.
 THIRD_PARTY = {
     "": set(),
@@ -141,6 +143,35 @@ def test_the_library_works_without_extras(tiny_model: Path) -> None:
     assert run_python(code, str(tiny_model)) == "(2, 3, 3, 2) (2, 3, 33, 20)\n"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_the_root_on_the_path_does_not_break_transformers(first: bool) -> None:
+    """It imports the PyPI package `tokenizers`, and our folder of that name is found first."""
+    code = (
+        "import sys\n"
+        "if sys.argv[1:] == ['last']: sys.path = [p for p in sys.path if p] + ['.']\n"
+        "from transformers import LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "import tokenizers\n"
+        "print(tokenizers.Tokenizer.__name__, hasattr(tokenizers, '_make_way'))"
+    )
+    arguments = [] if first else ["last"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["Tokenizer False"], done.stderr
+
+
+def test_without_the_other_package_the_root_has_none() -> None:
+    """Ours is no module of that name, wherever one stands."""
+    code = (
+        "import importlib.machinery as m, sys\n"
+        "find = m.PathFinder.find_spec\n"
+        "m.PathFinder.find_spec = lambda name, path=None, target=None:"
+        " None if name == 'tokenizers' and path else find(name, path, target)\n"
+        "try: import tokenizers\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "No module named 'tokenizers'\n", done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------- sources
 
 
@@ -183,7 +214,8 @@ def test_third_party_packages(path: Path) -> None:
         return
     for name, line in imports(path):
         top = name.split(".")[0]
-        known = sys.stdlib_module_names | {"tokodec"} | THIRD_PARTY[home]
+        more = MAY_ALSO_USE.get(path.relative_to(ROOT).as_posix(), set())
+        known = sys.stdlib_module_names | {"tokodec"} | THIRD_PARTY[home] | more
         assert top in known, f"line {line}: {home} imports {name}"
 
 

@@ -13,9 +13,10 @@ import torch
 import tokodec
 from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
 from tokodec.codec.bench.spectra import mel_distance
+from tokodec.codec.generator import load_generator
 from tokodec.codec.media.audio import read_audio
 from tokodec.codec.media.image import read_image
-from tokodec.codec.models import list_models, load_model
+from tokodec.codec.models import list_generators, list_models, load_model
 from tokodec.codec.photo import Metadata, photo_file
 from tokodec.codec.sound import SEGMENT
 from tokodec.entropy.context import ContextPrior
@@ -62,6 +63,21 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     assert entry["dial"] == tokenizer.dial
     if tokenizer.dial == "levels":
         assert entry["codebook_sizes"] == list(tokenizer.codebook_sizes)
+
+
+def test_released_generators_are_complete_and_small() -> None:
+    """And know the tokens of a released tokenizer."""
+    for entry in list_generators():
+        folder = Path(entry["folder"])
+        files = {p.name for p in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "README.md", "training.json"} <= files
+        assert entry["bytes"] < 16 << 20
+        card = (folder / "README.md").read_text()
+        for section in ("## Data", "## Training", "## Results", "## Bad at", "## Licence"):
+            assert section in card
+        assert entry["weights_hash"] in card
+        assert load_model(entry["tokenizer"]).tokenizer.weights_hash == entry["tokenizer_hash"]
+        assert load_generator(entry["name"], "cpu").weights_hash == entry["weights_hash"]
 
 
 def test_codebooks_are_used_on_the_training_set() -> None:

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import importlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -210,17 +211,27 @@ class Tokenizer(nn.Module, abc.ABC):
         return model.eval()
 
 
-def released_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(p.parent.name for p in ASSETS.glob(f"*/{CONFIG_FILE}"))
+def released_models(classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> list[str]:
+    """Names of the models of these classes that come with the package; tokenizers, where nothing else is said."""
+    folders = [p.parent for p in ASSETS.glob(f"*/{CONFIG_FILE}")]
+    return sorted(folder.name for folder in folders if class_of(folder) in classes)
 
 
-def find_model(name: str | Path) -> Path:
-    """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError."""
+def class_of(folder: Path) -> str:
+    """The class that the ``config.json`` of a released model names."""
+    return str(json.loads((folder / CONFIG_FILE).read_text())["class"])
+
+
+def find_model(name: str | Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> Path:
+    """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError.
+
+    Args:   classes: only releases of these count; what a folder holds, its reader will tell.
+    """
     path = Path(name)
     if (path / CONFIG_FILE).is_file():
         return path
-    if str(name) in released_models():
+    released = released_models(classes)
+    if str(name) in released:
         return ASSETS / str(name)
     if str(name).count("/") == 1 and not path.exists():
         try:
@@ -232,9 +243,8 @@ def find_model(name: str | Path) -> Path:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "README.md"]))
     else:
         hint = ""
-    raise FileNotFoundError(
-        f"no model {str(name)!r}: give a folder with a {CONFIG_FILE} or one of {', '.join(released_models())}{hint}"
-    )
+    known = f" or one of {', '.join(released)}" if released else ""
+    raise FileNotFoundError(f"no model {str(name)!r}: give a folder with a {CONFIG_FILE}{known}{hint}")
 
 
 def config_text(model: Tokenizer, base: str | None = None) -> str:
@@ -245,8 +255,8 @@ def config_text(model: Tokenizer, base: str | None = None) -> str:
     return json.dumps({**entry, "config": dataclasses.asdict(model.config)}, indent=2) + "\n"
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Parsed ``config.json`` of a model folder, its shape checked. Raises ValueError."""
+def read_config(folder: Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> dict[str, Any]:
+    """Parsed ``config.json`` of a model of one of these classes, its shape checked. Raises ValueError."""
     path = folder / CONFIG_FILE
     try:
         found = json.loads(path.read_text())
@@ -257,6 +267,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config', and 'base' if it is a variant")
     if not isinstance(found["name"], str) or not isinstance(found.get("base", ""), str):
         raise ValueError(f"{path}: 'name' or 'base' is not a text")
-    if found["class"] not in TOKENIZER_CLASSES:
-        raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(TOKENIZER_CLASSES)}")
+    if found["class"] not in classes:
+        raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(classes)}")
     return found

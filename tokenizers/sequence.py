@@ -94,6 +94,7 @@ class Sequencer:
         self.streams: list[Stream] = []  # codebook after codebook, coarse digit first
         self._leaf: list[Tensor | None] = []
         self._code: list[Tensor | None] = []
+        self._copies: dict[tuple[int, torch.device], Tensor] = {}
         blocks: dict[tuple[int, ...], int] = {}
         size = len(SPECIAL)
         for k, n in enumerate(self.codebook_sizes):
@@ -133,7 +134,11 @@ class Sequencer:
         """
         if tokens.spec.codebook_sizes != self.codebook_sizes:
             raise ValueError("the tokens have other codebooks than the sequence")
-        codes = tokens.codes.flatten(2)  # [B, K, n]
+        return self.ids(tokens.codes)
+
+    def ids(self, codes: Tensor) -> Tensor:
+        """As :meth:`flatten`, from codes ``[B, K, *grid]`` that are not checked: nothing waits for the device."""
+        codes = codes.flatten(2)  # [B, K, n]
         columns = [self._ids(codes[:, k], k) for k in range(codes.shape[1])]  # [B, digits of k, n] each
         if self.pattern == "levels":
             flat = torch.cat([ids.transpose(1, 2).flatten(1) for ids in columns], 1)
@@ -149,13 +154,22 @@ class Sequencer:
         """Codes ``[B, n]`` of codebook k to ids ``[B, digits, n]``."""
         own = self.streams[self._ends[k] : self._ends[k + 1]]
         absent = codes == ABSENT
-        leaf = self._leaf[k]
-        rest = codes.clamp(min=0) if leaf is None else leaf.to(codes.device)[codes.clamp(min=0)]
+        leaf = self._leaf_on(k, codes.device)
+        rest = codes.clamp(min=0) if leaf is None else leaf[codes.clamp(min=0)]
         ids = []
         for stream in reversed(own):
             ids.append(torch.where(absent, MISSING, rest % stream.base + stream.offset))
             rest = rest // stream.base
         return torch.stack(ids[::-1], 1)
+
+    def _leaf_on(self, k: int, device: torch.device) -> Tensor | None:
+        """The digits of codebook k as numbers on a device, copied once: a copy makes the host wait."""
+        leaf = self._leaf[k]
+        if leaf is None or leaf.device == device:
+            return leaf
+        if (k, device) not in self._copies:
+            self._copies[k, device] = leaf.to(device)
+        return self._copies[k, device]
 
     def _rows(self, ids: Tensor) -> Tensor:
         """``[B, S, n]`` to ``[B, L, S]`` from begin to end; delayed, each stream a step after the one before."""

@@ -238,7 +238,7 @@ class AudioGRVQ(Tokenizer):
 
     def synthesise(self, z: Tensor, frames: Tensor | None = None) -> Tensor:
         """Latents ``[B, D, t]`` to signals ``[B, 1, 320 t]``. frames: ``[B]`` those that count, all if None."""
-        pieces = self.pieces(self.synthesis(z))
+        pieces = self.pieces(self.synthesis(z.to(next(self.synthesis.parameters()).dtype)))
         there = pieces.new_ones(len(z), pieces.shape[1])
         if frames is not None:
             there = (torch.arange(pieces.shape[1], device=z.device) < 2 * frames[:, None]).to(pieces.dtype)

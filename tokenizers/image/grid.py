@@ -207,7 +207,8 @@ class ImageGrid(Tokenizer):
     def pixels(self, codes: Tensor, synthesis: str | None = None) -> Tensor:
         """Codes ``[B, k, h, w]`` to pixels ``[B, 3, 16h, 16w]`` in [0, 1]."""
         net = self.synthesis[self.check_synthesis(synthesis)]
-        z_q = self.quantizer.decode(codes).contiguous(memory_format=torch.channels_last)
+        z_q = self.quantizer.decode(codes).to(next(net.parameters()).dtype)  # [B, D, h, w], float32 before
+        z_q = z_q.contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return ((net(z_q) + 1) / 2).clamp(0, 1)
 

@@ -51,6 +51,7 @@ class CropStore:
         size: edge of a crop in pixels.
         device: where the buffer lives and crops are made.
         zoom: share of a batch that is cut larger (up to ``max_zoom`` times) and reduced, so that more scales are seen.
+        turned: share of crops whose rows become columns.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class CropStore:
         zoom: float = 0.25,
         max_zoom: float = 1.75,
         seed: int = 0,
+        turned: float = 0.25,
     ) -> None:
         kept = [p for p in pictures if min(p.shape[:2]) >= size]
         if not kept:
             raise ValueError(f"no picture is at least {size} x {size}")
-        self.size, self.zoom, self.max_zoom = size, zoom, max_zoom
+        self.size, self.zoom, self.max_zoom, self.turned = size, zoom, max_zoom, turned
         self.device = torch.device(device)
         self.buffer = torch.cat([p.reshape(-1) for p in kept]).to(self.device)
         shapes = torch.tensor([p.shape[:2] for p in kept])
@@ -108,4 +110,4 @@ class CropStore:
             parts.append(F.interpolate(cut, self.size, mode="bilinear", antialias=True) if edge != self.size else cut)
         x = torch.cat(parts)
         x = torch.where(self._rand(n)[:, None, None, None] < 0.5, x.flip(3), x)
-        return torch.where(self._rand(n)[:, None, None, None] < 0.25, x.transpose(2, 3), x)
+        return torch.where(self._rand(n)[:, None, None, None] < self.turned, x.transpose(2, 3), x)
