@@ -311,7 +311,7 @@ def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
 def test_as_a_dataset(sequence_model: Path, folder: Path) -> None:
     """A sequence a window for generators: places in order, one vocabulary for all."""
     dataset = tokodec.datasets.TokenDataset(folder, str(sequence_model), device="cpu")
-    assert [tuple(codes.shape) for codes in dataset] == [(12, 2, 2)] * 3
+    assert [tuple(dataset[i].shape) for i in range(len(dataset))] == [(12, 2, 2)] * 3
     x = torch.from_numpy(np.array(Image.open(folder / "1.png"))).permute(2, 0, 1)[None].float() / 255
     assert torch.equal(dataset[1], ImageSequence.from_pretrained(sequence_model).encode(x).codes[0])
 
