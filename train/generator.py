@@ -37,8 +37,15 @@ from ..tokenizers.image.grid import STRIDE, ImageGrid
 from .data.audio import SoundStore, list_sounds, read_sounds
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
-from .loop import Clock, learning_rate, mistakes_in_one_line, recipe_of, training_arguments
-from .muon import Muon
+from .loop import (
+    Clock,
+    learning_rate,
+    mistakes_in_one_line,
+    optimizers_of,
+    recipe_of,
+    set_rate,
+    training_arguments,
+)
 from .prior import codewords_of
 
 STEPS_A_CHECK = 20
@@ -199,28 +206,10 @@ class Trainer:
             print(text, flush=True)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """AdamW, and Muon for the matrices of the blocks."""
-        optim = self.recipe["optim"]
-        matrices: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, p in self.model.named_parameters():
-            inner = p.ndim == 2 and name.startswith("llama.model.layers.")
-            (matrices if inner and optim["muon"] else decayed if inner else others).append(p)
-        decay = optim["weight_decay"]
-        groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": decay}]
-        found: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]], optim["lr"], tuple(optim["betas"]),
-                fused=self.device.type == "cuda",
-            )
-        ]  # fmt: skip
-        if matrices:
-            found.append(Muon(matrices, lr=optim["lr"] * optim["muon"], weight_decay=decay))
-        for optimizer in found:
-            for group in optimizer.param_groups:
-                group["base"] = group["lr"]
-        return found
+        def in_a_block(name: str, p: nn.Parameter) -> bool:
+            return p.ndim == 2 and name.startswith("llama.model.layers.")
+
+        return optimizers_of(self.model.named_parameters(), self.recipe["optim"], in_a_block)
 
     def loss(self, ids: Tensor) -> Tensor:
         bf16 = self.args.precision == "bf16" and self.device.type == "cuda"
@@ -238,9 +227,7 @@ class Trainer:
         self.model.train()
         while not (self.steps % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
             factor = learning_rate(self.steps, clock.share, optim["warmup_steps"], optim["cooldown"])
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["base"] * factor
+            set_rate(optimizers, factor)
             with torch.no_grad():
                 ids = self.model.ids(self.media.windows(optim["batch"]))
             if compute is None:

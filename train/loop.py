@@ -77,19 +77,24 @@ def optimizers_of(
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices and AdamW for the rest if ``optim.muon`` is not 0.
 
-    ``optim.muon`` is Muon's learning rate over ``optim.lr``. Every group keeps its full learning rate as ``base``,
-    which :func:`set_rate` takes a part of.
+    ``optim.muon`` is Muon's learning rate over ``optim.lr``; ``optim.weight_decay``, if there is one, is that of the
+    matrices. Every group keeps its full learning rate as ``base``, which :func:`set_rate` takes a part of.
     """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, p in named:
-        (matrices if optim["muon"] and is_matrix(name, p) else others).append(p)
-    fused = others[0].is_cuda
+        (matrices if is_matrix(name, p) else others).append(p)
+    decay = optim.get("weight_decay", 0.0)
+    groups = [{"params": others, "weight_decay": 0.0}]
+    if not optim["muon"]:
+        groups.append({"params": matrices, "weight_decay": decay})
+    groups = [group for group in groups if group["params"]]
+    fused = (matrices + others)[0].is_cuda
     found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=optim["lr"], betas=tuple(optim["betas"]), weight_decay=0.0, fused=fused)
+        torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), fused=fused)
     ]
-    if matrices:
-        found.append(Muon(matrices, lr=optim["lr"] * optim["muon"]))
+    if optim["muon"] and matrices:
+        found.append(Muon(matrices, lr=optim["lr"] * optim["muon"], weight_decay=decay))
     for optimizer in found:
         for group in optimizer.param_groups:
             group["base"] = group["lr"]
