@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,33 @@ import torch
 # Triton decides when it is imported whether kernels are compiled or interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+@contextmanager
+def _training() -> Iterator[None]:
+    from accelerate.state import AcceleratorState
+
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    AcceleratorState._reset_state(True)
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session")
+def training() -> Callable[[], AbstractContextManager[None]]:
+    """Around training scripts: they choose kernels for the whole process and keep state of accelerate."""
+    return _training
+
+
+@pytest.fixture
+def _trains() -> Iterator[None]:
+    """A test that runs training scripts."""
+    with _training():
+        yield
+
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

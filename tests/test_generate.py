@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 import tokodec
@@ -32,12 +32,6 @@ SMALL = (
     " data.holdout_every=3"
 )
 PICTURES, SOUNDS = f"model.window=[48,48] {SMALL}", f"model.window=[3200] model.levels=3 {SMALL}"
-
-
-@pytest.fixture
-def _restored() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +65,12 @@ def train(monkeypatch: pytest.MonkeyPatch, recipe: str, settings: str, *words: o
 
 @pytest.fixture(scope="module")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sound_model: Path, pictures: Path, sounds: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    sound_model: Path,
+    pictures: Path,
+    sounds: Path,
+    training: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, Path]:
     """A generator of each kind, trained for some steps; what the command printed lies beside it."""
     found = {}
@@ -84,8 +83,8 @@ def trained(
             lines: list[str] = []
             patch.setattr(script.Trainer, "log", lambda self, text, lines=lines: lines.append(text))
             words = ("--tokenizer", tokenizer, "--data", data, "--test", data, "--minutes", 0.03, "--out", out)
-            train(patch, recipe, settings, *words)
-            AcceleratorState._reset_state(True)
+            with training():
+                train(patch, recipe, settings, *words)
             (out / "log.txt").write_text("\n".join(lines))
             found[kind] = out
     return found
@@ -120,7 +119,7 @@ def test_one_command_trains_and_reports(kind: str, trained: dict[str, Path]) -> 
     assert model.window == ((3, 3) if kind == "image" else (10,))
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 def test_resuming_starts_from_the_weights(
     trained: dict[str, Path], pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -134,7 +133,7 @@ def test_resuming_starts_from_the_weights(
         torch.testing.assert_close(after[name], tensor, atol=1e-4, rtol=1e-2)
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -7,14 +7,12 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -361,14 +359,6 @@ def test_bench_of_shares(
 # --------------------------------------------------------------------------------------------------------- one command
 
 
-@pytest.fixture
-def _restored() -> Iterator[None]:
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pictures")
@@ -384,7 +374,7 @@ WORDS = (
 )
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize("codes", ["simvq", "bsq"])
 def test_one_command_trains_and_reports(
     codes: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -406,7 +396,7 @@ def test_one_command_trains_and_reports(
     assert ImageSequence.from_pretrained(tmp_path / "b").weights_hash == model.weights_hash
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 def test_steps_bring_the_picture_nearer() -> None:
     """The losses and the gradients of all parts belong together: two crops are told apart, and known."""
     torch.manual_seed(0)

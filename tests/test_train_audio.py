@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
 
 from tokodec.codec.bench.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
@@ -36,15 +34,6 @@ SMALL = (
     "model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16,16] data.seconds=0.2 data.holdout_every=3 "
     "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5 data.kept=[]"
 )
-
-
-@pytest.fixture
-def _restored() -> Iterator[None]:
-    """The script chooses kernels for the whole process and keeps state of accelerate."""
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +195,7 @@ def command(*words: str) -> list[str]:
     return ["audio", "--precision", "no", "--set", *SMALL.split(), *words]
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 def test_one_command_trains_and_reports(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +225,7 @@ def test_one_command_trains_and_reports(
     assert AudioGRVQ.from_pretrained(again).weights_hash == model.weights_hash
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
     """The losses and the gradients of all parts belong together: the distance to a tone falls by a quarter."""
     torch.manual_seed(0)
@@ -255,7 +244,7 @@ def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
     assert distances[-1] < 0.75 * distances[0]
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

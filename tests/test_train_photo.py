@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -203,18 +201,6 @@ def test_gradients_that_are_not_finite_become_zero(bad: float) -> None:
 # ---------------------------------------------------------------------------------------------------------- the script
 
 
-@pytest.fixture
-def _restored() -> Iterator[None]:
-    """Settings of the whole process that the script changes."""
-    cuda, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    benchmark = torch.backends.cudnn.benchmark
-    AcceleratorState._reset_state(True)
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda, cudnn
-    torch.backends.cudnn.benchmark = benchmark
-    AcceleratorState._reset_state(True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures of smooth stripes and noise, none of them whole cells."""
@@ -267,7 +253,7 @@ def command(*words: str) -> list[str]:
     return ["photo", "--precision", "no", "--set", *SMALL.split(), *words]
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize("muon", [0, 1])
 def test_one_command_trains_and_reports(
     muon: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -300,7 +286,7 @@ def test_one_command_trains_and_reports(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 def test_a_variant_is_trained_from_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the difference changes, and what is released is what was trained."""
     common = ["--data", str(folder), "--force"]
@@ -388,7 +374,7 @@ def test_an_unknown_distortion_is_refused() -> None:
         distortion("beauty")
 
 
-@pytest.mark.usefixtures("_restored")
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

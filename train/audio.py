@@ -21,12 +21,9 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -39,6 +36,7 @@ from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep
 from .loop import (
     Clock,
+    TrainingRun,
     learning_rate,
     mistakes_in_one_line,
     optimizers_of,
@@ -69,19 +67,11 @@ class Autoencoder(nn.Module):
         return self.model.synthesise(out.z_q), out.commitment_loss, out.codebook_loss
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """One run of a recipe; see the module's text."""
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
-        self.recipe, self.args = recipe, args
-        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        process = self.accelerator.process_index
-        set_seed(args.seed)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-        self.main = self.accelerator.is_main_process
+        super().__init__(recipe, args)
         sounds = read_sounds(list_sounds(args.data), RATE)
         every = recipe["data"]["holdout_every"]
         self.holdout = sounds[::every]
@@ -89,19 +79,19 @@ class Trainer:
         size = round(recipe["data"]["seconds"] * RATE / FRAME) * FRAME
         if size < FRAME:
             raise ValueError(f"a crop has at least {FRAME} samples")
-        seed = args.seed * 1000 + process
         played = at_speeds(self.sounds, recipe["data"]["speeds"])
-        self.store = SoundStore(played, size, self.device, recipe["data"]["mixed"], recipe["data"]["coloured"], seed)
+        shares = recipe["data"]["mixed"], recipe["data"]["coloured"]
+        self.store = SoundStore(played, size, self.device, *shares, self.seed)
         minutes = sum(map(len, self.sounds)) / RATE / 60
         self.log(f"{len(self.sounds)} sounds, {minutes:.1f} minutes, {len(self.holdout)} held out, on {self.device}")
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
         codebooks = len(model.codebook_sizes)
-        shares = [float(share) for share in recipe["data"]["kept"] or [1] * codebooks]
-        if len(shares) != codebooks or min(shares) < 0 or not sum(shares):
+        kept = [float(share) for share in recipe["data"]["kept"] or [1] * codebooks]
+        if len(kept) != codebooks or min(kept) < 0 or not sum(kept):
             raise ValueError(f"data.kept has a share for each of {codebooks} codebooks, or none")
-        self.shares = torch.tensor(shares, device=self.device)
+        self.shares = torch.tensor(kept, device=self.device)
         if recipe["start"] not in ("transform", "random"):
             raise ValueError(f"start is transform or random, got {recipe['start']!r}")
         if not args.resume and recipe["start"] == "transform":
@@ -119,15 +109,9 @@ class Trainer:
             self.log(f"discriminators from {found}")
         millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.model, self.critics)]
         self.log(f"model {millions[0]:.2f} M, discriminators {millions[1]:.2f} M")
-        set_seed(args.seed + process)
-        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
-        self.out = Path(args.out)
+        self.own_seeds()
         self.best = math.inf
         self.history: list[dict[str, Any]] = []
-
-    def log(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
 
     def optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]:
         """Those of the model and that of the discriminators."""

@@ -17,13 +17,10 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..codec.bench.generator import BitsRow, code_bits, priors_of, table_text, whole_windows, window_tokens
@@ -39,6 +36,7 @@ from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
     Clock,
+    TrainingRun,
     learning_rate,
     mistakes_in_one_line,
     optimizers_of,
@@ -151,26 +149,22 @@ def new_generator(recipe: dict[str, Any], tokenizer: Tokenizer, folder: str) -> 
     return Generator(config, trees, recipe["name"], dropout)
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """One run of a recipe; see the module's text."""
+
+    benchmark = False
 
     def __init__(self, recipe: dict[str, Any], args: Namespace) -> None:
         self.begin = time.monotonic()
-        self.recipe, self.args = recipe, args
-        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        self.main = self.accelerator.is_main_process
-        process = self.accelerator.process_index
-        set_seed(args.seed)
+        super().__init__(recipe, args)
         self.folder = args.tokenizer or recipe["tokenizer"]
         tokenizer = Tokenizer.from_pretrained(self.folder).to(self.device)
         tokenizer.requires_grad_(False)
         self.media: Media
-        seed = args.seed * 1000 + process
         if isinstance(tokenizer, ImageGrid):
-            self.media = Pictures(tokenizer, recipe, args.data, seed)
+            self.media = Pictures(tokenizer, recipe, args.data, self.seed)
         elif isinstance(tokenizer, AudioGRVQ):
-            self.media = Sounds(tokenizer, recipe, args.data, seed)
+            self.media = Sounds(tokenizer, recipe, args.data, self.seed)
         else:
             raise ValueError(f"{tokenizer.name} makes no codes for generators: use image-grid or audio-24k")
         self.model = new_generator(recipe, tokenizer, self.folder)
@@ -188,8 +182,7 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.log(f"{self.media.text}, {len(held)} windows; {self.device}")
         self.log(f"{parameters:.2f} M parameters, {self.quick.shape[1] - 2} ids a window")
-        set_seed(args.seed + process)
-        self.out = Path(args.out)
+        self.own_seeds()
         self.best = math.inf
         self.history: list[dict[str, float]] = []
         self.steps = 0
@@ -200,10 +193,6 @@ class Trainer:
         if not found:
             raise ValueError(f"nothing that is {what} is as large as a window")
         return found
-
-    def log(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         def in_a_block(name: str, p: nn.Parameter) -> bool:

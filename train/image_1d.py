@@ -14,12 +14,9 @@ import argparse
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ..entropy.tail import TailPrior
@@ -31,6 +28,7 @@ from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
     Clock,
+    TrainingRun,
     learning_rate,
     mistakes_in_one_line,
     optimizers_of,
@@ -63,24 +61,18 @@ class Autoencoder(nn.Module):
         return x_hat, out.commitment_loss, out.codebook_loss, out.auxiliary_loss
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """One run of a recipe; see the module's text."""
 
+    benchmark = False
+
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
-        self.recipe, self.args = recipe, args
-        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        process = self.accelerator.process_index
-        set_seed(args.seed)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        self.main = self.accelerator.is_main_process
+        super().__init__(recipe, args)
         pictures = read_all(list_images(args.data))
         every = recipe["data"]["holdout_every"]
         self.holdout = pictures[::every]
         self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        seed = args.seed * 1000 + process
-        self.store = CropStore(self.pictures, CORE + 2 * MARGIN, self.device, recipe["data"]["zoom"], seed=seed)
+        self.store = CropStore(self.pictures, CORE + 2 * MARGIN, self.device, recipe["data"]["zoom"], seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
 
         model = ImageSequence(ImageSequenceConfig(**recipe["model"]), recipe["name"])
@@ -94,15 +86,9 @@ class Trainer:
             self.start()
         self.net = Autoencoder(self.model)
         self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
-        set_seed(args.seed + process)
-        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
-        self.out = Path(args.out)
+        self.own_seeds()
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
-
-    def log(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
 
     @torch.no_grad()
     def start(self) -> None:

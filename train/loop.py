@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
 from ..tokenizers.api import CONFIG_FILE
@@ -52,6 +52,41 @@ def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespa
         yield
     except (OSError, ValueError) as error:
         parser.error(str(error))
+
+
+class TrainingRun:
+    """What every run of a recipe has: its devices and processes, its seeds, where it writes and what it says.
+
+    Attributes:
+        accelerator, device, process: see `accelerate`; main: whether this is the process that writes and speaks.
+        seed: of this process's data.
+        out: folder for the model.
+        benchmark: whether cuDNN tries its kernels at every new size, which pays where sizes are few.
+    """
+
+    benchmark = True
+
+    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+        self.recipe, self.args = recipe, args
+        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
+        self.device = self.accelerator.device
+        self.process = self.accelerator.process_index
+        self.main = self.accelerator.is_main_process
+        self.seed = args.seed * 1000 + self.process
+        self.out = Path(args.out)
+        set_seed(args.seed)  # the same weights in all processes
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = self.benchmark
+
+    def own_seeds(self) -> None:
+        """From here on every process draws its own numbers: call it once the weights are there."""
+        set_seed(self.args.seed + self.process)
+        self.generator = torch.Generator(self.device).manual_seed(self.args.seed + 7 * self.process)
+
+    def log(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
 
 
 class Clock:

@@ -28,8 +28,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -47,6 +45,7 @@ from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
     Clock,
+    TrainingRun,
     learning_rate,
     mistakes_in_one_line,
     optimizers_of,
@@ -154,19 +153,11 @@ def padded(x: Tensor) -> Tensor:
     return F.pad(x, (0, -width % CELL, 0, -height % CELL), mode="replicate")
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """One run of a recipe; see the module's text."""
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
-        self.recipe, self.args = recipe, args
-        self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
-        self.device = self.accelerator.device
-        process = self.accelerator.process_index
-        set_seed(args.seed)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-        self.main = self.accelerator.is_main_process
+        super().__init__(recipe, args)
 
         paths = list_images(args.data)
         every = recipe["data"]["holdout_every"]
@@ -176,8 +167,7 @@ class Trainer:
             raise ValueError(f"MS-SSIM takes crops of {MS_SSIM_SMALLEST} pixels or more, the recipe says {size}")
         self.holdout = [p for p in pictures[::every] if not structural or large(p)]
         self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        seed = args.seed * 1000 + process
-        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=seed)
+        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
@@ -194,7 +184,6 @@ class Trainer:
         )
         self.codec = PhotoCodec(PhotoNets(config), HyperNet(shape))
         self.name = recipe["name"]
-        self.out = Path(args.out)
         rank = recipe["variant"]["rank"]
         self.base = base_of(args.resume, self.out) if rank else None
         if args.resume:
@@ -210,14 +199,9 @@ class Trainer:
         parts = {**dict(self.codec.named_children()), "trained": self.trained}
         sizes_of = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
         self.log(" ".join(f"{part} {n / 1e6:.2f} M" for part, n in sizes_of.items()))
-        set_seed(args.seed + process)
-        self.generator = torch.Generator(self.device).manual_seed(args.seed + 7 * process)
+        self.own_seeds()
         self.best = math.inf
         self.history: list[dict[str, Any]] = []
-
-    def log(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon, if the recipe wants it, is for the matrices between first and last layers."""
