@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..tokenizers.api import Tokens
     from .media.image import Picture
 
-SEGMENT, FEWEST = 1024, 8  # pixels along the edge of a segment, which has so many cells at least
+SEGMENT = 1024  # pixels along the edge of a segment
+FEWEST = 8  # cells along it
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # steps of descent of refine.py at effort 0, 1, ... 10
 
 
@@ -205,7 +206,8 @@ def _encode_picture(
     if loaded.tokenizer.dial == "quality":
         return build_photo(picture, loaded, metadata, rate, progress, effort)  # 3, 4, 5
     if effort:
-        raise UsageError(f"effort is for models whose rate dial is a quality, that of {chosen} is another")
+        dial = loaded.tokenizer.dial
+        raise UsageError(f"effort is for models whose rate dial is a quality, that of {chosen} is {dial}")
     if loaded.tokenizer.dial == "tokens":
         return build_sequence(picture, loaded, metadata, rate, progress)  # 3, 4, 5
     if rate.tokens is not None:
@@ -342,6 +344,11 @@ def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
+def segment_cells(stride: int) -> int:
+    """Cells along the edge of a segment of a picture."""
+    return max(FEWEST, SEGMENT // stride)
+
+
 def image_header(
     tokens: Tokens, model: Model, layers: int, alpha: bool = False, channels: int = 3, bit_depth: int = 8
 ) -> ImageHeader:
@@ -356,7 +363,7 @@ def image_header(
         height=height,
         width=width,
         stride=tokens.spec.strides[0],
-        segment=max(FEWEST, SEGMENT // tokens.spec.strides[0]),
+        segment=segment_cells(tokens.spec.strides[0]),
         channels=channels,
         alpha=int(alpha),
         bit_depth=bit_depth,

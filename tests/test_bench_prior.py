@@ -164,7 +164,7 @@ def test_tok_files_hold_the_same_codes(
 
 
 def test_large_grids_are_coded_in_segments(model: Path, inputs: list[Input], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior, "SEGMENT", 2)
+    monkeypatch.setattr(prior, "segment_cells", lambda stride: 2)
     context = ContextPrior.from_pretrained(model)
     parts = inputs[0].segments(context)
     assert [part.shape[1:] for part in parts] == [(2, 2), (2, 2), (2, 1), (1, 2), (1, 2), (1, 1)]

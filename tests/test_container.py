@@ -115,7 +115,7 @@ def test_exact_cost() -> None:
 
 
 def test_header_is_the_sum_of_its_fields() -> None:
-    sizes = {"u8": 1, "u16": 2, "u32": 4, "hash": 8, "name": 1 + len("tiny")}
+    sizes = {"u8": 1, "edge": 1, "u16": 2, "u32": 4, "hash": 8, "name": 1 + len("tiny")}
     assert len(write_header(replace(HEADER, quality=1))) == sum(sizes[f.kind] for f in header_fields(1))
     assert len(write_header(HEADER)) == sum(sizes[f.kind] for f in header_fields(1) if not f.optional)
     assert [f.name for f in header_fields(1)] == [f.name for f in COMMON_FIELDS + MODALITY_FIELDS[1]]

@@ -61,7 +61,7 @@ def annotate(data: bytes) -> list[str]:
 
 
 def test_the_header_table_is_the_code() -> None:
-    rows = re.findall(r"^\| (\w+) \| (u8|u16|u32|hash|name) \| (.*?) ?\| (.+?) \|$", FORMAT.read_text(), re.M)
+    rows = re.findall(r"^\| (\w+) \| (u8|edge|u16|u32|hash|name) \| (.*?) ?\| (.+?) \|$", FORMAT.read_text(), re.M)
     fields = [*container.COMMON_FIELDS, *(f for own in container.MODALITY_FIELDS.values() for f in own)]
     assert rows == [(f.name, f.kind, allowed(f), f.meaning) for f in fields]
 

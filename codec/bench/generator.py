@@ -25,7 +25,7 @@ from ...entropy.context import ContextPrior
 from ...entropy.prior import Codes, Prior
 from ...entropy.static import StaticPrior
 from ...tokenizers.api import ABSENT, Tokens, find_model
-from ..encode import SEGMENT as CELLS
+from ..encode import segment_cells
 from ..errors import MediaError, UsageError, WeightsMismatchError
 from ..files import open_output
 from ..generate import load_pair
@@ -95,7 +95,7 @@ def code_bits(generator: Generator, priors: dict[str, Prior], grids: Sequence[Co
     tokens = window_tokens(generator, grids)
     cells = tokens.codes[:, 0].numel()
     per_cell = generator.sequencer.n_streams()
-    edge = FRAMES if tokens.spec.modality == "audio" else CELLS
+    edge = FRAMES if tokens.spec.modality == "audio" else segment_cells(tokens.spec.strides[0])
 
     def row(name: str, levels: np.ndarray) -> BitsRow:
         total = float(levels.sum()) / cells

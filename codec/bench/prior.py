@@ -41,7 +41,7 @@ from ...entropy.static import StaticPrior
 from ...tokenizers.api import TokenSpec, find_model
 from ...tokenizers.weights import WEIGHTS_FILE, file_hash
 from ..container import ImageHeader, write_tok
-from ..encode import SEGMENT
+from ..encode import segment_cells
 from ..errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from ..files import open_output
 from ..media.image import IMAGE_SUFFIXES_IN
@@ -74,7 +74,8 @@ class Input:
         height, width = self.spec.size
         return ImageHeader(
             model=self.spec.model, weights_hash=self.spec.weights_hash, prior=prior.wire_id, prior_hash=prior.hash,
-            layers=layers, height=height, width=width, stride=self.spec.strides[0], segment=SEGMENT, channels=3,
+            layers=layers, height=height, width=width, stride=self.spec.strides[0],
+            segment=segment_cells(self.spec.strides[0]), channels=3,
         )  # fmt: skip
 
     def segments(self, prior: Prior) -> list[Codes]:
@@ -514,7 +515,7 @@ def bench_prior(
             **origin(folder, static, context, device),
             "seconds": seconds,
             "seed": SEED,
-            "segment": SEGMENT,
+            "segment": segment_cells(found[0].spec.strides[0]),
         }
         cells = sum(one.codes[0].size for one in found)
         said(console, f"{len(found)} inputs, {cells} cells, {len(found[0].codes)} levels; {where(report)}")

@@ -529,7 +529,7 @@ def make_bad() -> None:
         "HeaderError_modality": with_header(put(0, b"\x09")),
         "HeaderError_width_0": with_header(put(width, b"\0\0\0\0")),
         "HeaderError_height_too_large": with_header(put(height, struct.pack("<I", (1 << 20) + 1))),
-        "HeaderError_stride_0": with_header(put(stride, b"\0")),
+        "ChunkError_stride_256": with_header(put(stride, b"\0")),
         "HeaderError_channels_2": with_header(put(size - 3, b"\x02")),
         "HeaderError_name": with_header(put(2, b"../x")),
         "HeaderError_short": start + pack_chunk(HEAD, write_header(header)[:-1]) + b"".join(rest),
