@@ -1,4 +1,4 @@
-"""`codec demo`: the sample pictures through the codec, a table of numbers and a picture to look at."""
+"""`codec demo`: samples through the codec, tables of numbers, pictures to look at and sounds to listen to."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ..tokenizers.audio.grvq import RATE
+from .bench.audio_page import levels, spectrogram
 from .bench.metrics import as_rgb, ms_ssim, psnr
 from .bench.ours import Coder, Setting, prepare
+from .bench.spectra import mel_distance
 from .decode import decode_file
 from .encode import MAX_PIXELS, encode_file
 from .errors import UsageError
 from .files import atomic_output
+from .media.audio import AUDIO_SUFFIXES_IN, Sound, read_audio, resample
 from .media.image import IMAGE_SUFFIXES_IN, read_image
-from .models import DEFAULT_MODELS, TOKEN_MODELS
+from .models import DEFAULT_MODELS, TOKEN_MODELS, load_model, pick_device
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
 GAP, FONT = 12, 30
 QUALITIES = (5.0, 25.0, 50.0, 75.0)  # of models whose rate dial is a quality
+RATES = (1.5, 3.0, 6.0)  # kbit/s of sounds, at most
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,13 @@ class Result:
 
 
 def run_demo(out: Path, device: str = "auto", *, model: str | None = None, samples: Path = ASSETS) -> None:
-    """Encode and decode the sample pictures at several rates; print tables, write files to look at.
+    """Encode and decode the samples at several rates; print tables, write files to look at and to listen to.
 
-    Args:    out: a folder, made if missing. It gets, for each sample, the `.tok` files (``<name>-<levels>.tok``,
-             ``<name>-q<quality>.tok``) and ``<name>-side-by-side.png``; files of these names are replaced.
-             device: "auto", "cpu" or "cuda".  model: name, folder or hub id; the released models if None.
-             samples: folder whose picture files are taken.
+    Args:    out: a folder, made if missing. It gets, for each picture, the `.tok` files (``<name>-<levels>.tok``,
+             ``<name>-q<quality>.tok``) and ``<name>-side-by-side.png``, for each sound ``<name>-<kbps>kbps.tok``, the
+             same as `.wav` and ``<name>-spectrograms.png``; files of these names are replaced.
+             device: "auto", "cpu" or "cuda".  model: name, folder or hub id, for pictures; the released models if None.
+             samples: folder whose files are taken; sounds only if no model is given.
     Raises:  a TokodecError.
     """
     paths = sorted(p for p in samples.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES_IN) if samples.is_dir() else []
@@ -100,6 +107,66 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
         with atomic_output(target, force=True) as file:
             side_by_side(pictures[path], path.stat().st_size, results).save(file, "PNG")
         console.print(f"look at {target}", highlight=False, markup=False, soft_wrap=True)
+    sounds = [] if model else sorted(p for p in samples.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES_IN)
+    if sounds:
+        demo_sounds(sounds, out, device, console)
+
+
+def demo_sounds(paths: list[Path], out: Path, device: str, console: Console) -> None:
+    """The part of :func:`run_demo` for sounds."""
+    device = pick_device(device)
+    load_model(DEFAULT_MODELS["audio"], device)  # no part of the times below
+    table = Table(title=f"{DEFAULT_MODELS['audio']} on {device}", box=SIMPLE, padding=0)
+    for name in ("sound", "asked kbps", "kbps", "bytes", "mel distance", "encode s", "decode s"):
+        table.add_column(name, justify="left" if name == "sound" else "right", no_wrap=name != "sound")
+    sheets = []
+    for path in paths:
+        x = heard(read_audio(path, str(path)))
+        rows = [(f"{path.name}, {path.stat().st_size:,} bytes", x)]
+        for kbps in RATES:
+            target = out / f"{path.stem}-{kbps:g}kbps.tok"
+            start = time.perf_counter()
+            done = encode_file(path, target, kbps=kbps, device=device, force=True)
+            half = time.perf_counter()
+            decode_file(target, target.with_suffix(".wav"), device=device, force=True)
+            end = time.perf_counter()
+            x_hat = heard(read_audio(target.with_suffix(".wav"), target.name))
+            distance = float(mel_distance(torch.from_numpy(x)[None], torch.from_numpy(x_hat)[None], RATE))
+            table.add_row(
+                path.name, f"{kbps:g}", f"{done.kbps:.2f}", str(len(done.data)), f"{distance:.3f}",
+                f"{half - start:.2f}", f"{end - half:.2f}", end_section=kbps == RATES[-1],
+            )  # fmt: skip
+            rows.append((f"{done.kbps:.2f} kbit/s, {len(done.data):,} bytes", x_hat))
+        sheets.append((out / f"{path.stem}-spectrograms.png", stacked(rows)))
+    console.print(table)
+    for target, picture in sheets:
+        with atomic_output(target, force=True) as file:
+            picture.save(file, "PNG")
+        what = f"look at {target}, listen to the .wav files beside it"
+        console.print(what, highlight=False, markup=False, soft_wrap=True)
+
+
+def heard(sound: Sound) -> np.ndarray:
+    """The channels of a sound mixed, ``[n]`` float32 at 24 kHz, which is what its model hears."""
+    mono = sound.samples.mean(0)
+    return np.asarray(resample(mono[None], sound.sample_rate, RATE)[0], dtype=np.float32)
+
+
+def stacked(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
+    """Spectrograms of sounds below each other, each under its label; black is as loud for all."""
+    font = ImageFont.load_default(size=FONT)
+    loudest = float(levels(rows[0][1]).max())
+    pictures = [spectrogram(x, loudest) for _, x in rows]
+    width = 2 * GAP + max(
+        *(picture.width for picture in pictures), *(round(font.getlength(label)) for label, _ in rows)
+    )
+    sheet = Image.new("RGB", (width, GAP + sum(FONT + 6 + picture.height + GAP for picture in pictures)), "white")
+    draw, top = ImageDraw.Draw(sheet), GAP
+    for (label, _), picture in zip(rows, pictures, strict=True):
+        draw.text((GAP, top), label, "black", font)
+        sheet.paste(picture, (GAP, top + FONT + 6))
+        top += FONT + 6 + picture.height + GAP
+    return sheet
 
 
 def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:

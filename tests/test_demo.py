@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
+from rich.console import Console
 
+from tokodec.codec.bench.spectra import mel_distance
 from tokodec.codec.container import read_tok
 from tokodec.codec.decode import decode_file
-from tokodec.codec.demo import CELL, FONT, GAP, run_demo
+from tokodec.codec.demo import CELL, FONT, GAP, demo_sounds, heard, run_demo
 from tokodec.codec.errors import ModelError, UsageError
+from tokodec.codec.media.audio import read_audio
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
@@ -99,6 +103,37 @@ def test_large_pictures_are_shrunk_on_the_sheet(model: str, tmp_path: Path) -> N
     run_demo(tmp_path, "cpu", model=model, samples=tmp_path / "samples")
     sheet = Image.open(tmp_path / "long-side-by-side.png")
     assert sheet.size == (GAP + 5 * (CELL + GAP), HEAD + 2 * (10 + GAP))
+
+
+def test_sounds_are_those_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The released model: bytes and distances of the table are those of the files."""
+    samples, out = tmp_path / "samples", tmp_path / "out"
+    samples.mkdir()
+    out.mkdir()
+    tone = 0.2 * np.sin(np.arange(48000) / 20)
+    soundfile.write(str(samples / "tone.wav"), np.stack([tone, tone], 1), 48000)
+    demo_sounds([samples / "tone.wav"], out, "cpu", Console(width=80))
+    text = capsys.readouterr().out
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("tone.wav")]
+    assert [row[1] for row in rows] == ["1.5", "3", "6"]
+    x = heard(read_audio(samples / "tone.wav", "tone"))
+    assert len(x) == 24000
+    for _, asked, kbps, size, distance, encode_s, decode_s in rows:
+        tok = out / f"tone-{asked}kbps.tok"
+        assert int(size) == tok.stat().st_size
+        assert float(kbps) <= float(asked)
+        decoded, rate = soundfile.read(str(tok.with_suffix(".wav")), dtype="float32", always_2d=True)
+        assert decoded.shape == (48000, 2)
+        assert rate == 48000
+        x_hat = torch.from_numpy(heard(read_audio(tok.with_suffix(".wav"), "tone")))[None]
+        assert float(distance) == pytest.approx(float(mel_distance(torch.from_numpy(x)[None], x_hat, 24000)), abs=1e-3)
+        assert float(encode_s) >= 0
+        assert float(decode_s) >= 0
+    assert f"look at {out / 'tone-spectrograms.png'}" in text
+    sheet = np.asarray(Image.open(out / "tone-spectrograms.png"))
+    line = (sheet != 255).any(2).sum(1)
+    assert sheet.shape[0] == GAP + 4 * (FONT + 6 + 256 + GAP)
+    assert (line[GAP + FONT + 6 :][:256] >= 90).all()
 
 
 def test_running_twice_replaces(model: str, samples: Path, tmp_path: Path) -> None:
