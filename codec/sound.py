@@ -164,12 +164,14 @@ class SoundFile:
         errors = np.stack([self.tokens.errors[:, :, a:b].sum(2, dtype=np.float64) for a, b in self.spans])
         fixed = len(self.uniform(1)) - math.ceil(bits[:, :, 0].sum() / 8)  # what is not codes, nearly
         room = 8.0 * (most - fixed)
-        for _ in range(TRIES):
+        for step in range(TRIES):
             levels = allocate(bits, errors, room)
             data = self.build(levels)
             if len(data) <= most:
                 return data, levels
-            room -= 8.0 * (len(data) - most)
+            # Payloads are rounded up to words, so a file is some bytes more or less than thought, the more so the more
+            # segments it has, and other levels round otherwise: ever longer steps end it.
+            room -= 8.0 * (len(data) - most) * 2**step
         data = self.uniform(1)
         if len(data) > most:
             kbps = 8e-3 * len(data) / self.tokens.seconds
