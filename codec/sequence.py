@@ -46,7 +46,10 @@ class Shares:
         return self.build(tokens, compress_tokens(tokens, self.model))
 
     def within(self, most: int) -> tuple[bytes, Tokens]:
-        """The file with the most tokens that has at most ``most`` bytes. Raises RateError if none is so small."""
+        """A file of at most ``most`` bytes with about as many tokens as fit. Raises RateError if none is so small.
+
+        Payloads grow by whole words, not with every token, so the search may stop some tokens short.
+        """
         low, high = self.windows, self.windows * self.tokens.n_levels
         found = self.shared(low)
         data = self.file(found)

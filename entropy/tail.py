@@ -67,7 +67,8 @@ class TailPrior(Prior):
     def from_counts(cls, counts: npt.ArrayLike) -> TailPrior:
         """Learn the tables from histograms of the codes, ``[K, N]``; lengths are thought to be full or any other alike.
 
-        Later places share tables, of as many places as the first of them has before it, since a table wants examples.
+        The first places have a table each, later ones share them, four to every doubling of the place: a table wants
+        examples.
         """
         c = np.asarray(counts, dtype=np.int64)
         table_of = np.array([k if k < ALONE else ALONE + int(4 * math.log2(k / ALONE)) for k in range(len(c))])

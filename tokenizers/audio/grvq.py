@@ -156,7 +156,7 @@ class AudioGRVQ(Tokenizer):
 
     @property
     def reach(self) -> int:
-        """Frames before a frame that its samples depend on, the overlap of the inverse FFTs among them."""
+        """Frames before a frame that its samples depend on, the overlap of the pieces among them."""
         past, rate = [0, 0], 0  # of layers at one and at two steps a frame
         for layer in self.synthesis:
             rate += isinstance(layer, Unfold)
