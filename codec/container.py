@@ -93,9 +93,9 @@ class Field:
 COMMON_FIELDS = (
     Field("modality", "u8", "kind of signal", names=MODALITIES),
     Field("model", "name", "name of the tokenizer"),
-    Field("weights_hash", "hash", "first 8 bytes of the SHA-256 of the model's model.safetensors"),
+    Field("weights_hash", "hash", "first 8 bytes of the SHA-256 of the model's model.safetensors, unpacked"),
     Field("prior", "u8", "kind of entropy model", names=PRIORS),
-    Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the entropy model's file"),
+    Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the entropy model's file, unpacked"),
     Field("layers", "u8", "layers that the complete file holds, coarse to fine", 1, MAX_LAYERS),
 )
 MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {

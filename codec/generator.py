@@ -40,6 +40,7 @@ from .models import GENERATOR, pick_device
 PATTERNS: tuple[Pattern, ...] = ("levels", "interleaved")  # those with one id a step
 ATTENTION = "tokodec_sdpa"  # fused attention under a name for which transformers makes no masks of its own
 INT8 = ("llama.",)  # weights that are released as int8
+INT8_LARGEST = 31  # of these integers
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,7 @@ class Generator(nn.Module):
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing), matrices as int8."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, int8=INT8)
+        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, INT8, INT8_LARGEST)
         entry = {"class": GENERATOR, "name": self.name, "config": dataclasses.asdict(self.config)}
         (folder / CONFIG_FILE).write_text(json.dumps(entry, indent=2) + "\n")
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
@@ -348,7 +349,7 @@ class Generator(nn.Module):
         """
         folder = find_model(name, (GENERATOR,))
         found = read_config(folder, (GENERATOR,))
-        state = weights.load(folder / weights.WEIGHTS_FILE)
+        state, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
         try:
             settings = _tuples(found["config"])
             config = GeneratorConfig(**{**settings, "window": TokenSpec(**settings["window"])})
@@ -359,7 +360,7 @@ class Generator(nn.Module):
         except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as error:
             detail = " ".join(str(error).split())[:200]
             raise ValueError(f"{folder}: {CONFIG_FILE} or the weights are not a generator's: {detail}") from error
-        model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        model.weights_hash = weights_hash
         return model.eval()
 
 

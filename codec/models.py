@@ -191,16 +191,23 @@ def model_for(header: Header, name: str | None, device: str) -> Model:
     return model
 
 
+def weights_hash_of(folder: Path) -> str:
+    """Hash of a model's weights, which are not loaded. Raises ModelError if they are missing or damaged. No torch."""
+    from ..entropy.packed import file_hash
+
+    try:
+        return file_hash(folder / WEIGHTS_FILE)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read weights {folder / WEIGHTS_FILE}: {error}") from error
+
+
 def list_models() -> list[dict[str, Any]]:
     """The released tokenizers: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
-    from ..tokenizers import weights
-
     found = []
     for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
         if entry["class"] not in MODALITIES:
             continue
-        path = config.parent / weights.WEIGHTS_FILE
         parts = config.parent.parent / entry["base"] if "base" in entry else config.parent  # released beside its base
         found.append(
             {
@@ -212,7 +219,7 @@ def list_models() -> list[dict[str, Any]]:
                 "dial": DIALS.get(entry["class"], "levels"),
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
-                "weights_hash": weights.file_hash(path),
+                "weights_hash": weights_hash_of(config.parent),
                 "priors": [kind for kind, file in PRIOR_FILES.items() if (parts / file).is_file()],
                 "folder": str(config.parent),
             }
@@ -222,8 +229,6 @@ def list_models() -> list[dict[str, Any]]:
 
 def list_generators() -> list[dict[str, Any]]:
     """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, bytes, hash."""
-    from ..tokenizers import weights
-
     found = []
     for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
@@ -241,7 +246,7 @@ def list_generators() -> list[dict[str, Any]]:
                 "pattern": entry["config"]["pattern"],
                 "size": window["size"],
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
-                "weights_hash": weights.file_hash(config.parent / WEIGHTS_FILE),
+                "weights_hash": weights_hash_of(config.parent),
                 "folder": str(config.parent),
             }
         )

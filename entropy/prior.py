@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
+
+from . import packed
 
 Codes = npt.NDArray[np.int64]
 
@@ -25,7 +26,7 @@ class Prior(abc.ABC):
 
     wire_id: ClassVar[int]  # explicit constant of the file format, see FORMAT.md
     file: ClassVar[str]  # name of its file in a model's folder
-    hash: str  # first 8 bytes of the SHA-256 of its file as hex digits; "" if never saved
+    hash: str  # first 8 bytes of the SHA-256 of its unpacked file as hex digits; "" if never saved
 
     @property
     @abc.abstractmethod
@@ -81,26 +82,20 @@ class Prior(abc.ABC):
         """What the prior consists of, for :meth:`save_pretrained`."""
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the prior's file into ``folder`` and take its hash."""
-        path = Path(folder) / self.file
-        beside = path.with_suffix(".tmp")
+        """Write the prior's file into ``folder``, packed (see :mod:`.packed`), and take its hash."""
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
-        beside.write_bytes(save(arrays, metadata={"wire_id": str(self.wire_id)}))
-        beside.replace(path)
-        self.hash = prior_hash(path)
-
-
-def prior_hash(path: Path) -> str:
-    """First 8 bytes of the SHA-256 of a prior's file, as 16 hex digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        plain = save(arrays, metadata={"wire_id": str(self.wire_id)})
+        packed.write(Path(folder) / self.file, plain)
+        self.hash = packed.hash_of(plain)
 
 
 def read_prior_arrays(folder: str | Path, file: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Arrays and hash of the prior ``file`` in ``folder``. Raises ValueError if it is missing or damaged."""
     path = Path(folder) / file
     try:
-        return load_file(str(path)), prior_hash(path)
-    except (OSError, SafetensorError) as error:
+        plain = packed.read(path)
+        return load(plain), packed.hash_of(plain)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot read entropy model {path}: {error}") from error
 
 

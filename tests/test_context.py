@@ -20,7 +20,7 @@ from tokodec.entropy.coder import TableEncoder
 from tokodec.entropy.context import CONTEXT_FILE, KEPT_GRIDS, ContextPrior, LevelRun
 from tokodec.entropy.context_net import ContextNet, LevelNet, LevelShape, RoundedLinear
 from tokodec.entropy.integer import LOGIT_BITS, frequencies
-from tokodec.entropy.prior import prior_hash
+from tokodec.entropy.packed import file_hash
 from tokodec.entropy.schedule import Schedule, offsets_within, raster, refinement
 from tokodec.entropy.tables import TOTAL
 from tokodec.train.data.tokens import LevelSampler, TokenStore
@@ -663,7 +663,7 @@ def test_save_and_load(filler: bool, tmp_path: Path) -> None:
     assert prior.hash == ""
     prior.save_pretrained(tmp_path)
     loaded = ContextPrior.from_pretrained(tmp_path)
-    assert prior.hash == loaded.hash == prior_hash(tmp_path / CONTEXT_FILE)
+    assert prior.hash == loaded.hash == file_hash(tmp_path / CONTEXT_FILE)
     assert len(prior.hash) == 16
     assert loaded.codebook_sizes == prior.codebook_sizes == SIZES
     assert loaded.ndim == prior.ndim == 2

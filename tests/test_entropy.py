@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tokodec.entropy import coder as coder_module
 from tokodec.entropy.coder import Shares, TableDecoder, TableEncoder, decode_static, encode_static
-from tokodec.entropy.prior import prior_hash
+from tokodec.entropy.packed import file_hash
 from tokodec.entropy.static import STATIC_FILE, StaticPrior
 from tokodec.entropy.tables import PRECISION, TOTAL, check_table, frequency_table, table_bits
 
@@ -464,7 +464,7 @@ def test_save_load_and_hash(tmp_path: Path) -> None:
     assert prior.hash == ""
     prior.save_pretrained(tmp_path)
     loaded = StaticPrior.from_pretrained(tmp_path)
-    assert prior.hash == loaded.hash == prior_hash(tmp_path / STATIC_FILE)
+    assert prior.hash == loaded.hash == file_hash(tmp_path / STATIC_FILE)
     assert len(prior.hash) == 16
     assert prior.codebook_sizes == loaded.codebook_sizes == (64, 32, 1, 16)
     assert all(np.array_equal(a, b) for a, b in zip(prior.tables, loaded.tables, strict=True))

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load as from_bytes
 from torch import Tensor
 
-from tokodec.codec import models
+from tokodec.codec import generator, models
 from tokodec.codec.errors import ModelError
 from tokodec.codec.generator import Generator, GeneratorConfig, choose, load_generator
+from tokodec.entropy import packed
 from tokodec.entropy.tree import CodeTree, balanced_tree
 from tokodec.tokenizers import api
 from tokodec.tokenizers.api import ABSENT, Tokens, TokenSpec
@@ -320,22 +321,24 @@ def test_settings_that_make_no_sense(change: dict, message: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- on disk
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("largest", "atol"), [(127, 0.3), (generator.INT8_LARGEST, 2.5)])
+def test_saved_and_loaded(largest: int, atol: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "INT8_LARGEST", largest)
     model = make()
     tokens = random_tokens(model, 2)
     model.save_pretrained(tmp_path)
     found = Generator.from_pretrained(tmp_path)
     assert (found.name, found.config, found.weights_hash) == ("tiny", model.config, model.weights_hash)
     assert len(found.weights_hash) == 16
-    torch.testing.assert_close(found.bits(tokens), model.bits(tokens), atol=0.3, rtol=0.1)  # int8
+    torch.testing.assert_close(found.bits(tokens), model.bits(tokens), atol=atol, rtol=0.1)  # int8
     assert not found.training
     found.save_pretrained(tmp_path / "again")
     again = Generator.from_pretrained(tmp_path / "again")
     torch.testing.assert_close(again.bits(tokens), found.bits(tokens), atol=1e-2, rtol=1e-2)
-    with safe_open(str(tmp_path / "model.safetensors"), "pt") as file:
-        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
-    assert kinds["llama.model.layers.0.mlp.up_proj.weight"] == torch.int8
-    assert kinds["leaf_0"] == torch.int64
+    raw = from_bytes(packed.read(tmp_path / "model.safetensors"))
+    assert raw["llama.model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
+    assert int(raw["llama.model.layers.0.mlp.up_proj.weight"].abs().max()) == largest
+    assert raw["leaf_0"].dtype == torch.int64
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["config.json", "model.safetensors"]
 
 

@@ -19,6 +19,7 @@ from tokodec.codec.encode import compress_tokens
 from tokodec.codec.models import load_model
 from tokodec.codec.photo import photo_file, photo_file_of_tokens, read_walks
 from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.packed import read
 from tokodec.tokenizers.image.photo import ImagePhoto
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -43,7 +44,7 @@ def test_model_hashes_are_those_of_the_files(tiny_model: Path) -> None:
     """A golden file names the model by hash: an edited fixture would make all of them undecodable."""
     model = load_model(str(tiny_model))
     for kind, found in (("model", model.tokenizer.weights_hash), ("prior", model.prior.hash)):
-        assert found == hashlib.sha256((tiny_model / f"{kind}.safetensors").read_bytes()).hexdigest()[:16]
+        assert found == hashlib.sha256(read(tiny_model / f"{kind}.safetensors")).hexdigest()[:16]
     for name in EXPECTED:
         header = read_tok((GOLDEN / f"{name}.tok").read_bytes()).picture
         assert (header.weights_hash, header.prior_hash) == (model.tokenizer.weights_hash, model.prior.hash)
@@ -188,7 +189,7 @@ def test_every_photo_file_has_its_expectation() -> None:
 
 def test_photo_model_hashes_are_those_of_the_files(photo_tokenizer: ImagePhoto) -> None:
     files = [PHOTO / f"{kind}.safetensors" for kind in ("model", "hyperprior")]
-    model_hash, prior_hash = (hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files)
+    model_hash, prior_hash = (hashlib.sha256(read(path)).hexdigest()[:16] for path in files)
     assert (photo_tokenizer.weights_hash, photo_tokenizer.entropy.hash) == (model_hash, prior_hash)
     for name, expected in EXPECTED_PHOTO.items():
         header = read_tok((PHOTO / f"{name}.tok").read_bytes()).picture

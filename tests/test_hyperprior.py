@@ -48,7 +48,7 @@ from tokodec.entropy.hyperprior_net import (
     scale_values,
     shuffle,
 )
-from tokodec.entropy.prior import prior_hash
+from tokodec.entropy.packed import file_hash
 from tokodec.entropy.tables import TOTAL, check_table, frequency_table, table_bits
 
 Arrays = dict[str, np.ndarray]
@@ -995,7 +995,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert prior.wire_id == 3
     prior.save_pretrained(tmp_path)
     loaded = HyperPrior.from_pretrained(tmp_path)
-    assert prior.hash == loaded.hash == prior_hash(tmp_path / HYPERPRIOR_FILE)
+    assert prior.hash == loaded.hash == file_hash(tmp_path / HYPERPRIOR_FILE)
     assert len(prior.hash) == 16
     assert (loaded.slices, loaded.hyper, loaded.latents, loaded.skip) == ((2, 3, 5), 6, 10, 5)
     assert loaded.codebook_sizes == prior.codebook_sizes == (63,) * 6 + (4095,) * 10

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tokodec.entropy import packed
 from tokodec.tokenizers import weights
 from tokodec.tokenizers.api import Tokenizer, Tokens, TokenSpec
 from tokodec.tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig
@@ -338,7 +340,7 @@ def test_damaged_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     path = copied(tiny_model, tmp_path) / weights.WEIGHTS_FILE
-    good = {name: tensor.clone() for name, tensor in load_file(str(path)).items()}  # not mapped: the file changes
+    good = from_bytes(packed.read(path))
     kernel = next(name for name, tensor in good.items() if tensor.dtype == torch.int8)
     scale = kernel + weights.SCALE
     for changed in (
@@ -377,8 +379,37 @@ def test_int8_weights_are_within_their_bound() -> None:
     assert torch.equal(again, values)
 
 
+@pytest.mark.parametrize("largest", [1, 31, 63])
+def test_coarser_steps_are_within_their_bound(largest: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(20, 7, 3, 3) * torch.logspace(-4, 3, 20)[:, None, None, None]
+    values, step = weights.quantize_int8(weight, largest)
+    assert values.dtype == torch.int8
+    assert values.flatten(1).abs().amax(1).tolist() == [largest] * 20
+    error = (weights.dequantize_int8(values, step) - weight).flatten(1).abs().amax(1)
+    assert bool((error <= weight.flatten(1).abs().amax(1) / (2 * largest) * (1 + 1e-5)).all())
+    weights.save({"a.w": weight, "b.w": weight}, tmp_path / "x.safetensors", ("a.",), largest)
+    found = weights.load(tmp_path / "x.safetensors")
+    assert torch.equal(found["a.w"], weights.dequantize_int8(values, step))
+    assert torch.equal(found["b.w"], weight.half().float())
+
+
+@pytest.mark.parametrize("largest", [0, -1, 128])
+def test_steps_that_are_no_int8_are_refused(largest: int) -> None:
+    with pytest.raises(ValueError, match="1 to 127"):
+        weights.quantize_int8(torch.zeros(2, 2), largest)
+
+
+def test_a_class_says_how_coarse_its_steps_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageGrid, "int8_largest", 31)
+    random_model((1, 1, 1), (1, 1, 1)).save_pretrained(tmp_path)
+    raw = from_bytes(packed.read(tmp_path / weights.WEIGHTS_FILE))
+    assert {int(tensor.abs().max()) for tensor in raw.values() if tensor.dtype == torch.int8} == {31}
+    assert ImageGrid.from_pretrained(tmp_path).weights_hash != ""
+
+
 def test_what_is_saved_as_what(tiny_model: Path) -> None:
-    raw = load_file(str(tiny_model / weights.WEIGHTS_FILE))
+    raw = from_bytes(packed.read(tiny_model / weights.WEIGHTS_FILE))
     for name, tensor in raw.items():
         if name.endswith(weights.SCALE):
             assert tensor.dtype == torch.float32

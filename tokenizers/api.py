@@ -35,7 +35,7 @@ class TokenSpec:
 
     Attributes:
         model: name of the tokenizer, e.g. "image-grid".
-        weights_hash: first 8 bytes of the SHA-256 of its weights file, as 16 hex digits; "" if never saved.
+        weights_hash: first 8 bytes of the SHA-256 of its unpacked weights file, as 16 hex digits; "" if never saved.
         modality: "image", "audio" or "video".
         codebook_sizes: N_k of every codebook, coarse to fine, in the order of ``codes``.
         strides: signal samples a grid cell spans, one number per grid axis.
@@ -109,11 +109,13 @@ class Tokenizer(nn.Module, abc.ABC):
     """A signal becomes :class:`Tokens` and comes back.
 
     Subclasses take one frozen dataclass as configuration, name it in ``config_class``, and list in ``int8_weights`` the
-    prefixes of parameters that are released as int8 per output channel (the rest is released as float16).
+    prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
+    ``int8_largest`` the largest of these integers.
     """
 
     config_class: ClassVar[type[Any]]
     int8_weights: ClassVar[tuple[str, ...]] = ()
+    int8_largest: ClassVar[int] = 127
     modality: ClassVar[str]
     dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
 
@@ -162,7 +164,7 @@ class Tokenizer(nn.Module, abc.ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
-        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, int8=self.int8_weights)
+        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, self.int8_weights, self.int8_largest)
         (folder / CONFIG_FILE).write_text(config_text(self))
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
 
@@ -196,17 +198,18 @@ class Tokenizer(nn.Module, abc.ABC):
             model = model_class(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
         except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
             raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
-        state, parts = weights.load(folder / weights.WEIGHTS_FILE), folder
+        (state, weights_hash), parts = weights.load_hashed(folder / weights.WEIGHTS_FILE), folder
         if "base" in found:
             parts = variants.find_base(folder, found["base"])
-            variants.check_base(state, weights.file_hash(parts / weights.WEIGHTS_FILE), folder)
-            state = variants.merge(weights.load(parts / weights.WEIGHTS_FILE), state)
+            base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
+            variants.check_base(state, base_hash, folder)
+            state = variants.merge(base, state)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
-        model.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        model.weights_hash = weights_hash
         model.load_parts(parts)
         return model.eval()
 

@@ -6,9 +6,9 @@ A variant's weights file holds, for a tensor ``NAME [O, ...]`` of the base, eith
   arXiv:2106.09685), int8 per row; or
 - ``NAME``: takes its place, float16.
 
-and in ``base_hash`` the first 8 bytes of the SHA-256 of the base's weights file. ``config.json`` names the base, a
-release or a folder beside the variant's. What a base has beside its weights (an entropy model) the variant shares. So a
-second set of weights costs a tenth of the first; merged, it computes as fast as any.
+and in ``base_hash`` the weights hash of the base (first 8 bytes of the SHA-256 of the unpacked file). ``config.json``
+names the base, a release or a folder beside the variant's. What a base has beside its weights (an entropy model) the
+variant shares. So a second set of weights costs a tenth of the first; merged, it computes as fast as any.
 """
 
 from __future__ import annotations

@@ -39,13 +39,12 @@ from ...entropy.prior import Codes, Prior, check_codes
 from ...entropy.schedule import offsets_within, refinement
 from ...entropy.static import StaticPrior
 from ...tokenizers.api import TokenSpec, find_model
-from ...tokenizers.weights import WEIGHTS_FILE, file_hash
 from ..container import ImageHeader, write_tok
 from ..encode import segment_cells
 from ..errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from ..files import open_output
 from ..media.image import IMAGE_SUFFIXES_IN
-from ..models import TOKEN_MODELS, pick_device
+from ..models import TOKEN_MODELS, pick_device, weights_hash_of
 from ..tokens import TOKEN_SUFFIXES, load_tokens, tokenize_file
 from .nearest import one_line, quartiles
 from .results import commit, finite, machine
@@ -222,7 +221,7 @@ def read_input(path: Path, model: str | None, device: str, weights_hash: str, pr
 
 def read_inputs(paths: Sequence[Path], model: str | None, device: str, folder: Path, prior: Prior) -> list[Input]:
     """Raises a TokodecError for the first input that cannot be read, or if they have different numbers of levels."""
-    weights_hash = file_hash(folder / WEIGHTS_FILE)
+    weights_hash = weights_hash_of(folder)
     inputs = [read_input(path, model, device, weights_hash, prior) for path in paths]
     for path, found in zip(paths, inputs, strict=True):
         if len(found.codes) != len(inputs[0].codes):
@@ -555,7 +554,7 @@ def origin(folder: Path, static: Prior, context: Prior, device: str) -> dict[str
     """What was measured, where, and when: the start of a report."""
     return {
         "model": folder.name,
-        "weights_hash": file_hash(folder / WEIGHTS_FILE),
+        "weights_hash": weights_hash_of(folder),
         "prior_hashes": {"static": static.hash, "context": context.hash},
         "machine": machine(device),
         "versions": package_versions(),

@@ -155,6 +155,7 @@ class ImageSequence(Tokenizer):
 
     config_class = ImageSequenceConfig
     int8_weights = ("analysis.", "synthesis.")
+    int8_largest = 63
     modality = "image"
     dial = "tokens"
 
