@@ -25,6 +25,7 @@ from tokodec.entropy import packed
 from tokodec.entropy.packed import GROWTH, HEADER, MARK, METADATA, file_hash, main, pack, unpack
 from tokodec.entropy.static import STATIC_FILE, StaticPrior
 from tokodec.tokenizers import weights
+from tokodec.tokenizers.api import ASSETS
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
 Edit = Callable[[dict[str, Any]], object]
@@ -175,6 +176,12 @@ def test_models_are_written_packed_and_read_either_way(tmp_path: Path) -> None:
         assert np.array_equal(other.tables[0], prior.tables[0])
         main([*map(str, files)])
     assert [path.stat().st_size for path in files] == sizes
+
+
+@pytest.mark.parametrize("path", sorted(ASSETS.glob("*/*.safetensors")), ids=lambda path: "/".join(path.parts[-2:]))
+def test_releases_are_packed(path: Path) -> None:
+    assert MARK in parts(path.read_bytes())[0][METADATA]
+    assert len(packed.read(path)) > path.stat().st_size
 
 
 # -------------------------------------------------------------------------------------------------------- damaged files
