@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from tokodec.codec.bench.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
-from tokodec.train.audio_start import start_as_transform
+from tokodec.train.audio_start import start_as_transform, start_from
 from tokodec.train.data.audio import (
     LOUDEST,
     QUIETEST,
@@ -27,6 +28,7 @@ from tokodec.train.data.audio import (
     read_mono,
     read_sounds,
 )
+from tokodec.train.losses.hearing import BANDS, band_levels, hearing_distance
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 SMALL = (
@@ -162,6 +164,43 @@ def test_discriminators_learn_to_tell_and_the_generator_to_fool() -> None:
     assert all(logits.shape[:2] == (2, 1) and len(features) == 4 for logits, features in judgements)
 
 
+# ------------------------------------------------------------------------------------------------------------- hearing
+
+
+def test_band_levels_are_those_of_tones() -> None:
+    """A tone has its power in the band around it, twice the amplitude is 6 dB, and white noise rises with the width."""
+    t = torch.arange(RATE) / RATE
+    middles = torch.tensor([150.0, 1000.0, 6000.0])
+    levels = band_levels(0.2 * torch.sin(2 * torch.pi * middles[:, None] * t), RATE)
+    assert levels.shape == (3, BANDS, 1 + RATE // 480)
+    inner = levels[:, :, 5:-5]
+    assert inner.mean(2).argmax(1).diff().min() > 5
+    louder = band_levels(0.4 * torch.sin(2 * torch.pi * middles[:, None] * t), RATE)[:, :, 5:-5]
+    assert float((louder - inner).amax(1).mean()) == pytest.approx(6.02, abs=0.01)
+    assert float((louder - inner)[:, :, 0].max()) < 6.1
+
+
+def test_hearing_distance_counts_what_is_heard() -> None:
+    torch.manual_seed(0)
+    t = torch.arange(RATE) / RATE
+    swell = 1 + 0.8 * torch.sin(2 * torch.pi * 4 * t)
+    x = (0.1 * swell * torch.randn(RATE))[None]
+    assert float(hearing_distance(x, x, RATE)) == pytest.approx(0, abs=1e-5)
+    softer = float(hearing_distance(x, 0.5 * x, RATE))
+    assert softer == pytest.approx(6.02 / 5, abs=0.05)  # levels differ, their rise and fall do not
+    flat = float(hearing_distance(x, 0.1 * torch.randn(1, RATE), RATE))
+    other = float(hearing_distance(x, (0.1 * swell * torch.randn(RATE))[None], RATE))
+    assert 0 < other < flat
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * t)[None]
+    hiss = torch.randn(1, RATE)
+    assert float(hearing_distance(tone, tone + 1e-5 * hiss, RATE)) < 1e-3  # far below the tone
+    assert float(hearing_distance(tone, tone + 1e-2 * hiss, RATE)) > 0.1
+    silence = torch.zeros(1, RATE, requires_grad=True)
+    (slope,) = torch.autograd.grad(hearing_distance(x, silence + 1e-3 * x, RATE).sum(), silence)
+    assert bool(slope.isfinite().all())
+    assert bool(slope.any())
+
+
 # --------------------------------------------------------------------------------------------------------------- start
 
 
@@ -181,6 +220,26 @@ def test_a_start_as_a_transform_gives_sounds_back() -> None:
     z = model.analysis(x)
     errors = model.errors(z, model.codes(z)).mean((0, 2))
     assert float(errors.max()) < 0.85 * float(z.square().sum(1).mean())  # of noise only loudness is worth a codeword
+
+
+def test_a_start_from_a_trained_model_adds_levels() -> None:
+    """All that the trained model has stays; the new levels halve what it leaves of sounds like those it saw."""
+    torch.manual_seed(0)
+    sounds = [(2000 * torch.randn(60 * FRAME)).short() for _ in range(3)]
+    config = AudioGRVQConfig((16, 32), (1, 1), (32, 16), (1, 1), 8, 2, (16,))
+    trained = AudioGRVQ(config)
+    start_as_transform(trained, sounds, 150)
+    model = AudioGRVQ(replace(config, codebook_sizes=(16, 64, 32)))
+    start_from(model, trained, sounds, 150)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    z = model.analysis(torch.cat(sounds).float()[None, None] / 32768)
+    errors = model.errors(z, model.codes(z)).mean((0, 2))
+    assert len(errors) == 6
+    assert float(errors[5]) < 0.7 * float(errors[1])
+    for other in (replace(config, dim=12), replace(config, codebook_sizes=(32,))):
+        with pytest.raises(ValueError, match="audio-24k has other sizes than the recipe"):
+            start_from(model, AudioGRVQ(other), sounds)
 
 
 def test_a_start_wants_room_for_the_latents() -> None:

@@ -5,8 +5,9 @@
 The nets start as a classical transform codec (:mod:`.audio_start`). Every crop keeps a random number of codebooks. The
 first part of the time has spectral losses only; then discriminators of periods and of spectra join. The budget is
 wall-clock minutes. The best weights so far (by the mel distance of the held-out sounds, and from the moment the
-discriminators join, the last) lie in OUT at any time; ``--resume FOLDER`` starts from released weights, and with the
-discriminators that lie beside them, if any. The last thing printed is a table on the test sounds.
+discriminators join, the last) lie in OUT at any time; ``--resume FOLDER`` starts from released weights (a recipe with
+more levels adds them), and with the discriminators that lie beside them, if any. The last thing printed is a table on
+the test sounds.
 
 Nets compute in float32 (on a GPU with the ten bits of TF32): the eight bits of bfloat16 are noise over all frequencies
 only 50 dB below the loudest one. ``--precision`` is that of the discriminators.
@@ -31,7 +32,7 @@ from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distanc
 from ..entropy.static import StaticPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
-from .audio_start import start_as_transform
+from .audio_start import start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep
 from .loop import (
@@ -44,13 +45,14 @@ from .loop import (
     set_rate,
     training_arguments,
 )
+from .losses.hearing import hearing_distance
 from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 STEPS_A_CHECK = 20
 EVALUATIONS = 8
 HOLDOUT_QUICK = 24  # held-out sounds that evaluations on the way look at
 LONGEST = 10 * RATE  # samples of a sound that an evaluation looks at
-TEST_LEVELS = (1, 2, 4, 8)
+TEST_LEVELS = (1, 2, 4, 8, 10)
 CRITICS_FILE = "critics.safetensors"  # not part of a release
 
 
@@ -97,10 +99,7 @@ class Trainer(TrainingRun):
         if not args.resume and recipe["start"] == "transform":
             start_as_transform(model, self.sounds, seed=args.seed)
         if args.resume:
-            released = AudioGRVQ.from_pretrained(find_model(args.resume))
-            if released.config != model.config:
-                raise ValueError(f"{args.resume} has other sizes than the recipe")
-            model.load_state_dict(released.state_dict())
+            start_from(model, AudioGRVQ.from_pretrained(find_model(args.resume)), self.sounds, seed=args.seed)
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
         self.critics = SoundCritics(recipe["optim"]["critics_width"]).to(self.device)
@@ -186,6 +185,8 @@ class Trainer(TrainingRun):
         total = conf["mel"] * mel_distance(a, b, RATE, scales).mean()
         if conf["stft"]:
             total = total + conf["stft"] * stft_distance(a, b).mean()
+        if conf["hearing"]:
+            total = total + conf["hearing"] * hearing_distance(a, b, RATE).mean()
         total = total + conf["waveform"] * 10 * (a - b).abs().mean()
         total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
         if adversarial:

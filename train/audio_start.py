@@ -1,4 +1,4 @@
-"""Where the training of an audio tokenizer starts: as a classical transform codec.
+"""Where the training of an audio tokenizer starts: as a classical transform codec, or from a trained model.
 
 The nets are linear until their residual blocks, which start as the identity, learn something. So they can begin as an
 MDCT of every block, principal components of the frames, and codebooks of k-means: sounds come back at once, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def start_as_transform(model: AudioGRVQ, sounds: Sequence[Tensor], frames: int =
     first.weight[:bands, :, -1] = basis[:, HOP:]
 
     # What it makes of the sounds, flattened: the components of a frame.
-    x = torch.cat([_part(s, frames // len(sounds) + 1, generator) for s in sounds if len(s) >= FRAME])
+    x = _parts(sounds, frames, generator)
     h = first(x.to(model.device)[None, None])[0].cpu()  # [fine, 2 t]
     values = torch.cat([h[:bands], h[-1:]])  # [bands + 1, 2 t]
     scale = values.std(1).clamp_min(1e-4) ** -FLATTEN
@@ -110,17 +111,45 @@ def start_as_transform(model: AudioGRVQ, sounds: Sequence[Tensor], frames: int =
     head.weight[WINDOW] = 0
     head.weight[WINDOW, width - 1, 0] = 1
 
+    start_levels(model, x)
+
+
+@torch.no_grad()
+def start_levels(model: AudioGRVQ, x: Tensor, first: int = 0) -> None:
+    """Set the codebooks from level ``first`` on to the k-means of what the levels before leave of a sound ``[n]``."""
     z = model.analysis(x.to(model.device)[None, None])[0].T  # [t, dim]
-    for group, part in zip(model.quantizer.groups, z.chunk(groups, 1), strict=True):
+    for group, rest in zip(model.quantizer.groups, z.chunk(model.config.groups, 1), strict=True):
         assert isinstance(group, ResidualQuantizer)
-        rest = part
-        for level in group.levels:
+        for k, level in enumerate(group.levels):
             assert isinstance(level, SimVQ)
-            level.basis.copy_(kmeans(rest, level.codebook_sizes[0]))
-            level.projection.copy_(torch.eye(level.dim))
+            if k >= first:
+                level.basis.copy_(kmeans(rest, level.codebook_sizes[0]))
+                level.projection.copy_(torch.eye(level.dim))
             _, z_q, _ = level.eval().quantize_rows(rest)
             rest = rest - z_q
     model.quantizer.train(model.training)
+
+
+@torch.no_grad()
+def start_from(
+    model: AudioGRVQ, released: AudioGRVQ, sounds: Sequence[Tensor], frames: int = 40_000, seed: int = 0
+) -> None:
+    """Set the weights to those of a trained model, which may have fewer levels.
+
+    Args:   sounds, frames: as of :func:`start_as_transform`, for the levels that are new.
+    Raises: ValueError if the models differ in more than that.
+    """
+    sizes, before = model.config.codebook_sizes, released.config.codebook_sizes
+    if replace(model.config, codebook_sizes=before) != released.config or sizes[: len(before)] != before:
+        raise ValueError(f"{released.name} has other sizes than the recipe")
+    model.load_state_dict(released.state_dict(), strict=False)
+    if len(sizes) > len(before):
+        start_levels(model, _parts(sounds, frames, torch.Generator().manual_seed(seed)), len(before))
+
+
+def _parts(sounds: Sequence[Tensor], frames: int, generator: torch.Generator) -> Tensor:
+    """So many frames in all, as many of every sound, float ``[n]`` in [-1, 1]."""
+    return torch.cat([_part(s, frames // len(sounds) + 1, generator) for s in sounds if len(s) >= FRAME])
 
 
 def _part(sound: Tensor, frames: int, generator: torch.Generator) -> Tensor:
