@@ -686,14 +686,20 @@ def bench_a_generator(
 
 @bench_app.command("devices")
 def bench_device_pair(
-    folder: Annotated[Path, typer.Argument(help="folder with pictures, or with .tok files")],
-    qualities: Annotated[str, typer.Option(help="with commas")] = "20,50,80",
+    folder: Annotated[Path, typer.Argument(help="folder with pictures, with .tok files of pictures, or with sounds")],
+    qualities: Annotated[str, typer.Option(help="of pictures, with commas")] = "20,50,80",
+    kbps: Annotated[float | None, typer.Option(help="of sounds; without it, the folder has pictures", min=1e-3)] = None,
     model: ModelOption = None,
     device: Device = "auto",
     limit: Annotated[int | None, typer.Option(help="only so many files", min=1)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
 ) -> None:
-    """A GPU beside the CPU: files of each read on both, the same codes or not, and milliseconds."""
+    """A GPU beside the CPU: files of each read on both, the same codes or not, and how long it takes."""
+    if kbps is not None:
+        from .bench.sound_devices import bench_sound_devices
+
+        bench_sound_devices(folder, kbps, model, device, limit, out)
+        return
     from .bench.devices import bench_devices
 
     bench_devices(folder, number_list(qualities, "qualities"), model, device, limit, out)
