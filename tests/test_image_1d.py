@@ -29,12 +29,14 @@ from tokodec.tokenizers.api import ABSENT, Tokenizer
 from tokodec.tokenizers.image.sequence import (
     CORE,
     MARGIN,
+    SIDE,
     ImageSequence,
     ImageSequenceConfig,
     from_windows,
     inside,
     share_tokens,
     to_windows,
+    waves,
 )
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
@@ -45,11 +47,11 @@ SMALL = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
 
 
 def small(codes: str = "simvq", seed: int = 0) -> ImageSequence:
-    """An untrained model whose blocks do something: they start as the identity."""
+    """An untrained model whose blocks do something: they start near the identity."""
     torch.manual_seed(seed)
     model = ImageSequence(ImageSequenceConfig(16, 2, 1, 1, 12, codes, 32, 4, 8)).eval()  # type: ignore[arg-type]
     for name, p in model.named_parameters():
-        if ".blocks." in name and name.endswith("weight") and not p.any():
+        if ".blocks." in name and name.endswith(("out.weight", "down.weight")):
             torch.nn.init.normal_(p, std=0.3)
     return model
 
@@ -404,14 +406,50 @@ def test_steps_bring_the_picture_nearer() -> None:
     x = torch.cat([0.5 * picture(272, 272), 1 - 0.5 * picture(272, 272)])
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     errors = []
-    for _ in range(60):
-        x_hat, commitment, codebook, _ = net(x, torch.tensor([12, 3]))
+    for step in range(60):
+        x_hat, commitment, codebook, _ = net(x, torch.tensor([12, 3]), step >= 20)
         error = (x - x_hat).square().mean()
         optimizer.zero_grad()
         (10 * error + 0.25 * commitment + codebook).backward()
         optimizer.step()
         errors.append(float(error.detach()))
     assert errors[-1] < 0.25 * errors[0]
+
+
+def test_an_untrained_net_is_a_transform() -> None:
+    """Tokens start as waves over the patches, slow ones first, and the way back is their inverse."""
+    basis = waves(SIDE * SIDE)
+    assert torch.allclose(basis @ basis.T, torch.eye(SIDE * SIDE), atol=1e-5)
+    turns = (basis.view(-1, SIDE, SIDE)[:, 0].diff(dim=1).sign().diff(dim=1) != 0).sum(1)
+    assert int(turns[:9].max()) <= 2
+    assert torch.equal(waves(12), basis[:12])
+    assert not waves(SIDE * SIDE + 5)[-5:].any()
+    config = ImageSequenceConfig(16, 2, 1, 1, SIDE * SIDE, "simvq", 32, 4, 8)
+    model = ImageSequence(config)
+    assert torch.allclose(model.synthesis.waves.T @ model.analysis.waves, torch.eye(SIDE * SIDE), atol=1e-5)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_codewords_start_when_quantizing_does(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From half of the time on latents are quantized; the codewords begin as means of what the nets make of crops."""
+    starts: list[tuple[Tensor, Tensor]] = []
+    kmeans = script.kmeans
+
+    def watched(rows: Tensor, n: int) -> Tensor:
+        starts.append((rows, found := kmeans(rows, n)))
+        return found
+
+    monkeypatch.setattr(script, "kmeans", watched)
+    words = ["image_1d", "--precision", "no", "--set", *WORDS.split(), "quantized_from=0.5", "--data", str(folder)]
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.05", "--out", str(tmp_path / "out")])
+    script.main()
+    ((rows, words_found),) = starts
+    assert rows.shape == (min(16 * 16, 40 * 2 * 20), 4)
+    assert words_found.shape == (16, 4)
+    assert float(torch.cdist(rows, words_found).min(1).values.square().mean()) < float(rows.var(0).sum())
+    assert "from here on quantized" in capsys.readouterr().out
 
 
 def test_crops_keep_all_numbers_of_tokens() -> None:

@@ -3,9 +3,10 @@
     python -m tokodec.train.image_1d --recipe image-1d --data PICTURES... --test KODAK --minutes 25 --out OUT
 
 Every crop is one window and keeps a random number of its tokens, the first ones; the others are not there for the
-synthesis (tail token drop). The loss is a power of each crop's squared error, so that crops with few tokens do not
-outweigh the others. The budget is wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at
-any time; ``--resume FOLDER`` starts from released weights. The last thing printed is a table on the test pictures.
+synthesis (tail token drop). In the first part of the time latents are not quantized, then the codebook starts as their
+k-means. The loss is a power of each crop's squared error, so that crops with few tokens do not outweigh the others. The
+budget is wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any time;
+``--resume FOLDER`` starts from released weights. The last thing printed is a table on the test pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..entropy.tail import TailPrior
@@ -53,12 +55,18 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, kept: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``x [B, 3, 272, 272]`` in [0, 1] and numbers of tokens ``[B]`` to (x_hat, three losses of the quantizer)."""
-        out = self.model.quantizer(self.model.analysis(2 * x - 1).float())
-        there = torch.arange(out.z_q.shape[2], device=x.device) < kept[:, None]
-        x_hat = (self.model.synthesis(out.z_q, there).float() + 1) / 2
-        return x_hat, out.commitment_loss, out.codebook_loss, out.auxiliary_loss
+        z = self.model.analysis(2 * x - 1).float()
+        none = z.new_zeros(())
+        z_q, *losses = z, z.square().mean(), none, none
+        if quantized:
+            out = self.model.quantizer(z)
+            z_q, losses = out.z_q, [out.commitment_loss, out.codebook_loss, out.auxiliary_loss]
+        there = torch.arange(z_q.shape[2], device=x.device) < kept[:, None]
+        x_hat = (self.model.synthesis(z_q, there).float() + 1) / 2
+        commitment, codebook, auxiliary = losses
+        return x_hat, commitment, codebook, auxiliary
 
 
 class Trainer(TrainingRun):
@@ -82,8 +90,6 @@ class Trainer(TrainingRun):
                 raise ValueError(f"{args.resume} has other sizes than the recipe")
             model.load_state_dict(released.state_dict())
         self.model = model.to(self.device)
-        if not args.resume:
-            self.start()
         self.net = Autoencoder(self.model)
         self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
         self.own_seeds()
@@ -92,14 +98,14 @@ class Trainer(TrainingRun):
 
     @torch.no_grad()
     def start(self) -> None:
-        """A SimVQ codebook begins as the k-means of what the untrained net makes of pictures."""
+        """A SimVQ codebook begins as the k-means of what the net makes of pictures."""
         quantizer = self.model.quantizer
         if not isinstance(quantizer, SimVQ):
             return
         crops = (self.store.batch(self.recipe["optim"]["batch"]) for _ in range(STARTS))
         rows = torch.cat([self.model.analysis(2 * x - 1).transpose(1, 2).flatten(0, 1) for x in crops])
         rows = rows[torch.randperm(len(rows), device=rows.device)[: 16 * quantizer.codebook_sizes[0]]]
-        quantizer.basis.copy_(kmeans(rows.float(), quantizer.codebook_sizes[0]))
+        quantizer.basis.copy_(broadcast(kmeans(rows.float(), quantizer.codebook_sizes[0])))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         def in_a_block(name: str, p: nn.Parameter) -> bool:
@@ -116,13 +122,18 @@ class Trainer(TrainingRun):
         step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
+        quantized = bool(self.args.resume)
         self.model.train()
         while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
             set_rate(optimizers, learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"]))
             x, kept = self.store.batch(batch), self.kept(batch)
+            if not quantized and clock.share >= self.recipe["quantized_from"]:
+                quantized = True
+                self.start()
+                self.log(f"[{100 * clock.share:5.1f} %] from here on quantized, step {step}, loss {float(loss):.4f}")
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
-            loss = compute((x, kept))
+            loss = compute((x, kept), quantized)
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
@@ -148,11 +159,11 @@ class Trainer(TrainingRun):
         drawn = torch.where(rand[1] < 0.5, even, powers).long().clamp(1, most)
         return torch.where(rand[2] < self.recipe["data"]["whole"], most, drawn)
 
-    def loss(self, x: Tensor, kept: Tensor) -> Tensor:
+    def loss(self, x: Tensor, kept: Tensor, quantized: bool) -> Tensor:
         conf = self.recipe["loss"]
         bf16 = self.args.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            x_hat, commitment, codebook, auxiliary = self.net(x, kept)
+            x_hat, commitment, codebook, auxiliary = self.net(x, kept, quantized)
         square = (x - x_hat).square().mean((1, 2, 3))
         total = conf["pixel"] * (square + DARK).pow(conf["power"]).mean()
         total = total + conf["commitment"] * commitment + conf["codebook"] * codebook

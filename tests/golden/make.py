@@ -303,7 +303,7 @@ def make_sequence_model() -> None:
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     kept = torch.tensor([1, 3, 12, 6, 8, 12])
     for step in range(120):
-        x_hat, commitment, codebook, _ = net(x, kept.roll(step))
+        x_hat, commitment, codebook, _ = net(x, kept.roll(step), True)
         optimizer.zero_grad()
         (10 * (x - x_hat).square().mean() + 0.25 * commitment + codebook).backward()
         optimizer.step()

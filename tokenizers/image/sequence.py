@@ -18,6 +18,7 @@ each on its own, whatever is around them. Windows overlap by 16 pixels, over whi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,7 +76,7 @@ class ImageSequenceConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over ``[B, L, W]``, attention to all, which starts as the identity."""
+    """Pre-norm transformer block over ``[B, L, W]``, attention to all, which starts near the identity."""
 
     def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class Block(nn.Module):
         self.up = nn.Linear(width, expansion * width)
         self.down = nn.Linear(expansion * width, width)
         for last in (self.out, self.down):
-            nn.init.zeros_(last.weight)
+            nn.init.normal_(last.weight, std=0.02)  # not zero: queries must see pictures from the first step on
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,8 +99,30 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
 
 
+def waves(tokens: int) -> Tensor:
+    """Cosine waves over the patches of a window, from slow to fast, ``[tokens, SIDE * SIDE]``: the rows of an
+    orthonormal DCT-II in two dimensions. Rows beyond their number are zero.
+    """
+    step = torch.arange(SIDE, dtype=torch.float64)
+    line = torch.cos(math.pi / SIDE * (step + 0.5) * step[:, None]) * math.sqrt(2 / SIDE)
+    line[0] /= math.sqrt(2)
+    plane = (line[:, None, :, None] * line[None, :, None, :]).reshape(SIDE * SIDE, SIDE * SIDE)
+    order = (step[:, None] ** 2 + step**2).flatten().argsort(stable=True)[:tokens]
+    return F.pad(plane[order].float(), (0, 0, 0, tokens - len(order)))
+
+
+def speeds(tokens: int) -> Tensor:
+    """How fast the waves are, 1 to about 20, ``[tokens, 1]``: pictures hold less of a wave the faster it is."""
+    place = torch.arange(tokens, dtype=torch.float32)
+    return (1 + 2 * (place / math.pi).sqrt())[:, None]
+
+
 class Analysis(nn.Module):
-    """Windows ``[B, 3, 272, 272]`` in [-1, 1] to latents ``[B, D, tokens]``."""
+    """Windows ``[B, 3, 272, 272]`` in [-1, 1] to latents ``[B, D, tokens]``.
+
+    A token starts as a wave over the patches, evened out, so that the untrained net is a transform already: slow waves
+    first. Queries that must find out where to look stay at one grey picture for long (``train/RUNS.md``).
+    """
 
     def __init__(self, config: ImageSequenceConfig) -> None:
         super().__init__()
@@ -107,16 +130,16 @@ class Analysis(nn.Module):
         self.patches = nn.Conv2d(3, width, PATCH, PATCH)
         self.places = nn.Parameter(0.02 * torch.randn(SIDE * SIDE, width))
         self.queries = nn.Parameter(0.02 * torch.randn(config.tokens, width))
+        self.waves = nn.Parameter(waves(config.tokens) / SIDE * speeds(config.tokens))
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.analysis_blocks))
-        self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.patches(x).flatten(2).transpose(1, 2) + self.places  # [B, 289, W]
-        h = torch.cat([patches, self.queries.expand(len(x), -1, -1)], 1)
+        patches = self.patches(x).flatten(2).transpose(1, 2)  # [B, 289, W]
+        h = torch.cat([patches + self.places, self.waves @ patches + self.queries], 1)
         for block in self.blocks:
             h = block(h)
-        return self.head(self.norm(h[:, patches.shape[1] :])).transpose(1, 2)
+        return self.head(h[:, patches.shape[1] :]).transpose(1, 2)
 
 
 class Synthesis(nn.Module):
@@ -128,23 +151,25 @@ class Synthesis(nn.Module):
         self.enter = nn.Linear(config.latent_dim, width)
         self.queries = nn.Parameter(0.02 * torch.randn(config.tokens, width))
         self.absent = nn.Parameter(torch.zeros(width))  # in the place of a token that is not there
+        self.waves = nn.Parameter(waves(config.tokens) * SIDE / speeds(config.tokens))  # back to the patches
         self.places = nn.Parameter(0.02 * torch.randn(SIDE * SIDE, width))
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.synthesis_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, smooth * (PATCH // COARSE) ** 2)
         self.smooth = nn.ModuleList(nn.Conv2d(smooth, out, 3, padding=1) for out in (smooth, smooth, 3 * COARSE**2))
-        for p in (p for conv in list(self.smooth)[1:] for p in conv.parameters()):
-            nn.init.zeros_(p)  # grey at first
 
     def forward(self, z_q: Tensor, there: Tensor) -> Tensor:
-        b, _, n = z_q.shape
-        tokens = torch.where(there[:, :, None], self.enter(z_q.transpose(1, 2)), self.absent) + self.queries[:n]
-        h = torch.cat([self.places.expand(b, -1, -1), tokens], 1)
+        n = z_q.shape[2]
+        tokens = torch.where(there[:, :, None], self.enter(z_q.transpose(1, 2)), 0.0)  # [B, n, W]
+        patches = self.waves[:n].T @ tokens + self.places
+        absent = torch.where(there[:, :, None], 0.0, self.absent)
+        h = torch.cat([patches, tokens + absent + self.queries[:n]], 1)
         for block in self.blocks:
             h = block(h)
         h = self.head(self.norm(h[:, : SIDE * SIDE]))  # [B, 289, smooth * 64]
         side = PATCH // COARSE
-        h = h.view(b, SIDE, SIDE, side, side, -1).permute(0, 5, 1, 3, 2, 4).reshape(b, -1, SIDE * side, SIDE * side)
+        h = h.unflatten(1, (SIDE, SIDE)).unflatten(3, (side, side, -1)).permute(0, 5, 1, 3, 2, 4)
+        h = h.flatten(4).flatten(2, 3)  # [B, smooth, 136, 136]
         first, second, last = self.smooth
         h = h + second(F.gelu(first(h), approximate="tanh"))
         return F.pixel_shuffle(last(F.gelu(h, approximate="tanh")), COARSE)
