@@ -12,7 +12,7 @@ lint:  ## ruff and mypy over everything
 	    rm -rf $$work; exit $$code
 
 test:  ## all tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 golden:  ## regenerate the golden files: a format change, write it into CHANGELOG.md under "Format"
 	GENERATE_EXPECTED=1 $(PYTHON) -m pytest tests/test_golden.py

@@ -8,6 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+
+# Before torch and NumPy: each of several workers (pytest -n 2) has one core to itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 # Triton decides when it is imported whether kernels are compiled or interpreted.
@@ -45,7 +50,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
 def pytest_sessionstart() -> None:
-    if os.environ.get("GENERATE_EXPECTED"):
+    if os.environ.get("GENERATE_EXPECTED") and "PYTEST_XDIST_WORKER" not in os.environ:  # once, before workers start
         subprocess.run([sys.executable, str(GOLDEN / "make.py")], check=True)
 
 
