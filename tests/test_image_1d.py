@@ -40,6 +40,7 @@ from tokodec.tokenizers.image.sequence import (
 )
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
+from tokodec.train.loop import Clock
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sequence"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
@@ -441,7 +442,15 @@ def test_codewords_start_when_quantizing_does(
         starts.append((rows, found := kmeans(rows, n)))
         return found
 
+    class Quarters(Clock):
+        """Time that passes by looking at it: on a busy machine the first look would be the last one."""
+
+        def read(self) -> float:
+            self.share += 0.25
+            return self.share
+
     monkeypatch.setattr(script, "kmeans", watched)
+    monkeypatch.setattr(script, "Clock", Quarters)
     words = ["image_1d", "--precision", "no", "--set", *WORDS.split(), "quantized_from=0.5", "--data", str(folder)]
     monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.05", "--out", str(tmp_path / "out")])
     script.main()
