@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 CONTEXT_FILE = "context.safetensors"
+ROWS = 512  # cells whose tables are computed at once where all codes are known
 GRAPH_AFTER = 2  # runs over a grid before CUDA graphs are captured for it
 KEPT_GRIDS = 8
 PROBABILITIES = 1 << 24  # elements of a block of whole distributions, in concealment
@@ -211,6 +213,19 @@ class Layout:
         self.cells = [torch.from_numpy(step).to(level.device) for step in self.steps]
         self.windows = [self.neighbours[cells].view(-1) for cells in self.cells]
 
+    @cached_property
+    def walk(self) -> tuple[Tensor, Tensor]:
+        """For a coder that knows all codes: the cells ``[n]`` in coding order, and their neighbours ``[n, P]``, n + 1
+        added to those that are coded in an earlier step.
+        """
+        n = len(self.neighbours)
+        step_of = self.neighbours.new_full((n + 1,), len(self.steps))  # cells outside: never
+        for step, cells in enumerate(self.cells):
+            step_of[cells] = step
+        order = torch.cat(self.cells)
+        window = self.neighbours[order]
+        return order, window + (n + 1) * (step_of[window] < step_of[order][:, None])
+
 
 class LevelRun:
     """One level of one grid while it is coded: what is known so far.
@@ -251,6 +266,32 @@ class LevelRun:
     def hidden(self, window: Tensor, n: int) -> Tensor:
         """What the heads read for n cells with neighbours ``window [n * P]``, ``[n, C]``."""
         return self.level.hidden(self.map.index_select(0, window).view(n, -1))
+
+    def all_tables(self, codes: Int64Array) -> Iterator[list[tuple[Int64Array, Shares]]]:
+        """Digits and their tables for each step, all ``codes [n]`` of the level known: steps need not wait."""
+        level, (order, windows) = self.level, self.layout.walk
+        unknown = self.map.clone()
+        self.know(order, torch.from_numpy(codes).to(level.device)[order])
+        rows = torch.cat([unknown, self.map])
+        cells = np.concatenate(self.layout.steps)
+        rest, leaf = level.tree.code.size, level.tree.leaf[codes[cells]]
+        digits: list[tuple[Int64Array, Int64Array]] = []  # of all cells, and those before them as one number
+        for base in level.tree.bases:
+            prefix = leaf // rest
+            rest //= base
+            digits.append((leaf // rest % base, prefix))
+        found: list[list[Shares]] = [[] for _ in digits]
+        for begin in range(0, len(cells), ROWS):
+            part = slice(begin, begin + ROWS)
+            a = level.hidden(rows.index_select(0, windows[part].reshape(-1)).view(len(cells[part]), -1))
+            for i, (_, prefix) in enumerate(digits):
+                before = torch.from_numpy(prefix[part]).to(level.device) if i else None
+                found[i].append(_to_host(frequencies(level.logits(a, i, before))))
+        tables = [np.concatenate(parts) for parts in found]
+        end = 0
+        for step in self.layout.steps:
+            begin, end = end, end + len(step)
+            yield [(values[begin:end], own[begin:end]) for (values, _), own in zip(digits, tables, strict=True)]
 
     def know(self, cells: Tensor, codes: Tensor) -> None:
         """Put ``codes [m]`` into the map at ``cells [m]``."""
@@ -499,14 +540,10 @@ class ContextPrior(Prior):
     def _code_level(
         self, level: ContextLevel, coarser: Codes, own: Codes, grid: tuple[int, ...]
     ) -> Iterator[tuple[Int64Array, Shares]]:
-        run = start_run(level, torch.from_numpy(coarser).to(self.device), grid)
-        for step, cells in enumerate(run.layout.steps):
-            leaf, rest = level.tree.leaf[own[cells]], level.tree.code.size
-            for digit, base in enumerate(level.tree.bases):
-                prefix = leaf // rest
-                rest //= base
-                yield leaf // rest % base, run.tables(step, digit, prefix)
-            run.put(step, own[cells])
+        if own.size:
+            run = LevelRun(level, torch.from_numpy(coarser).to(self.device), grid)
+            for digits in run.all_tables(own):
+                yield from digits
 
     def conceal(
         self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
