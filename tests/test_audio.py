@@ -312,3 +312,13 @@ def test_sound_can_be_trained_in_all_its_parts() -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None, name
         assert bool(p.grad.isfinite().all()), name
+
+
+def test_errors_are_those_of_what_prefixes_decode_to() -> None:
+    torch.manual_seed(0)
+    model = AudioGRVQ(AudioGRVQConfig((8, 16), (1, 1), (16, 8), (1, 1), 8, 2, (16, 8)))
+    z = torch.randn(2, 8, 11)
+    codes = model.codes(z)
+    want = [(z - model.quantizer.decode(codes[:, : k + 1])).square().sum(1) for k in range(4)]
+    assert torch.allclose(model.errors(z, codes), torch.stack(want, 1), atol=1e-5)
+    assert model.errors(z, codes[:, :3]).shape == (2, 3, 11)

@@ -1,9 +1,9 @@
-"""`audio-24k`: 24 kHz sound to 75 frames of tokens a second, 0.75 to 6 kbit/s, causal, and back.
+"""`audio-24k`: 24 kHz sound to 75 frames of tokens a second, 0.75 to 7.5 kbit/s, causal, and back.
 
 ::
 
     x [B,1,320 t] -> blocks of 160 samples -> convolutions at 150 and 75 Hz -> z [B,D,t]
-    z -> 2 groups of channels, each up to 4 levels of residual SimVQ -> codes [B,8,t], level by level
+    z -> 2 groups of channels, each up to 5 levels of residual SimVQ -> codes [B,10,t], level by level
     codes -> z_q -> convolutions at 75 and 150 Hz -> 640 samples every 160, overlapped -> x_hat
 
 Group-residual quantizer: HiFi-Codec (Yang et al. 2023, arXiv:2305.02765); SimVQ codebooks: Zhu et al. 2024
@@ -51,7 +51,7 @@ class AudioGRVQConfig:
     synthesis_blocks: tuple[int, ...] = (5, 4)
     dim: int = 128  # D, of the latents of all groups
     groups: int = 2
-    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024, 1024)  # of each group's levels
+    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024, 1024, 1024)  # of each group's levels
 
     def __post_init__(self) -> None:
         sizes = (self.analysis_channels, self.analysis_blocks, self.synthesis_channels, self.synthesis_blocks)
@@ -184,7 +184,7 @@ class AudioGRVQ(Tokenizer):
         """Signals ``[B, 1, n]`` at 24 kHz in [-1, 1] to tokens ``[B, levels, ceil(n / 320)]``.
 
         Args:
-            levels: codebooks, 1 to 8, 0.75 kbit/s each; all if None.
+            levels: codebooks, 1 to 10, 0.75 kbit/s each; all if None.
             lengths: true lengths of signals that were padded at their ends; codes of the padding are ``ABSENT``, the
                 others are those of each signal alone.
         Raises: ValueError for other shapes, an empty signal, or another number of levels.
@@ -216,8 +216,13 @@ class AudioGRVQ(Tokenizer):
     @torch.no_grad()
     def errors(self, z: Tensor, codes: Tensor) -> Tensor:
         """Squared error of latents ``[B, D, t]`` after the first 1, 2, ... of ``codes [B, K, t]``, ``[B, K, t]``."""
-        prefixes = (codes[:, : k + 1] for k in range(codes.shape[1]))
-        return torch.stack([(z - self.quantizer.decode(prefix)).square().sum(1) for prefix in prefixes], 1)
+        rest = z.clone()
+        parts = rest.chunk(self.config.groups, 1)  # views
+        found = []
+        for k, (own, codebook) in enumerate(zip(codes.unbind(1), self.codebooks, strict=False)):
+            parts[k % len(parts)].sub_(F.embedding(own, codebook).transpose(1, 2))
+            found.append(rest.square().sum(1))
+        return torch.stack(found, 1)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Tensor:
