@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `codec --help` and `codec info
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -291,7 +292,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         print(json.dumps(found + generators))
         return
     for entry in found:
-        sizes = " + ".join(map(str, entry["codebook_sizes"]))
+        runs = [(size, len(list(same))) for size, same in itertools.groupby(entry["codebook_sizes"])]
+        sizes = " + ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in runs)
         dial = f"{sizes} codewords" if sizes else "quality 0 to 100"
         print(f"{entry['name']}  {entry['modality']}, {dial}, {entry['bytes'] / 2**20:.1f} MiB")
         nets = f", synthesis {', '.join(entry['synthesis'])}" if entry["synthesis"] else ""
@@ -299,7 +301,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         print(f"    weights {entry['weights_hash']}{base}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
     for entry in generators:
-        size = " x ".join(map(str, reversed(entry["size"])))
+        rate, size = entry["sample_rate"], " x ".join(map(str, reversed(entry["size"])))
+        size = f"{entry['size'][0] / rate:g} s" if rate else size
         print(f"{entry['name']}  generator of {entry['modality']}, {size}, {entry['bytes'] / 2**20:.1f} MiB")
         print(f"    weights {entry['weights_hash']}, {entry['levels']} levels of {entry['tokenizer']}")
 

@@ -228,7 +228,7 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def list_generators() -> list[dict[str, Any]]:
-    """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, bytes, hash."""
+    """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, rate, bytes, hash."""
     found = []
     for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
@@ -245,6 +245,7 @@ def list_generators() -> list[dict[str, Any]]:
                 "levels": entry["config"]["levels"],
                 "pattern": entry["config"]["pattern"],
                 "size": window["size"],
+                "sample_rate": window.get("sample_rate"),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights_hash_of(config.parent),
                 "folder": str(config.parent),

@@ -481,6 +481,9 @@ def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert [entry["class"] for entry in json.loads(codec("models", "--json").out)] == ["ImageGrid", "Generator"]
     assert b"gen  generator of image, 64 x 48" in codec("models").out
     assert b", 2 levels of tiny" in codec("models").out
+    config["config"]["window"] |= {"modality": "audio", "size": [96000], "sample_rate": 24000.0}  # type: ignore[index]
+    (tmp_path / "assets" / "gen" / "config.json").write_text(json.dumps(config))
+    assert b"gen  generator of audio, 4 s" in codec("models").out
 
 
 def test_the_prior_is_chosen(codec: Codec, golden: Path, tiny_model: Path, photo: Path, tmp_path: Path) -> None:

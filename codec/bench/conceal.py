@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from ..media.image import IMAGE_SUFFIXES_IN, Picture, read_image, write_image
 from ..models import TOKEN_MODELS, pick_device
 from . import metrics
 from .prior import input_files, load_priors, numbers, origin, plain_console, said, where
-from .results import finite
+from .results import as_json
 
 SYNTHESIS = "faithful"
 KINDS = ("codes", "cells", "later")
@@ -225,7 +224,7 @@ def bench_conceal(
         }
         print_report(report, means, console)
         if file is not None:
-            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
 
 

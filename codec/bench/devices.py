@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ from ..errors import MediaError, UsageError
 from ..files import open_output
 from ..models import DEFAULT_MODELS, load_model, pick_device
 from .image import picture_files
-from .results import commit, machine
+from .results import as_json, commit, machine
 
 WARM_UP = 4  # round trips over a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken
@@ -172,7 +171,7 @@ def bench_devices(
     if out is not None:
         with open_output(out, force=True) as file:
             assert file is not None
-            file.write((json.dumps(report, indent=1) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from ..models import GENERATORS, PRIOR_FILES, Model, pick_device
 from ..sound import SEGMENT as FRAMES
 from ..tokens import TOKEN_SUFFIXES, load_tokens, tokenize_file
 from .prior import input_files, numbers, plain_console, said, torch_threads
-from .results import commit, finite, machine, versions
+from .results import as_json, commit, machine, versions
 
 LENGTHS = 16  # passes without the cache that are timed, at lengths spaced evenly
 
@@ -242,7 +241,7 @@ def bench_generator(
         print_bits(rows, console)
         print_speed(speed, console)
         if file is not None:
-            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
 
 

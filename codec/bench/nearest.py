@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import json
 import math
 import re
 import time
@@ -37,7 +36,7 @@ from ...tokenizers.quantize.nearest import choose_backend
 from ..errors import MediaError, UsageError
 from ..files import open_output
 from ..models import pick_device
-from .results import commit, finite, machine
+from .results import as_json, commit, machine
 
 # M x N x D: rows, codewords, dimensions.
 SHAPES = {
@@ -626,7 +625,7 @@ def bench_nearest(
 
             report["step"] = nearest_step.report_steps(nearest_step.SIZES[device], seconds, seed, device, console)
         if file is not None:
-            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
 
 

@@ -15,7 +15,6 @@ import datetime
 import hashlib
 import importlib.machinery
 import importlib.util
-import json
 import math
 import platform
 import time
@@ -47,7 +46,7 @@ from ..media.image import IMAGE_SUFFIXES_IN
 from ..models import TOKEN_MODELS, pick_device, weights_hash_of
 from ..tokens import TOKEN_SUFFIXES, load_tokens, tokenize_file
 from .nearest import one_line, quartiles
-from .results import commit, finite, machine
+from .results import as_json, commit, machine
 
 WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
 LEAST_RUNS = 5
@@ -546,7 +545,7 @@ def bench_prior(
             print_large(rows, console)
             report["large"] = [asdict(row) for row in rows]
         if file is not None:
-            file.write((json.dumps(finite(report), indent=2, allow_nan=False) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
 
 

@@ -86,8 +86,7 @@ def rows_as_csv(rows: Sequence[Any]) -> str:
 
 def write_results(out: Path, table: str, report: dict[str, Any], html: str) -> None:
     """results.csv, results.json and index.html in ``out``. Raises a TokodecError if they cannot be written."""
-    text = json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
-    for name, content in {"results.csv": table, "results.json": text, "index.html": html}.items():
+    for name, content in {"results.csv": table, "results.json": as_json(report), "index.html": html}.items():
         write_text(out / name, content)
 
 
@@ -95,6 +94,25 @@ def write_text(path: Path, text: str) -> None:
     """A file, whole or not at all; one of this name is replaced. Raises a TokodecError."""
     with atomic_output(path, force=True) as file:
         file.write(text.encode())
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """The text of a report: a line for every entry, and for every item of its lists; seven digits of a number count."""
+    lines = []
+    for key, value in finite(report).items():
+        text = json.dumps(_short(value), allow_nan=False)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join("  " + json.dumps(_short(item), allow_nan=False) for item in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _short(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(v) for v in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def finite(value: Any) -> Any:

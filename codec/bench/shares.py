@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from ..sequence import Shares
 from . import metrics
 from .curves import bd_rate
 from .image import picture_files
-from .results import commit, finite, machine, make_folder
+from .results import as_json, commit, machine, make_folder
 
 COUNTS = (16, 32, 64, 128, 256)  # tokens of a window
 SHARED_COUNTS = (12, *COUNTS[:-1], 200)  # so that curves of both kinds have a range in common
@@ -102,7 +101,7 @@ def bench_shares(
         "bd_rate": compare_ways(rows, tokenizer), "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     with atomic_output(out / "shares.json", force=True) as file:
-        file.write((json.dumps(finite(report), indent=1, allow_nan=False) + "\n").encode())
+        file.write(as_json(report).encode())
     for i, sheet in enumerate(sheets):
         with atomic_output(out / f"sheet-{i + 1}.png", force=True) as file:
             write_image(Picture(sheet), file, ".png", str(out))
@@ -124,7 +123,7 @@ def bench_picture(name: str, x: np.ndarray, model: Model, device: str) -> list[t
     def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
         return write_tok(image_header(tokens, model, len(payloads)), payloads)
 
-    tokens, errors = tokenizer.encode_tiled(torch.from_numpy(x))
+    tokens, errors = tokenizer.encode_tiled(torch.from_numpy(x.copy()))
     shares = Shares(tokens, errors, model, build)
     windows = math.prod(tokens.spec.grid)
     makers: dict[str, Callable[[int], Tokens]] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..encode import encode_file
 from ..files import open_output
 from ..models import DEFAULT_MODELS, load_model, pick_device
 from ..sound import audio_tokenizer
-from .results import commit, machine
+from .results import as_json, commit, machine
 from .sounds import clip_files
 
 
@@ -103,5 +102,5 @@ def bench_sound_devices(
     if out is not None:
         with open_output(out, force=True) as file:
             assert file is not None
-            file.write((json.dumps(report, indent=1) + "\n").encode())
+            file.write(as_json(report).encode())
     return report
