@@ -40,7 +40,7 @@ from .models import GENERATOR, pick_device
 PATTERNS: tuple[Pattern, ...] = ("levels", "interleaved")  # those with one id a step
 ATTENTION = "tokodec_sdpa"  # fused attention under a name for which transformers makes no masks of its own
 INT8 = ("llama.",)  # weights that are released as int8
-INT8_LARGEST = 31  # of these integers
+INT8_LARGEST = 11  # of these integers
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class ImageSequence(Tokenizer):
 
     config_class = ImageSequenceConfig
     int8_weights = ("analysis.", "synthesis.")
-    int8_largest = 63
+    int8_largest = 15
     modality = "image"
     dial = "tokens"
 
