@@ -228,7 +228,7 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def list_generators() -> list[dict[str, Any]]:
-    """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, rate, bytes, hash."""
+    """The released generators: name, class, modality, tokenizer and its hash, levels, pattern, size, rate, bytes."""
     found = []
     for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())

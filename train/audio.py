@@ -16,7 +16,6 @@ only 50 dB below the loudest one. ``--precision`` is that of the discriminators.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -28,6 +27,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from ..codec.bench.results import as_json
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
 from ..entropy.static import StaticPrior
 from ..tokenizers.api import find_model
@@ -242,7 +242,7 @@ class Trainer(TrainingRun):
         }
         if self.args.test:
             results["test"] = measure(model, read_sounds(list_sounds([self.args.test]), RATE))
-        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        (self.out / "training.json").write_text(as_json(results))
         self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
         for name in ("holdout", "test"):
             for r in results.get(name, []):

@@ -12,18 +12,17 @@ beside the tokenizer's context prior and static tables on the same tokens.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..codec.bench.generator import BitsRow, code_bits, priors_of, table_text, whole_windows, window_tokens
+from ..codec.bench.results import as_json
 from ..codec.generator import Generator, GeneratorConfig
 from ..entropy.context import ContextPrior
 from ..entropy.prior import Codes
@@ -284,18 +283,11 @@ class Trainer(TrainingRun):
             tables["test"] = code_bits(model, self.priors, test)
         for name, rows in tables.items():
             results[name] = [vars(row) for row in rows]
-        (self.out / "training.json").write_text(json.dumps(results, indent=1, default=as_number) + "\n")
+        (self.out / "training.json").write_text(as_json(results))
         size = (self.out / "model.safetensors").stat().st_size / 2**20
         self.log(f"{self.out}: {size:.1f} MiB, weights {model.weights_hash}")
         for name, rows in tables.items():
             self.log(f"\n{name}\n{table_text(rows)}")
-
-
-def as_number(value: Any) -> float:
-    """For JSON: numbers of NumPy."""
-    if isinstance(value, np.generic):
-        return float(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
 def main() -> None:

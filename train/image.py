@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from ..codec.bench.features import FeatureDistance
+from ..codec.bench.results import as_json
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
 from ..tokenizers.api import CONFIG_FILE
@@ -435,7 +435,7 @@ class Trainer:
         if self.args.test:
             results["test"] = evaluate(model, read_all(list_images([self.args.test])), prior)
             self.log("test pictures\n" + show(results["test"]))
-        (self.out / "training.json").write_text(json.dumps(results, indent=1))
+        (self.out / "training.json").write_text(as_json(results))
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
 
     def run(self) -> None:

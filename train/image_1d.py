@@ -12,7 +12,6 @@ budget is wall-clock minutes. The best weights so far (by the held-out pictures)
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from ..codec.bench.results import as_json
 from ..entropy.tail import TailPrior
 from ..tokenizers.api import find_model
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
@@ -207,7 +207,7 @@ class Trainer(TrainingRun):
         }
         if self.args.test:
             results["test"] = measure(model, read_all(list_images([self.args.test])))
-        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        (self.out / "training.json").write_text(as_json(results))
         self.log(f"codebook usage {usage:.3f}, order-0 bits a code {results['bits']:.3f}")
         for name in ("holdout", "test"):
             for r in results.get(name, []):

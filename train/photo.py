@@ -17,7 +17,6 @@ the weights of its nets, while the entropy model stays. ``--resume`` with the fo
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from dataclasses import replace
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..codec.bench.metrics import MS_SSIM_SMALLEST, similarity
+from ..codec.bench.results import as_json
 from ..codec.distortion import distortion
 from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
 from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
@@ -366,7 +366,7 @@ class Trainer(TrainingRun):
         if self.args.test:
             pictures = read_all(list_images([self.args.test]))
             results["test"] = measure(model, pictures)
-        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        (self.out / "training.json").write_text(as_json(results))
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
         for name in ("float", "rounding", "holdout", "test"):
             for row in results.get(name, []):

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ... import __version__
 from ..errors import UsageError
 from ..files import atomic_output
@@ -108,6 +110,8 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {key: _short(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
