@@ -22,7 +22,7 @@ from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMism
 from .files import open_output, read_bytes
 from .media.audio import Sound, write_audio
 from .media.image import Picture, read_image, write_image
-from .media.kind import media_kind
+from .media.kind import media_kind, refuse_videos
 from .models import TOKEN_MODELS, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _media_tokens(
     src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None, levels: int | None
 ) -> Tokenized:
     kind, source = media_kind(Path(src))
+    refuse_videos(kind, str(src))
     if kind == "audio":
         from .sound import media_codes
 
