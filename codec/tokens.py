@@ -290,4 +290,6 @@ def parse_spec(fields: dict[str, Any]) -> TokenSpec:
     spec = TokenSpec(**found)
     if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
         raise ValueError("the spec holds a size that is not positive")
+    if spec.first is not None and not (isinstance(spec.first, int) and 1 <= spec.first <= spec.strides[0]):
+        raise ValueError("the first cell of the spec is not 1 to a stride long")
     return spec
