@@ -171,12 +171,14 @@ def test_one_command_trains_and_reports(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2 clips and 1 pictures to train on, 16 frames, 1 held out")
     row = re.compile(r" *\w+ \d levels  \d\.\d+ bpp  \d+\.\d+ dB  first frame \d+\.\d+ dB  worst frame \d+\.\d+ dB")
-    assert all(row.fullmatch(line) for line in lines[-4:])
+    assert all(row.fullmatch(line) for line in lines[-6:])
     found = json.loads((out / "training.json").read_text())
     assert [entry["levels"] for entry in found["test"]] == [1, 2]
+    assert found["holdout"][1]["bpp"] <= found["holdout_without_rate_weight"][1]["bpp"]
     assert 0 < found["test"][0]["bpp"] < found["test"][1]["bpp"]
     assert len(found["history"][-1]["bits"]) == 2
     model = VideoGrid.from_pretrained(out)
+    assert any(float(level.penalty.max()) > 0 for level in model.codebooks if level.penalty is not None)
     prior = StaticPrior.from_pretrained(out)
     assert prior.codebook_sizes == model.codebook_sizes == (32, 16)
 
@@ -195,8 +197,8 @@ def test_a_start_from_pictures_with_another_level(
     torch.manual_seed(0)
     image = ImageGrid(ImageGridConfig((6, 8, 8), (1, 1, 1), (1, 1, 1), 4, (32,), ("faithful",)), "pictures")
     image.save_pretrained(tmp_path / "image")
-    words = [f"start={tmp_path / 'image'}", "--data", str(folder), "--minutes", "0", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", command(*words))
+    words = [f"start={tmp_path / 'image'}", "export.rate_weight=0", "--data", str(folder), "--minutes", "0"]
+    monkeypatch.setattr(sys, "argv", command(*words, "--out", str(tmp_path / "out")))
     script.main()
     assert "codebooks 2 to 2 start as k-means" in capsys.readouterr().out
     model = VideoGrid.from_pretrained(tmp_path / "out")

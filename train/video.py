@@ -23,6 +23,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..entropy.static import StaticPrior
+from ..entropy.tables import table_bits
 from ..tokenizers.api import find_model
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.quantize.vq import kmeans
@@ -204,10 +205,15 @@ class Trainer(TrainingRun):
     def export(self) -> None:
         """Show what the released weights do, and write the static prior of their codes."""
         model = VideoGrid.from_pretrained(self.out).to(self.device)
+        weight = self.recipe["export"]["rate_weight"]
+        results: dict[str, Any] = {"holdout_without_rate_weight": self.without_rate_weight(model)}
+        set_penalties(model, self.clips, weight)
+        model.cpu().save_pretrained(self.out)
+        model = VideoGrid.from_pretrained(self.out).to(self.device)
         counts = histograms(model, self.clips)
         prior = StaticPrior.from_counts([count.numpy() for count in counts])
         prior.save_pretrained(self.out)
-        results: dict[str, Any] = {
+        results |= {
             "holdout": measure(model, self.holdout, prior),
             "codebook_usage": [float((count > 0).float().mean()) for count in counts],
             "minutes": self.args.minutes,
@@ -222,12 +228,19 @@ class Trainer(TrainingRun):
             results["test"] = measure(model, read_clips(list_clips([self.args.test]), None), prior)
         (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
         self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
-        for name in ("holdout", "test"):
+        self.log(f"held-out clips without, then with a rate weight of {weight:g}; test clips with it")
+        for name in ("holdout_without_rate_weight", "holdout", "test"):
             for r in results.get(name, []):
                 self.log(
-                    f"{name:>8} {r['levels']} levels  {r['bpp']:.5f} bpp  {r['psnr']:.3f} dB"
+                    f"{name.split('_')[0]:>8} {r['levels']} levels  {r['bpp']:.5f} bpp  {r['psnr']:.3f} dB"
                     f"  first frame {r['psnr_first']:.3f} dB  worst frame {r['psnr_worst']:.3f} dB"
                 )
+
+    def without_rate_weight(self, model: VideoGrid) -> list[dict[str, Any]]:
+        """What codes that are chosen by squared error alone do on the held-out clips."""
+        set_penalties(model, self.clips, 0)
+        counts = histograms(model, self.clips)
+        return measure(model, self.holdout, StaticPrior.from_counts([count.numpy() for count in counts]))
 
 
 @torch.no_grad()
@@ -270,6 +283,42 @@ def histograms(model: VideoGrid, clips: Sequence[Tensor]) -> list[Tensor]:
             for own, count in zip(codes, counts, strict=True):
                 count += torch.bincount(own.flatten(), minlength=len(count))
     return counts
+
+
+@torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, benchmark=False)
+def residual_energies(model: VideoGrid, clips: Sequence[Tensor]) -> list[float]:
+    """Mean squared length of what each level leaves over of the latents of the clips' first groups of pictures."""
+    sums, cells = [0.0] * len(model.codebooks), 0
+    for clip in clips:
+        frames = 1 + (min(len(clip), LONGEST) - 1) // GROUP * GROUP
+        height, width = (n // STRIDE * STRIDE for n in clip.shape[1:3])
+        x = clip[:frames, :height, :width].to(model.device).permute(3, 0, 1, 2)[None].float() / 255
+        residual = model.latents(x)  # [1, D, t, h, w]
+        cells += residual[0, 0].numel()
+        for k, level in enumerate(model.codebooks):
+            residual = residual - level.decode(level.encode(residual))
+            sums[k] += float(residual.square().sum())
+    return [total / cells for total in sums]
+
+
+def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float) -> None:
+    """Let the search count bits: a codeword costs its squared distance plus ``weight * lambda`` times its bits.
+
+    Entropy-constrained quantization (Chou, Lookabaugh and Gray 1989) with ``lambda = 2 ln 2 D_k / D``, the slope of the
+    rate-distortion curve of a Gaussian source at what level k leaves over. Weight 0: squared distance alone.
+    """
+    for level in model.codebooks:
+        level.penalty = torch.zeros(level.codebook_sizes, device=model.device)
+    if not weight:
+        return
+    slopes = [2 * math.log(2) * energy / model.config.dim for energy in residual_energies(model, clips)]
+    for _ in range(2):  # the penalty changes the statistics that it is made of
+        counts = histograms(model, clips)
+        tables = StaticPrior.from_counts([count.numpy() for count in counts]).tables
+        for level, slope, table in zip(model.codebooks, slopes, tables, strict=True):
+            bits = table_bits(table)
+            level.penalty = torch.from_numpy(weight * slope * (bits - bits.min())).float().to(model.device)
 
 
 def main() -> None:
