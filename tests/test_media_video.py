@@ -168,6 +168,29 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".y4m"])
+def test_high_definition_has_colours_of_its_own(suffix: str, tmp_path: Path) -> None:
+    """BT.709 from 1280 pixels on, by tags or by custom."""
+    frames = clip(2, 16, 1280)
+    save(tmp_path / f"a{suffix}", frames, [FILM * i for i in range(2)])
+    _, found = load(tmp_path / f"a{suffix}")
+    assert all(psnr(a, frame.pixels) > 34 for a, frame in zip(frames, found, strict=True))
+    means = [np.abs(a.mean((0, 1)) - frame.pixels.mean((0, 1))).max() for a, frame in zip(frames, found, strict=True)]
+    assert max(means) < 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".y4m", ".gif"])
+def test_the_shape_of_pixels_is_kept_or_said(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with path.open("wb") as file, VideoWriter(
+        file, suffix, "a", 48, 36, FILM, 1 / FILM, pixel_aspect=Fraction(4, 3)
+    ) as writer:
+        writer.write(clip(1, 48, 36)[0], Fraction(0))
+    kept = load(path)[0].pixel_aspect == Fraction(4, 3)
+    assert kept != any("pixels are not square" in note for note in writer.notes)
+    assert kept == (suffix not in (".webm", ".gif"))
+
+
 # --------------------------------------------------------------------------------------------------------------- sound
 
 
@@ -221,6 +244,35 @@ def test_a_mirror_is_applied(tmp_path: Path) -> None:
     frames = clip(2, 32, 48)
     _, found = load(raw(tmp_path / "a.mp4", frames, 0, mirror=True))
     assert psnr(frames[0][:, ::-1], found[0].pixels) > 36
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "note"),
+    [
+        ("ffv1", "yuv420p10le", "10 bits per sample reduced to 8"),
+        ("ffv1", "yuva420p", "the alpha channel is not kept"),
+        ("ffv1", "gray", None),
+        ("ffv1", "bgr0", None),
+        ("mjpeg", "yuvj444p", None),
+    ],
+)
+def test_samples_of_every_kind(codec: str, pixel_format: str, note: str | None, tmp_path: Path) -> None:
+    """Ten bits, alpha, gray, RGB and YUV of full range give the gray that they hold."""
+    level = np.repeat(np.arange(16, 240, 8, dtype=np.uint8)[None, :, None], 3, 2)  # [1, 28, 3]
+    pixels = np.ascontiguousarray(np.broadcast_to(level, (16, 28, 3)))
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 16, 28, pixel_format
+        if codec == "mjpeg":
+            stream.codec_context.color_range = 2
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    reader, found = load(tmp_path / "a.mkv")
+    assert reader.notes == ([] if note is None else [note])
+    assert int(np.abs(found[1].pixels.astype(int) - pixels).max()) <= (8 if codec == "mjpeg" else 2)
 
 
 def test_a_file_object_is_read_as_a_path(tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ def test_the_grid_of_a_spec_has_the_first_frame_alone() -> None:
     spec = TokenSpec("m", "", "video", (4,), (4, 16, 16), (1, 16, 16), "rgb", first=1)
     grids = [replace(spec, size=(t, 17, 16)).grid for t in (1, 2, 5, 6, 9)]
     assert grids == [(1, 2, 1), (2, 2, 1), (2, 2, 1), (3, 2, 1), (3, 2, 1)]
+    assert [spec.span(grid) for grid in grids[::2]] == [(1, 32, 16), (5, 32, 16), (9, 32, 16)]
     assert replace(spec, size=(5, 16, 16), first=None).grid == (2, 1, 1)
+    assert replace(spec, first=None).span((2, 1, 1)) == (8, 16, 16)
     fields = json.loads(json.dumps(asdict(spec)))
     assert parse_spec(fields) == spec
     for wrong in (0, 5, 1.5, "1"):

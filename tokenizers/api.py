@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import importlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -62,10 +62,17 @@ class TokenSpec:
     @property
     def grid(self) -> tuple[int, ...]:
         """Cells along every axis: ``ceil(size / stride)``; with ``first``, ``1 + ceil((size - first) / stride)``."""
-        missing = [0] * len(self.size)
-        if self.first is not None:
-            missing[0] = self.strides[0] - self.first
-        return tuple(-(-(n + m) // s) for n, m, s in zip(self.size, missing, self.strides, strict=True))
+        return tuple(-(-(n + m) // s) for n, m, s in zip(self.size, self._missing, self.strides, strict=True))
+
+    def span(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Size of a signal that fills so many cells along every axis: the inverse of :attr:`grid`."""
+        return tuple(n * s - m for n, m, s in zip(grid, self._missing, self.strides, strict=True))
+
+    @property
+    def _missing(self) -> tuple[int, ...]:
+        """What the first cell of each axis lacks of a stride."""
+        first = self.strides[0] if self.first is None else self.first
+        return (self.strides[0] - first, *[0] * (len(self.strides) - 1))
 
 
 @dataclass(frozen=True)

@@ -422,6 +422,8 @@ class VideoWriter:
         if sound is not None and suffix in (".y4m", ".gif"):
             self.notes.append(f"the sound is not kept: {suffix} has no place for it")
             sound = None
+        if pixel_aspect != 1 and suffix in (".webm", ".gif"):  # of the others, what is coded says it
+            self.notes.append(f"pixels are not square ({pixel_aspect}), and {suffix} is written as if they were")
         self._last: Fraction | None = None
         self._sink: _Sink
         if suffix == ".y4m":
