@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import zipfile
 from fractions import Fraction
@@ -79,6 +80,23 @@ def test_clips_are_read_packed_or_not(folder: Path) -> None:
         list_clips([folder / "empty"])
     with pytest.raises(FileNotFoundError, match="no folder"):
         list_clips([folder / "missing"])
+
+
+def test_packed_clips_need_no_video_library(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['av'] = None\n"
+        "from pathlib import Path\n"
+        "import tokodec.train.video\n"
+        "from tokodec.train.data.video import read_clip\n"
+        "print(tuple(read_clip(Path(sys.argv[1]) / 'v2.zip').shape))\n"
+        "try: read_clip(Path(sys.argv[1]) / 'v0.mkv')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    first, second = done.stdout.splitlines() or [done.stderr, ""]
+    assert first == "(7, 64, 48, 3)"
+    assert second.endswith("videos are read with PyAV, which is missing here: pack the clips first")
 
 
 def test_packing_twice_gives_the_same_bytes(

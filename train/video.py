@@ -153,9 +153,9 @@ class Trainer(TrainingRun):
             if clock.share >= next_check and step % STEPS_A_CHECK == 0:
                 next_check += 1 / EVALUATIONS
                 self.check(step, clock.share, time.monotonic() - begin, loss, norm)
-        if step:
+        if step and not (self.history and self.history[-1]["step"] == step):
             self.check(step, 1.0, time.monotonic() - begin, loss, norm)
-        elif self.main:
+        elif not step and self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()
         if self.main:

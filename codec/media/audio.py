@@ -221,6 +221,9 @@ class _AvSource:
             self.container.close()
             raise UnsupportedMediaError(f"{name}: a video, and no model is for those yet; extract its sound first")
         self.stream = streams[0]
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise MediaError(f"{name}: no decoder for its sound")
         self.notes = [f"only the first of {len(streams)} sound tracks is kept"] if len(streams) > 1 else []
         self.sample_rate, self.channels = self.stream.codec_context.sample_rate, self.stream.codec_context.channels
         self.bit_depth = 16

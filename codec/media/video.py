@@ -317,7 +317,7 @@ def moves(source: Path | BinaryIO, name: str) -> bool:
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise MediaError(f"{name}: damaged: its frames are {width} x {height}")
+        raise MediaError(f"{name}: damaged, or holds no frames: they are {width} x {height}")
     if width * height > max_pixels:
         raise MediaError(f"{name}: frames have {width} x {height} pixels, more than the limit of {max_pixels}")
     if max(width, height) > MAX_SIDE:
