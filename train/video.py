@@ -90,12 +90,13 @@ class Trainer(TrainingRun):
 
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
         model = VideoGrid(VideoGridConfig(**sizes), recipe["name"])
-        new = range(0)  # codebooks that nobody has trained, behind ones that somebody has
+        new = range(len(model.codebook_sizes))  # codebooks that nobody has trained
         if args.resume:
             released = VideoGrid.from_pretrained(find_model(args.resume))
             if released.config != model.config:
                 raise ValueError(f"{args.resume} has other sizes than the recipe")
             model.load_state_dict(released.state_dict())
+            new = range(0)
         elif recipe["start"] != "random":
             image = ImageGrid.from_pretrained(find_model(recipe["start"]))
             model.start_from_image(image)
@@ -113,7 +114,10 @@ class Trainer(TrainingRun):
 
     @torch.no_grad()
     def start_codebooks(self, new: range) -> None:
-        """Codebooks of levels behind trained ones begin as the k-means of what those leave over."""
+        """New codebooks begin as the k-means of what the levels before them leave over.
+
+        Latents of a net that is new too are small and alike: far from random codewords, all would get the same one.
+        """
         batch = self.recipe["optim"]["batch"]
         z_e = [self.model.latents(self.store.batch(batch)).movedim(1, -1).flatten(0, 3) for _ in range(STARTS)]
         rows = torch.cat(z_e).float()

@@ -87,7 +87,7 @@ class VideoReader:
 
     Attributes:
         height, width: of a frame in pixels, after the rotation that the file asks for.
-        frames: how many there are, 0 if nobody knows before the end.
+        frames: how many the file says there are (it may show less), 0 if nobody knows before the end.
         time_base: every time is a multiple of it, plus the first frame's.
         rate: nominal frames a second, None if unknown; frames need not keep to it.
         end: when the last frame ends, seconds; None if unknown.
@@ -128,8 +128,10 @@ class VideoReader:
         self._count = self._moved = self._corrupt = 0
         self._last: Fraction | None = None
         self._origin = Fraction(0)
-        if self._container.format.name in _ABSOLUTE and self._container.start_time is not None:
-            self._origin = Fraction(self._container.start_time, 1_000_000)
+        if self._container.format.name in _ABSOLUTE:
+            tracks = (stream, *self._container.streams.audio)
+            starts = [track.start_time * track.time_base for track in tracks if track.start_time is not None]
+            self._origin = min(starts, default=self._origin)
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
