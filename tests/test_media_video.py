@@ -148,6 +148,14 @@ def test_times_that_begin_late_and_the_last_duration(tmp_path: Path) -> None:
     assert [frame.duration for frame in found] == [Fraction(n, 600) for n in (20, 5, 115, 33)]
 
 
+@pytest.mark.parametrize("suffix", [".y4m", ".gif"])
+def test_formats_that_begin_at_zero_say_so(suffix: str, tmp_path: Path) -> None:
+    path, step = tmp_path / f"a{suffix}", Fraction(1, 25)
+    notes = save(path, clip(3, 8, 8), [step * i for i in (7, 8, 9)], step, rate=1 / step)
+    assert [frame.time for frame in load(path)[1]] == [step * i for i in range(3)]
+    assert f"the first frame is at 0.280 s, and {suffix} begins at 0" in notes
+
+
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:
     frames = clip(3, 8, 8)
     times = [Fraction(n, 1000) for n in (0, 2, 4)]

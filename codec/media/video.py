@@ -427,6 +427,7 @@ class VideoWriter:
         if pixel_aspect != 1 and suffix in (".webm", ".gif"):  # of the others, what is coded says it
             self.notes.append(f"pixels are not square ({pixel_aspect}), and {suffix} is written as if they were")
         self._last: Fraction | None = None
+        self._suffix, self._begin = suffix, Fraction(0)
         self._sink: _Sink
         if suffix == ".y4m":
             self._sink = _Y4m(target, name, height, width, rate, pixel_aspect)
@@ -449,8 +450,11 @@ class VideoWriter:
             raise ValueError(f"a frame is uint8 {[*self.size, 3]}, not {pixels.dtype} {list(pixels.shape)}")
         if time < 0 or (self._last is not None and time <= self._last):
             raise ValueError(f"times of frames increase from 0: {time} comes after {self._last}")
+        if self._last is None and time and self._suffix in (".y4m", ".gif"):
+            self._begin = time
+            self.notes.append(f"the first frame is at {float(time):.3f} s, and {self._suffix} begins at 0")
         self._last = time
-        self._sink.write(np.ascontiguousarray(pixels), time, duration)
+        self._sink.write(np.ascontiguousarray(pixels), time - self._begin, duration)
 
     def write_sound(self, samples: Samples) -> None:
         """The next samples ``[channels, n]`` float32; formats without sound ignore them."""
