@@ -123,8 +123,7 @@ class TokenDataset(Dataset[Tensor]):
 
     def spec(self, grid: Sequence[int]) -> TokenSpec:
         """What codes ``[B, K, *grid]`` of this model mean, whoever made them: so that a generator's can be decoded."""
-        size = tuple(n * s for n, s in zip(grid, self._spec.strides, strict=True))
-        return dataclasses.replace(self._spec, size=size)
+        return dataclasses.replace(self._spec, size=self._spec.span(grid))
 
     def sequencer(self, pattern: Pattern = "levels", digits: bool = False) -> Sequencer:
         """What makes sequences of the items. digits: large codes as two or three ids, see :mod:`.corpus`."""

@@ -17,7 +17,7 @@ from .container import MAX_PIXELS, MAX_SAMPLES, ImageHeader, write_tok
 from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
-from .media.kind import media_kind
+from .media.kind import media_kind, refuse_videos
 from .models import Model, choose_model, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def encode_file(
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
         kind, source = media_kind(Path(src) if isinstance(src, str) else src)
+        refuse_videos(kind, name)
         chosen = choose_model(model, tune, kind)
         if kind == "audio":
             if effort:

@@ -30,7 +30,7 @@ from .files import atomic_output
 from .generator import Generator, load_generator
 from .media.audio import Sound, read_audio, resample, write_audio
 from .media.image import Picture, read_image, write_image
-from .media.kind import Kind, media_kind
+from .media.kind import Kind, media_kind, refuse_videos
 from .models import GENERATORS, Model, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def generate_files(
     if keep is not None and prompt is None:
         raise UsageError("how much to keep goes with a prompt")
     kind: Kind = "image" if prompt is None else media_kind(Path(prompt))[0]
+    refuse_videos(kind, str(prompt))
     generator, loaded = load_pair(model or GENERATORS[kind], tokenizer, device)
     modality = loaded.tokenizer.modality
     if prompt is not None and modality != kind:

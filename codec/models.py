@@ -26,6 +26,7 @@ MODALITIES = {  # by class, for lists without torch
     "ImagePhoto": "image",
     "ImageSequence": "image",
     "AudioGRVQ": "audio",
+    "VideoGrid": "video",
 }
 DIALS = {"ImagePhoto": "quality", "ImageSequence": "tokens"}  # of classes whose rate dial is not levels
 GENERATOR = "Generator"  # class of the models of `codec generate`

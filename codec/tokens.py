@@ -22,7 +22,7 @@ from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMism
 from .files import open_output, read_bytes
 from .media.audio import Sound, write_audio
 from .media.image import Picture, read_image, write_image
-from .media.kind import media_kind
+from .media.kind import media_kind, refuse_videos
 from .models import TOKEN_MODELS, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _media_tokens(
     src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None, levels: int | None
 ) -> Tokenized:
     kind, source = media_kind(Path(src))
+    refuse_videos(kind, str(src))
     if kind == "audio":
         from .sound import media_codes
 
@@ -289,4 +290,6 @@ def parse_spec(fields: dict[str, Any]) -> TokenSpec:
     spec = TokenSpec(**found)
     if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
         raise ValueError("the spec holds a size that is not positive")
+    if spec.first is not None and not (isinstance(spec.first, int) and 1 <= spec.first <= spec.strides[0]):
+        raise ValueError("the first cell of the spec is not 1 to a stride long")
     return spec

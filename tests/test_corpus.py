@@ -102,6 +102,7 @@ def test_members_are_those_of_the_text(tmp_path: Path) -> None:
             "channels": "rgb",
             "sample_rate": None,
             "quality": None,
+            "first": None,
         },
         "grid": [3, 4],
         "levels": 3,

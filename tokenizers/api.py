@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import importlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ TOKENIZER_CLASSES = {
     "ImagePhoto": "image.photo",
     "ImageSequence": "image.sequence",
     "AudioGRVQ": "audio.grvq",
+    "VideoGrid": "video.grid",
 }
 
 
@@ -43,6 +44,8 @@ class TokenSpec:
         channels: meaning of the signal's channels, e.g. "rgb".
         sample_rate: samples (audio) or frames (video) per second; None for pictures.
         quality: 0 to 100, what the signal was encoded with, for models whose rate dial it is; else None.
+        first: what the first cell of the first axis spans if that is not its stride: 1 where the first frame of a video
+            stands alone; else None.
     """
 
     model: str
@@ -54,11 +57,22 @@ class TokenSpec:
     channels: str
     sample_rate: float | None = None
     quality: float | None = None
+    first: int | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Cells along every axis: ``ceil(size / stride)``."""
-        return tuple(-(-n // s) for n, s in zip(self.size, self.strides, strict=True))
+        """Cells along every axis: ``ceil(size / stride)``; with ``first``, ``1 + ceil((size - first) / stride)``."""
+        return tuple(-(-(n + m) // s) for n, m, s in zip(self.size, self._missing, self.strides, strict=True))
+
+    def span(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Size of a signal that fills so many cells along every axis: the inverse of :attr:`grid`."""
+        return tuple(n * s - m for n, m, s in zip(grid, self._missing, self.strides, strict=True))
+
+    @property
+    def _missing(self) -> tuple[int, ...]:
+        """What the first cell of each axis lacks of a stride."""
+        first = self.strides[0] if self.first is None else self.first
+        return (self.strides[0] - first, *[0] * (len(self.strides) - 1))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -55,6 +56,7 @@ class _Source(Protocol):
     sample_rate: int
     channels: int
     bit_depth: int
+    start: Fraction  # seconds to the first sample
     notes: list[str]
 
     def read(self, n: int) -> Samples:
@@ -69,12 +71,18 @@ class AudioReader:
     Args:    source: path, or binary file object, which is read into memory if it cannot seek.
              name: what messages call it.
              max_samples: refuse sounds with more, all channels together.
+             of_video: the sound track of a video, which is refused otherwise.
     Raises:  MediaError, one line, for what is no sound, or damaged, or has samples that are not numbers.
+
+    Attributes: start: of a video's sound, seconds from the beginning of the time line to the first sample; else 0.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES) -> None:
+    def __init__(
+        self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, of_video: bool = False
+    ) -> None:
         self.name, self.max_samples = name, max_samples
-        self._source = _open(source, name)
+        self._source = _open_track(source, name) if of_video else _open(source, name)
+        self.start = self._source.start
         self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
         self.bit_depth, self.notes = self._source.bit_depth, self._source.notes
         self.frames = self._source.frames
@@ -149,11 +157,21 @@ def _open(source: Path | BinaryIO, name: str) -> _Source:
     raise MediaError(f"{name}: not a sound that can be read")
 
 
+def _open_track(source: Path | BinaryIO, name: str) -> _Source:
+    """The sound track of a video."""
+    try:
+        return _AvSource(source, name, of_video=True)
+    except _NotMine as error:
+        raise MediaError(f"{name}: not a video whose sound can be read") from error
+
+
 class _NotMine(Exception):
     """A library does not know the format."""
 
 
 class _SoundfileSource:
+    start = Fraction(0)
+
     def __init__(self, source: Path | BinaryIO, name: str) -> None:
         import soundfile
 
@@ -186,7 +204,7 @@ class _SoundfileSource:
 
 
 class _AvSource:
-    def __init__(self, source: Path | BinaryIO, name: str) -> None:
+    def __init__(self, source: Path | BinaryIO, name: str, of_video: bool = False) -> None:
         import av
 
         self.name, self.error = name, av.FFmpegError
@@ -199,10 +217,13 @@ class _AvSource:
             self.container.close()
             raise MediaError(f"{name}: holds no sound")
         pictures = av.stream.Disposition.attached_pic  # the cover of a record is no video
-        if any(not stream.disposition & pictures for stream in self.container.streams.video):
+        if not of_video and any(not stream.disposition & pictures for stream in self.container.streams.video):
             self.container.close()
             raise UnsupportedMediaError(f"{name}: a video, and no model is for those yet; extract its sound first")
         self.stream = streams[0]
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise MediaError(f"{name}: no decoder for its sound")
         self.notes = [f"only the first of {len(streams)} sound tracks is kept"] if len(streams) > 1 else []
         self.sample_rate, self.channels = self.stream.codec_context.sample_rate, self.stream.codec_context.channels
         self.bit_depth = 16
@@ -211,10 +232,18 @@ class _AvSource:
         self.to_planes = av.AudioResampler(format="fltp", layout=self.stream.codec_context.layout)
         self.decoded = self._decoded()
         self.rest: Samples = np.zeros((self.channels, 0), dtype=np.float32)
+        self.start = Fraction(0)
+        if of_video:
+            self.rest = next(self.decoded, self.rest)  # its time is known once it is decoded
+            self.start = self.begin
 
     def _decoded(self) -> Iterator[Samples]:
+        self.begin, first = Fraction(0), True
         try:
             for frame in self.container.decode(self.stream):
+                if first and frame.pts is not None:
+                    self.begin = Fraction(frame.pts * frame.time_base)
+                first = False
                 for plane in self.to_planes.resample(frame):
                     yield plane.to_ndarray().reshape(self.channels, -1).astype(np.float32)
             for plane in self.to_planes.resample(None):

@@ -1,4 +1,9 @@
-"""Picture or sound: the content decides; the suffix only where the content says nothing."""
+"""Picture, sound or video: the content decides; the suffix only where the content says nothing.
+
+Containers that hold sounds as well as videos (MP4, Matroska, Ogg, ...) are opened to see whether they have a video
+track. A GIF is a picture if it has one frame, a video if it has more; whoever wants a GIF of one frame as a video reads
+it as one. Other pictures that move (APNG, WebP, AVIF) stay pictures, whose reader refuses them by name.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,21 @@ import io
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ..errors import MediaError, UnsupportedMediaError
 from .audio import AUDIO_SUFFIXES_IN
+from .video import VIDEO_SUFFIXES_IN, moves
 
-Kind = Literal["image", "audio"]
+Kind = Literal["image", "audio", "video"]
 
-_LOOK = 16  # bytes at the start of a file that tell
+_LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
-    b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"\x1a\x45\xdf\xa3", b"RF64",
+    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64",
 )  # fmt: skip
+_CONTAINER_STARTS = (
+    b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01",
+)  # fmt: skip
+_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"DKIF")
+_SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jxl ")
 
 
@@ -28,23 +40,87 @@ def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
                 start = file.read(_LOOK)
         except OSError:
             start = b""
-        return _kind(start, source.suffix), source
+        return _kind(start, source.suffix, source), source
     if not source.seekable():
         source = io.BytesIO(source.read())
     here = source.tell()
     start = source.read(_LOOK)
     source.seek(here)
-    return _kind(start, ""), source
+    return _kind(start, "", source), source
 
 
-def _kind(start: bytes, suffix: str) -> Kind:
+def refuse_videos(kind: Kind, name: str) -> None:
+    """Raise UnsupportedMediaError where only pictures and sounds can be used."""
+    if kind == "video":
+        raise UnsupportedMediaError(f"{name}: a video, and no model is for those yet; extract a picture or its sound")
+
+
+def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
     if start[:4] == b"RIFF":
-        return "audio" if start[8:12] == b"WAVE" else "image"  # WebP is RIFF too
+        return {b"WAVE": "audio", b"AVI ": "video"}.get(start[8:12], "image")  # type: ignore[return-value]
     if start[4:8] == b"ftyp":
-        return "image" if start[8:12] in _PICTURE_BRANDS else "audio"
+        brand = start[8:12]
+        if brand in _PICTURE_BRANDS:
+            return "image"
+        return "audio" if brand in _SOUND_BRANDS else _container_kind(source, suffix)
+    if start.startswith(_CONTAINER_STARTS) or start[4:8] in (b"moov", b"mdat", b"wide"):
+        return _container_kind(source, suffix)
+    if start.startswith(_VIDEO_STARTS) or any(start[i : i + 1] == start[i + 188 : i + 189] == b"G" for i in (0, 4)):
+        return "video"
     if start.startswith(_SOUND_STARTS) or _mpeg_audio(start):
         return "audio"
+    if start.startswith(b"GIF8"):
+        return "video" if _is_animated(source) else "image"
+    if suffix.lower() in VIDEO_SUFFIXES_IN and not _picture(start):
+        return "video"
     return "audio" if suffix.lower() in AUDIO_SUFFIXES_IN and not _picture(start) else "image"
+
+
+def _container_kind(source: Path | BinaryIO, suffix: str) -> Kind:
+    """By the tracks; where they cannot be read, by the suffix: reading will tell what is wrong."""
+    try:
+        return "video" if moves(source, "") else "audio"
+    except MediaError:
+        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else "audio"
+
+
+def _is_animated(source: Path | BinaryIO) -> bool:
+    """Whether a GIF has a second frame (GIF89a specification, section 17 on: blocks are walked over, not decoded)."""
+    try:
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                return _second_image(file)
+        here = source.tell()
+        try:
+            return _second_image(source)
+        finally:
+            source.seek(here)
+    except (OSError, IndexError):  # unreadable, or cut off
+        return False
+
+
+def _second_image(file: BinaryIO) -> bool:
+    def skip_table(flags: int) -> None:
+        if flags & 0x80:
+            file.seek(3 << ((flags & 7) + 1), io.SEEK_CUR)
+
+    def skip_blocks() -> None:
+        while size := file.read(1)[0]:
+            file.seek(size, io.SEEK_CUR)
+
+    skip_table(file.read(13)[10])
+    images = 0
+    while (kind := file.read(1)) in (b"!", b","):
+        if kind == b"!":
+            file.seek(1, io.SEEK_CUR)  # the label of an extension
+        else:
+            images += 1
+            if images == 2:
+                return True
+            skip_table(file.read(9)[8])
+            file.seek(1, io.SEEK_CUR)  # size of LZW codes
+        skip_blocks()
+    return False
 
 
 def _mpeg_audio(start: bytes) -> bool:

@@ -1,0 +1,379 @@
+"""`video-grid`: a clip becomes a grid of residual SimVQ codes, one cell for 16 x 16 pixels of 4 frames.
+
+::
+
+    x [B,3,T,H,W] -> g_a -> z_e [B,D,t,h,w] -> residual SimVQ -> codes [B,K,t,h,w]     t = 1 + ceil((T-1)/4)
+    codes[:, :k] -> sum of codewords z_q [B,D,t,h,w] -> g_s -> x_hat [B,3,T,H,W]        any prefix k = 1..K
+
+    frames      0 | 1 2 3 4 | 5 6 7 8 | ...
+    cells       0 |    1    |    2    | ...      a cell sees frames up to its last one, a frame cells up to its own
+
+The first frame stands alone, so a picture is a clip of one frame (MAGVIT-v2, Yu et al. 2023, arXiv:2310.05737). Codes
+depend on pixels only, never on decoded ones: nothing drifts, and a clip that is cut into parts, each of which begins
+anew, can be decoded from any of them.
+
+In space the nets are those of `image-grid`, frame by frame and with its locality rule; between their blocks are causal
+ones over time (factorised as in R(2+1)D, Tran et al. 2018, arXiv:1711.11248), which start as the identity. So
+:meth:`VideoGrid.start_from_image` makes a tokenizer of the codes of every fourth frame, and training begins there.
+
+Frames go through the nets group by group, whoever calls: the codes of a clip are the same to the bit whether it comes
+as a whole or in parts, and memory does not grow with its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..api import Tokenizer, Tokens, TokenSpec
+from ..image.grid import PATCH, STRIDE, ImageGrid, ResidualBlock, channels_last, halo_cells
+from ..quantize.residual import ResidualQuantizer
+from ..quantize.simvq import SimVQ
+from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
+
+GROUP = 4  # frames of a cell; the first cell of a clip has one
+FIRST = 1
+
+
+@dataclass(frozen=True)
+class VideoGridConfig:
+    """Sizes of a :class:`VideoGrid`."""
+
+    channels: tuple[int, ...] = (96, 192, 320)  # width at strides 4, 8, 16, as image-grid's
+    analysis_blocks: tuple[int, ...] = (2, 4, 2)  # residual blocks over space at strides 4, 8, 16
+    analysis_time: tuple[int, ...] = (2, 2)  # blocks over time at strides 8 and 16
+    synthesis_blocks: tuple[int, ...] = (2, 4, 3)
+    synthesis_time: tuple[int, ...] = (2, 3)
+    dim: int = 32  # D of the codewords
+    codebook_sizes: tuple[int, ...] = (8192, 4096, 2048, 2048)  # N of every level, coarse to fine
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 3:
+            raise ValueError("channels and blocks have three entries each, for strides 4, 8 and 16")
+        for space, time in ((self.analysis_blocks, self.analysis_time), (self.synthesis_blocks, self.synthesis_time)):
+            if len(time) != 2 or not all(0 <= n <= most for n, most in zip(time, space[1:], strict=True)):
+                raise ValueError("blocks over time have two entries, for strides 8 and 16, at most those over space")
+        if not self.codebook_sizes:
+            raise ValueError("at least one codebook is needed")
+
+
+def stage(channels: int, space: int, time: int) -> list[nn.Module]:
+    """``space`` residual blocks over space, with ``time`` blocks over time spread evenly between them."""
+    layers: list[nn.Module] = []
+    for i in range(space):
+        layers.append(PerFrame(ResidualBlock(channels)))
+        if (i + 1) * time // space > i * time // space:
+            layers.append(TimeBlock(channels))
+    return layers
+
+
+def halves(n: int, more_first: bool) -> tuple[int, int]:
+    """n in two parts that differ by one at most."""
+    more, less = n - n // 2, n // 2
+    return (more, less) if more_first else (less, more)
+
+
+def analysis_net(config: VideoGridConfig) -> CausalNet:
+    """g_a: ``[B, 1 + 4 n, 16h, 16w, 3] -> [B, 1 + n, h, w, D]``."""
+    c4, c8, c16 = config.channels
+    n4, n8, n16 = config.analysis_blocks
+    t8, t16 = config.analysis_time
+    (before, after), (t_before, t_after) = halves(n16, False), halves(t16, False)
+    return CausalNet(
+        [
+            PerFrame(
+                nn.PixelUnshuffle(PATCH),
+                nn.Conv2d(3 * PATCH**2, c4, 3, padding=1),
+                *[ResidualBlock(c4) for _ in range(n4)],
+                nn.Conv2d(c4, c8, 2, stride=2),
+            ),
+            *stage(c8, n8, t8),
+            TimeDown(c8),  # [B, 1 + 2 n, 2h, 2w, c8]
+            PerFrame(nn.Conv2d(c8, c16, 2, stride=2)),
+            *stage(c16, before, t_before),
+            TimeDown(c16),  # [B, 1 + n, h, w, c16]
+            *stage(c16, after, t_after),
+            PerFrame(nn.Conv2d(c16, config.dim, 1)),
+        ]
+    )
+
+
+def synthesis_net(config: VideoGridConfig) -> CausalNet:
+    """g_s: ``[B, 1 + n, h, w, D] -> [B, 1 + 4 n, 16h, 16w, 3]``."""
+    c4, c8, c16 = config.channels
+    n4, n8, n16 = config.synthesis_blocks
+    t8, t16 = config.synthesis_time
+    (before, after), (t_before, t_after) = halves(n16, True), halves(t16, True)
+    return CausalNet(
+        [
+            PerFrame(nn.Conv2d(config.dim, c16, 3, padding=1)),
+            *stage(c16, before, t_before),
+            TimeUp(c16),  # [B, 1 + 2 n, h, w, c16]
+            *stage(c16, after, t_after),
+            PerFrame(nn.Conv2d(c16, 4 * c8, 1), nn.PixelShuffle(2)),
+            TimeUp(c8),  # [B, 1 + 4 n, 2h, 2w, c8]
+            *stage(c8, n8, t8),
+            PerFrame(
+                nn.Conv2d(c8, 4 * c4, 1),
+                nn.PixelShuffle(2),
+                *[ResidualBlock(c4) for _ in range(n4)],
+                nn.Conv2d(c4, 3 * PATCH**2, 3, padding=1),
+                nn.PixelShuffle(PATCH),
+            ),
+        ]
+    )
+
+
+class VideoGrid(Tokenizer):
+    """Causal tokenizer of clips with residual SimVQ levels as rate dial; see the module's text."""
+
+    config_class = VideoGridConfig
+    int8_weights = ("analysis.", "synthesis.")
+    modality = "video"
+
+    config: VideoGridConfig
+
+    def __init__(self, config: VideoGridConfig | None = None, name: str = "video-grid") -> None:
+        super().__init__(config or VideoGridConfig(), name)
+        self.analysis = analysis_net(self.config)
+        self.quantizer = ResidualQuantizer([SimVQ(n, self.config.dim) for n in self.config.codebook_sizes])
+        self.synthesis = synthesis_net(self.config)
+        channels_last(self)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self.config.codebook_sizes
+
+    @property
+    def codebooks(self) -> list[SimVQ]:
+        """The quantizer's levels, coarse to fine."""
+        return [level for level in self.quantizer.levels if isinstance(level, SimVQ)]
+
+    @property
+    def analysis_halo(self) -> int:
+        """Cells of context that a tile needs on each side for the codes of the whole frame."""
+        return halo_cells(self.config.analysis_blocks, extra=PATCH)
+
+    @property
+    def synthesis_halo(self) -> int:
+        """Cells of context that a tile of codes needs on each side for the pixels of the whole frame."""
+        return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
+
+    @property
+    def analysis_reach(self) -> int:
+        """Frames before its own that the codes of a cell depend on."""
+        return self._reach(self.analysis, GROUP, 1)
+
+    @property
+    def synthesis_reach(self) -> int:
+        """Cells before its own that a frame depends on."""
+        return -(-self._reach(self.synthesis, GROUP, GROUP) // GROUP)
+
+    @staticmethod
+    def _reach(net: CausalNet, frames: int, step: int) -> int:
+        """Frames that the layers of a net look back. step: frames between the moments of its first layer."""
+        past = 0
+        for layer in net:
+            for part in layer.modules():
+                if isinstance(part, TimeConv):
+                    past += step * (part.kernel - part.stride)
+            if isinstance(layer, TimeDown):
+                step *= 2
+            elif isinstance(layer, TimeUp):
+                step //= 2
+        return past
+
+    def spec(self, frames: int, height: int, width: int, rate: float | None = None) -> TokenSpec:
+        """What the tokens of a clip mean. rate: frames a second, if it is known."""
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=(GROUP, STRIDE, STRIDE),
+            size=(frames, height, width),
+            channels="rgb",
+            sample_rate=rate,
+            first=FIRST,
+        )
+
+    # ---------------------------------------------------------------- whole clips
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, levels: int | None = None, rate: float | None = None) -> Tokens:
+        """Clips ``[B, 3, T, H, W]`` to tokens ``[B, levels, 1 + ceil((T-1)/4), ceil(H/16), ceil(W/16)]``.
+
+        Args:    x: in [0, 1], or uint8.  levels: 1..K, the rate dial; all by default.  rate: frames a second.
+        Raises:  ValueError for other shapes or an empty clip.
+        """
+        _check_clip(x)
+        stream = StreamingVideoEncoder(self, levels)
+        codes = torch.cat([stream.push(x), stream.finish()], 2)
+        return Tokens(codes, self.spec(x.shape[2], x.shape[3], x.shape[4], rate))
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Tokens to clips ``[B, 3, T, H, W]`` in [0, 1]. Raises ValueError if the tokens are another model's."""
+        self.check_tokens(tokens)
+        frames, height, width = tokens.spec.size
+        x_hat = StreamingVideoDecoder(self, height, width).push(tokens.codes)
+        return x_hat[:, :, :frames]
+
+    def latents(self, x: Tensor, state: State | None = None) -> Tensor:
+        """Analysis only: ``x [B, 3, T, 16h, 16w]`` in [0, 1] to ``z_e [B, D, t, h, w]``.
+
+        T is ``1 + 4 n``, and ``4 n`` in later parts of a stream, which ``state`` belongs to.
+        """
+        with _whole_float32(x.device):
+            z_e = self.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous(), state)
+        return z_e.permute(0, 4, 1, 2, 3)
+
+    def pixels(self, z_q: Tensor, state: State | None = None) -> Tensor:
+        """Synthesis only: ``z_q [B, D, t, h, w]`` to ``x_hat [B, 3, T, 16h, 16w]``, about in [0, 1]."""
+        with _whole_float32(z_q.device):
+            x_hat = self.synthesis(z_q.permute(0, 2, 3, 4, 1).contiguous(), state)
+        return (x_hat.permute(0, 4, 1, 2, 3) + 1) / 2
+
+    def check_levels(self, levels: int | None) -> int:
+        if levels is None:
+            return len(self.codebook_sizes)
+        if not 1 <= levels <= len(self.codebook_sizes):
+            raise ValueError(f"levels must be 1 to {len(self.codebook_sizes)}, got {levels}")
+        return levels
+
+    # ---------------------------------------------------------------- start
+
+    @torch.no_grad()
+    def start_from_image(self, image: ImageGrid, synthesis: str | None = None) -> None:
+        """Take over the nets over space and the codebooks of a picture tokenizer; time's layers stay as they are.
+
+        A new model with its weights codes every fourth frame as a picture, and shows it four times. Codebooks that the
+        other one lacks stay too; penalties of codewords are left out, which an export decides anew.
+
+        Args:    synthesis: which of its synthesis nets; the first by default.
+        Raises:  ValueError if its sizes are others.
+        """
+        own = [(*_space(self.analysis),), (*_space(self.synthesis),)]
+        nets = [image.analysis, image.synthesis[image.check_synthesis(synthesis)]]
+        theirs = [tuple(net.parameters()) for net in nets]
+        for mine, other in zip(own, theirs, strict=True):
+            if [p.shape for p in mine] != [p.shape for p in other]:
+                raise ValueError(f"{image.name} has nets of other sizes than {self.name}")
+        pairs = list(zip(self.codebooks, image.codebooks, strict=False))
+        if any(mine.basis.shape != other.basis.shape for mine, other in pairs):
+            raise ValueError(f"{image.name} has codebooks of other sizes than {self.name}")
+        for mine, other in zip(own, theirs, strict=True):
+            for p, q in zip(mine, other, strict=True):
+                p.copy_(q)
+        for level, given in pairs:
+            level.basis.copy_(given.basis)
+            level.projection.copy_(given.projection)
+
+
+def _space(net: CausalNet) -> Iterator[nn.Parameter]:
+    for layer in net:
+        if isinstance(layer, PerFrame):
+            yield from layer.parameters()
+
+
+@contextmanager
+def _whole_float32(device: torch.device) -> Iterator[None]:
+    """No TF32 on a GPU, which would move codes away from the CPU's."""
+    cuda = torch.backends.cuda.matmul
+    before = cuda.allow_tf32
+    if device.type == "cuda":
+        cuda.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        if device.type == "cuda":
+            cuda.allow_tf32 = before
+
+
+def _check_clip(x: Tensor, size: Sequence[int] | None = None) -> None:
+    if x.ndim != 5 or x.shape[1] != 3 or 0 in (*x.shape[:2], *x.shape[3:]) or (size is None and not x.shape[2]):
+        raise ValueError(f"a batch of clips is [B, 3, T, H, W], got {tuple(x.shape)}")
+    if size is not None and tuple(x.shape[3:]) != tuple(size):
+        raise ValueError(f"frames of {tuple(x.shape[3:])} in a clip of {tuple(size)}")
+
+
+class StreamingVideoEncoder:
+    """Codes of a clip that comes in parts of any number of frames; together those of :meth:`VideoGrid.encode`.
+
+    The codes of a group are there as soon as its last frame is; the first frame is a group of its own.
+    """
+
+    def __init__(self, model: VideoGrid, levels: int | None = None) -> None:
+        self.model, self.levels = model, model.check_levels(levels)
+        self.state = State()
+        self.wanted = FIRST  # frames of the group that comes next
+        self.rest: Tensor | None = None  # frames [B, 3, n, H, W] that wait for the end of their group
+
+    @torch.no_grad()
+    def push(self, x: Tensor) -> Tensor:
+        """The next frames ``[B, 3, n, H, W]`` in [0, 1] or uint8 to codes ``[B, levels, m, h, w]``, m may be 0."""
+        _check_clip(x, None if self.rest is None else self.rest.shape[3:])
+        x = x if self.rest is None else torch.cat([self.rest, x], 2)
+        codes = []
+        begin = 0
+        while x.shape[2] - begin >= self.wanted:
+            codes.append(self._group(x[:, :, begin : begin + self.wanted]))
+            begin, self.wanted = begin + self.wanted, GROUP
+        self.rest = x[:, :, begin:].clone()  # not a view, which would keep all of x
+        return torch.cat(codes, 2) if codes else self._none(x)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Codes of the frames that are left, the last one repeated to the end of its group: m is 0 or 1."""
+        if self.rest is None:
+            raise ValueError("nothing was pushed")
+        rest, self.rest = self.rest, self.rest[:, :, :0]
+        if not rest.shape[2]:
+            return self._none(rest)
+        missing = self.wanted - rest.shape[2]
+        return self._group(torch.cat([rest, rest[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2))
+
+    def _group(self, x: Tensor) -> Tensor:
+        x = x.to(self.model.device)
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        height, width = x.shape[3:]
+        # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE, 0, 0), mode="replicate")
+        return self.model.quantizer.encode(self.model.latents(x, self.state), self.levels)
+
+    def _none(self, x: Tensor) -> Tensor:
+        h, w = (-(-n // STRIDE) for n in x.shape[3:])
+        return torch.zeros(len(x), self.levels, 0, h, w, dtype=torch.int64, device=self.model.device)
+
+
+class StreamingVideoDecoder:
+    """Frames of codes that come in parts of any number of cells; together those of :meth:`VideoGrid.decode`.
+
+    Args:    height, width: of the frames; None: those of whole cells.
+    """
+
+    def __init__(self, model: VideoGrid, height: int | None = None, width: int | None = None) -> None:
+        self.model, self.height, self.width = model, height, width
+        self.state = State()
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """The next codes ``[B, k, m, h, w]`` to all frames of their groups ``[B, 3, n, H, W]`` in [0, 1].
+
+        The first cell of a clip gives one frame, every other one four; the clip's number of frames says which of the
+        last four are only padding.
+        """
+        if codes.ndim != 5 or not codes.shape[2]:
+            raise ValueError(f"codes of a clip are [B, k, m, h, w] with m > 0, got {tuple(codes.shape)}")
+        model = self.model
+        groups = []
+        for cell in codes.split(1, 2):
+            z_q = model.quantizer.decode(cell).to(next(model.synthesis.parameters()).dtype)
+            groups.append(model.pixels(z_q, self.state).clamp(0, 1)[..., : self.height, : self.width])
+        return torch.cat(groups, 2)

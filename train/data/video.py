@@ -1,0 +1,284 @@
+"""Training clips kept decoded in memory (the GPU's, if they fit), so that a crop of space and time costs one gather.
+
+    python -m tokodec.train.data.video CLIPS... --out PACK --size 256     # once, where PyAV is
+
+A packed clip is a zip file with a picture for each frame, in order, and what the clip was in `clip.json`; Pillow reads
+it, so machines that train need no video library::
+
+    clip.json                   {"height": .., "width": .., "rate": "30000/1001"}
+    000000.webp 000001.webp ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ...codec.files import atomic_output
+from .images import CropStore
+
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
+PACK_SUFFIX = ".zip"
+ABOUT = "clip.json"
+QUALITY = 90  # of WebP
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every member, so that packing twice gives the same bytes
+
+# Motion of a camera over a still picture, for a whole clip: three times the standard deviation is the most.
+TRAVEL = 0.6  # of the frame's edge
+ZOOM = 0.25  # natural logarithm of the scale
+TURN = 0.12  # radians
+
+
+def list_clips(folders: Iterable[str | Path]) -> list[Path]:
+    """All clips below ``folders``, packed or not, sorted by file name so that the order is the same on every machine.
+
+    Raises: FileNotFoundError if a folder is missing or there is no clip.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+        found += [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | {PACK_SUFFIX}]
+    if not found:
+        raise FileNotFoundError(f"no clips in {', '.join(map(str, folders))}")
+    return sorted(found, key=lambda p: (p.name, str(p)))
+
+
+def reduced(pixels: np.ndarray, size: int | None) -> np.ndarray:
+    """A frame ``[H, W, 3]`` uint8 whose shorter side is ``size`` at most."""
+    height, width = pixels.shape[:2]
+    if size is None or min(height, width) <= size:
+        return pixels
+    scale = size / min(height, width)
+    edges = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels).resize(edges, Image.Resampling.LANCZOS))
+
+
+def video_frames(path: Path, size: int | None = None) -> Iterator[np.ndarray]:
+    """Frames of a video, one by one. Raises ValueError if it cannot be read, or PyAV is missing."""
+    from ...codec.errors import MediaError
+    from ...codec.media.video import VideoReader
+
+    try:
+        with VideoReader(path, str(path)) as reader:
+            for frame in reader:
+                yield reduced(frame.pixels, size)
+    except MediaError as error:
+        raise ValueError(str(error)) from error
+    except ImportError as error:
+        raise ValueError(f"{path}: videos are read with PyAV, which is missing here: pack the clips first") from error
+
+
+def pack(source: Path, target: Path, size: int | None = None, quality: int = QUALITY) -> int:
+    """Write a video as a packed clip; returns its number of frames. Raises ValueError if it cannot be read."""
+    from ...codec.errors import MediaError
+    from ...codec.media.video import VideoReader
+
+    try:
+        with (
+            VideoReader(source, str(source)) as reader,
+            atomic_output(target, force=True) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            count = height = width = 0
+            for frame in reader:
+                pixels = reduced(frame.pixels, size)
+                height, width, _ = pixels.shape
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "WEBP", quality=quality, method=4)
+                archive.writestr(zipfile.ZipInfo(f"{count:06d}.webp", EPOCH), buffer.getvalue())
+                count += 1
+            about = {"height": height, "width": width, "rate": str(reader.rate or Fraction(25))}
+            archive.writestr(zipfile.ZipInfo(ABOUT, EPOCH), json.dumps(about))
+            return count
+    except MediaError as error:
+        raise ValueError(str(error)) from error
+
+
+def packed_frames(path: Path) -> Iterator[np.ndarray]:
+    """Frames of a packed clip. Raises ValueError if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(ABOUT))
+            shape = (int(about["height"]), int(about["width"]), 3)
+            for name in sorted(name for name in archive.namelist() if name.endswith(".webp")):
+                with Image.open(io.BytesIO(archive.read(name)), formats=("WEBP",)) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                if pixels.shape != shape:
+                    raise ValueError(f"{name} is {pixels.shape}, not {shape}")
+                yield pixels
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a packed clip, or damaged: {error}") from error
+
+
+def read_clip(path: Path, size: int | None = None) -> Tensor:
+    """One clip as uint8 ``[T, H, W, 3]``, packed or not, its shorter side ``size`` at most."""
+    packed = path.suffix.lower() == PACK_SUFFIX
+    frames = packed_frames(path) if packed else video_frames(path, size)
+    found = [torch.from_numpy(np.array(reduced(pixels, size))) for pixels in frames]
+    if not found:
+        raise ValueError(f"{path} holds no frames")
+    return torch.stack(found)
+
+
+def read_clips(paths: Sequence[Path], size: int | None = None) -> list[Tensor]:
+    """Decode clips in parallel (the libraries release the interpreter lock), uint8 ``[T, H, W, 3]`` each."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: read_clip(path, size), paths))
+
+
+class ClipStore:
+    """Random crops of space and time from clips of different sizes, all in one flat uint8 buffer.
+
+    Some are played faster, some backwards, some mirrored. A share of them is made of still pictures, over which a
+    camera moves: whatever moves in them moves as a whole, and their detail is that of photographs.
+
+    Args:
+        clips: uint8 ``[T, H, W, 3]`` each; those shorter or smaller than a crop are left out.
+        frames, size: of a crop, edge in pixels.
+        device: where the buffer lives and crops are made.
+        pictures: uint8 ``[H, W, 3]`` each.
+        stills: share of crops that are made of pictures, rounded to whole crops of a batch.
+        speeds: whole numbers of frames between those of a crop, one drawn for each crop.
+        backwards: share of crops that are played backwards.
+
+    Raises: ValueError if no clip is large enough for a crop, or pictures are wanted and missing.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Tensor],
+        frames: int,
+        size: int,
+        device: torch.device | str,
+        pictures: Sequence[Tensor] = (),
+        stills: float = 0.0,
+        speeds: Sequence[int] = (1,),
+        backwards: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if not speeds or min(speeds) < 1 or frames < 1:
+            raise ValueError(f"a crop has frames, and speeds are 1 or more, not {frames} and {list(speeds)}")
+        kept = [c for c in clips if len(c) >= frames and min(c.shape[1:3]) >= size]
+        if not kept:
+            raise ValueError(f"no clip has {frames} frames of at least {size} x {size}")
+        if stills and not pictures:
+            raise ValueError("a share of the crops is made of still pictures, and there are none")
+        self.frames, self.size, self.stills, self.backwards = frames, size, stills, backwards
+        self.device = torch.device(device)
+        self.buffer = torch.cat([c.reshape(-1, 3) for c in kept]).to(self.device)  # [pixels of all frames, 3]
+        shapes = torch.tensor([c.shape[:3] for c in kept])
+        pixels = shapes.prod(1)
+        self.start = (pixels.cumsum(0) - pixels).to(self.device)
+        self.length, self.height, self.width = shapes.to(self.device).unbind(1)
+        # Between "each clip" and "each pixel" alike.
+        self.weight = pixels.double().sqrt().to(self.device)
+        self.speeds = torch.tensor(speeds, device=self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.pictures: CropStore | None = None
+        if stills:
+            self.pictures = CropStore(pictures, size, self.device, seed=seed + 1)
+
+    def __len__(self) -> int:
+        return self.start.numel()
+
+    def _rand(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, device=self.device, generator=self.generator)
+
+    def _cut(self, n: int) -> Tensor:
+        """``[n, 3, T, size, size]`` float in [0, 1], from clips."""
+        which = torch.multinomial(self.weight, n, replacement=True, generator=self.generator)
+        length, height, width = self.length[which], self.height[which], self.width[which]
+        drawn = self.speeds[(self._rand(n) * len(self.speeds)).long()]
+        # Clips that are too short for their speed are played as fast as they can be.
+        most = (length - 1).div(max(1, self.frames - 1), rounding_mode="floor").clamp(min=1)
+        speed = torch.minimum(drawn, most)
+        begin = (self._rand(n) * (length - (self.frames - 1) * speed)).long()
+        top = (self._rand(n) * (height - self.size + 1)).long()
+        left = (self._rand(n) * (width - self.size + 1)).long()
+        moment = torch.arange(self.frames, device=self.device)
+        backwards = (self._rand(n) < self.backwards)[:, None]
+        moment = torch.where(backwards, moment.flip(0), moment)
+        times = begin[:, None] + speed[:, None] * moment  # [n, T]
+        line = torch.arange(self.size, device=self.device)
+        rows = times[:, :, None] * height[:, None, None] + (top[:, None] + line)[:, None]  # [n, T, size]
+        places = rows[..., None] * width[:, None, None, None] + (left[:, None] + line)[:, None, None]
+        x = self.buffer[self.start[which][:, None, None, None] + places]  # [n, T, size, size, 3]
+        return x.permute(0, 4, 1, 2, 3).float() / 255
+
+    def _move_over_pictures(self, n: int) -> Tensor:
+        """``[n, 3, T, size, size]`` float in [0, 1]: a camera moves over pictures."""
+        assert self.pictures is not None
+        pictures = self.pictures.batch(n)
+        strength = self._rand(n, 1) ** 2  # many cameras nearly rest
+        normal = torch.randn(n, 4, device=self.device, generator=self.generator).clamp(-3, 3) / 3
+        motion = strength * normal * torch.tensor([TRAVEL, TRAVEL, ZOOM, TURN], device=self.device)
+        moment = torch.linspace(-0.5, 0.5, self.frames, device=self.device)
+        pace = moment * (1 + (self._rand(n, 1) - 0.5) * moment)  # some speed up, some slow down
+        return moved(pictures, motion[:, None] * pace[..., None])
+
+    def batch(self, n: int) -> Tensor:
+        """``n`` crops ``[n, 3, T, size, size]`` in [0, 1], half of them mirrored."""
+        stills = round(n * self.stills)
+        parts = [self._cut(n - stills)] if stills < n else []
+        if stills:
+            parts.append(self._move_over_pictures(stills))
+        x = torch.cat(parts)
+        return torch.where(self._rand(n)[:, None, None, None, None] < 0.5, x.flip(4), x)
+
+
+def moved(pictures: Tensor, motion: Tensor) -> Tensor:
+    """Clips of pictures seen by a moving camera, ``[n, 3, T, H, W]``; what lies outside is the picture mirrored.
+
+    Args: pictures: ``[n, 3, H, W]``.  motion: ``[n, T, 4]``, for each frame where the camera looks, right and down, in
+          edges of the frame, the logarithm of how much it sees, and its angle in radians; zeros: the picture itself.
+    """
+    n, t = motion.shape[:2]
+    right, down, zoom, angle = motion.unbind(-1)
+    scale = zoom.exp()
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    # Coordinates of grid_sample go from -1 to 1, so an edge is 2.
+    affine = torch.stack([cos, -sin, 2 * right, sin, cos, 2 * down], -1).view(n * t, 2, 3)
+    grid = F.affine_grid(affine, [n * t, 3, *pictures.shape[2:]], align_corners=False)
+    frames = pictures[:, None].expand(-1, t, -1, -1, -1).flatten(0, 1)
+    x = F.grid_sample(frames, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(0, 1)
+    return x.unflatten(0, (n, t)).transpose(1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", nargs="+", help="folders with videos")
+    parser.add_argument("--out", required=True, help="folder for the packed clips")
+    parser.add_argument("--size", type=int, default=256, help="pixels of the shorter side, at most")
+    parser.add_argument("--quality", type=int, default=QUALITY, help="of WebP, 0 to 100")
+    args = parser.parse_args()
+    out = Path(args.out)
+    try:
+        paths = [path for path in list_clips(args.clips) if path.suffix.lower() != PACK_SUFFIX]
+        out.mkdir(parents=True, exist_ok=True)
+        frames = size = 0
+        for path in paths:
+            target = out / f"{path.stem}{PACK_SUFFIX}"
+            frames += pack(path, target, args.size, args.quality)
+            size += target.stat().st_size
+            print(f"{target}  {target.stat().st_size / 1e6:.2f} MB", flush=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{len(paths)} clips, {frames} frames, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
