@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..entropy.integer import OneThread
 from .container import MAX_PIXELS, MAX_SAMPLES
 from .decode import decode_pixels
 from .encode import encode_tokens
@@ -125,10 +126,11 @@ def generate_files(
                     progress((begin + share * size) / n)
 
             try:
-                tokens = generator.sample(
-                    size, None if start is None else start.tokens, levels=levels, temperature=temperature,
-                    top_k=top_k, top_p=top_p, generator=random, progress=show,
-                )  # fmt: skip
+                with OneThread():  # an id after the other: small products, as a prior's
+                    tokens = generator.sample(
+                        size, None if start is None else start.tokens, levels=levels, temperature=temperature,
+                        top_k=top_k, top_p=top_p, generator=random, progress=show,
+                    )  # fmt: skip
             except ValueError as error:
                 raise UsageError(str(error)) from error
             samples += [decoded(tokens, i, loaded, synthesis) for i in range(size)]

@@ -504,7 +504,7 @@ class ContextPrior(Prior):
 
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         found = []
-        with self._exactly():
+        with OneThread(), self._exactly():
             for blocks in self._code(codes):
                 total = 0.0
                 for value, shares in blocks:

@@ -41,6 +41,7 @@ from tokodec.tokenizers.image.sequence import (
 )
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
+from tokodec.train import loop
 from tokodec.train.loop import Clock
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sequence"
@@ -451,7 +452,7 @@ def test_codewords_start_when_quantizing_does(
             return self.share
 
     monkeypatch.setattr(script, "kmeans", watched)
-    monkeypatch.setattr(script, "Clock", Quarters)
+    monkeypatch.setattr(loop, "Clock", Quarters)
     words = ["image_1d", "--precision", "no", "--set", *WORDS.split(), "quantized_from=0.5", "--data", str(folder)]
     monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.05", "--out", str(tmp_path / "out")])
     script.main()

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,19 +35,16 @@ from .audio_start import start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep
 from .loop import (
-    Clock,
+    Pace,
     TrainingRun,
-    learning_rate,
     mistakes_in_one_line,
     optimizers_of,
     recipe_of,
-    set_rate,
     training_arguments,
 )
 from .losses.hearing import hearing_distance
 from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
-STEPS_A_CHECK = 20
 EVALUATIONS = 8
 HOLDOUT_QUICK = 24  # held-out sounds that evaluations on the way look at
 LONGEST = 10 * RATE  # samples of a sound that an evaluation looks at
@@ -131,19 +127,16 @@ class Trainer(TrainingRun):
         optimizers, critics_optimizers = self.optimizers()
         compute: GraphedStep | None = None
         judge: GraphedStep | None = None
-        clock = Clock(self.accelerator, 60 * self.args.minutes)
-        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
         adversarial = False
         self.model.train()
-        while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
-            if not adversarial and clock.share >= conf["adversarial_from"]:
+        pace = Pace(self, [*optimizers, *critics_optimizers], EVALUATIONS)
+        for step in pace:
+            if not adversarial and pace.share >= conf["adversarial_from"]:
                 adversarial = True
                 self.best = math.inf
-                self.log(f"[{100 * clock.share:5.1f} %] from here on with discriminators")
-            factor = learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"])
-            set_rate((*optimizers, *critics_optimizers), factor)
+                self.log(f"[{100 * pace.share:5.1f} %] from here on with discriminators")
             x = self.store.batch(batch)
             kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
             if compute is None:
@@ -158,12 +151,10 @@ class Trainer(TrainingRun):
                 judge((x, kept))
                 judge.clip(optim["grad_clip"])
                 critics_optimizers[0].step()
-            step += 1
-            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
-                next_check += 1 / EVALUATIONS
-                self.check(step, clock.share, time.monotonic() - begin, loss, norm, adversarial)
-        if step:
-            self.check(step, 1.0, time.monotonic() - begin, loss, norm, adversarial)
+            if pace.due:
+                self.check(step, pace.share, pace.seconds, loss, norm, adversarial)
+        if pace.step:
+            self.check(pace.step, 1.0, pace.seconds, loss, norm, adversarial)
         elif self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()

@@ -34,18 +34,15 @@ from .data.audio import SoundStore, list_sounds, read_sounds
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
-    Clock,
+    Pace,
     TrainingRun,
-    learning_rate,
     mistakes_in_one_line,
     optimizers_of,
     recipe_of,
-    set_rate,
     training_arguments,
 )
 from .prior import codewords_of
 
-STEPS_A_CHECK = 20
 EVALUATIONS = 16
 
 
@@ -209,13 +206,10 @@ class Trainer(TrainingRun):
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = self.optimizers()
         compute: GraphedStep | None = None
-        clock = Clock(self.accelerator, 60 * self.args.minutes - (time.monotonic() - self.begin))
-        begin, next_check = time.monotonic(), 1 / EVALUATIONS
         loss = torch.tensor(math.nan)
         self.model.train()
-        while not (self.steps % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
-            factor = learning_rate(self.steps, clock.share, optim["warmup_steps"], optim["cooldown"])
-            set_rate(optimizers, factor)
+        pace = Pace(self, optimizers, EVALUATIONS, 60 * self.args.minutes - (time.monotonic() - self.begin))
+        for self.steps in pace:
             with torch.no_grad():
                 ids = self.model.ids(self.media.windows(optim["batch"]))
             if compute is None:
@@ -224,11 +218,9 @@ class Trainer(TrainingRun):
             compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
-            self.steps += 1
-            if clock.share >= next_check and self.steps % STEPS_A_CHECK == 0:
-                next_check = (math.floor(clock.share * EVALUATIONS) + 1) / EVALUATIONS
-                self.check(clock.share, time.monotonic() - begin, loss)
-        self.check(1.0, time.monotonic() - begin, loss)
+            if pace.due:
+                self.check(pace.share, pace.seconds, loss)
+        self.check(1.0, pace.seconds, loss)
         self.accelerator.wait_for_everyone()
         if self.main:
             if not math.isfinite(self.best):

@@ -33,11 +33,10 @@ from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
-from .loop import Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
+from .loop import STEPS_A_CHECK, Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 
 STAGES = ("faithful", "sharp")
-STEPS_A_CHECK = 20  # the clock is read every so many steps, by rank 0 for all
 EVALUATIONS = 8  # a stage
 HOLDOUT_QUICK = 24  # held-out pictures that evaluations on the way look at
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from typing import Any
 
 import torch
@@ -29,18 +28,15 @@ from ..tokenizers.quantize.vq import kmeans
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
-    Clock,
+    Pace,
     TrainingRun,
-    learning_rate,
     mistakes_in_one_line,
     optimizers_of,
     psnr,
     recipe_of,
-    set_rate,
     training_arguments,
 )
 
-STEPS_A_CHECK = 20
 EVALUATIONS = 8
 HOLDOUT_QUICK = 16
 TEST_TOKENS = (16, 32, 64, 128, 256)
@@ -118,31 +114,27 @@ class Trainer(TrainingRun):
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = self.optimizers()
         compute: GraphedStep | None = None
-        clock = Clock(self.accelerator, 60 * self.args.minutes)
-        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
         quantized = bool(self.args.resume)
         self.model.train()
-        while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
-            set_rate(optimizers, learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"]))
+        pace = Pace(self, optimizers, EVALUATIONS)
+        for step in pace:
             x, kept = self.store.batch(batch), self.kept(batch)
-            if not quantized and clock.share >= self.recipe["quantized_from"]:
+            if not quantized and pace.share >= self.recipe["quantized_from"]:
                 quantized = True
                 self.start()
-                self.log(f"[{100 * clock.share:5.1f} %] from here on quantized, step {step}, loss {float(loss):.4f}")
+                self.log(f"[{100 * pace.share:5.1f} %] from here on quantized, step {step}, loss {float(loss):.4f}")
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
             loss = compute((x, kept), quantized)
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
-            step += 1
-            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
-                next_check += 1 / EVALUATIONS
-                self.check(step, clock.share, time.monotonic() - begin, loss, norm)
-        if step:
-            self.check(step, 1.0, time.monotonic() - begin, loss, norm)
+            if pace.due:
+                self.check(step, pace.share, pace.seconds, loss, norm)
+        if pace.step:
+            self.check(pace.step, 1.0, pace.seconds, loss, norm)
         elif self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()

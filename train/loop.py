@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..tokenizers.api import CONFIG_FILE
 from .muon import Muon
 from .recipe import change, read_recipe
+
+STEPS_A_CHECK = 20  # the clock is looked at every so many steps
 
 
 def training_arguments(text: str | None, recipe: str, media: str = "pictures") -> argparse.ArgumentParser:
@@ -100,6 +102,48 @@ class Clock:
         share = torch.tensor(passed, device=self.accelerator.device)
         self.share = float(broadcast(share))
         return self.share
+
+
+class Pace:
+    """The steps of a run until its time is over, as an iterator; sets the rates of ``optimizers`` before each.
+
+    All processes look at one clock, every ``STEPS_A_CHECK`` steps. Without any minutes there is no step.
+
+    Args:   evaluations: at even shares of the time, besides the one at the end.
+            seconds: of the run; ``args.minutes`` if None.
+
+    Attributes:
+        step: how many were begun; share: of the time that had passed when the clock was last looked at.
+        due: whether the step at hand is one to evaluate after.
+    """
+
+    def __init__(
+        self, run: TrainingRun, optimizers: Sequence[torch.optim.Optimizer], evaluations: int,
+        seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        self.optim, self.optimizers, self.evaluations = run.recipe["optim"], optimizers, evaluations
+        self.none = not run.args.minutes
+        self.clock = Clock(run.accelerator, 60 * run.args.minutes if seconds is None else seconds)
+        self.step, self.due, self.next = 0, False, 1 / evaluations
+
+    @property
+    def share(self) -> float:
+        return self.clock.share
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self.clock.begin
+
+    def __iter__(self) -> Iterator[int]:
+        while not (self.step % STEPS_A_CHECK == 0 and (self.none or self.clock.read() >= 1)):
+            factor = learning_rate(self.step, self.share, self.optim["warmup_steps"], self.optim["cooldown"])
+            set_rate(self.optimizers, factor)
+            self.step += 1
+            self.due = self.share >= self.next and self.step % STEPS_A_CHECK == 0
+            if self.due:
+                self.next = (math.floor(self.share * self.evaluations) + 1) / self.evaluations
+            yield self.step
 
 
 def learning_rate(step: int, share: float, warmup_steps: int, cooldown: float) -> float:

@@ -44,19 +44,16 @@ from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quant
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
-    Clock,
+    Pace,
     TrainingRun,
-    learning_rate,
     mistakes_in_one_line,
     optimizers_of,
     psnr,
     recipe_of,
-    set_rate,
     training_arguments,
 )
 
 CHECKPOINT = "checkpoint.safetensors"
-STEPS_A_CHECK = 20
 EVALUATIONS = 6
 HOLDOUT_QUICK = 8
 QUICK_QUALITIES = (15, 50, 85)
@@ -217,22 +214,16 @@ class Trainer(TrainingRun):
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = self.optimizers()
         compute: GraphedStep | None = None
-        clock = Clock(self.accelerator, 60 * self.args.minutes)
-        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
         batch, slices = optim["batch"], len(self.recipe["entropy"]["slices"])
         rounding = False
         self.codec.train()
-        while True:
-            if not self.args.minutes or (step % STEPS_A_CHECK == 0 and clock.read() >= 1):
-                break
-            share = clock.share
-            if not rounding and share >= 1 - self.recipe["rounding"]["share"]:
+        pace = Pace(self, optimizers, EVALUATIONS)
+        for step in pace:
+            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
                 rounding = True
                 self.best = math.inf  # what counts from here on is what the integers do
-                self.log(f"[{100 * share:5.1f} %] from here on the entropy model rounds")
-            factor = learning_rate(step, share, optim["warmup_steps"], optim["cooldown"])
-            set_rate(optimizers, factor)
+                self.log(f"[{100 * pace.share:5.1f} %] from here on the entropy model rounds")
             x = self.store.batch(batch).contiguous(memory_format=torch.channels_last)
             quality = torch.rand(batch, device=self.device, generator=self.generator)
             kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)
@@ -244,12 +235,10 @@ class Trainer(TrainingRun):
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
-            step += 1
-            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
-                next_check += 1 / EVALUATIONS
-                self.check(step, clock.share, time.monotonic() - begin, loss, norm, rounding)
-        if step:
-            self.check(step, 1.0, time.monotonic() - begin, loss, norm, rounding)
+            if pace.due:
+                self.check(step, pace.share, pace.seconds, loss, norm, rounding)
+        if pace.step:
+            self.check(pace.step, 1.0, pace.seconds, loss, norm, rounding)
         elif self.main:
             self.keep()
         self.accelerator.wait_for_everyone()

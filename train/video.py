@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,18 +31,15 @@ from .data.images import list_images, read_all
 from .data.video import ClipStore, list_clips, read_clips
 from .graphed import GraphedStep
 from .loop import (
-    Clock,
+    Pace,
     TrainingRun,
-    learning_rate,
     mistakes_in_one_line,
     optimizers_of,
     psnr,
     recipe_of,
-    set_rate,
     training_arguments,
 )
 
-STEPS_A_CHECK = 20
 EVALUATIONS = 8
 HOLDOUT_QUICK = 6  # held-out clips that evaluations on the way look at
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
@@ -139,13 +135,11 @@ class Trainer(TrainingRun):
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = self.optimizers()
         compute: GraphedStep | None = None
-        clock = Clock(self.accelerator, 60 * self.args.minutes)
-        step, begin, next_check = 0, time.monotonic(), 1 / EVALUATIONS
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
         self.model.train()
-        while not (step % STEPS_A_CHECK == 0 and (clock.read() >= 1 or not self.args.minutes)):
-            set_rate(optimizers, learning_rate(step, clock.share, optim["warmup_steps"], optim["cooldown"]))
+        pace = Pace(self, optimizers, EVALUATIONS)
+        for step in pace:
             x, kept = self.store.batch(batch), self.kept(batch)
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
@@ -153,13 +147,11 @@ class Trainer(TrainingRun):
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
-            step += 1
-            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
-                next_check += 1 / EVALUATIONS
-                self.check(step, clock.share, time.monotonic() - begin, loss, norm)
-        if step and not (self.history and self.history[-1]["step"] == step):
-            self.check(step, 1.0, time.monotonic() - begin, loss, norm)
-        elif not step and self.main:
+            if pace.due:
+                self.check(step, pace.share, pace.seconds, loss, norm)
+        if pace.step and not (self.history and self.history[-1]["step"] == pace.step):
+            self.check(pace.step, 1.0, pace.seconds, loss, norm)
+        elif not pace.step and self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()
         if self.main:
