@@ -444,7 +444,7 @@ class ContextPrior(Prior):
             for blocks in self._code(codes):
                 encoder = TableEncoder()
                 for value, shares in blocks:
-                    encoder.push(value, shares.copy())
+                    encoder.push(value, shares)
                 payloads.append(encoder.finish())
         return payloads
 
@@ -484,7 +484,7 @@ class ContextPrior(Prior):
             for codes in parts:
                 for blocks in self._code(codes):
                     for value, shares in blocks:
-                        encoder.push(value, shares.copy())
+                        encoder.push(value, shares)
         return encoder.finish()
 
     def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -157,9 +156,13 @@ def test_residual_energy_falls_level_by_level(tiny_model: Path) -> None:
     assert isinstance(model, script.ImageGrid)
     with Image.open(ASSETS / "kodim23.webp") as image:
         picture = torch.from_numpy(np.array(image.crop((0, 0, 130, 97))))
-    energy = script.residual_energy(model, [picture])
+    (z_e,) = script.latents_of(model, [picture])
+    assert z_e.shape == (1, model.config.dim, 6, 8)  # whole cells only
+    energy = script.residual_energies(model.codebooks, [z_e])
     assert len(energy) == len(model.codebook_sizes)
-    assert all(math.isfinite(e) and e >= 0 for e in energy)
+    for k, found in enumerate(energy):
+        rest = z_e - model.quantizer.decode(model.quantizer.encode(z_e, k + 1))
+        assert found == pytest.approx(float(rest.square().sum(1).mean().detach()), rel=1e-4)
 
 
 def test_one_command_trains_evaluates_and_exports(

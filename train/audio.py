@@ -37,9 +37,8 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    mistakes_in_one_line,
     optimizers_of,
-    recipe_of,
+    run_script,
     training_arguments,
 )
 from .losses.hearing import hearing_distance
@@ -289,10 +288,7 @@ def histograms(model: AudioGRVQ, sounds: list[Tensor]) -> list[Tensor]:
 def main() -> None:
     parser = training_arguments(__doc__, "audio-24k", "sounds")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    args = parser.parse_args()
-    with mistakes_in_one_line(parser, args):
-        trainer = Trainer(recipe_of(args), args)
-    trainer.run()
+    run_script(parser, Trainer)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    mistakes_in_one_line,
     optimizers_of,
-    recipe_of,
+    run_script,
     training_arguments,
 )
 from .prior import codewords_of
@@ -286,10 +285,7 @@ def main() -> None:
     parser = training_arguments(__doc__, "generator-image", "pictures or sounds")
     parser.add_argument("--tokenizer", help="folder or release, instead of the recipe's")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    args = parser.parse_args()
-    with mistakes_in_one_line(parser, args):
-        trainer = Trainer(recipe_of(args), args)
-    trainer.run()
+    run_script(parser, Trainer)
 
 
 if __name__ == "__main__":

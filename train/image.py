@@ -14,6 +14,7 @@ import argparse
 import copy
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
-from .loop import STEPS_A_CHECK, Clock, learning_rate, mistakes_in_one_line, psnr, recipe_of, training_arguments
+from .loop import STEPS_A_CHECK, Clock, learning_rate, psnr, residual_energies, run_script, training_arguments
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 
 STAGES = ("faithful", "sharp")
@@ -132,20 +133,11 @@ def count_codes(model: ImageGrid, pictures: list[Tensor]) -> list[Tensor]:
     return counts
 
 
-@torch.no_grad()
-def residual_energy(model: ImageGrid, pictures: list[Tensor]) -> list[float]:
-    """Mean squared length of what each level leaves over, K numbers."""
-    sums = [0.0] * len(model.codebook_sizes)
-    cells = 0
+def latents_of(model: ImageGrid, pictures: list[Tensor]) -> Iterator[Tensor]:
+    """Latents ``[1, D, h, w]`` of the whole cells of pictures."""
     for picture in pictures:
         height, width = (n - n % STRIDE for n in picture.shape[:2])
-        x = picture[:height, :width].to(model.device).permute(2, 0, 1)[None].float() / 255
-        residual = model.latents(x)  # [1, D, h, w]
-        cells += residual[0, 0].numel()
-        for k, level in enumerate(model.codebooks):
-            residual = residual - level.decode(level.encode(residual))
-            sums[k] += float(residual.square().sum())
-    return [s / cells for s in sums]
+        yield model.latents(picture[:height, :width].to(model.device).permute(2, 0, 1)[None].float() / 255)
 
 
 class Trainer:
@@ -373,7 +365,8 @@ class Trainer:
         levels = model.codebooks
         for level in levels:
             level.penalty = torch.zeros(level.codebook_sizes, device=self.device)
-        slopes = [2 * math.log(2) * d / model.config.dim for d in residual_energy(model, some[:50])]
+        energies = residual_energies(model.codebooks, latents_of(model, some[:50]))
+        slopes = [2 * math.log(2) * energy / model.config.dim for energy in energies]
         plain = count_codes(model, some)
         plain_usage = [float((c > 0).double().mean()) for c in plain]
         before: list[Tensor | None] = []
@@ -460,10 +453,7 @@ def main() -> None:
     parser = training_arguments(__doc__, "image-grid")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
-    args = parser.parse_args()
-    with mistakes_in_one_line(parser, args):
-        trainer = Trainer(recipe_of(args), args)
-    trainer.run()
+    run_script(parser, Trainer)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,9 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    mistakes_in_one_line,
     optimizers_of,
     psnr,
-    recipe_of,
+    run_script,
     training_arguments,
 )
 
@@ -243,10 +242,7 @@ def code_bits(counts: Tensor) -> float:
 def main() -> None:
     parser = training_arguments(__doc__, "image-1d")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    args = parser.parse_args()
-    with mistakes_in_one_line(parser, args):
-        trainer = Trainer(recipe_of(args), args)
-    trainer.run()
+    run_script(parser, Trainer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
 from ..tokenizers.api import CONFIG_FILE
+from ..tokenizers.quantize.codebook import CodebookQuantizer
 from .muon import Muon
 from .recipe import change, read_recipe
 
@@ -54,6 +55,20 @@ def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespa
         yield
     except (OSError, ValueError) as error:
         parser.error(str(error))
+
+
+def run_script(parser: argparse.ArgumentParser, trainer: Callable[[dict[str, Any], argparse.Namespace], Runs]) -> None:
+    """Parse the command line, make the run of the recipe that it asks for, and run it."""
+    args = parser.parse_args()
+    with mistakes_in_one_line(parser, args):
+        found = trainer(recipe_of(args), args)
+    found.run()
+
+
+class Runs(Protocol):
+    """What :func:`run_script` can run."""
+
+    def run(self) -> None: ...
 
 
 class TrainingRun:
@@ -185,6 +200,18 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
+
+
+@torch.no_grad()
+def residual_energies(levels: Sequence[CodebookQuantizer], latents: Iterable[Tensor]) -> list[float]:
+    """Mean squared length of what each level leaves over of latents, ``[1, D, *grid]`` each; one number a level."""
+    sums, cells = [0.0] * len(levels), 0
+    for residual in latents:
+        cells += residual[0, 0].numel()
+        for k, level in enumerate(levels):
+            residual = residual - level.decode(level.encode(residual))
+            sums[k] += float(residual.square().sum())
+    return [total / cells for total in sums]
 
 
 def psnr(x: Tensor, x_hat: Tensor) -> float:

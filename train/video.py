@@ -12,15 +12,15 @@ released weights. The last thing printed is a table on the test clips, whose bit
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from ..codec.bench.results import as_json
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
 from ..tokenizers.api import find_model
@@ -33,10 +33,10 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    mistakes_in_one_line,
     optimizers_of,
     psnr,
-    recipe_of,
+    residual_energies,
+    run_script,
     training_arguments,
 )
 
@@ -222,7 +222,7 @@ class Trainer(TrainingRun):
         }
         if self.args.test:
             results["test"] = measure(model, read_clips(list_clips([self.args.test]), None), prior)
-        (self.out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+        (self.out / "training.json").write_text(as_json(results))
         self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
         self.log(f"held-out clips without, then with a rate weight of {weight:g}; test clips with it")
         for name in ("holdout_without_rate_weight", "holdout", "test"):
@@ -281,23 +281,17 @@ def histograms(model: VideoGrid, clips: Sequence[Tensor]) -> list[Tensor]:
     return counts
 
 
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)
-def residual_energies(model: VideoGrid, clips: Sequence[Tensor]) -> list[float]:
-    """Mean squared length of what each level leaves over of the latents of the clips' first groups of pictures."""
-    sums, cells = [0.0] * len(model.codebooks), 0
+def latents_of(model: VideoGrid, clips: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Latents ``[1, D, t, h, w]`` of the whole cells of the clips' first groups of pictures."""
     for clip in clips:
         frames = 1 + (min(len(clip), LONGEST) - 1) // GROUP * GROUP
         height, width = (n // STRIDE * STRIDE for n in clip.shape[1:3])
         x = clip[:frames, :height, :width].to(model.device).permute(3, 0, 1, 2)[None].float() / 255
-        residual = model.latents(x)  # [1, D, t, h, w]
-        cells += residual[0, 0].numel()
-        for k, level in enumerate(model.codebooks):
-            residual = residual - level.decode(level.encode(residual))
-            sums[k] += float(residual.square().sum())
-    return [total / cells for total in sums]
+        yield model.latents(x)
 
 
+@torch.no_grad()
+@torch.backends.cudnn.flags(enabled=True, benchmark=False)
 def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float) -> None:
     """Let the search count bits: a codeword costs its squared distance plus ``weight * lambda`` times its bits.
 
@@ -308,7 +302,8 @@ def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float) -> N
         level.penalty = torch.zeros(level.codebook_sizes, device=model.device)
     if not weight:
         return
-    slopes = [2 * math.log(2) * energy / model.config.dim for energy in residual_energies(model, clips)]
+    energies = residual_energies(model.codebooks, latents_of(model, clips))
+    slopes = [2 * math.log(2) * energy / model.config.dim for energy in energies]
     for _ in range(2):  # the penalty changes the statistics that it is made of
         counts = histograms(model, clips)
         tables = StaticPrior.from_counts([count.numpy() for count in counts]).tables
@@ -321,10 +316,7 @@ def main() -> None:
     parser = training_arguments(__doc__, "video-grid", "clips")
     parser.add_argument("--stills", nargs="*", default=[], help="folders with pictures that a camera moves over")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    args = parser.parse_args()
-    with mistakes_in_one_line(parser, args):
-        trainer = Trainer(recipe_of(args), args)
-    trainer.run()
+    run_script(parser, Trainer)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def hearing_distance(x: Tensor, x_hat: Tensor, rate: int) -> Tensor:
     """Differences of levels, and dissimilarity of their rise and fall around each band and moment, both in 0 and up.
 
     ``[B, n]`` each to ``[B]``: the mean difference over ``TYPICAL`` dB, plus one minus the correlation of the levels in
-    windows of 3 x 3 bands and moments (the structure term of NSIM: Hines and Harte 2012, eq. (1), with a constant for
-    steady sounds that fits levels in dB).
+    windows of 3 x 3 bands and moments (the structure term of NSIM: Hines and Harte 2012, with a constant for steady
+    sounds that fits levels in dB).
     """
     a, b = band_levels(x, rate), band_levels(x_hat, rate)
     floor = a.amax(1, keepdim=True) - BELOW
