@@ -18,11 +18,14 @@ from torch import Tensor
 
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.video import VideoWriter
+from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
+from tokodec.train import prior as prior_script
 from tokodec.train import video as script
 from tokodec.train.data import video as data
+from tokodec.train.data.tokens import clip_views
 from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip, read_clips
 
 SMALL = (
@@ -267,3 +270,47 @@ def test_a_mistake_is_one_line_and_exit_2(
         script.main()
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+# --------------------------------------------------------------------------------------------------------------- prior
+
+
+def small_model(folder: Path) -> VideoGrid:
+    torch.manual_seed(0)
+    sizes = VideoGridConfig((6, 8, 8), (1, 1, 1), (1, 1), (1, 1, 1), (1, 1), 4, (32, 16))
+    VideoGrid(sizes, "small-video").save_pretrained(folder)
+    return VideoGrid.from_pretrained(folder)
+
+
+def test_a_prior_of_clips_learns_from_groups_of_pictures(folder: Path, tmp_path: Path) -> None:
+    """From videos to integers over three axes, in fewer bits than order-0; walked through time or without it."""
+    model, out = small_model(tmp_path / "model"), tmp_path / "prior"
+    sets = [
+        "net.radius=[2]", "net.features=[8]", "net.width=[16]", "net.hidden=[16]", "net.blocks=[1]", "net.digit=[16]",
+        "data.views=6", "data.holdout_every=3", "optim.rows=256", "optim.lr=1.0e-2", "optim.warmup_steps=10",
+        "optim.dropout=0.0",
+    ]  # fmt: skip
+    words = ["--data", str(folder), "--test", str(folder), "--tokenizer", str(tmp_path / "model")]
+    words += ["--recipe", "context-video", "--minutes", "0.12", "--device", "cpu"]
+    prior_script.main([*words, "--out", str(out), "--set", *sets])
+    log = json.loads((out / "training.json").read_text())
+    assert log["test grids"] == 3
+    assert sum(log["test"]["integers"]) < 0.9 * sum(log["test"]["order-0"])
+    prior = ContextPrior.from_pretrained(out)
+    assert prior.codebook_sizes == model.codebook_sizes
+    assert prior.ndim == 3
+    codes = model.encode(read_clip(folder / "v0.mkv").permute(3, 0, 1, 2)[None]).codes[0].numpy()
+    assert np.array_equal(prior.decompress(prior.compress(codes), codes.shape[1:]), codes)
+
+
+def test_views_of_a_clip_are_groups_of_pictures_changed(folder: Path, tmp_path: Path) -> None:
+    model = small_model(tmp_path / "model")
+    clip = read_clip(folder / "v0.mkv")
+    generator = torch.Generator().manual_seed(0)
+    parts = clip_views(model, clip, 0, generator, 9)
+    assert [part.shape for part in parts] == [(2, 3, 3, 4), (2, 2, 3, 4)]
+    assert np.array_equal(parts[0], model.encode(clip[:9].permute(3, 0, 1, 2)[None]).codes[0].numpy())
+    views = clip_views(model, clip, 8, generator, 9)
+    assert len(views) == 8
+    assert all(view.shape[:2] == (2, 3) for view in views)
+    assert len({view.tobytes() for view in views}) > 1

@@ -255,6 +255,41 @@ def test_layers_over_space_see_frames_one_by_one() -> None:
     assert torch.allclose(y[1, 2], conv(x[1, 2].permute(2, 0, 1)[None])[0].permute(1, 2, 0), atol=1e-6)
 
 
+# ----------------------------------------------------------------------------------------------- codes that are kept
+
+
+def test_what_rests_keeps_its_codes() -> None:
+    model = random_model()
+    noise = torch.randn(1, 3, 17, 32, 48, generator=torch.Generator().manual_seed(3))
+    x = (clip(1).expand(-1, -1, 17, -1, -1) + 0.02 * noise).clamp(0, 1)
+
+    def changed(tokens: Tokens) -> float:
+        return float((tokens.codes[:, :, 2:] != tokens.codes[:, :, 1:-1]).float().mean())
+
+    free = model.encode(x)
+    model.hold.fill_(1e9)  # the first cell of a group keeps whatever the last one had
+    held = model.encode(x)
+    assert changed(free) > 0.05
+    assert changed(held) == 0
+    assert torch.equal(held.codes, held.codes[:, :, :1].expand_as(held.codes))
+    model.hold.fill_(0.6)
+    some = model.encode(x)
+    assert 0 < changed(some) < changed(free)
+    assert torch.equal(model.encode(x, levels=2).codes, some.codes[:, :2])  # still a prefix
+    encoder = StreamingVideoEncoder(model)
+    parts = [encoder.push(part) for part in x.split(3, 2)] + [encoder.finish()]
+    assert torch.equal(torch.cat(parts, 2), some.codes)
+
+
+def test_nothing_is_kept_without_a_discount(model: VideoGrid) -> None:
+    z_e = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    codes = model.quantizer.encode(z_e)
+    before = torch.randint(0, 16, codes.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.quantizer.encode_after(z_e, before, torch.zeros(3)), codes)
+    absent = torch.full_like(codes, -1)
+    assert torch.equal(model.quantizer.encode_after(z_e, absent, torch.full((3,), 1e9)), codes)
+
+
 # --------------------------------------------------------------------------------------------------- from a picture's
 
 
@@ -278,19 +313,30 @@ def test_a_start_from_pictures_codes_every_fourth_frame() -> None:
     other = ImageGrid(replace(sizes, channels=(8, 8, 8)))
     with pytest.raises(ValueError, match="has nets of other sizes"):
         model.start_from_image(other)
-    other = ImageGrid(replace(sizes, codebook_sizes=(64, 33)))
-    with pytest.raises(ValueError, match="has codebooks of other sizes"):
-        model.start_from_image(other)
+    model.start_from_image(ImageGrid(replace(sizes, codebook_sizes=(64, 33))))
+    assert model.codebooks[1].basis.shape == (32, 4)
+
+
+def test_a_start_from_pictures_with_more_channels_of_latents() -> None:
+    sizes = ImageGridConfig(TINY.channels, (1, 1, 1), (1, 1, 2), 4, (64, 32), ("faithful",))
+    image = ImageGrid(sizes, "pictures").eval()
+    model = VideoGrid(replace(TINY, dim=6)).eval()
+    model.start_from_image(image)
+    x = clip(1)
+    z_e, theirs = model.latents(x), image.analysis(2 * x[:, :, 0] - 1)
+    assert torch.allclose(z_e[:, :4, 0], theirs, atol=1e-5)
+    assert z_e[:, 4:].abs().max() < theirs.abs().max()
 
 
 def test_the_default_fits_the_picture_tokenizer_and_the_budget() -> None:
     with torch.device("meta"):
         model = VideoGrid()
     assert sum(tensor.numel() for tensor in model.state_dict().values()) < 12e6
-    config, image = model.config, ImageGridConfig(codebook_sizes=(8192, 4096, 2048, 2048))
-    assert (config.channels, config.analysis_blocks, config.synthesis_blocks, config.dim) == (
-        image.channels, image.analysis_blocks, image.synthesis_blocks, image.dim,
+    config, image = model.config, ImageGridConfig()
+    assert (config.channels, config.analysis_blocks, config.synthesis_blocks) == (
+        image.channels, image.analysis_blocks, image.synthesis_blocks,
     )  # fmt: skip
+    assert config.dim >= image.dim
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..tokenizers.api import CONFIG_FILE
 from ..tokenizers.quantize.codebook import CodebookQuantizer
+from ..tokenizers.weights import dequantize_int8, quantize_int8
 from .muon import Muon
 from .recipe import change, read_recipe
 
@@ -200,6 +201,18 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
+
+
+def as_released(module: nn.Module, prefixes: tuple[str, ...], largest: int) -> dict[str, Tensor]:
+    """The weights that a release rounds to int8, so rounded; gradients pass (Bengio et al. 2013, arXiv:1308.3432).
+
+    Args: prefixes, largest: as in :func:`~tokodec.tokenizers.weights.save`.
+    """
+    found = {}
+    for name, p in module.named_parameters():
+        if p.ndim >= 2 and name.startswith(prefixes):
+            found[name] = p + (dequantize_int8(*quantize_int8(p, largest)) - p).detach()
+    return found
 
 
 @torch.no_grad()

@@ -40,12 +40,13 @@ from ..tokenizers.api import find_model, read_config
 from ..tokenizers.image.grid import channels_last
 from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells, rate_weight
 from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
-from ..tokenizers.weights import WEIGHTS_FILE, dequantize_int8, file_hash, quantize_int8
+from ..tokenizers.weights import WEIGHTS_FILE, file_hash
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
+    as_released,
     optimizers_of,
     psnr,
     run_script,
@@ -97,15 +98,6 @@ class PhotoCodec(nn.Module):
             )
             latents = latents.permute(0, 3, 1, 2) * self.nets.inverse_gain(quality)
         return (self.nets.synthesis(latents, quality).float() + 1) / 2, y_bits.sum(1) + z_bits
-
-
-def as_released(codec: PhotoCodec) -> dict[str, Tensor]:
-    """The weights that a release rounds to int8, so rounded; gradients pass (Bengio et al. 2013, arXiv:1308.3432)."""
-    found = {}
-    for name, p in codec.named_parameters():
-        if p.ndim >= 2 and name.startswith(ImagePhoto.int8_weights):
-            found[name] = p + (dequantize_int8(*quantize_int8(p)) - p).detach()
-    return found
 
 
 class LowRank(nn.Module):
@@ -250,7 +242,7 @@ class Trainer(TrainingRun):
         """The weights that are in training, as the codec computes with them."""
         if isinstance(self.trained, LowRank):
             return self.trained.weights(self.codec.nets)
-        return as_released(self.codec)
+        return as_released(self.codec, ImagePhoto.int8_weights, ImagePhoto.int8_largest)
 
     def loss(self, x: Tensor, quality: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         """Rate + lambda * distortion, such that all rates count alike."""

@@ -2,6 +2,7 @@
 
     python -m tokodec.train.prior --data PICTURES... --tokenizer image-grid --minutes 8 --out OUT
     python -m tokodec.train.prior --data SOUNDS... --tokenizer audio-24k --recipe context-audio --minutes 5 --out OUT
+    python -m tokodec.train.prior --data CLIPS... --tokenizer video-grid --recipe context-video --minutes 5 --out OUT
     python -m tokodec.train.prior --tokens FOLDER... --minutes 8 --out OUT     # what `codec tokenize` wrote
     torchrun --nproc_per_node 4 -m tokodec.train.prior ...                     # a process a level, on one GPU or more
 
@@ -39,14 +40,17 @@ from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer, TokenSpec
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
+from ..tokenizers.video.grid import STRIDE, VideoGrid
 from .data.audio import list_sounds, read_mono
 from .data.images import list_images, read_all
-from .data.tokens import Codes, LevelSampler, TokenStore, picture_views, read_token_files, sound_views
+from .data.tokens import Codes, LevelSampler, TokenStore, clip_views, picture_views, read_token_files, sound_views
+from .data.video import list_clips, read_clip
 from .recipe import change, read_recipe
 
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
 EVALUATION_ROWS = 16384
+SEGMENT_FRAMES = 33
 
 
 def pick(values: Sequence[Any], level: int) -> Any:
@@ -67,7 +71,8 @@ def build_net(
     for k in range(len(codewords)):
         steps = pick(recipe["schedule"]["steps"], k)
         schedules.append(refinement(ndim, steps, recipe["schedule"]["walked"]) if steps else raster(ndim))
-        offsets.append(offsets_within(pick(recipe["net"]["radius"], k), (1.0,) * ndim))
+        scale = (recipe["net"].get("time", 1.0), *(1.0,) * (ndim - 1))
+        offsets.append(offsets_within(pick(recipe["net"]["radius"], k), scale))
         shapes.append(LevelShape(**{name: pick(recipe["net"][name], k) for name in names}))
     if recipe["conceal"]["radius"]:
         schedules.append(refinement(ndim, 1))
@@ -78,7 +83,7 @@ def build_net(
 
 def codewords_of(tokenizer: Tokenizer | None, sizes: Sequence[int]) -> list[npt.NDArray[np.floating]]:
     """``[N_k, D]`` of every level; D is 0 without a tokenizer that has them."""
-    if isinstance(tokenizer, ImageGrid):
+    if isinstance(tokenizer, (ImageGrid, VideoGrid)):
         return [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
     if isinstance(tokenizer, AudioGRVQ):
         return [codebook.detach().float().cpu().numpy() for codebook in tokenizer.codebooks]
@@ -251,13 +256,23 @@ def read_grids(
         if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
             raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
         return grids, spec, tokenizer
-    if not isinstance(tokenizer, (ImageGrid, AudioGRVQ)):
-        raise ValueError("pictures and sounds want a tokenizer for them; for other tokens use --tokens")
+    if not isinstance(tokenizer, (ImageGrid, AudioGRVQ, VideoGrid)):
+        raise ValueError("pictures, sounds and videos want a tokenizer for them; for other tokens use --tokens")
     own: dict[str, npt.NDArray[Any]] = {}
 
     def put(name: str, codes: Codes) -> None:
         own[f"{name}.{len(own):08d}.{ranks.rank}"] = np.ascontiguousarray(codes, dtype=np.int32)
 
+    if isinstance(tokenizer, VideoGrid):
+        for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
+            paths = list_clips(folders) if folders else []
+            generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
+            for i in range(ranks.rank, len(paths), ranks.world):
+                held = name == "train" and i % every == 0
+                views = 0 if held or name == "test" else recipe["data"]["views"]
+                for codes in clip_views(tokenizer, read_clip(paths[i]), views, generator, SEGMENT_FRAMES):
+                    put("held-out" if held else name, codes)
+        return shared_grids(own, ranks, arguments.out), tokenizer.spec(1, STRIDE, STRIDE), tokenizer
     if isinstance(tokenizer, AudioGRVQ):
         for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
             paths = list_sounds(folders) if folders else []
@@ -295,7 +310,7 @@ def shared_grids(own: dict[str, npt.NDArray[Any]], ranks: Ranks, folder: Path) -
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokodec.train.prior", description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", nargs="+", help="folders of pictures, or of sounds")
+    source.add_argument("--data", nargs="+", help="folders of pictures, of sounds, or of videos")
     source.add_argument("--tokens", nargs="+", help="folders of tokens, as codec tokenize writes them")
     parser.add_argument("--test", nargs="+", help="folders to test on at the end, of the same kind")
     parser.add_argument("--tokenizer", default="image-grid", help="release name, folder, or none (codewords unknown)")

@@ -4,14 +4,16 @@
 
 CLIPS are videos, or packed ones (:mod:`.data.video`) where PyAV is missing. The nets over space and the codebooks start
 as those of a picture tokenizer, the layers over time as the identity. Every crop keeps a random number of levels. The
-loss is a power of each crop's squared error, so that wild clips do not outweigh calm ones. The budget is wall-clock
-minutes. The best weights so far (by the held-out clips) lie in OUT at any time; ``--resume FOLDER`` starts from
-released weights. The last thing printed is a table on the test clips, whose bits are those of the static prior.
+loss is a power of each crop's squared error, so that wild clips do not outweigh calm ones. In the last part of the time
+the nets compute with weights rounded as a release rounds them. The budget is wall-clock minutes. The best weights so
+far (by the held-out clips) lie in OUT at any time; ``--resume FOLDER`` starts from released weights. The last thing
+printed is a table on the test clips, whose bits are those of the static prior.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..codec.bench.results import as_json
 from ..entropy.static import StaticPrior
@@ -33,6 +36,7 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
+    as_released,
     optimizers_of,
     psnr,
     residual_energies,
@@ -96,7 +100,11 @@ class Trainer(TrainingRun):
         elif recipe["start"] != "random":
             image = ImageGrid.from_pretrained(find_model(recipe["start"]))
             model.start_from_image(image)
-            new = range(len(image.codebook_sizes), len(model.codebook_sizes))
+            same = [
+                mine.basis.shape == given.basis.shape
+                for mine, given in zip(model.codebooks, image.codebooks, strict=False)
+            ]
+            new = range((*same, False).index(False), len(model.codebook_sizes))
         for level in model.codebooks:  # training and its evaluations search without regard to bits
             level.penalty = torch.zeros(level.codebook_sizes)
         self.model = model.to(self.device)
@@ -137,20 +145,25 @@ class Trainer(TrainingRun):
         compute: GraphedStep | None = None
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
+        rounding = False
         self.model.train()
         pace = Pace(self, optimizers, EVALUATIONS)
         for step in pace:
+            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
+                rounding = True
+                self.best = -math.inf  # what counts from here on is what rounded weights do
+                self.log(f"[{100 * pace.share:5.1f} %] from here on weights are rounded")
             x, kept = self.store.batch(batch), self.kept(batch)
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
-            loss = compute((x, kept))
+            loss = compute((x, kept), rounding)
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
             if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm)
+                self.check(step, pace.share, pace.seconds, loss, norm, rounding)
         if pace.step and not (self.history and self.history[-1]["step"] == pace.step):
-            self.check(pace.step, 1.0, pace.seconds, loss, norm)
+            self.check(pace.step, 1.0, pace.seconds, loss, norm, rounding)
         elif not pace.step and self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()
@@ -165,19 +178,21 @@ class Trainer(TrainingRun):
         drawn = (1 + most * rand[0]).long().clamp(1, most)
         return torch.where(rand[1] < self.recipe["data"]["whole"], most, drawn)
 
-    def loss(self, x: Tensor, kept: Tensor) -> Tensor:
+    def loss(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         conf = self.recipe["loss"]
         bf16 = self.args.precision == "bf16"
+        prefixes = tuple(f"model.{prefix}" for prefix in VideoGrid.int8_weights)
+        weights = as_released(self.net, prefixes, VideoGrid.int8_largest) if rounding else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            x_hat, commitment, codebook = self.net(x, kept)
+            x_hat, commitment, codebook = functional_call(self.net, weights, (x, kept))
         square = (x - x_hat).square().mean((1, 2, 3, 4))
         total = conf["pixel"] * (square + DARK).pow(conf["power"]).mean()
         return total + conf["commitment"] * commitment + conf["codebook"] * codebook
 
-    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor) -> None:
+    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, rounding: bool) -> None:
         if not self.main:
             return
-        rows = measure(self.model, self.holdout[:HOLDOUT_QUICK])
+        rows = measure(self.rounded() if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
         score = sum(r["psnr"] for r in rows) / len(rows)
         kept = score > self.best
         if kept:
@@ -198,12 +213,20 @@ class Trainer(TrainingRun):
             + (" kept" if kept else "")
         )  # fmt: skip
 
+    @torch.no_grad()
+    def rounded(self) -> VideoGrid:
+        """The model as a release holds it."""
+        model = copy.deepcopy(self.model)
+        for name, p in as_released(model, VideoGrid.int8_weights, VideoGrid.int8_largest).items():
+            model.get_parameter(name).copy_(p)
+        return model
+
     def export(self) -> None:
         """Show what the released weights do, and write the static prior of their codes."""
         model = VideoGrid.from_pretrained(self.out).to(self.device)
         weight = self.recipe["export"]["rate_weight"]
         results: dict[str, Any] = {"holdout_without_rate_weight": self.without_rate_weight(model)}
-        set_penalties(model, self.clips, weight)
+        set_penalties(model, self.clips, weight, self.recipe["export"]["hold"])
         model.cpu().save_pretrained(self.out)
         model = VideoGrid.from_pretrained(self.out).to(self.device)
         counts = histograms(model, self.clips)
@@ -292,18 +315,23 @@ def latents_of(model: VideoGrid, clips: Sequence[Tensor]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 @torch.backends.cudnn.flags(enabled=True, benchmark=False)
-def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float) -> None:
-    """Let the search count bits: a codeword costs its squared distance plus ``weight * lambda`` times its bits.
+def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float, hold: float = 0) -> None:
+    """Let the search count bits: a codeword costs its squared distance plus ``weight * lambda`` times its bits, and
+    ``hold * lambda`` times those of its codebook less where it is what was there before.
 
     Entropy-constrained quantization (Chou, Lookabaugh and Gray 1989) with ``lambda = 2 ln 2 D_k / D``, the slope of the
     rate-distortion curve of a Gaussian source at what level k leaves over. Weight 0: squared distance alone.
     """
     for level in model.codebooks:
         level.penalty = torch.zeros(level.codebook_sizes, device=model.device)
-    if not weight:
+    model.hold.zero_()
+    if not weight and not hold:
         return
     energies = residual_energies(model.codebooks, latents_of(model, clips))
     slopes = [2 * math.log(2) * energy / model.config.dim for energy in energies]
+    model.hold = model.hold.new_tensor(
+        [hold * slope * math.log2(n) for slope, n in zip(slopes, model.codebook_sizes, strict=True)]
+    )
     for _ in range(2):  # the penalty changes the statistics that it is made of
         counts = histograms(model, clips)
         tables = StaticPrior.from_counts([count.numpy() for count in counts]).tables

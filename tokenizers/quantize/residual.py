@@ -110,6 +110,40 @@ class ResidualQuantizer(Quantizer):
             indices = residual_codewords(rows, [v.codebook for v in levels], [v.penalty for v in levels])
         return rows_to_grid(indices, z_e)  # [B, n_levels, *grid]
 
+    @torch.no_grad()
+    def encode_after(self, z_e: Tensor, before: Tensor, discounts: Tensor, n_levels: int | None = None) -> Tensor:
+        """As :meth:`encode`, where the codes that the cells had a moment before are cheaper than others.
+
+        A cell keeps its code of level k, if it kept those of the levels before, unless another is nearer by more than
+        the discount: entropy-constrained search, for an entropy model that expects what was there (see ``penalty`` in
+        :func:`~.nearest.nearest_codeword`). Codes of fewer levels are still a prefix.
+
+        Args: before: codes ``[B, K, *grid]`` of the same cells; ``ABSENT`` where there were none.
+              discounts: ``[K]`` squared distances.
+        """
+        n_levels = self.n_codebooks if n_levels is None else n_levels
+        rows = channels_last_rows(z_e.detach().float())  # [M, D]
+        kept = channels_last_rows(before)[:, :n_levels]  # [M, K]
+        stays = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        found = []
+        with torch.autocast(z_e.device.type, enabled=False):
+            for level, old, discount in zip(self.levels, kept.unbind(1), discounts, strict=False):
+                assert isinstance(level, CodebookQuantizer)
+                codebook, penalty = level.codebook, level.penalty
+
+                def cost(codes: Tensor, rows: Tensor = rows, codebook: Tensor = codebook,
+                         penalty: Tensor | None = penalty) -> Tensor:  # fmt: skip
+                    distance = (rows - codebook[codes]).square().sum(1)
+                    return distance if penalty is None else distance + penalty[codes]
+
+                best = residual_codewords(rows, [codebook], [penalty])[:, 0]
+                cheaper = (old != ABSENT) & (cost(old.clamp_min(0)) - discount < cost(best))
+                codes = torch.where(stays & cheaper, old, best)
+                stays = stays & (codes == old)
+                rows = rows - codebook[codes]
+                found.append(codes)
+        return rows_to_grid(torch.stack(found, 1), z_e)
+
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
         total = codes.new_zeros(codes.shape[0], self.dim, *codes.shape[2:], dtype=torch.float32)

@@ -16,6 +16,9 @@ In space the nets are those of `image-grid`, frame by frame and with its localit
 ones over time (factorised as in R(2+1)D, Tran et al. 2018, arXiv:1711.11248), which start as the identity. So
 :meth:`VideoGrid.start_from_image` makes a tokenizer of the codes of every fourth frame, and training begins there.
 
+A cell keeps the codes that it had in the group before where others are hardly better (`hold`), so that what rests costs
+next to nothing and does not flicker.
+
 Frames go through the nets group by group, whoever calls: the codes of a clip are the same to the bit whether it comes
 as a whole or in parts, and memory does not grow with its length.
 """
@@ -38,6 +41,7 @@ from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, T
 
 GROUP = 4  # frames of a cell; the first cell of a clip has one
 FIRST = 1
+NEW = 0.25  # how large the weights of channels begin that a picture tokenizer did not have
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class VideoGridConfig:
     analysis_time: tuple[int, ...] = (2, 2)  # blocks over time at strides 8 and 16
     synthesis_blocks: tuple[int, ...] = (2, 4, 3)
     synthesis_time: tuple[int, ...] = (2, 3)
-    dim: int = 32  # D of the codewords
-    codebook_sizes: tuple[int, ...] = (8192, 4096, 2048, 2048)  # N of every level, coarse to fine
+    dim: int = 48  # D of the codewords
+    codebook_sizes: tuple[int, ...] = (2048, 2048, *5 * (1024,))  # N of every level, coarse to fine
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 3:
@@ -134,15 +138,19 @@ class VideoGrid(Tokenizer):
 
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
+    int8_largest = 11
     modality = "video"
 
     config: VideoGridConfig
+    hold: Tensor
 
     def __init__(self, config: VideoGridConfig | None = None, name: str = "video-grid") -> None:
         super().__init__(config or VideoGridConfig(), name)
         self.analysis = analysis_net(self.config)
         self.quantizer = ResidualQuantizer([SimVQ(n, self.config.dim) for n in self.config.codebook_sizes])
         self.synthesis = synthesis_net(self.config)
+        # Squared distances by which a cell's last codes may be worse than others; released with the weights.
+        self.register_buffer("hold", torch.zeros(len(self.config.codebook_sizes)))
         channels_last(self)
 
     @property
@@ -252,8 +260,9 @@ class VideoGrid(Tokenizer):
     def start_from_image(self, image: ImageGrid, synthesis: str | None = None) -> None:
         """Take over the nets over space and the codebooks of a picture tokenizer; time's layers stay as they are.
 
-        A new model with its weights codes every fourth frame as a picture, and shows it four times. Codebooks that the
-        other one lacks stay too; penalties of codewords are left out, which an export decides anew.
+        A new model with its weights codes every fourth frame as a picture, and shows it four times. Latents may have
+        more channels than the other one's: those begin small. Codebooks of other shapes stay as they are; penalties of
+        codewords are left out, which an export decides anew.
 
         Args:    synthesis: which of its synthesis nets; the first by default.
         Raises:  ValueError if its sizes are others.
@@ -261,18 +270,25 @@ class VideoGrid(Tokenizer):
         own = [(*_space(self.analysis),), (*_space(self.synthesis),)]
         nets = [image.analysis, image.synthesis[image.check_synthesis(synthesis)]]
         theirs = [tuple(net.parameters()) for net in nets]
+        more = self.config.dim - image.config.dim
+        # What differs with D: the last layer of the analysis, weight and bias, and the weight of the synthesis' first.
+        wider = {id(p) for p in (*own[0][-2:], own[1][0])} if more > 0 else set()
         for mine, other in zip(own, theirs, strict=True):
-            if [p.shape for p in mine] != [p.shape for p in other]:
+            if [p.shape for p in mine if id(p) not in wider] != [
+                q.shape for p, q in zip(mine, other, strict=True) if id(p) not in wider
+            ]:
                 raise ValueError(f"{image.name} has nets of other sizes than {self.name}")
-        pairs = list(zip(self.codebooks, image.codebooks, strict=False))
-        if any(mine.basis.shape != other.basis.shape for mine, other in pairs):
-            raise ValueError(f"{image.name} has codebooks of other sizes than {self.name}")
         for mine, other in zip(own, theirs, strict=True):
             for p, q in zip(mine, other, strict=True):
-                p.copy_(q)
-        for level, given in pairs:
-            level.basis.copy_(given.basis)
-            level.projection.copy_(given.projection)
+                if id(p) in wider:
+                    p.mul_(NEW)
+                    p[tuple(slice(n) for n in q.shape)] = q
+                else:
+                    p.copy_(q)
+        for level, given in zip(self.codebooks, image.codebooks, strict=False):
+            if level.basis.shape == given.basis.shape:
+                level.basis.copy_(given.basis)
+                level.projection.copy_(given.projection)
 
 
 def _space(net: CausalNet) -> Iterator[nn.Parameter]:
@@ -314,6 +330,7 @@ class StreamingVideoEncoder:
         self.state = State()
         self.wanted = FIRST  # frames of the group that comes next
         self.rest: Tensor | None = None  # frames [B, 3, n, H, W] that wait for the end of their group
+        self.last: Tensor | None = None  # codes [B, levels, 1, h, w] of the last cell
 
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
@@ -345,7 +362,12 @@ class StreamingVideoEncoder:
         height, width = x.shape[3:]
         # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE, 0, 0), mode="replicate")
-        return self.model.quantizer.encode(self.model.latents(x, self.state), self.levels)
+        z_e, quantizer = self.model.latents(x, self.state), self.model.quantizer
+        if self.last is None:
+            self.last = quantizer.encode(z_e, self.levels)
+        else:
+            self.last = quantizer.encode_after(z_e, self.last, self.model.hold, self.levels)
+        return self.last
 
     def _none(self, x: Tensor) -> Tensor:
         h, w = (-(-n // STRIDE) for n in x.shape[3:])

@@ -16,6 +16,7 @@ from ...entropy.schedule import Schedule
 from ...tokenizers.api import TokenSpec
 from ...tokenizers.audio.grvq import FRAME, AudioGRVQ
 from ...tokenizers.image.grid import ImageGrid
+from ...tokenizers.video.grid import VideoGrid
 
 Codes = npt.NDArray[np.int64]
 
@@ -74,6 +75,43 @@ def picture_views(tokenizer: ImageGrid, picture: Tensor, views: int, generator: 
             parts.append(part.flip(3) if i % 2 else part)
         found.append(tokenizer.encode(torch.cat(parts).clamp(0, 1)).codes)
     return list(torch.cat(found).cpu().numpy())
+
+
+SIDE = 256  # pixels of the shorter side of a view of a clip, at most; crops of longer frames are this wide
+FASTEST = 2  # frames of a clip between those of a view
+
+
+@torch.no_grad()
+def clip_views(
+    tokenizer: VideoGrid, clip: Tensor, views: int, generator: torch.Generator, segment: int
+) -> list[Codes]:
+    """Codes ``[K, t, h, w]`` of the groups of pictures of a clip, uint8 ``[T, H, W, 3]``, each of which begins anew.
+
+    As it is, or ``views > 0`` times changed: a random part of space and time, on another grid, mirrored, reduced, made
+    faster or played backwards. Args: segment: frames of a group of pictures.
+    """
+
+    def number() -> float:
+        return float(torch.rand((), generator=generator))
+
+    if not views:
+        parts = clip.split(segment)
+        return [tokenizer.encode(part.permute(3, 0, 1, 2)[None]).codes[0].cpu().numpy() for part in parts]
+    found = []
+    for i in range(views):
+        speed = 1 if len(clip) < 2 * segment or number() < 0.7 else FASTEST
+        first = int(number() * max(1, len(clip) - speed * (segment - 1)))
+        x = clip[first :: speed][:segment].to(tokenizer.device).permute(0, 3, 1, 2).float() / 255  # [t, 3, H, W]
+        least = min(1.0, SIDE / min(x.shape[2:]))
+        scale = least * (1 - 0.4 * max(0.0, number() - 0.4))
+        size = [max(16, round(n * scale)) for n in x.shape[2:]]
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        top, left = (int(16 * number()) for _ in range(2))
+        x = x[:, :, top:, left:] if min(x.shape[2:]) > 32 else x
+        x = x.flip(3) if i % 2 else x
+        x = x.flip(0) if number() < 0.25 else x
+        found.append(tokenizer.encode(x.transpose(0, 1)[None]).codes[0].cpu().numpy())
+    return found
 
 
 GAIN = (-9.0, 5.0)  # dB by which a view of a sound is softer or louder
