@@ -28,7 +28,7 @@ STREAM = "-"
 SLOW = 1.0  # seconds after which a picture gets a progress bar
 
 app = typer.Typer(
-    help="Learned compression: pictures and sounds to small .tok files and back.",
+    help="Learned compression: pictures, sounds and videos to small .tok files and back.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,7 +51,7 @@ GeneratorOption = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
-MaxPixels = Annotated[int, typer.Option(help="refuse pictures with more pixels", min=1)]
+MaxPixels = Annotated[int, typer.Option(help="refuse pictures, and frames of videos, with more pixels", min=1)]
 MaxSamples = Annotated[int, typer.Option(help="refuse sounds with more samples in all channels", min=1)]
 Levels = Annotated[
     int | None, typer.Option(help="number of levels: the rate dial of token models; decoding: at most so many layers")
@@ -60,6 +60,8 @@ Quality = Annotated[
     float | None, typer.Option("--quality", "-q", help="0 to 100: the rate dial of models for photographs")
 ]
 
+Sound = Annotated[bool, typer.Option(help="keep the sound of a video")]
+SoundModel = Annotated[str | None, typer.Option(help="model of a video's sound: release name, folder or hub id")]
 Effort = Annotated[
     int, typer.Option(help="0 to 10: none to 160 steps towards better codes, each longer than encoding without")
 ]
@@ -70,33 +72,45 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-@contextmanager
-def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr for work that takes longer than a moment; it goes away when the work is done.
+class Bar:
+    """A bar on stderr for work that takes longer than a moment: called with the share that is done, it shows that and
+    the time left, and the speed if it is told of frames. Without shares it shows that something is being done."""
 
-    Yields: to be called with the share that is done.
-    """
-    begin = time.monotonic()
-    bar: Any = None
+    def __init__(self, what: str, quiet: bool) -> None:
+        self.what, self.quiet, self.begin = what, quiet, time.monotonic()
+        self.bar: Any = None
 
-    def show(share: float) -> None:
-        nonlocal bar
-        if quiet or not sys.stderr.isatty() or time.monotonic() - begin < SLOW:
+    def __call__(self, share: float) -> None:
+        self._show(completed=share, total=1.0)
+
+    def count(self, frames: int) -> None:
+        """So many frames are done."""
+        speed = frames / max(1e-9, time.monotonic() - self.begin)
+        self._show(speed=f"{speed:.1f} frames/s")
+
+    def _show(self, **fields: Any) -> None:
+        if self.quiet or not sys.stderr.isatty() or time.monotonic() - self.begin < SLOW:
             return
-        if bar is None:
+        if self.bar is None:
             from rich.console import Console
-            from rich.progress import Progress
+            from rich.progress import Progress, TextColumn
 
-            bar = Progress(console=Console(stderr=True), transient=True)
-            bar.add_task(what, total=1.0)
-            bar.start()
-        bar.update(0, completed=share)
+            columns = *Progress.get_default_columns(), TextColumn("{task.fields[speed]}")
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.add_task(self.what, total=None, speed="")
+            self.bar.start()
+        self.bar.update(0, **fields)
 
+
+@contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Bar]:
+    """A :class:`Bar` that goes away when the work is done."""
+    bar = Bar(what, quiet)
     try:
-        yield show
+        yield bar
     finally:
-        if bar is not None:
-            bar.stop()
+        if bar.bar is not None:
+            bar.bar.stop()
 
 
 def show_version(wanted: bool) -> None:
@@ -125,8 +139,12 @@ def encode(
     model: ModelOption = None,
     quality: Quality = None,
     levels: Levels = None,
-    bpp: Annotated[float | None, typer.Option(help="most bits per pixel of a picture, whole file")] = None,
-    kbps: Annotated[float | None, typer.Option(help="most thousands of bits a second of a sound, whole file")] = None,
+    bpp: Annotated[
+        float | None, typer.Option(help="most bits per pixel of a picture or of a video's frames, whole file")
+    ] = None,
+    kbps: Annotated[
+        float | None, typer.Option(help="most thousands of bits a second of a sound or a video, whole file")
+    ] = None,
     size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
     tokens: Annotated[
         int | None, typer.Option(help="tokens of a picture in all: the rate dial of sequence models, shared by content")
@@ -139,18 +157,24 @@ def encode(
     ] = None,
     effort: Effort = 0,
     metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
+    sound: Sound = True,
+    sound_kbps: Annotated[
+        float | None, typer.Option(help="of a video's sound; by default 3 a channel, at most a fifth of --kbps")
+    ] = None,
+    sound_model: SoundModel = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     max_samples: MaxSamples = MAX_SAMPLES,
 ) -> None:
-    """Encode pictures and sounds to .tok files."""
+    """Encode pictures, sounds and videos to .tok files."""
     from .encode import encode_file
     from .media.audio import AUDIO_SUFFIXES_IN
     from .media.image import IMAGE_SUFFIXES_IN
+    from .media.video import VIDEO_SUFFIXES_IN
 
-    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN + AUDIO_SUFFIXES_IN)
+    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN + AUDIO_SUFFIXES_IN + VIDEO_SUFFIXES_IN)
 
     def one(src: str, dst: str) -> int:
         with progress_bar(src, quiet or len(pairs) > 1) as progress:
@@ -172,7 +196,11 @@ def encode(
                 metadata=metadata,
                 max_pixels=max_pixels,
                 max_samples=max_samples,
+                sound=sound,
+                sound_kbps=sound_kbps,
+                sound_model=sound_model,
                 progress=progress,
+                count=progress.count,
             )
         for note in done.notes:
             say(f"codec: {src}: {note}")
@@ -195,20 +223,22 @@ def decode(
     synthesis: Annotated[
         str | None, typer.Option(help="which synthesis net, e.g. faithful (least error) or sharp (most natural)")
     ] = None,
-    start: Annotated[float | None, typer.Option(help="seconds of a sound to begin at")] = None,
-    end: Annotated[float | None, typer.Option(help="seconds of a sound to end at")] = None,
+    start: Annotated[float | None, typer.Option(help="seconds of a sound or video to begin at")] = None,
+    end: Annotated[float | None, typer.Option(help="seconds of a sound or video to end at")] = None,
     format: Annotated[
-        str | None, typer.Option(help="output format where -o does not say it, e.g. png, webp, wav, flac")
+        str | None, typer.Option(help="output format where -o does not say it, e.g. png, webp, flac, mp4, mkv")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="refuse damaged or cut-off files")] = False,
+    sound: Sound = True,
+    sound_model: SoundModel = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
     max_samples: MaxSamples = MAX_SAMPLES,
 ) -> None:
-    """Decode .tok files to pictures and sounds. Exit code 3 says that a file was damaged and decoded as far as it
-    goes."""
+    """Decode .tok files to pictures, sounds and videos. Exit code 3 says that a file was damaged and decoded as far as
+    it goes."""
     from .decode import DEFAULT_SUFFIXES, decode_file
 
     given = None if format is None else "." + format.lstrip(".")
@@ -241,7 +271,10 @@ def decode(
                 strict=strict,
                 max_pixels=max_pixels,
                 max_samples=max_samples,
+                sound=sound,
+                sound_model=sound_model,
                 progress=progress,
+                count=progress.count,
             )
         for problem in done.problems:
             say(f"codec: {src}: {problem}")
@@ -255,6 +288,9 @@ def decode(
         elif not quiet and isinstance(header, container.AudioHeader):
             channels = f"{header.channels} channel{'s' * (header.channels > 1)}"
             say(f"{src} -> {dst}: {header.seconds:.3f} s in the file, {channels}, {header.sample_rate} Hz")
+        elif not quiet and isinstance(header, container.VideoHeader):
+            size = f"{header.width} x {header.height} pixels"
+            say(f"{src} -> {dst}: {size}, {header.frames} frames in the file")
         return EXIT_DAMAGED if done.problems else 0
 
     each(pairs, one, quiet)

@@ -3,6 +3,7 @@
 ::
 
     signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+    of a video:        | HEAD | TIME AHED | LAYR AUDL ... (by time) | TEND
 
 Segments are squares of a picture's grid, or spans of time.
 
@@ -11,11 +12,15 @@ Needs nothing but the standard library, so `codec info` answers without torch.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from .errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
@@ -28,14 +33,18 @@ VERSION = 1
 # case is critical (refuse the file), lower case is ancillary (skip the chunk).
 HEAD, LAYR, ALPH, TEND = b"HEAD", b"LAYR", b"ALPH", b"TEND"
 ICCP, EXIF, INDX = b"iCCP", b"eXIF", b"iNDX"
-KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX}
+TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
+KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX, TIME, AHED, AUDL}
 
 # Limits, see FORMAT.md section "Limits".
 MAX_LAYERS = 64
 MAX_SIDE = 1 << 20
 MAX_PIXELS = 1 << 28  # default of readers and writers, raised by --max-pixels
 MAX_SEGMENT = 128  # cells: bounds what one chunk, however short, can ask a decoder to do
-MAX_FRAMES = 1024  # the same of a sound's segment
+MAX_FRAMES = 1024  # the same of a sound's or a video's segment
+MAX_CLIP = 1 << 24  # frames of a video
+MAX_GROUP = 64  # frames of a video's cell
+MAX_CELLS = 1 << 23  # of a video's segment
 MAX_CHANNELS = 8
 RATES = (1000, 768_000)  # samples a second that make sense
 MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised by --max-samples
@@ -49,8 +58,9 @@ INDEX_POINTER = struct.Struct("<Q")
 PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 
 # Wire constants. Numbers are never reused.
-IMAGE, AUDIO = 1, 2
-MODALITIES = {IMAGE: "image", AUDIO: "audio"}
+IMAGE, AUDIO, VIDEO = 1, 2, 3
+MODALITIES = {IMAGE: "image", AUDIO: "audio", VIDEO: "video"}
+KINDS = {IMAGE: "a picture", AUDIO: "a sound", VIDEO: "a video"}  # in messages
 PRIORS = {1: "static", 2: "context", 3: "hyperprior", 4: "tail"}
 HYPERPRIOR = 3  # files of models whose rate dial is a quality: photo.py reads and writes them
 TAIL = 4  # files of models whose rate dial is the number of tokens
@@ -118,6 +128,23 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("coded_rate", "u32", "samples a second of the signals, Hz", *RATES),
         Field("stride", "u16", "samples of a signal that a frame spans", 1, 65535),
         Field("segment", "u16", "frames of a segment", 1, MAX_FRAMES),
+    ),
+    VIDEO: (
+        Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
+        Field("width", "u32", "columns of pixels", 1, MAX_SIDE),
+        Field("stride", "edge", "pixels a grid cell spans along height and width", 1, 256),
+        Field("frames", "u32", "frames of the video", 1, MAX_CLIP),
+        Field("group", "u8", "frames a grid cell spans, but the first one of a segment spans one", 1, MAX_GROUP),
+        Field("segment", "u16", "frames of a segment: 1 and a multiple of group", 1, MAX_FRAMES),
+        Field("tick_seconds", "u32", "a tick of the clock lasts tick_seconds / tick_parts seconds", 1),
+        Field("tick_parts", "u32", "the divisor of that", 1),
+        Field("start", "u32", "ticks from the beginning of the time line to the first frame"),
+        Field("duration", "u32", "ticks from frame to frame; about so many if there is a TIME chunk", 1),
+        Field("last", "u32", "ticks that the last frame is shown", 1),
+        Field("times", "u8", "when frames are shown", names={0: "evenly", 1: "as a TIME chunk says"}),
+        Field("aspect_width", "u16", "a pixel's width relative to aspect_height", 1, 65535),
+        Field("aspect_height", "u16", "a pixel's height relative to aspect_width", 1, 65535),
+        Field("sound", "u8", "whether AHED and AUDL chunks belong to the video", names={0: "no", 1: "yes"}),
     ),
 }
 _STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
@@ -215,7 +242,74 @@ class AudioHeader:
         return self.samples / self.sample_rate
 
 
-Header = ImageHeader | AudioHeader
+@dataclass(frozen=True)
+class VideoHeader:
+    """The header of a video, fields as in :data:`COMMON_FIELDS` and :data:`MODALITY_FIELDS`."""
+
+    model: str
+    weights_hash: str
+    prior_hash: str
+    layers: int
+    height: int
+    width: int
+    stride: int
+    frames: int
+    group: int
+    segment: int
+    tick_seconds: int
+    tick_parts: int
+    start: int
+    duration: int
+    last: int
+    times: int = 0
+    aspect_width: int = 1
+    aspect_height: int = 1
+    sound: int = 0
+    prior: int = 2
+    modality: int = VIDEO
+
+    def __post_init__(self) -> None:
+        for f in header_fields(self.modality):
+            f.check(getattr(self, f.name))
+        if self.layers != 1:
+            raise HeaderError(f"header field layers: a video has 1, not {self.layers}")
+        if (self.segment - 1) % self.group:
+            raise HeaderError(f"header field segment: {self.segment} is not 1 and a multiple of {self.group}")
+        if math.prod(self.segment_grid(0)) > MAX_CELLS:
+            raise HeaderError(f"header field segment: {self.segment} frames have more than {MAX_CELLS} cells")
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds."""
+        return Fraction(self.tick_seconds, self.tick_parts)
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        return Fraction(self.aspect_width, self.aspect_height)
+
+    @property
+    def n_segments(self) -> int:
+        return -(-self.frames // self.segment)
+
+    def segment_span(self, segment: int) -> tuple[int, int]:
+        """Frames of a segment, the second number excluded."""
+        begin = segment * self.segment
+        return begin, min(begin + self.segment, self.frames)
+
+    def segment_grid(self, segment: int) -> tuple[int, int, int]:
+        """Cells of a segment along time, height and width."""
+        begin, end = self.segment_span(segment)
+        return 1 - (1 + begin - end) // self.group, -(-self.height // self.stride), -(-self.width // self.stride)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Cells of all segments along time, height and width."""
+        t, h, w = self.segment_grid(self.n_segments - 1)
+        return (self.n_segments - 1) * self.segment_grid(0)[0] + t, h, w
+
+
+Header = ImageHeader | AudioHeader | VideoHeader
+HEADERS: dict[int, type[Header]] = {IMAGE: ImageHeader, AUDIO: AudioHeader, VIDEO: VideoHeader}
 
 
 def header_fields(modality: int) -> tuple[Field, ...]:
@@ -271,14 +365,18 @@ def read_header(payload: bytes) -> Header:
         read(f)
     for f in MODALITY_FIELDS[values["modality"]]:
         read(f)
-    return AudioHeader(**values) if values["modality"] == AUDIO else ImageHeader(**values)
+    return HEADERS[values["modality"]](**values)
 
 
 def pack_layer_prefix(layer: int, segment: int) -> bytes:
     """What a LAYR payload starts with: the layer, and the segment as an unsigned LEB128."""
     if not 0 <= segment < 1 << 32:
         raise ValueError(f"segment {segment} is not in 0..2^32-1")
-    out = bytearray([layer])
+    return bytes([layer]) + _pack_segment(segment)
+
+
+def _pack_segment(segment: int) -> bytes:
+    out = bytearray()
     while segment >= 0x80:
         out.append(segment & 0x7F | 0x80)
         segment >>= 7
@@ -288,13 +386,29 @@ def pack_layer_prefix(layer: int, segment: int) -> bytes:
 
 def read_layer_prefix(payload: bytes) -> tuple[int, int, int] | None:
     """Layer, segment and length of the prefix; None if it is cut off or not as :func:`pack_layer_prefix` writes it."""
+    found = _read_segment(payload[1:6])
+    return None if found is None else (payload[0], found[0], 1 + found[1])
+
+
+def _read_segment(data: bytes) -> tuple[int, int] | None:
+    """A segment at the beginning of some bytes and how many it takes, None if there is none in its shortest form."""
     segment = 0
-    for i, byte in enumerate(payload[1:6]):
+    for i, byte in enumerate(data[:5]):
         segment |= (byte & 0x7F) << 7 * i
         if byte < 0x80:
             shortest = byte > 0 or i == 0
-            return (payload[0], segment, 2 + i) if shortest and segment < 1 << 32 else None
+            return (segment, 1 + i) if shortest and segment < 1 << 32 else None
     return None
+
+
+def _read_prefix(kind: bytes, payload: bytes) -> tuple[int, int, int] | None:
+    """Layer, segment and length of what the payload of a LAYR or AUDL starts with, (0, 0, 0) of other chunks."""
+    if kind == LAYR:
+        return read_layer_prefix(payload)
+    if kind == AUDL:
+        found = _read_segment(payload)
+        return None if found is None else (0, *found)
+    return 0, 0, 0
 
 
 def pack_chunk(kind: bytes, payload: bytes) -> bytes:
@@ -321,6 +435,108 @@ def decompress_metadata(payload: bytes) -> bytes:
     return data
 
 
+_RATE = struct.Struct("<II")
+
+
+def pack_times(steps: Sequence[int], rate: Fraction | None) -> bytes:
+    """Payload of TIME.
+
+    Args: steps: ticks from each frame to the next one, 1 to 2^32-1.  rate: nominal frames a second, if known.
+    """
+    known = rate is not None and max(rate.numerator, rate.denominator) < 1 << 32
+    fraction = _RATE.pack(rate.numerator, rate.denominator) if rate is not None and known else _RATE.pack(0, 1)
+    packed = array("I", steps)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return fraction + zlib.compress(packed.tobytes(), 9)
+
+
+def read_times(payload: bytes, frames: int) -> tuple[array[int], Fraction | None]:
+    """Inverse of :func:`pack_times` for a video of so many frames. Raises ChunkError."""
+    steps = array("I")
+    if len(payload) < _RATE.size:
+        raise ChunkError("the times of frames are cut short")
+    numerator, denominator = _RATE.unpack_from(payload)
+    size = steps.itemsize * (frames - 1)
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(payload[_RATE.size :], size + 1)  # 0 would be without a limit
+    except zlib.error as error:
+        raise ChunkError(f"the times of frames are not a zlib stream: {error}") from error
+    if not inflate.eof or len(data) != size:
+        raise ChunkError(f"the times of frames are not {frames - 1}")
+    steps.frombytes(data)
+    if sys.byteorder == "big":
+        steps.byteswap()
+    if 0 in steps or not denominator:
+        raise ChunkError("the times of frames do not increase")
+    return steps, Fraction(numerator, denominator) if numerator else None
+
+
+_START = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class CodedSound:
+    """The sound of a video.
+
+    Attributes:
+        header: as of a sound.
+        start: samples from the beginning of the time line to the first one.
+        payloads: of its segments, as those of a sound's LAYR.
+    """
+
+    header: AudioHeader
+    start: int
+    payloads: list[bytes]
+
+    @property
+    def head(self) -> bytes:
+        """Payload of AHED."""
+        return _START.pack(self.start) + write_header(self.header)
+
+
+def read_sound_head(payload: bytes) -> tuple[AudioHeader, int]:
+    """Header and start of a :class:`CodedSound`, from the payload of AHED. Raises HeaderError."""
+    if len(payload) < _START.size:
+        raise HeaderError("the header of the sound is cut short")
+    header = read_header(payload[_START.size :])
+    if not isinstance(header, AudioHeader):
+        raise HeaderError("the header of the sound is not one of a sound")
+    return header, _START.unpack_from(payload)[0]
+
+
+def write_video(
+    header: VideoHeader, payloads: Sequence[bytes], times: bytes | None = None, track: CodedSound | None = None
+) -> bytes:
+    """Build the file of a video, in which what belongs to one moment lies together.
+
+    Args: payloads: of LAYR, ``header.n_segments``.  times: payload of TIME.  track: the sound, if there is one.
+    """
+    if len(payloads) != header.n_segments:
+        raise ValueError(f"need {header.n_segments} segments")
+    if bool(header.times) != (times is not None) or bool(header.sound) != (track is not None):
+        raise ValueError("the header's flags and the chunks disagree")
+    out = bytearray(SIGNATURE + bytes([VERSION]) + pack_chunk(HEAD, write_header(header)))
+    if times is not None:
+        out += pack_chunk(TIME, times)
+    sounds = 0
+    if track is not None:
+        out += pack_chunk(AHED, track.head)
+    for s, payload in enumerate(payloads):
+        out += pack_chunk(LAYR, pack_layer_prefix(0, s) + payload)
+        last = s == header.n_segments - 1
+        until = (header.start + (s + 1) * header.segment * header.duration) * header.tick  # nearly, if times vary
+        while track is not None and sounds < len(track.payloads):
+            begin = Fraction(track.start, track.header.sample_rate)
+            begin += Fraction(sounds * track.header.segment * track.header.stride, track.header.coded_rate)
+            if begin >= until and not last:
+                break
+            out += pack_chunk(AUDL, _pack_segment(sounds) + track.payloads[sounds])
+            sounds += 1
+    return bytes(out + pack_chunk(TEND, b""))
+
+
 def write_tok(
     header: Header,
     layers: list[list[bytes]],
@@ -328,7 +544,7 @@ def write_tok(
     icc: bytes | None = None,
     exif: bytes | None = None,
 ) -> bytes:
-    """Build a whole file.
+    """Build the file of a picture or a sound.
 
     Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
           alpha: payload of ALPH.  icc, exif: uncompressed.
@@ -376,23 +592,37 @@ class TokFile:
     problems: list[str] = field(default_factory=list)
     complete: bool = False  # the end chunk was found
     indexed: bool = False  # places come from the index
+    track: tuple[AudioHeader, int] | None = None  # header and start of a video's sound
 
     @property
     def picture(self) -> ImageHeader:
-        """The header of a picture. Raises ChunkError if the file holds a sound."""
+        """The header of a picture. Raises ChunkError if the file holds something else."""
         if not isinstance(self.header, ImageHeader):
-            raise ChunkError("the file holds a sound, not a picture")
+            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a picture")
         return self.header
 
     @property
     def sound(self) -> AudioHeader:
-        """The header of a sound. Raises ChunkError if the file holds a picture."""
+        """The header of a sound, or of a video's sound. Raises ChunkError if there is none."""
+        if self.track is not None:
+            return self.track[0]
         if not isinstance(self.header, AudioHeader):
-            raise ChunkError("the file holds a picture, not a sound")
+            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a sound")
         return self.header
 
+    @property
+    def video(self) -> VideoHeader:
+        """The header of a video. Raises ChunkError if the file holds something else."""
+        if not isinstance(self.header, VideoHeader):
+            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a video")
+        return self.header
+
+    def sound_payload(self, segment: int) -> bytes | None:
+        """Payload of a segment of :attr:`sound`, as :meth:`payload`."""
+        return self.payload(LAYR if isinstance(self.header, AudioHeader) else AUDL, 0, segment)
+
     def payload(self, kind: bytes, layer: int = 0, segment: int = 0) -> bytes | None:
-        """Payload of a chunk, without the layer prefix of LAYR; None if it is missing or damaged."""
+        """Payload of a chunk, without the prefix of LAYR and AUDL; None if it is missing or damaged."""
         offset = self.places.get((kind, layer, segment))
         if offset is None:
             return None
@@ -406,13 +636,12 @@ class TokFile:
             self.damaged(f"{kind.decode()} chunk at byte {offset} is damaged")
             return None
         payload = found[1]
-        if kind == LAYR:
-            prefix = read_layer_prefix(payload)
-            if prefix is None or prefix[:2] != (layer, segment):
-                self.damaged(f"LAYR chunk at byte {offset} is not layer {layer} of segment {segment}")
-                return None
-            return payload[prefix[2] :]
-        return payload
+        prefix = _read_prefix(kind, payload)
+        if prefix is None or prefix[:2] != (layer, segment):
+            what = "" if kind == AUDL else f"layer {layer} of "
+            self.damaged(f"{kind.decode()} chunk at byte {offset} is not {what}segment {segment}")
+            return None
+        return payload[prefix[2] :]
 
     def segment_payloads(self, segment: int, wanted: int) -> list[bytes]:
         """Payloads of the layers of a segment up to the first that is missing or damaged, ``wanted`` at most."""
@@ -520,12 +749,15 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
                 " see --max-samples"
             )
     elif max_pixels is not None and header.height * header.width > max_pixels:
+        what = "a picture" if isinstance(header, ImageHeader) else "a video"
         raise LimitError(
-            f"a picture of {header.width} x {header.height} pixels is over the limit of {max_pixels}; see --max-pixels"
+            f"{what} of {header.width} x {header.height} pixels is over the limit of {max_pixels}; see --max-pixels"
         )
     tok = TokFile(data, header)
     if not _read_index(tok):
         _rebuild_index(tok)
+    if isinstance(header, VideoHeader) and header.sound:
+        _read_track(tok, max_samples)
     present = sum(key[:2] == (LAYR, 0) for key in tok.places)
     if present * MAX_MISSING < header.n_segments:
         raise TruncatedError(
@@ -549,10 +781,32 @@ def _cut_head(data: bytes, start: int) -> bool:
 
 
 def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
-    if kind != LAYR:
-        header = tok.header
-        return layer == segment == 0 and (kind != ALPH or (isinstance(header, ImageHeader) and header.alpha == 1))
-    return layer < tok.header.layers and segment < tok.header.n_segments
+    header = tok.header
+    if kind == LAYR:
+        return layer < header.layers and segment < header.n_segments
+    flags = {ALPH: "alpha", TIME: "times", AHED: "sound", AUDL: "sound"}  # of a header, 0 where it has no such field
+    there = kind not in flags or bool(vars(header).get(flags[kind], 0))
+    return layer == 0 and there and (segment == 0 or kind == AUDL)
+
+
+def _read_track(tok: TokFile, max_samples: int | None) -> None:
+    """Fill ``tok.track``; what is wrong with it costs the sound only. Raises LimitError for too many samples."""
+    payload = tok.payload(AHED)
+    try:
+        if payload is None:
+            raise HeaderError("missing or damaged")
+        tok.track = read_sound_head(payload)
+    except HeaderError as error:
+        tok.damaged(f"the sound is lost, its header: {error}")
+        return
+    header = tok.track[0]
+    if max_samples is not None and header.samples * header.channels > max_samples:
+        raise LimitError(
+            f"a sound of {header.channels} x {header.samples} samples is over the limit of {max_samples};"
+            " see --max-samples or --no-sound"
+        )
+    for key in [key for key in tok.places if key[0] == AUDL and key[2] >= header.n_segments]:
+        tok.damaged(f"AUDL chunk at byte {tok.places.pop(key)} does not belong there")
 
 
 def _read_index(tok: TokFile) -> bool:
@@ -602,13 +856,12 @@ def _rebuild_index(tok: TokFile) -> None:
             if kind[:1].isupper():
                 raise ChunkError(f"unknown critical chunk {kind.decode()} at byte {at}; update tokodec")
             continue
-        layer = segment = 0
-        if kind == LAYR:
-            prefix = read_layer_prefix(payload)
-            if prefix is None:
-                tok.damaged(f"LAYR chunk at byte {at} does not tell its layer and segment")
-                continue
-            layer, segment, _ = prefix
+        prefix = _read_prefix(kind, payload)
+        if prefix is None:
+            what = "segment" if kind == AUDL else "layer and segment"
+            tok.damaged(f"{kind.decode()} chunk at byte {at} does not tell its {what}")
+            continue
+        layer, segment, _ = prefix
         if kind == HEAD or not _valid_place(tok, kind, layer, segment) or (kind, layer, segment) in tok.places:
             tok.damaged(f"{kind.decode()} chunk at byte {at} does not belong there")
             continue

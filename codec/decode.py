@@ -2,14 +2,15 @@
 
 6. read    2. load the model    5. pick the layers    4. codes    3. pixels, tile by tile    1. write the media
 
-Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds, which are never in memory as a whole unless
-that is asked for, are in sound.py.
+Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds and videos, which are never in memory as a
+whole (sounds are if that is asked for), are in sound.py and video.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,9 +24,12 @@ from .container import (
     MAX_PIXELS,
     MAX_SAMPLES,
     TAIL,
+    VIDEO,
     AudioHeader,
     Header,
+    ImageHeader,
     TokFile,
+    VideoHeader,
     read_tok,
 )
 from .errors import ChunkError, FormatError, ModelError, UsageError
@@ -41,19 +45,21 @@ if TYPE_CHECKING:
     from ..tokenizers.image.photo import ImagePhoto
 
 
-DEFAULT_SUFFIXES = {IMAGE: ".png", AUDIO: ".wav"}
+DEFAULT_SUFFIXES = {IMAGE: ".png", AUDIO: ".wav", VIDEO: ".mp4"}
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
 @dataclass
 class Decoded:
-    """A decoded picture or sound.
+    """A decoded picture, sound or video.
 
     Attributes:
-        media: pixels and metadata, or the samples; None for a sound that went into a file block by block.
+        media: pixels and metadata, or the samples; None for a sound that went into a file block by block, and for a
+            video, which :func:`.video.decode_frames` gives frame by frame.
         header: what the file says of it.
-        levels: the fewest layers that any segment of a picture was decoded with; 1 for sounds.
-        problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser, or silent.
+        levels: the fewest layers that any segment of a picture was decoded with; 1 for sounds and videos.
+        problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser, silent, or
+            the frame before.
         notes: what the output format could not keep.
     """
 
@@ -98,23 +104,30 @@ def decode_file(
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_samples: int = MAX_SAMPLES,
+    sound: bool = True,
+    sound_model: str | None = None,
     progress: Callable[[float], None] | None = None,
+    count: Callable[[int], None] | None = None,
 ) -> Decoded:
-    """Decode a `.tok` file to a picture or a sound.
+    """Decode a `.tok` file to a picture, a sound or a video.
 
     Args:
         src: path or binary file object.
-        dst: path or binary file object; nothing is written if None.
+        dst: path or binary file object; nothing is written if None, and of a video nothing is decoded then.
         model: folder or name to take the weights from; the file's own model by default.
         levels: decode at most so many layers.
         synthesis: which synthesis net, e.g. "faithful" or "sharp"; the model's default if None.
-        start, end: seconds of a sound; only what lies between is decoded.
-        format: suffix of the output format where the name of ``dst`` has none; ".png" or ".wav" by default.
+        start, end: seconds of a sound or a video; only what lies between is decoded, of a video from the frame on that
+            is shown at ``start``.
+        format: suffix of the output format where the name of ``dst`` has none; ".png", ".wav" or ".mp4" by
+            default.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         strict: raise FormatError for a damaged or truncated file instead of decoding what is left.
-        max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels.
+        max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all channels.
+        sound: decode the sound of a video.  sound_model: folder or name to take its weights from.
         progress: called with the share of the work that is done, now and then.
+        count: called with the number of a video's frames that are done.
 
     Raises: a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
@@ -122,12 +135,19 @@ def decode_file(
     suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
     with open_output(dst, force) as file:
         try:
-            tok = read_tok(read_bytes(src), max_pixels, max_samples)  # 6
+            tok = read_tok(read_bytes(src), max_pixels, max_samples if sound else None)  # 6
             suffix = suffix or DEFAULT_SUFFIXES[tok.header.modality]
-            if isinstance(tok.header, AudioHeader):
-                if synthesis is not None:
-                    raise UsageError(f"{tok.header.model} has one synthesis net only")
-                names = suffix, str(dst)
+            names = suffix, str(dst)
+            if synthesis is not None and not isinstance(tok.header, ImageHeader):
+                raise UsageError(f"{tok.header.model} has one synthesis net only")
+            if isinstance(tok.header, VideoHeader):
+                of_sound = "--sound-model (or leave the sound out: --no-sound)"
+                hear = partial(model_for, tok.sound, sound_model, pick_device(device), of_sound) if tok.track else None
+                moments = start, end
+                decoded = _decode_video(
+                    tok, file, names, model, hear if sound else None, device, levels, moments, strict, progress, count
+                )
+            elif isinstance(tok.header, AudioHeader):
                 decoded = _decode_sound(tok, file, names, model, device, levels, (start, end), strict, progress)
             else:
                 if (start, end) != (None, None):
@@ -181,6 +201,33 @@ def _decode_sound(
     return Decoded(None, tok.header, 1, tok.problems, notes)
 
 
+def _decode_video(
+    tok: TokFile,
+    file: BinaryIO | None,
+    names: tuple[str, str],  # suffix, and what messages call the file
+    model: str | None,
+    sound: Callable[[], Model] | None,  # the model of its sound
+    device: str,
+    levels: int | None,
+    moments: tuple[float | None, float | None],
+    strict: bool,
+    progress: Callable[[float], None] | None,
+    count: Callable[[int], None] | None,
+) -> Decoded:
+    from .clock import clock_of
+    from .video import part_of, write_frames
+
+    part = part_of(clock_of(tok), *moments)
+    loaded = model_for(tok.header, model, pick_device(device))  # 2
+    notes = ["the sound is left out as asked"] if tok.track is not None and sound is None else []
+    if file is None:
+        return Decoded(None, tok.header, 1, tok.problems, notes)
+    notes += write_frames(
+        tok, loaded, part, file, *names, sound=sound, levels=levels, strict=strict, progress=progress, count=count
+    )  # 5, 4, 3, 1
+    return Decoded(None, tok.header, 1, tok.problems, notes)
+
+
 def fewest_levels(tokens: Tokens) -> int:
     """The number of levels that every cell has at least; codes ``[1, k, h, w]``."""
     return int((tokens.codes >= 0).sum(1).min())
@@ -213,6 +260,8 @@ def file_tokens(
         from .sound import file_codes
 
         return file_codes(tok, loaded, levels), loaded
+    if isinstance(tok.header, VideoHeader):
+        raise UsageError("the tokens of a video in a .tok file are those of its segments, not of one clip")
     header = tok.picture
     if header.prior == HYPERPRIOR:
         return photo_file_tokens(tok, loaded, levels), loaded

@@ -3,7 +3,7 @@
 1. read the media    2. load the model    3. codes, tile by tile    4. payloads    5. choose the layers    6. write
 
 Steps 3 to 5 of models whose rate dial is a quality are in photo.py, of those with a number of tokens in sequence.py;
-sounds, which are never in memory as a whole, are in sound.py.
+sounds and videos, which are never in memory as a whole, are in sound.py and video.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .container import MAX_PIXELS, MAX_SAMPLES, ImageHeader, write_tok
 from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
-from .media.kind import media_kind, refuse_videos
-from .models import Model, choose_model, load_model, pick_device
+from .media.kind import media_kind
+from .models import DEFAULT_MODELS, Model, choose_model, load_model, pick_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +37,9 @@ class Encoded:
 
     Attributes:
         data: the file.
-        levels: layers in it; of a sound the most levels that a segment has.
-        pixels: H * W of a picture.  seconds: of a sound.  The other one is 0.
+        levels: layers in it; of a sound or a video the most levels that a segment has.
+        pixels: H * W of a picture, of all frames of a video.  seconds: of a sound or a video.  What it lacks is 0.
+        frames: of a video, else 0.
         notes: what could not be kept, one line each.
         quality: of models whose rate dial it is, else None.
         tokens: in all, of models whose rate dial is their number, else None.
@@ -51,15 +52,16 @@ class Encoded:
     quality: float | None = None
     seconds: float = 0.0
     tokens: int | None = None
+    frames: int = 0
 
     @property
     def bpp(self) -> float:
-        """Bits per pixel of the whole file, of a picture."""
+        """Bits per pixel of the whole file, of a picture or a video."""
         return 8 * len(self.data) / self.pixels
 
     @property
     def kbps(self) -> float:
-        """Thousands of bits a second of the whole file, of a sound."""
+        """Thousands of bits a second of the whole file, of a sound or a video."""
         return 8e-3 * len(self.data) / self.seconds
 
 
@@ -69,9 +71,9 @@ class Rate:
 
     quality: float | None = None  # 0 to 100
     levels: int | None = None  # 1 to K
-    bpp: float | None = None  # most bits per pixel, of a picture
+    bpp: float | None = None  # most bits per pixel, of a picture or of the frames of a video
     size: int | None = None  # most bytes
-    kbps: float | None = None  # most thousands of bits a second, of a sound
+    kbps: float | None = None  # most thousands of bits a second, of a sound or a video
     tokens: int | None = None  # of a picture in all
 
     def __post_init__(self) -> None:
@@ -145,25 +147,32 @@ def encode_file(
     metadata: bool = True,
     max_pixels: int = MAX_PIXELS,
     max_samples: int = MAX_SAMPLES,
+    sound: bool = True,
+    sound_kbps: float | None = None,
+    sound_model: str | None = None,
     progress: Callable[[float], None] | None = None,
+    count: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """Encode a picture or a sound.
+    """Encode a picture, a sound or a video.
 
     Args:
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None.
         model: release name, folder or hub id; the default for the modality if None.
-        quality: 0 to 100.  levels: 1 to K.  tokens: of a picture in all.  bpp: most bits per pixel.  kbps: most
-            thousands of bits a second.  size: most bytes.  At most one of these; by default all levels or tokens, or
-            the default quality of a model that has neither.
+        quality: 0 to 100.  levels: 1 to K.  tokens: of a picture in all.  bpp: most bits per pixel, of a video those of
+            all its frames.  kbps: most thousands of bits a second, of a video its sound included.  size: most bytes.
+            At most one of these; by default all levels or tokens, or the default quality of a model that has neither.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes by models whose dial is a quality; see :data:`EFFORTS`.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
-        max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels.
+        max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all channels.
+        sound: keep the sound of a video.  sound_kbps: most thousands of bits a second for it, 3 a channel by default
+            but no more than a fifth of a size that was asked for.  sound_model: for it, instead of the default.
         progress: called with the share of the work that is done, now and then.
+        count: called with the number of a video's frames that are done.
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
@@ -173,9 +182,17 @@ def encode_file(
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     with open_output(dst, force) as file:
         kind, source = media_kind(Path(src) if isinstance(src, str) else src)
-        refuse_videos(kind, name)
         chosen = choose_model(model, tune, kind)
-        if kind == "audio":
+        if kind != "video" and (sound_kbps is not None or sound_model is not None):
+            raise UsageError(f"the sound of videos has a rate and a model of its own, and {name} is none")
+        if kind == "video":
+            if effort:
+                raise UsageError(f"effort is for pictures, and {name} is a video")
+            own = SoundOptions(sound_kbps, sound_model) if sound else None
+            encoded = _encode_video(
+                source, name, chosen, rate, prior, own, device, (max_pixels, max_samples), progress, count
+            )
+        elif kind == "audio":
             if effort:
                 raise UsageError(f"effort is for pictures, and {name} is a sound")
             encoded = _encode_sound(source, name, chosen, rate, prior, device, max_samples, progress)
@@ -235,6 +252,46 @@ def _encode_sound(
         raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a sound")
     data, levels, tokens = encode_sound(source, name, loaded, rate, progress, max_samples)  # 1, 3, 4, 5
     return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
+
+
+@dataclass(frozen=True)
+class SoundOptions:
+    """What is said of a video's sound."""
+
+    kbps: float | None
+    model: str | None
+
+
+def _encode_video(
+    source: Path | BinaryIO,
+    name: str,
+    chosen: str,
+    rate: Rate,
+    prior: str | None,
+    sound: SoundOptions | None,
+    device: str,
+    limits: tuple[int, int],  # pixels of a frame, samples
+    progress: Callable[[float], None] | None,
+    count: Callable[[int], None] | None,
+) -> Encoded:
+    from .video import SoundWanted, encode_video
+
+    loaded = load_model(chosen, pick_device(device), prior)  # 2
+    if loaded.tokenizer.modality != "video":
+        raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a video")
+    wanted = None
+    if sound is not None:
+        of_sound = sound.model or DEFAULT_MODELS["audio"]
+        wanted = SoundWanted(lambda: load_model(of_sound, pick_device(device)), sound.kbps)  # only if there is one
+    found = encode_video(source, name, loaded, rate, wanted, progress, count, *limits)  # 1, 3, 4, 5
+    return Encoded(
+        found.data,
+        int(found.levels.max()),
+        found.height * found.width * found.frames,
+        found.notes,
+        seconds=float(found.seconds),
+        frames=found.frames,
+    )
 
 
 def build_file(

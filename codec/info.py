@@ -6,14 +6,17 @@ from typing import Any
 
 from .container import (
     ALPH,
+    AUDL,
     EXIF,
     FRAME,
     HYPERPRIOR,
     ICCP,
     LAYR,
+    TIME,
     VERSION,
     AudioHeader,
-    Header,
+    TokFile,
+    VideoHeader,
     header_fields,
     read_tok,
 )
@@ -24,9 +27,11 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
     left out where the model has no such dial.
 
-    Keys beyond the header: ``bytes``, ``bpp`` of pictures, ``seconds`` and ``kbps`` of sounds, ``grid``, ``segments``,
-    ``layer_bytes`` (payload bytes of each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``,
-    ``alpha_bytes``, ``complete``, ``problems``.
+    Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
+    (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
+    each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``,
+    ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads), and if there is sound its ``sound_model``,
+    ``sound_samples``, ``sound_rate`` and ``sound_channels``.
 
     Raises: a FormatError that names the file.
     """
@@ -48,23 +53,46 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         payloads = [tok.payload(LAYR, k, s) for s in range(header.n_segments) if (LAYR, k, s) in tok.places]
         layers.append(sum(len(p) for p in payloads if p is not None))
     sizes = {kind: len(tok.payload(kind) or b"") if (kind, 0, 0) in tok.places else 0 for kind in (ICCP, EXIF, ALPH)}
+    extras = sum(size + FRAME for size in sizes.values() if size)
+    video = _video(tok) if isinstance(header, VideoHeader) else {}
     found |= {
         "bytes": len(data),
-        **_rate(header, len(data)),
+        **_rate(tok, len(data)),
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
-        "overhead_bytes": len(data) - sum(layers) - sum(size + FRAME for size in sizes.values() if size),
+        "overhead_bytes": len(data) - sum(layers) - extras - video.get("sound_bytes", 0),
         "icc_bytes": sizes[ICCP],
         "exif_bytes": sizes[EXIF],
         "alpha_bytes": sizes[ALPH],
+        **video,
         "complete": tok.complete,
         "problems": tok.problems,
     }
     return found
 
 
-def _rate(header: Header, size: int) -> dict[str, float]:
+def _video(tok: TokFile) -> dict[str, Any]:
+    """What else a video has."""
+    sounds = [tok.payload(*place) or b"" for place in list(tok.places) if place[0] == AUDL]
+    found: dict[str, Any] = {"time_bytes": len(tok.payload(TIME) or b""), "sound_bytes": sum(map(len, sounds))}
+    if tok.track is not None:
+        header = tok.track[0]
+        found |= {
+            "sound_model": header.model,
+            "sound_samples": header.samples,
+            "sound_rate": header.sample_rate,
+            "sound_channels": header.channels,
+        }
+    return found
+
+
+def _rate(tok: TokFile, size: int) -> dict[str, float]:
+    header = tok.header
     if isinstance(header, AudioHeader):
         return {"seconds": round(header.seconds, 6), "kbps": round(8e-3 * size / header.seconds, 6)}
+    if isinstance(header, VideoHeader):
+        seconds = float(header.tick * ((header.frames - 1) * header.duration + header.last))
+        bpp = 8 * size / (header.frames * header.height * header.width)
+        return {"seconds": round(seconds, 6), "kbps": round(8e-3 * size / seconds, 6), "bpp": round(bpp, 6)}
     return {"bpp": round(8 * size / (header.height * header.width), 6)}

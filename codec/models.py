@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
-DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k"}  # of `codec encode`
+DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k", "video": "video-grid"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 TOKEN_MODELS = {"image": "image-grid", "audio": "audio-24k"}  # of `codec tokenize`: few codes, for generators
 MODALITIES = {  # by class, for lists without torch
@@ -71,7 +71,7 @@ def pick_device(device: str) -> str:
 
 
 def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:
-    """The model for a picture or a sound. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
+    """The model for what a file holds. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
     if tune is None:
         return model or DEFAULT_MODELS[kind]
     if model is not None:
@@ -159,8 +159,10 @@ def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
         raise ModelError(" ".join(str(error).split())) from error
 
 
-def model_for(header: Header, name: str | None, device: str) -> Model:
+def model_for(header: Header, name: str | None, device: str, option: str = "--model") -> Model:
     """The model that a file was made with, from its header; ``name`` overrides where to look.
+
+    option: of the command line, in which a name can be given.
 
     A name that a file brings along only ever means a released model: a file must not make us open folders or download.
 
@@ -170,7 +172,7 @@ def model_for(header: Header, name: str | None, device: str) -> Model:
 
     if name is None and header.model not in released_models():
         raise ModelError(
-            f"made with the model {header.model}, which does not come with tokodec; give its folder with --model"
+            f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}"
         )
     model = load_model(name or header.model, device, PRIORS[header.prior])
     tokenizer, prior = model.tokenizer, model.prior
@@ -180,12 +182,12 @@ def model_for(header: Header, name: str | None, device: str) -> Model:
     if tokenizer.weights_hash != header.weights_hash:
         raise WeightsMismatchError(
             f"the file was made with weights {header.weights_hash} of {header.model},"
-            f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
+            f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with {option}"
         )
     if (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
         raise WeightsMismatchError(
             f"the file was made with entropy model {PRIORS[header.prior]} {header.prior_hash},"
-            f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with --model"
+            f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with {option}"
         )
     if tokenizer.dial == "levels" and header.layers > len(tokenizer.codebook_sizes):
         raise ModelError(f"the file has {header.layers} layers, {tokenizer.name} only {len(tokenizer.codebook_sizes)}")

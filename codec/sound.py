@@ -8,7 +8,6 @@ own number of levels, and samples are never in memory all at once; an hour of co
 
 from __future__ import annotations
 
-import heapq
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,8 @@ from torch import Tensor
 
 from ..tokenizers.api import Tokens
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingDecoder, StreamingEncoder
-from .container import LAYR, MAX_CHANNELS, MAX_SAMPLES, AudioHeader, TokFile, write_tok
+from .allocation import Levels, fit
+from .container import MAX_CHANNELS, MAX_SAMPLES, AudioHeader, TokFile, write_tok
 from .errors import ChunkError, FormatError, MediaError, RateError, UsageError
 from .media.audio import AudioReader, AudioWriter, Resampler, Samples, Sound
 
@@ -38,7 +38,6 @@ Codes = npt.NDArray[np.int16]
 SEGMENT = 150  # frames of a segment: two seconds
 BLOCK = 750  # frames that go through the nets at once
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
-TRIES = 6
 
 
 @dataclass(frozen=True)
@@ -90,42 +89,58 @@ def analyse_sound(
     Raises: MediaError for what is no sound, is damaged, or has no samples at all.
     """
     with AudioReader(source, name, max_samples) as reader:
-        encoder = StreamingEncoder(model)
-        resampler = Resampler(reader.sample_rate, RATE, reader.channels)
-        codes: list[Codes] = []
-        distances: list[npt.NDArray[np.float32]] = []
-        same = True
+        found = analyse_samples(reader, model, levels, errors, progress)
+    if found is None:
+        raise MediaError(f"{name}: a sound without samples")
+    return found
 
-        def take(z: Tensor) -> None:
-            if z.shape[2]:
-                found = model.codes(z, levels)
-                codes.append(found.cpu().numpy().astype(np.int16))
-                if errors:
-                    distances.append(model.errors(z, found).cpu().numpy())
 
-        def push(signals: Samples) -> None:
-            take(encoder.latents(torch.from_numpy(signals)[:, None].to(model.device)))
+def analyse_samples(
+    reader: AudioReader,
+    model: AudioGRVQ,
+    levels: int | None = None,
+    errors: bool = False,
+    progress: Progress | None = None,
+    skip: int = 0,
+) -> SoundTokens | None:
+    """As :func:`analyse_sound`, of what a reader gives without its first ``skip`` samples; None if there are none."""
+    encoder = StreamingEncoder(model)
+    resampler = Resampler(reader.sample_rate, RATE, reader.channels)
+    codes: list[Codes] = []
+    distances: list[npt.NDArray[np.float32]] = []
+    same = True
 
-        with torch.inference_mode():
-            for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
-                same = same and bool((block == block[:1]).all())
-                push(resampler(to_signals(block)))
-                if progress is not None and reader.frames:
-                    progress(min(1.0, reader.position / reader.frames))
-            if not reader.position:
-                raise MediaError(f"{name}: a sound without samples")
-            push(resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True))
-            take(encoder.last_latents())
-        signals = 1 if same else reader.channels
-        return SoundTokens(
-            np.concatenate(codes, axis=2)[:signals],
-            np.concatenate(distances, axis=2)[:signals] if errors else None,
-            reader.position,
-            reader.sample_rate,
-            reader.channels,
-            reader.bit_depth,
-            list(reader.notes),
-        )
+    def take(z: Tensor) -> None:
+        if z.shape[2]:
+            found = model.codes(z, levels)
+            codes.append(found.cpu().numpy().astype(np.int16))
+            if errors:
+                distances.append(model.errors(z, found).cpu().numpy())
+
+    def push(signals: Samples) -> None:
+        take(encoder.latents(torch.from_numpy(signals)[:, None].to(model.device)))
+
+    with torch.inference_mode():
+        for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
+            block = block[:, max(0, block.shape[1] + skip - reader.position) :]
+            same = same and bool((block == block[:1]).all())
+            push(resampler(to_signals(block)))
+            if progress is not None and reader.frames:
+                progress(min(1.0, reader.position / reader.frames))
+        if reader.position <= skip:
+            return None
+        push(resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True))
+        take(encoder.last_latents())
+    signals = 1 if same else reader.channels
+    return SoundTokens(
+        np.concatenate(codes, axis=2)[:signals],
+        np.concatenate(distances, axis=2)[:signals] if errors else None,
+        reader.position - skip,
+        reader.sample_rate,
+        reader.channels,
+        reader.bit_depth,
+        list(reader.notes),
+    )
 
 
 class SoundFile:
@@ -139,81 +154,45 @@ class SoundFile:
         self.spans = [metadata.segment_span(s) for s in range(metadata.n_segments)]
         self.shape = (len(self.spans), metadata.signals)
 
-    def build(self, levels: npt.NDArray[np.int64]) -> bytes:
-        """The file in which segment s has ``levels[s, c]`` levels of signal c."""
+    def payloads(self, levels: Levels) -> list[bytes]:
+        """Of all segments, of which the one numbered s has ``levels[s, c]`` levels of signal c."""
         row = []
         for (begin, end), own in zip(self.spans, levels, strict=True):
             parts = [codes[:k, begin:end].astype(np.int64) for k, codes in zip(own, self.tokens.codes, strict=True)]
             row.append(bytes(own.tolist()) + self.model.prior.compress_joint(parts))
-        return write_tok(self.header, [row])
+        return row
+
+    def build(self, levels: Levels) -> bytes:
+        """The file with :meth:`payloads`."""
+        return write_tok(self.header, [self.payloads(levels)])
 
     def uniform(self, levels: int) -> bytes:
         """The file with so many levels everywhere."""
         return self.build(np.full(self.shape, levels, dtype=np.int64))
 
-    def within(self, most: int) -> tuple[bytes, npt.NDArray[np.int64]]:
-        """The file of at most ``most`` bytes whose latents have the least error, and its levels.
-
-        Levels are bought one after another where they save the most error for their bits (greedy Lagrangian
-        allocation: Shoham and Gersho 1988), from one level everywhere on.
+    def within(self, most: int) -> tuple[bytes, Levels]:
+        """The file of at most ``most`` bytes whose latents have the least error, and its levels; see :func:`fit`.
 
         Raises: RateError if one level everywhere takes more.
         """
-        assert self.tokens.errors is not None
-        bits = np.stack([self._bits(begin, end) for begin, end in self.spans])  # [segments, signals, K]
-        errors = np.stack([self.tokens.errors[:, :, a:b].sum(2, dtype=np.float64) for a, b in self.spans])
-        fixed = len(self.uniform(1)) - math.ceil(bits[:, :, 0].sum() / 8)  # what is not codes, nearly
-        room = 8.0 * (most - fixed)
-        for step in range(TRIES):
-            levels = allocate(bits, errors, room)
-            data = self.build(levels)
-            if len(data) <= most:
-                return data, levels
-            # Payloads are rounded up to words, so a file is some bytes more or less than thought, the more so the more
-            # segments it has, and other levels round otherwise: ever longer steps end it.
-            room -= 8.0 * (len(data) - most) * 2**step
-        data = self.uniform(1)
+        data, levels = self.nearest(most)
         if len(data) > most:
             kbps = 8e-3 * len(data) / self.tokens.seconds
             raise RateError(
                 f"the smallest file takes {len(data)} bytes ({kbps:.2f} kbps), more than the {most} asked for"
             )
-        return data, np.ones(self.shape, dtype=np.int64)
+        return data, levels
+
+    def nearest(self, most: int) -> tuple[bytes, Levels]:
+        """As :meth:`within`, but with one level everywhere if that takes more."""
+        assert self.tokens.errors is not None
+        bits = np.stack([self._bits(begin, end) for begin, end in self.spans])  # [segments, signals, K]
+        errors = np.stack([self.tokens.errors[:, :, a:b].sum(2, dtype=np.float64) for a, b in self.spans])
+        return fit(self.build, bits, errors, most)
 
     def _bits(self, begin: int, end: int) -> npt.NDArray[np.float64]:
         """Bits of every level of every signal of a span, ``[signals, K]``."""
         return np.stack([self.model.prior.bits(codes[:, begin:end].astype(np.int64)) for codes in self.tokens.codes])
-
-
-def allocate(
-    bits: npt.NDArray[np.float64], errors: npt.NDArray[np.float64], room: float
-) -> npt.NDArray[np.int64]:
-    """How many levels each part of a signal gets.
-
-    Args:    bits, errors: ``[..., K]``, bits of every level, and the error that is left after it.
-             room: bits for all of them.
-    Returns: levels ``[...]``, 1 at least.
-    """
-    flat_bits, flat_errors = bits.reshape(-1, bits.shape[-1]), errors.reshape(-1, bits.shape[-1])
-    levels = np.ones(len(flat_bits), dtype=np.int64)
-    left = room - flat_bits[:, 0].sum()
-
-    def offer(i: int) -> tuple[float, int]:
-        k = levels[i]
-        return (flat_errors[i, k] - flat_errors[i, k - 1]) / max(flat_bits[i, k], 1e-9), i
-
-    offers = [offer(i) for i in range(len(levels))] if bits.shape[-1] > 1 else []
-    heapq.heapify(offers)
-    while offers:
-        _, i = heapq.heappop(offers)
-        cost = flat_bits[i, levels[i]]
-        if cost > left:
-            continue
-        left -= cost
-        levels[i] += 1
-        if levels[i] < bits.shape[-1]:
-            heapq.heappush(offers, offer(i))
-    return levels.reshape(bits.shape[:-1])
 
 
 def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
@@ -237,7 +216,7 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
 def encode_sound(
     source: Path | BinaryIO, name: str, model: Model, rate: Rate, progress: Progress | None = None,
     max_samples: int = MAX_SAMPLES,
-) -> tuple[bytes, npt.NDArray[np.int64], SoundTokens]:
+) -> tuple[bytes, Levels, SoundTokens]:
     """File of a sound, levels ``[segments, signals]`` in it, and its tokens.
 
     Raises: UsageError for a rate that sounds do not have, RateError if the smallest file is too large; MediaError.
@@ -293,7 +272,7 @@ def read_codes(
     out = np.full((header.signals, total, last - first), -1, dtype=np.int64)
     for segment in segments:
         begin, end = header.segment_span(segment)
-        payload = tok.payload(LAYR, 0, segment)
+        payload = tok.sound_payload(segment)
         try:
             if payload is None:
                 raise ValueError("missing or damaged")
@@ -303,7 +282,8 @@ def read_codes(
             parts = model.prior.decompress_joint(payload[header.signals :], own, (end - begin,))
         except ValueError as error:
             seconds = (begin * FRAME / RATE, end * FRAME / RATE)
-            tok.damaged(f"segment {segment}: {error}; {seconds[0]:.2f} to {seconds[1]:.2f} s are silent")
+            what = "segment" if tok.track is None else "sound segment"
+            tok.damaged(f"{what} {segment}: {error}; {seconds[0]:.2f} to {seconds[1]:.2f} s are silent")
             continue
         for signal, codes in zip(out, parts, strict=True):
             kept = codes[:wanted]

@@ -73,6 +73,12 @@ def sound_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def video_model() -> Path:
+    """Folder of a model for videos: random weights, 32 + 16 + 16 codewords."""
+    return GOLDEN / "video"
+
+
+@pytest.fixture(scope="session")
 def sequence_model() -> Path:
     """Folder of a model of windows of at most 12 tokens of 32 codewords, briefly trained."""
     return GOLDEN / "sequence"

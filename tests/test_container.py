@@ -279,7 +279,7 @@ def test_only_the_last_fields_are_optional() -> None:
 
 
 OUT_OF_RANGE: list[tuple[str, Any]] = [
-    ("modality", 0), ("modality", 3), ("modality", 255),
+    ("modality", 0), ("modality", 4), ("modality", 255),
     ("model", ""), ("model", "x" * 65), ("model", "a b"), ("model", "../x"), ("model", "caf\u00e9"), ("model", 3),
     ("model", "a\n"), ("weights_hash", ""), ("weights_hash", "0123456789ABCDEF"), ("weights_hash", "0" * 15),
     ("weights_hash", "0" * 17), ("weights_hash", "g" * 16), ("prior_hash", "0" * 14), ("prior_hash", None),

@@ -18,6 +18,7 @@ from PIL import Image
 
 import tokodec
 from tokodec.codec import cli
+from tokodec.codec.allocation import allocate
 from tokodec.codec.container import (
     LAYR,
     AudioHeader,
@@ -42,7 +43,7 @@ from tokodec.codec.errors import (
 )
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.models import load_model
-from tokodec.codec.sound import SoundFile, allocate, to_channels, to_signals
+from tokodec.codec.sound import SoundFile, to_channels, to_signals
 from tokodec.tokenizers.audio.grvq import AudioGRVQ
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sound"

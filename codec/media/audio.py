@@ -219,7 +219,7 @@ class _AvSource:
         pictures = av.stream.Disposition.attached_pic  # the cover of a record is no video
         if not of_video and any(not stream.disposition & pictures for stream in self.container.streams.video):
             self.container.close()
-            raise UnsupportedMediaError(f"{name}: a video, and no model is for those yet; extract its sound first")
+            raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
         self.stream = streams[0]
         if self.stream.codec_context is None:
             self.container.close()

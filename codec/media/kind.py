@@ -52,7 +52,7 @@ def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
 def refuse_videos(kind: Kind, name: str) -> None:
     """Raise UnsupportedMediaError where only pictures and sounds can be used."""
     if kind == "video":
-        raise UnsupportedMediaError(f"{name}: a video, and no model is for those yet; extract a picture or its sound")
+        raise UnsupportedMediaError(f"{name}: a video, and only pictures and sounds can be used here; extract one")
 
 
 def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:

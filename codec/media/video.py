@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..container import MAX_PIXELS, MAX_SIDE
+from ..container import MAX_PIXELS, MAX_SAMPLES, MAX_SIDE
 from ..errors import MediaError, UnsupportedMediaError, UsageError
 from .audio import AudioReader, Resampler, Samples
 
@@ -42,6 +42,7 @@ VIDEO_SUFFIXES_IN = (
     ".wmv", ".ogv", ".ivf",
 )  # fmt: skip
 VIDEO_SUFFIXES_OUT = (".mp4", ".mov", ".mkv", ".webm", ".y4m", ".gif")
+SILENT_SUFFIXES = (".y4m", ".gif")  # those that hold no sound
 
 # Demuxers that may look at a file. The others are never asked: playlists open further files, and addresses.
 DEMUXERS = "mov,matroska,avi,gif,yuv4mpegpipe,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v"
@@ -260,13 +261,13 @@ class VideoReader:
             pixels = np.ascontiguousarray(_turned(pixels, *self._turn))
         return pixels, time
 
-    def sound(self) -> tuple[AudioReader, Fraction]:
+    def sound(self, max_samples: int = MAX_SAMPLES) -> tuple[AudioReader, Fraction]:
         """The first sound track, to be read block by block beside the frames, and when it begins on their time line.
 
         Raises: MediaError if there is none, or it is damaged; see :class:`AudioReader`.
         """
         source = self._source if isinstance(self._source, Path) else io.BytesIO(self._source)
-        reader = AudioReader(source, self.name, of_video=True)
+        reader = AudioReader(source, self.name, max_samples, of_video=True)
         return reader, reader.start - self._origin
 
 
@@ -421,7 +422,7 @@ class VideoWriter:
         if min(height, width) < 1 or time_base <= 0 or (rate is not None and rate <= 0):
             raise ValueError(f"a video has pixels and time, not {width} x {height} and {time_base} s")
         self.name, self.size, self.notes = name, (height, width), list[str]()
-        if sound is not None and suffix in (".y4m", ".gif"):
+        if sound is not None and suffix in SILENT_SUFFIXES:
             self.notes.append(f"the sound is not kept: {suffix} has no place for it")
             sound = None
         if pixel_aspect != 1 and suffix in (".webm", ".gif"):  # of the others, what is coded says it

@@ -1,8 +1,8 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound` only those folders), or any
-tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format stay as
-they are: new ones are added under new names.
+Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound`, `video` only those folders),
+or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format
+stay as they are: new ones are added under new names.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,7 @@ from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
 from tokodec.codec.sound import encode_sound
+from tokodec.codec.video import SoundWanted, decode_frames, encode_video, read_segment
 from tokodec.entropy.context import ContextPrior
 from tokodec.entropy.context_net import ContextNet, LevelShape
 from tokodec.entropy.hyperprior import CODE_MAX, HyperPrior, Walk, export_hyperprior
@@ -56,6 +59,7 @@ from tokodec.tokenizers.image.sequence import ImageSequence, ImageSequenceConfig
 from tokodec.tokenizers.image.tiling import Tile
 from tokodec.tokenizers.quantize.residual import ResidualQuantizer
 from tokodec.tokenizers.quantize.simvq import SimVQ
+from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
 from tokodec.train.image_1d import Autoencoder
 
 HERE = Path(__file__).resolve().parent
@@ -63,6 +67,7 @@ TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
 SEQUENCE = HERE / "sequence"  # a model of windows, and files made with it
+VIDEO = HERE / "video"  # a model for videos, both kinds of entropy models, and files made with it and that for sounds
 SOUND = HERE / "sound"  # a model for sounds, both kinds of entropy models, and files made with them
 SEQUENCE_CONFIG = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
 CONFIG = ImageGridConfig(
@@ -284,6 +289,122 @@ def make_sound() -> None:
             "heard": [round(float(v), 5) for v in heard[:, :: max(1, heard.shape[1] // 8)].ravel()],
         }
     (SOUND / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+VIDEO_CONFIG = VideoGridConfig(
+    channels=(6, 8, 8),
+    analysis_blocks=(1, 1, 1),
+    analysis_time=(1, 1),
+    synthesis_blocks=(1, 1, 1),
+    synthesis_time=(1, 1),
+    dim=4,
+    codebook_sizes=(32, 16, 16),
+)
+
+
+def drift(rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
+    """A clip-like array, uint8 [T, H, W, 3]: a window that wanders over a picture."""
+    picture = smooth_noise(rng, height + 40, width + 40)
+    at = [(20 + 18 * np.sin(i / 7), 20 + 18 * np.cos(i / 5)) for i in range(frames)]
+    return np.stack([picture[int(y) : int(y) + height, int(x) : int(x) + width] for y, x in at])
+
+
+def make_video_model() -> None:
+    """A model of random weights whose codes are diverse, a static prior of its codes and a context prior of chance."""
+    torch.manual_seed(11)
+    rng = np.random.default_rng(11)
+    VIDEO.mkdir(exist_ok=True)
+    model = VideoGrid(VIDEO_CONFIG, "tiny-video")
+    for name, parameter in model.named_parameters():
+        if "pointwise" in name or ".up." in name:  # zero at the start of training; here they shall do something
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(VIDEO)  # rounds the weights, so that the codewords fit what is released
+    model = VideoGrid.from_pretrained(VIDEO)
+    clips = np.stack([drift(rng, 9, 128, 128) for _ in range(8)])
+    x = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255  # [B, 3, T, H, W]
+    with torch.no_grad():
+        residual = model.latents(x).movedim(1, -1).reshape(-1, VIDEO_CONFIG.dim)
+        for level in model.codebooks:
+            chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
+            level.basis.copy_(residual[chosen].half().float())
+            residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
+    model.save_pretrained(VIDEO)
+    model = VideoGrid.from_pretrained(VIDEO)
+    codes = model.encode(x).codes
+    sizes = model.codebook_sizes
+    counts = [torch.bincount(codes[:, k].flatten(), minlength=n) for k, n in enumerate(sizes)]
+    print("codewords used:", [f"{float((c > 0).float().mean()):.0%}" for c in counts])
+    StaticPrior.from_counts([c.numpy() for c in counts]).save_pretrained(VIDEO)
+    shape = LevelShape(features=4, width=8, hidden=8, blocks=1, digit=8)
+    schedules = [refinement(3, steps, walked=1) for steps in (4, 2, 2, 1)]  # the last is the filler's
+    offsets = [offsets_within(1, (1, 1, 1))] * 4
+    net = ContextNet([np.zeros((n, 0)) for n in sizes], schedules, offsets, [shape] * 4)
+    ContextPrior(net.export()).save_pretrained(VIDEO)
+
+
+def film(frames: np.ndarray, times: list[int], sound: np.ndarray | None = None) -> bytes:
+    """A Matroska file with lossless frames [T, H, W, 3], at so many 1/1000 s each, and lossless sound of 24 kHz."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        track = None if sound is None else container.add_stream("flac", rate=24000, layout="mono")
+        for pixels, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if track is not None and sound is not None:
+            samples = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 24000, 2400, Fraction(1, 24000)
+            container.mux(track.encode(samples))
+            container.mux(track.encode(None))
+    return buffer.getvalue()
+
+
+def films() -> dict[str, tuple[bytes, Rate, str]]:
+    """Name -> media file, rate, entropy model."""
+    rng = np.random.default_rng(12)
+    even = [40 * i for i in range(70)]
+    uneven = [500 + 33 * i + 100 * (i > 4) for i in range(11)]
+    wander = drift(rng, 70, 35, 50)
+    return {
+        "frame": (film(drift(rng, 1, 16, 16), [0]), Rate(levels=2), "context"),
+        "even": (film(wander, even), Rate(kbps=1.4), "context"),
+        "static": (film(wander[:34], even[:34]), Rate(levels=1), "static"),
+        "uneven": (film(drift(rng, 11, 50, 20), uneven), Rate(), "context"),
+        "sound": (film(wander[:40], even[:40], hum(rng, 24000 * 3, 24000, 1)), Rate(levels=2), "context"),
+    }
+
+
+def make_video() -> None:
+    make_video_model()
+    for path in VIDEO.glob("*.tok"):
+        path.unlink()
+    expected: dict[str, Any] = {}
+    for name, (media, rate, prior) in films().items():
+        model = load_model(str(VIDEO), "cpu", prior)
+        wanted = SoundWanted(lambda: load_model(str(SOUND)))
+        made = encode_video(io.BytesIO(media), name, model, rate, wanted)
+        (VIDEO / f"{name}.tok").write_bytes(made.data)
+        tok = read_tok(made.data)
+        digest = hashlib.sha256()
+        for segment in range(tok.video.n_segments):
+            codes = read_segment(tok, model, segment)
+            assert codes is not None
+            digest.update(codes.astype("<i4").tobytes())
+        frames = list(decode_frames(tok, model))
+        expected[name] = {
+            "codes": digest.hexdigest()[:32],
+            "levels": made.levels.tolist(),
+            "bytes": len(made.data),
+            "size": [len(frames), *frames[0][1].shape],
+            "times": [str(time) for time, _ in frames][:12],
+            "seconds": str(made.seconds),
+            "seen": frames[-1][1][:: frames[0][1].shape[0] // 4, ::7].mean(2).round().astype(int).ravel().tolist(),
+        }
+    (VIDEO / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
@@ -567,6 +688,8 @@ def main(wanted: list[str]) -> None:
         make_sequence()
     if not wanted or "sound" in wanted:
         make_sound()
+    if not wanted or "video" in wanted:
+        make_video()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 

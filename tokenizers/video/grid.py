@@ -241,6 +241,16 @@ class VideoGrid(Tokenizer):
             z_e = self.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous(), state)
         return z_e.permute(0, 4, 1, 2, 3)
 
+    @torch.no_grad()
+    def errors(self, z_e: Tensor, codes: Tensor) -> Tensor:
+        """Squared error of latents ``[B, D, t, h, w]`` after the first 1, 2, ... of their codes, one number each."""
+        rest = z_e.movedim(1, -1)  # [B, t, h, w, D]
+        found = []
+        for own, level in zip(codes.unbind(1), self.codebooks, strict=False):
+            rest = rest - F.embedding(own, level.codebook)
+            found.append(rest.square().sum(-1))
+        return torch.stack(found, 1)
+
     def pixels(self, z_q: Tensor, state: State | None = None) -> Tensor:
         """Synthesis only: ``z_q [B, D, t, h, w]`` to ``x_hat [B, 3, T, 16h, 16w]``, about in [0, 1]."""
         with _whole_float32(z_q.device):
@@ -335,19 +345,29 @@ class StreamingVideoEncoder:
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
         """The next frames ``[B, 3, n, H, W]`` in [0, 1] or uint8 to codes ``[B, levels, m, h, w]``, m may be 0."""
-        _check_clip(x, None if self.rest is None else self.rest.shape[3:])
-        x = x if self.rest is None else torch.cat([self.rest, x], 2)
-        codes = []
-        begin = 0
-        while x.shape[2] - begin >= self.wanted:
-            codes.append(self._group(x[:, :, begin : begin + self.wanted]))
-            begin, self.wanted = begin + self.wanted, GROUP
-        self.rest = x[:, :, begin:].clone()  # not a view, which would keep all of x
-        return torch.cat(codes, 2) if codes else self._none(x)
+        return self.quantize(self.latents(x))
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """Codes of the frames that are left, the last one repeated to the end of its group: m is 0 or 1."""
+        return self.quantize(self.last_latents())
+
+    @torch.no_grad()
+    def latents(self, x: Tensor) -> Tensor:
+        """As :meth:`push`, but latents ``[B, D, m, h, w]``; :meth:`quantize` makes codes of them."""
+        _check_clip(x, None if self.rest is None else self.rest.shape[3:])
+        x = x if self.rest is None else torch.cat([self.rest, x], 2)
+        z_e = []
+        begin = 0
+        while x.shape[2] - begin >= self.wanted:
+            z_e.append(self._group(x[:, :, begin : begin + self.wanted]))
+            begin, self.wanted = begin + self.wanted, GROUP
+        self.rest = x[:, :, begin:].clone()  # not a view, which would keep all of x
+        return torch.cat(z_e, 2) if z_e else self._none(x)
+
+    @torch.no_grad()
+    def last_latents(self) -> Tensor:
+        """As :meth:`finish`, but latents."""
         if self.rest is None:
             raise ValueError("nothing was pushed")
         rest, self.rest = self.rest, self.rest[:, :, :0]
@@ -362,16 +382,26 @@ class StreamingVideoEncoder:
         height, width = x.shape[3:]
         # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE, 0, 0), mode="replicate")
-        z_e, quantizer = self.model.latents(x, self.state), self.model.quantizer
-        if self.last is None:
-            self.last = quantizer.encode(z_e, self.levels)
-        else:
-            self.last = quantizer.encode_after(z_e, self.last, self.model.hold, self.levels)
-        return self.last
+        return self.model.latents(x, self.state)
 
     def _none(self, x: Tensor) -> Tensor:
         h, w = (-(-n // STRIDE) for n in x.shape[3:])
-        return torch.zeros(len(x), self.levels, 0, h, w, dtype=torch.int64, device=self.model.device)
+        return torch.zeros(len(x), self.model.config.dim, 0, h, w, device=self.model.device)
+
+    @torch.no_grad()
+    def quantize(self, z_e: Tensor) -> Tensor:
+        """Latents of the next cells, of whole frames or always the same part of them, to codes ``[B, levels, m, h, w]``.
+        """
+        codes, quantizer = [], self.model.quantizer
+        for cell in z_e.unbind(2):
+            z = cell[:, :, None]
+            if self.last is None:
+                self.last = quantizer.encode(z, self.levels)
+            else:
+                self.last = quantizer.encode_after(z, self.last, self.model.hold, self.levels)
+            codes.append(self.last)
+        none = torch.zeros(len(z_e), self.levels, 0, *z_e.shape[3:], dtype=torch.int64, device=z_e.device)
+        return torch.cat(codes, 2) if codes else none
 
 
 class StreamingVideoDecoder:
