@@ -68,6 +68,7 @@ from tokodec.tokenizers.video.tiling import FrameDecoder, FrameEncoder, even_til
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "video"
 SOUND = GOLDEN.parent / "sound"
+BAD = sorted((GOLDEN / "bad").glob("*.tok"))
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
 HEADER = VideoHeader("m", "0" * 16, "1" * 16, 1, 427, 239, 16, 100, 4, 33, 1, 25, 3, 1, 2, 0, 4, 3, 1)
 TICK = Fraction(1, 25)
@@ -218,6 +219,20 @@ def test_golden_files_show_every_path() -> None:
     assert tok.track is not None
     assert tok.track[1] == 2400
     assert tok.sound.samples == 72000
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_file_is_refused_by_name(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError) as caught:
+        decode_file(path, tmp_path / "a.mp4", model=str(GOLDEN), device="cpu")
+    assert type(caught.value).__name__ == path.stem.split("_")[0]
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files_are_there() -> None:
+    assert len(BAD) == 7
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -705,10 +720,9 @@ def test_a_file_that_is_cut_off_decodes_to_its_first_part(long: bytes, tmp_path:
 def test_a_header_that_lies_is_refused(long: bytes, tmp_path: Path) -> None:
     tok = read_tok((GOLDEN / "even.tok").read_bytes())
     payloads = [tok.payload(LAYR, 0, s) or b"" for s in range(3)]
-    changes: dict[str, Any]
-    for changes in ({"stride": 8}, {"group": 8}):
+    for header in (replace(tok.video, stride=8), replace(tok.video, group=8)):
         with pytest.raises(ChunkError, match="stride or group is not that of tiny-video"):
-            decode(write_video(replace(tok.video, **changes), payloads), tmp_path / "a.mp4")
+            decode(write_video(header, payloads), tmp_path / "a.mp4")
     with pytest.raises(LimitError, match="a video of 34 x 20 pixels is over the limit of 100"):
         decode(long, tmp_path / "a.mp4", max_pixels=100)
     with pytest.raises(LimitError, match="1 x 120000 samples is over the limit of 1000"):

@@ -675,6 +675,36 @@ def make_bad() -> None:
         (HERE / "bad" / f"{name}.tok").write_bytes(data)
 
 
+def make_bad_videos() -> None:
+    """Videos that must be refused, each by the error that its name starts with."""
+    tok = read_tok((VIDEO / "frame.tok").read_bytes())
+    header, payload = tok.video, tok.payload(LAYR) or b""
+    head = write_header(header)
+    start = SIGNATURE + bytes([1])
+    rest = pack_chunk(LAYR, b"\0\0" + payload) + pack_chunk(b"TEND", b"")
+
+    def put(back: int, value: bytes) -> bytes:
+        """The header with another value so many bytes before its end."""
+        at = len(head) - back
+        return start + pack_chunk(HEAD, head[:at] + value + head[at + len(value) :]) + rest
+
+    wide = replace(header, height=1 << 15, width=1 << 15, segment=1)
+    bad = {
+        "HeaderError_segment_2": put(28, b"\2\0"),
+        "HeaderError_tick_parts_0": put(22, b"\0\0\0\0"),
+        "HeaderError_sound_2": put(1, b"\2"),
+        "HeaderError_too_many_cells": put(42, struct.pack("<II", 1 << 20, 1 << 20)),
+        "ChunkError_group": start + pack_chunk(HEAD, write_header(replace(header, group=8))) + rest,
+        "TruncatedError_no_segment": start + pack_chunk(HEAD, head),
+        "LimitError_frame": start + pack_chunk(HEAD, write_header(wide)) + rest,
+    }
+    for path in (VIDEO / "bad").glob("*.tok"):
+        path.unlink()
+    (VIDEO / "bad").mkdir(exist_ok=True)
+    for name, data in bad.items():
+        (VIDEO / "bad" / f"{name}.tok").write_bytes(data)
+
+
 def main(wanted: list[str]) -> None:
     if not wanted:
         make_tiny()
@@ -690,6 +720,7 @@ def main(wanted: list[str]) -> None:
         make_sound()
     if not wanted or "video" in wanted:
         make_video()
+        make_bad_videos()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 
