@@ -362,17 +362,18 @@ def tokenize(
     quiet: Quiet = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
-    """Pictures, sounds or .tok files to integer codes, without decoding them: a file each (.npz or .safetensors), or
-    all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora take token files
-    as well."""
+    """Pictures, sounds, videos or .tok files to integer codes, without decoding them: a file each (.npz or
+    .safetensors), or all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora
+    take token files as well."""
     from ..tokenizers.sequence import ROWS
     from .corpus import CORPUS_SUFFIXES, megatron_writer, sequencer_maker, webdataset_writer
     from .media.audio import AUDIO_SUFFIXES_IN
     from .media.image import IMAGE_SUFFIXES_IN
+    from .media.video import VIDEO_SUFFIXES_IN
     from .models import load_model, pick_device
     from .tokens import TOKEN_SUFFIXES, Tokenized, tokenize_file
 
-    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok")
+    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, *VIDEO_SUFFIXES_IN, ".tok")
     suffix = "" if out is None else Path(out).suffix.lower()
     if suffix != ".bin" and (pattern is not None or digits):
         raise UsageError(f"{'--digits' if pattern is None else '--pattern'} is for a .bin corpus: name one with -o")
@@ -452,19 +453,19 @@ def detokenize(
     model: ModelOption = None,
     synthesis: Annotated[str | None, typer.Option(help="which synthesis net, e.g. faithful or sharp")] = None,
     format: Annotated[
-        str | None, typer.Option(help="tok, or a format of pictures or sounds, where -o does not say it")
+        str | None, typer.Option(help="tok, or a format of pictures, sounds or videos, where -o does not say it")
     ] = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Integer codes (.npz or .safetensors) to pictures, sounds or .tok files."""
+    """Integer codes (.npz or .safetensors) to pictures, sounds, videos or .tok files."""
     from .tokens import detokenize_file, token_modality
 
     def suffix(src: str) -> str:
         if format is not None:
             return "." + format.lstrip(".")
-        return ".wav" if token_modality(src) == "audio" else ".png"
+        return {"audio": ".wav", "video": ".mp4"}.get(token_modality(src), ".png")
 
     def one(src: str, dst: str) -> int:
         detokenize_file(src, dst, model, synthesis=synthesis, device=device, force=force)

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from .container import MAX_CLIP, TIME, TokFile, pack_times, read_times
+from .container import MAX_CLIP, MAX_TICK, TIME, TokFile, pack_times, read_times
 from .errors import ChunkError, MediaError
 from .media.video import Frame
 
@@ -100,11 +100,11 @@ class ClockMaker:
         tick = self.base * math.gcd(last, *set(steps.tolist()))
         if self.first:
             finer = _common(tick, self.first)  # usually the same
-            if _fit(finer.numerator, finer.denominator, self.first / finer, last * self.base / finer):
+            if _fit(finer, self.first / finer, last * self.base / finer):
                 tick = finer
         scale = self.base / tick  # ticks of the clock for one of the base
         start, longest = round(self.first / tick), int(steps.max(initial=last))
-        if not _fit(longest * scale, start, tick.numerator, tick.denominator):
+        if not _fit(tick, longest * scale, start):
             raise MediaError(f"{self.name}: times of its frames are too far apart, or too fine, for a .tok file")
         even = not len(steps) or bool((steps == steps[0]).all())
         duration = Fraction(int(ticks[-1]), len(steps)) if len(steps) else Fraction(last)
@@ -113,8 +113,9 @@ class ClockMaker:
         return Clock(tick, start, duration_ticks, round(last * scale), len(ticks), own, None if even else rate)
 
 
-def _fit(*numbers: Fraction | int) -> bool:
-    return all(number <= MOST for number in numbers)
+def _fit(tick: Fraction, *numbers: Fraction | int) -> bool:
+    """Whether a header can hold a tick, and numbers of ticks."""
+    return max(tick.numerator, tick.denominator) <= MAX_TICK and all(number <= MOST for number in numbers)
 
 
 def _common(a: Fraction, b: Fraction) -> Fraction:

@@ -43,6 +43,7 @@ MAX_PIXELS = 1 << 28  # default of readers and writers, raised by --max-pixels
 MAX_SEGMENT = 128  # cells: bounds what one chunk, however short, can ask a decoder to do
 MAX_FRAMES = 1024  # the same of a sound's or a video's segment
 MAX_CLIP = 1 << 24  # frames of a video
+MAX_TICK = (1 << 31) - 1  # of both parts of its fraction, as FFmpeg has it
 MAX_GROUP = 64  # frames of a video's cell
 MAX_CELLS = 1 << 23  # of a video's segment
 MAX_CHANNELS = 8
@@ -136,8 +137,8 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("frames", "u32", "frames of the video", 1, MAX_CLIP),
         Field("group", "u8", "frames a grid cell spans, but the first one of a segment spans one", 1, MAX_GROUP),
         Field("segment", "u16", "frames of a segment: 1 and a multiple of group", 1, MAX_FRAMES),
-        Field("tick_seconds", "u32", "a tick of the clock lasts tick_seconds / tick_parts seconds", 1),
-        Field("tick_parts", "u32", "the divisor of that", 1),
+        Field("tick_seconds", "u32", "a tick of the clock lasts tick_seconds / tick_parts seconds", 1, MAX_TICK),
+        Field("tick_parts", "u32", "the divisor of that", 1, MAX_TICK),
         Field("start", "u32", "ticks from the beginning of the time line to the first frame"),
         Field("duration", "u32", "ticks from frame to frame; about so many if there is a TIME chunk", 1),
         Field("last", "u32", "ticks that the last frame is shown", 1),

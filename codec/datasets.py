@@ -265,8 +265,9 @@ def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
         spec = tokenizer.spec(1)
     elif isinstance(tokenizer, ImagePhoto):
         spec = tokenizer.spec(1, 1, DEFAULT_QUALITY if quality is None else quality)
+    elif not isinstance(tokenizer, (ImageGrid, ImageSequence)):
+        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, datasets are of pictures and sounds")
     else:
-        assert isinstance(tokenizer, (ImageGrid, ImageSequence))
         spec = tokenizer.spec(1, 1)
     return dataclasses.replace(spec, size=spec.strides)
 

@@ -246,7 +246,7 @@ def file_tokens(
     """Tokens of a parsed file and the model they belong to. What is lost is noted in ``tok.problems``.
 
     A segment without its first layer is filled with what the entropy model expects there; a segment without a later
-    layer is ``ABSENT`` (-1) from there on.
+    layer is ``ABSENT`` (-1) from there on. Raises UsageError for a video of several segments.
     """
     import numpy as np
     import torch
@@ -261,7 +261,9 @@ def file_tokens(
 
         return file_codes(tok, loaded, levels), loaded
     if isinstance(tok.header, VideoHeader):
-        raise UsageError("the tokens of a video in a .tok file are those of its segments, not of one clip")
+        from .clip import file_codes as clip_codes
+
+        return clip_codes(tok, loaded, levels), loaded
     header = tok.picture
     if header.prior == HYPERPRIOR:
         return photo_file_tokens(tok, loaded, levels), loaded

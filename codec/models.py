@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k", "video": "video-grid"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
-TOKEN_MODELS = {"image": "image-grid", "audio": "audio-24k"}  # of `codec tokenize`: few codes, for generators
+TOKEN_MODELS = {  # of `codec tokenize`: few codes, for generators
+    "image": "image-grid",
+    "audio": "audio-24k",
+    "video": "video-grid",
+}
 MODALITIES = {  # by class, for lists without torch
     "ImageGrid": "image",
     "ImagePhoto": "image",

@@ -22,7 +22,7 @@ from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMism
 from .files import open_output, read_bytes
 from .media.audio import Sound, write_audio
 from .media.image import Picture, read_image, write_image
-from .media.kind import media_kind, refuse_videos
+from .media.kind import media_kind
 from .models import TOKEN_MODELS, load_model, pick_device
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 TOKEN_SUFFIXES = (".npz", ".safetensors")
+_THINGS = {"audio": "a sound", "video": "a video"}
 
 
 @dataclass
@@ -52,7 +53,8 @@ def tokenize_file(
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Tokenized:
-    """A picture, a sound or a `.tok` file to tokens; the synthesis net does not run. Token files are read as they are.
+    """A picture, a sound, a video or a `.tok` file to tokens; the synthesis net does not run. Token files are read as
+    they are.
 
     Args:   dst: `.npz` or `.safetensors`; nothing is written if None.  levels: keep at most so many.
             quality: 0 to 100, for pictures and models whose rate dial it is.
@@ -116,18 +118,23 @@ def _media_tokens(
     src: str | Path, model: str | None, device: str, max_pixels: int, quality: float | None, levels: int | None
 ) -> Tokenized:
     kind, source = media_kind(Path(src))
-    refuse_videos(kind, str(src))
-    if kind == "audio":
-        from .sound import media_codes
-
+    if kind != "image":
         loaded = load_model(model or TOKEN_MODELS[kind], pick_device(device))
         if loaded.tokenizer.modality != kind:
             modality = loaded.tokenizer.modality
-            raise UsageError(f"{loaded.tokenizer.name} is a model for {modality}, and {src} is a sound")
+            raise UsageError(f"{loaded.tokenizer.name} is a model for {modality}, and {src} is {_THINGS[kind]}")
         if quality is not None:
             raise UsageError(f"the rate dial of {loaded.tokenizer.name} is levels, not a quality")
         most = len(loaded.tokenizer.codebook_sizes)
-        tokens, notes = media_codes(source, str(src), loaded, None if levels is None else min(levels, most))
+        levels = None if levels is None else min(levels, most)
+        if kind == "video":
+            from .clip import media_codes as clip_codes
+
+            tokens, notes = clip_codes(source, str(src), loaded, levels, max_pixels)
+        else:
+            from .sound import media_codes
+
+            tokens, notes = media_codes(source, str(src), loaded, levels)
         return Tokenized(tokens, [], notes)
     picture = read_image(Path(src), str(src), max_pixels)
     loaded = load_model(model or TOKEN_MODELS["image"], pick_device(device))
@@ -157,7 +164,9 @@ def detokenize_file(
     device: str = "auto",
     force: bool = False,
 ) -> Picture | Sound | None:
-    """Tokens to a picture or a sound, or to a `.tok` file if ``dst`` ends so (then None is returned).
+    """Tokens to a picture, a sound or a video, or to a `.tok` file if ``dst`` ends so.
+
+    Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
 
     Raises: a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
@@ -173,7 +182,11 @@ def detokenize_file(
         if tokenizer.modality == "audio":
             return _detokenize_sound(tokens, loaded, str(src), file, dst)
         if tokens.codes.shape[0] != 1:
-            raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a picture is a batch of 1")
+            what = "video" if tokenizer.modality == "video" else "picture"
+            raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a {what} is a batch of 1")
+        if tokenizer.modality == "video":
+            _detokenize_video(tokens, loaded, str(src), file, dst)
+            return None
         if dst is not None and Path(dst).suffix.lower() == ".tok":
             assert file is not None
             if isinstance(tokenizer, ImagePhoto):
@@ -213,15 +226,35 @@ def _detokenize_sound(
     return sound
 
 
+def _detokenize_video(tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None) -> None:
+    from .clip import file_of_codes, write_codes
+
+    if file is None:
+        return
+    suffix = Path(str(dst)).suffix
+    if suffix.lower() != ".tok":
+        write_codes(tokens, model, file, suffix, str(dst))
+        return
+    try:
+        file.write(file_of_codes(tokens, model))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
 def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer makes tokens that say this of themselves."""
     from ..tokenizers.audio.grvq import AudioGRVQ
     from ..tokenizers.image.grid import ImageGrid
     from ..tokenizers.image.photo import ImagePhoto
     from ..tokenizers.image.sequence import ImageSequence
+    from ..tokenizers.video.grid import VideoGrid
 
     if isinstance(tokenizer, AudioGRVQ):
         return len(spec.size) == 1 and any(spec == tokenizer.spec(spec.size[0], n) for n in (1, 2, 3))
+    if isinstance(tokenizer, VideoGrid):
+        rate = spec.sample_rate
+        valid = rate is None or (isinstance(rate, (int, float)) and 1e-3 < rate < 1e6)
+        return valid and len(spec.size) == 3 and spec == tokenizer.spec(*spec.size, rate)
     if len(spec.size) != 2:
         return False
     height, width = spec.size

@@ -116,6 +116,11 @@ class _Waiting:
         return np.frombuffer(data, self.kind).reshape(n, *grid).astype(np.int64)
 
 
+def segment_payload(codes: Codes, model: Model) -> bytes:
+    """What a LAYR holds of a segment's codes ``[k, t, h, w]``."""
+    return bytes([len(codes)]) + model.prior.compress_joint([codes])
+
+
 class VideoFile:
     """Files of one video, whose segments come one by one; a context manager.
 
@@ -142,15 +147,12 @@ class VideoFile:
     def add(self, codes: Codes, errors: Numbers) -> None:
         """The next segment's codes ``[K, t, h, w]``, and their error after 1, 2, ... levels, ``[K]``."""
         if self.waiting is None:
-            self.payloads.append(self._payload(codes))
+            self.payloads.append((len(codes), segment_payload(codes, self.model)))
             return
         self.waiting.add(codes)
         self.bits.append(self.model.prior.bits(codes))
         self.errors.append(errors)
         self.payloads.append((0, b""))
-
-    def _payload(self, codes: Codes) -> tuple[int, bytes]:
-        return len(codes), bytes([len(codes)]) + self.model.prior.compress_joint([codes])
 
     def build(self, levels: Levels) -> bytes:
         """The file in which segment s has ``levels[s]`` levels."""
@@ -158,7 +160,7 @@ class VideoFile:
         for segment, n in enumerate(levels.tolist()):
             if self.payloads[segment][0] != n:
                 assert self.waiting is not None
-                self.payloads[segment] = self._payload(self.waiting.levels(segment, n))
+                self.payloads[segment] = n, segment_payload(self.waiting.levels(segment, n), self.model)
         return write_video(self.header, [payload for _, payload in self.payloads], self.times, self.track)
 
     def finish(self) -> tuple[bytes, Levels]:
@@ -463,7 +465,7 @@ def write_frames(
     Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
     """
     header, clock = tok.video, clock_of(tok)
-    rate = None if clock.rate is None else clock.rate.limit_denominator(1 << 20)
+    rate = None if clock.rate is None else clock.rate.limit_denominator(1 << 20) or None
     track = _track(tok, part) if sound is not None else None
     blocks: Iterator[npt.NDArray[np.float32]] = iter(())
     heard = None

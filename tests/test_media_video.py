@@ -14,10 +14,10 @@ from PIL import Image
 
 from tokodec.codec.errors import MediaError, OutputExistsError, UnsupportedMediaError, UsageError
 from tokodec.codec.files import atomic_output
+from tokodec.codec.generate import generate_files
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.media.kind import media_kind
 from tokodec.codec.media.video import Frame, Pixels, SoundTrack, VideoReader, VideoWriter
-from tokodec.codec.tokens import tokenize_file
 
 FILM = Fraction(1001, 24000)
 RATE = 24000
@@ -417,8 +417,8 @@ def test_a_gif_of_one_frame_is_a_picture_and_a_video_if_asked(tmp_path: Path) ->
         assert media_kind(io.BytesIO(data[:n]))[0] in ("image", "video")
 
 
-def test_what_is_not_for_videos_refuses_them_by_name(tmp_path: Path) -> None:
+def test_generators_refuse_videos_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     save(path, clip(2, 16, 16), [Fraction(0), FILM])
     with pytest.raises(UnsupportedMediaError, match=r"a\.mp4: a video, and only pictures and sounds can be used here"):
-        tokenize_file(path, tmp_path / "a.npz")
+        generate_files(tmp_path / "out", prompt=path)

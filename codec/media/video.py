@@ -549,7 +549,7 @@ class _Av(_Sink):
         import av
 
         self.name, self.notes, self.suffix = name, notes, suffix
-        self.errors = (av.FFmpegError, ValueError, OSError)
+        self.errors = (av.FFmpegError, ValueError, OSError, OverflowError)
         self.rate = rate or Fraction(25)
         self.durations: dict[int, int] = {}  # of frames that the encoder holds, by their time
         self.last: tuple[int, Fraction | None] | None = None
