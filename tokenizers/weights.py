@@ -47,15 +47,23 @@ def dequantize_int8(values: Tensor, step: Tensor) -> Tensor:
     return values.float() * step.reshape(-1, *[1] * (values.ndim - 1))
 
 
-def save(state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127) -> None:
-    """Write ``state`` to ``path``; matrices and kernels whose name starts with one of ``int8`` go as int8.
+def is_int8(name: str, tensor: Tensor, int8: tuple[str, ...], half: tuple[str, ...] = ()) -> bool:
+    """Whether a release holds this tensor as int8: matrices and kernels whose name starts with one of ``int8``, and
+    with none of ``half``."""
+    return tensor.ndim >= 2 and name.startswith(int8) and not name.startswith(half)
+
+
+def save(
+    state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = ()
+) -> None:
+    """Write ``state`` to ``path``, as int8 what :func:`is_int8` says, else as float16.
 
     Args: largest: of the int8 values, see :func:`quantize_int8`.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        if tensor.ndim >= 2 and name.startswith(int8):
+        if is_int8(name, tensor, int8, half):
             out[name], out[name + SCALE] = quantize_int8(tensor, largest)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor

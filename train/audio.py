@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..codec.bench.results import as_json
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
@@ -37,7 +38,9 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
+    as_released,
     optimizers_of,
+    released,
     run_script,
     training_arguments,
 )
@@ -115,8 +118,12 @@ class Trainer(TrainingRun):
 
         optim = self.recipe["optim"]
         critics = {**optim, "lr": optim["critics_lr"], "muon": 0}
+        only = tuple(optim["only"])
+        named = [(name, p) for name, p in self.model.named_parameters() if not only or name.startswith(only)]
+        if not named:
+            raise ValueError(f"no weight has a name that begins with {' or '.join(only)}")
         return (
-            optimizers_of(self.model.named_parameters(), optim, in_a_block),
+            optimizers_of(named, optim, in_a_block),
             optimizers_of(self.critics.named_parameters(), critics, in_a_block),
         )
 
@@ -128,7 +135,7 @@ class Trainer(TrainingRun):
         judge: GraphedStep | None = None
         loss = norm = torch.tensor(math.nan)
         batch = optim["batch"]
-        adversarial = False
+        adversarial = rounding = False
         self.model.train()
         pace = Pace(self, [*optimizers, *critics_optimizers], EVALUATIONS)
         for step in pace:
@@ -136,24 +143,28 @@ class Trainer(TrainingRun):
                 adversarial = True
                 self.best = math.inf
                 self.log(f"[{100 * pace.share:5.1f} %] from here on with discriminators")
+            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
+                rounding = True
+                self.best = math.inf  # what counts from here on is what rounded weights do
+                self.log(f"[{100 * pace.share:5.1f} %] from here on weights are rounded")
             x = self.store.batch(batch)
             kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
             if compute is None:
                 compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
-            loss = compute((x, kept), adversarial)
+            loss = compute((x, kept), adversarial, rounding)
             norm = compute.clip(optim["grad_clip"])
             for optimizer in optimizers:
                 optimizer.step()
             if adversarial:
                 if judge is None:
                     judge = GraphedStep(self.critics, self.judge, (x, kept), not self.args.eager)
-                judge((x, kept))
+                judge((x, kept), rounding)
                 judge.clip(optim["grad_clip"])
                 critics_optimizers[0].step()
             if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm, adversarial)
+                self.check(step, pace.share, pace.seconds, loss, norm, adversarial, rounding)
         if pace.step:
-            self.check(pace.step, 1.0, pace.seconds, loss, norm, adversarial)
+            self.check(pace.step, 1.0, pace.seconds, loss, norm, adversarial, rounding)
         elif self.main:
             self.model.save_pretrained(self.out)
         self.accelerator.wait_for_everyone()
@@ -165,9 +176,20 @@ class Trainer(TrainingRun):
         bf16 = self.args.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
-    def loss(self, x: Tensor, kept: Tensor, adversarial: bool) -> Tensor:
+    def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
+        weights = {}
+        if rounding:
+            prefixes, half = (
+                tuple(f"model.{prefix}" for prefix in own) for own in (self.model.int8_weights, self.model.half_weights)
+            )
+            weights = as_released(self.net, prefixes, self.model.int8_largest, half)
+        found: tuple[Tensor, Tensor, Tensor] = functional_call(self.net, weights, (x, kept))
+        return found
+
+    def loss(self, x: Tensor, kept: Tensor, adversarial: bool, rounding: bool) -> Tensor:
         conf = self.recipe["loss"]
-        x_hat, commitment, codebook = self.net(x, kept)
+        x_hat, commitment, codebook = self.coded(x, kept, rounding)
         a, b = x[:, 0], x_hat[:, 0]
         scales: tuple[tuple[int, int], ...] = MEL_SCALES
         if conf["mel_scales"] < len(scales) and (self.args.eager or self.device.type == "cpu"):
@@ -188,17 +210,18 @@ class Trainer(TrainingRun):
             total = total + conf["adversarial"] * fooling_loss(fake) + conf["features"] * feature_loss(real, fake)
         return total
 
-    def judge(self, x: Tensor, kept: Tensor) -> Tensor:
+    def judge(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         with torch.no_grad():
-            x_hat, _, _ = self.net(x, kept)
+            x_hat, _, _ = self.coded(x, kept, rounding)
         with self.autocast():
             heard = self.store.size // 2
             return critics_loss(self.critics(x[:, :, -heard:]), self.critics(x_hat[:, :, -heard:]))
 
-    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool) -> None:
+    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool,
+              rounding: bool) -> None:  # fmt: skip
         if not self.main:
             return
-        rows = measure(self.model, self.holdout[:HOLDOUT_QUICK])
+        rows = measure(released(self.model) if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
         score = sum(r["mel_distance"] for r in rows) / len(rows)
         kept = score < self.best or adversarial  # what discriminators bring, distances do not see
         if kept:

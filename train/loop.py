@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 
-from ..tokenizers.api import CONFIG_FILE
+from ..tokenizers.api import CONFIG_FILE, Tokenizer
 from ..tokenizers.quantize.codebook import CodebookQuantizer
-from ..tokenizers.weights import dequantize_int8, quantize_int8
+from ..tokenizers.weights import dequantize_int8, is_int8, quantize_int8
 from .muon import Muon
 from .recipe import change, read_recipe
+
+TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)
 
 STEPS_A_CHECK = 20  # the clock is looked at every so many steps
 
@@ -203,15 +206,26 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
             group["lr"] = group["base"] * factor
 
 
-def as_released(module: nn.Module, prefixes: tuple[str, ...], largest: int) -> dict[str, Tensor]:
+def as_released(
+    module: nn.Module, prefixes: tuple[str, ...], largest: int, half: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
     """The weights that a release rounds to int8, so rounded; gradients pass (Bengio et al. 2013, arXiv:1308.3432).
 
-    Args: prefixes, largest: as in :func:`~tokodec.tokenizers.weights.save`.
+    Args: prefixes, largest, half: as in :func:`~tokodec.tokenizers.weights.save`.
     """
     found = {}
     for name, p in module.named_parameters():
-        if p.ndim >= 2 and name.startswith(prefixes):
+        if is_int8(name, p, prefixes, half):
             found[name] = p + (dequantize_int8(*quantize_int8(p, largest)) - p).detach()
+    return found
+
+
+@torch.no_grad()
+def released(model: TokenizerT) -> TokenizerT:
+    """The model as a release holds it."""
+    found = copy.deepcopy(model)
+    for name, p in as_released(found, found.int8_weights, found.int8_largest, found.half_weights).items():
+        found.get_parameter(name).copy_(p)
     return found
 
 

@@ -13,7 +13,6 @@ printed is a table on the test clips, whose bits are those of the static prior.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +38,7 @@ from .loop import (
     as_released,
     optimizers_of,
     psnr,
+    released,
     residual_energies,
     run_script,
     training_arguments,
@@ -192,7 +192,7 @@ class Trainer(TrainingRun):
     def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, rounding: bool) -> None:
         if not self.main:
             return
-        rows = measure(self.rounded() if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
+        rows = measure(released(self.model) if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
         score = sum(r["psnr"] for r in rows) / len(rows)
         kept = score > self.best
         if kept:
@@ -212,14 +212,6 @@ class Trainer(TrainingRun):
             + " usage " + " ".join(f"{report.usage:.2f}" for report in reports)
             + (" kept" if kept else "")
         )  # fmt: skip
-
-    @torch.no_grad()
-    def rounded(self) -> VideoGrid:
-        """The model as a release holds it."""
-        model = copy.deepcopy(self.model)
-        for name, p in as_released(model, VideoGrid.int8_weights, VideoGrid.int8_largest).items():
-            model.get_parameter(name).copy_(p)
-        return model
 
     def export(self) -> None:
         """Show what the released weights do, and write the static prior of their codes."""

@@ -126,6 +126,7 @@ class AudioGRVQ(Tokenizer):
 
     config_class = AudioGRVQConfig
     int8_weights = ("analysis.", "synthesis.")
+    int8_largest = 63
     modality = "audio"
 
     config: AudioGRVQConfig
@@ -137,6 +138,9 @@ class AudioGRVQ(Tokenizer):
         self.analysis = analysis_net(self.config)
         self.quantizer = GroupResidualQuantizer(levels)
         self.synthesis = synthesis_net(self.config)
+        # Rounding these costs as much as rounding all others together, twenty times as many: the maps from samples and
+        # to them, and what sees the former first (by hand, mel distance after rounding one at a time).
+        self.half_weights = ("analysis.0.", "analysis.1.up.", f"synthesis.{len(self.synthesis) - 1}.")
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -128,6 +128,7 @@ class ImageGrid(Tokenizer):
 
     config_class = ImageGridConfig
     int8_weights = ("analysis.", "synthesis.")
+    int8_largest = 31
     modality = "image"
 
     config: ImageGridConfig
