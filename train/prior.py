@@ -31,6 +31,7 @@ import torch.distributed
 
 from ..codec.errors import TokodecError
 from ..codec.sound import SEGMENT
+from ..codec.video import UNIT
 from ..entropy.context import CONTEXT_FILE, ContextPrior
 from ..entropy.context_net import ContextNet, LevelShape
 from ..entropy.integer import CONCEAL
@@ -50,7 +51,7 @@ from .recipe import change, read_recipe
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
 EVALUATION_ROWS = 16384
-SEGMENT_FRAMES = 33
+SEGMENT_FRAMES = 1 + UNIT  # of clips: a segment of a file of 25 frames a second
 
 
 def pick(values: Sequence[Any], level: int) -> Any:
