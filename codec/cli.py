@@ -632,12 +632,64 @@ def bench_audio_folder(
     )
 
 
+@bench_app.command("video")
+def bench_video_folder(
+    folder: Annotated[Path, typer.Argument(help="folder with videos")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")] = Path("bench-out"),
+    models: Annotated[str, typer.Option(help="models for videos, with commas")] = "video-grid",
+    codecs: Annotated[
+        str,
+        typer.Option(help="beside them, with commas: x264, x265, av1, x264-psnr, and image-photo frame by frame"),
+    ] = "x264,image-photo,x265,av1",
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="only so many clips", min=1)] = None,
+    frames: Annotated[int | None, typer.Option(help="only so many frames of each clip", min=1)] = None,
+    levels: Annotated[str, typer.Option(help="of ours, with commas; else all of them")] = "",
+    kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = "",
+    every_photo: Annotated[
+        int, typer.Option(help="image-photo codes one of so many frames, its bytes are scaled", min=1)
+    ] = 4,
+    every: Annotated[
+        int, typer.Option(help="MS-SSIM and feature distance are measured on one of so many frames", min=1)
+    ] = 4,
+    memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
+    threads: Annotated[int, typer.Option(help="of PyTorch and of the other codecs", min=1)] = 1,
+) -> None:
+    """Rate, distortion, speed and memory on a folder of videos, beside x264, x265 and SVT-AV1, and beside a model for
+    pictures that is run frame by frame; tables and a page."""
+    from .bench.video import bench_video
+
+    bench_video(
+        folder,
+        out,
+        names_in(models),
+        names_in(codecs),
+        device,
+        limit,
+        levels=whole_numbers(levels, "levels"),
+        kbps=number_list(kbps, "rates"),
+        frames=frames,
+        every_photo=every_photo,
+        every=every,
+        memory=memory,
+        threads=threads,
+    )
+
+
 def number_list(text: str, what: str) -> list[float]:
     """Numbers with commas. Raises UsageError for anything else."""
     try:
         return [float(part) for part in names_in(text)]
     except ValueError as error:
         raise UsageError(f"{what} are numbers with commas, got {text!r}") from error
+
+
+def whole_numbers(text: str, what: str) -> list[int]:
+    """Digits with commas. Raises UsageError for anything else."""
+    parts = names_in(text)
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{what} are whole numbers with commas, got {text!r}")
+    return [int(part) for part in parts]
 
 
 def names_in(text: str) -> list[str]:

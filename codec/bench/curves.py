@@ -77,6 +77,16 @@ def rising(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
+def rate_at(curve: Sequence[tuple[float, float]], value: float) -> float | None:
+    """The rate at which a codec reaches a value of the metric: the logarithm of its rate goes in straight lines between
+    its settings, those of ``curve``, pairs of rate and metric in any order. None outside of them."""
+    points = rising(curve)
+    if not points or not points[0][1] <= value <= points[-1][1]:
+        return None
+    rates, values = np.array(points).T
+    return float(np.exp(np.interp(value, values, np.log(rates))))
+
+
 def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> BdRate:
     """Mean difference of two curves in rate at the same metric.
 

@@ -1,4 +1,4 @@
-"""Peak memory of one codec on one picture or sound: encoding and decoding each in a process of their own.
+"""Peak memory of one codec on one picture, sound or video: encoding and decoding each in a process of their own.
 
 The figures are of whole processes, Python and libraries included; a process that only starts and reads the file is
 the floor to compare with.
@@ -89,7 +89,8 @@ def _run(job: dict[str, Any], step: str, source: Path, coded: Path) -> tuple[flo
 def child(text: str, step: str, source: str, coded: str) -> None:
     """In the process that is weighed: one step of one codec; prints the peak on the GPU in MiB, or null."""
     job = json.loads(text)
-    (_sound_step if job.get("sound") else _picture_step)(job, step, source, Path(coded))
+    work = _sound_step if job.get("sound") else _video_step if job.get("video") else _picture_step
+    work(job, step, source, Path(coded))
     print(json.dumps(_gpu_mib(job.get("device"))))
 
 
@@ -164,6 +165,33 @@ def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
         else:
             codes = np.frombuffer(file.read_bytes(), np.int16).astype(np.int64)
             baseline.decode(codes.reshape(baseline.codebooks, -1))
+
+
+def _video_step(job: dict[str, Any], step: str, source: str, file: Path) -> None:
+    from .videos import Coded, VideoCodec, VideoSetting, read_video
+
+    codec: VideoCodec
+    if job["kind"] == "start":
+        read_video(Path(source), job["frames"])
+        return
+    if job["kind"] == "peer":
+        from .video_peers import find_video_peer
+
+        codec = find_video_peer(job["codec"], job["threads"])
+    else:
+        from .ours_video import prepare_frames, prepare_video
+
+        _set_threads(job["threads"])
+        ours = job["kind"] == "ours"
+        codec = prepare_video(*job["arguments"]) if ours else prepare_frames(*job["arguments"])
+    if step == "encode":
+        coded = codec.encode(read_video(Path(source), job["frames"]), VideoSetting(*job["setting"]))
+        file.write_text(json.dumps({"n": coded.n, "every": coded.every, "files": [f.hex() for f in coded.files]}))
+    else:
+        found = json.loads(file.read_text())
+        coded = Coded(tuple(map(bytes.fromhex, found["files"])), found["n"], found["every"])
+        for _ in codec.decode(coded):
+            pass
 
 
 def _set_threads(threads: int) -> None:

@@ -251,10 +251,7 @@ class VideoReader:
         self._corrupt += bool(frame.is_corrupt)
         self._count += 1
         try:
-            rgb = frame.reformat(
-                format="rgb24", src_colorspace=self._matrix, dst_colorspace=self._matrix, interpolation=_SWSCALE
-            )
-            pixels = rgb.to_ndarray()
+            pixels = rgb_pixels(frame, self._matrix)
         except self._errors as error:
             raise MediaError(f"{self.name}: damaged after frame {self._count}: {_one_line(error)}") from error
         if self._turn:
@@ -327,18 +324,25 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise MediaError(f"{name}: frames of {width} x {height}: sides are at most {MAX_SIDE}")
 
 
-def _untagged(height: int, width: int) -> int:
+def untagged_matrix(height: int, width: int) -> int:
     """The matrix of YUV that says nothing about it, by the custom of players: BT.709 from high definition on."""
     return _ITU709 if width >= 1280 or height > 576 else _ITU601
 
 
 def _matrix_of(frame: Any, size: tuple[int, int]) -> int:
-    return _MATRICES.get(int(frame.colorspace), _untagged(size[1], size[0]))
+    return _MATRICES.get(int(frame.colorspace), untagged_matrix(size[1], size[0]))
 
 
 def _duration(frame: Any) -> Fraction:
     """Of a frame, 0 if it does not say."""
     return Fraction((frame.duration or 0) * (frame.time_base or 0))
+
+
+def rgb_pixels(frame: Any, matrix: int) -> Pixels:
+    """``[H, W, 3]`` uint8 of a frame of FFmpeg, whose YUV has the ``matrix`` of this number of swscale."""
+    rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, interpolation=_SWSCALE)
+    pixels: Pixels = rgb.to_ndarray()
+    return pixels
 
 
 _Turn = tuple[bool, bool, bool]  # rows become columns; then columns, then rows in reverse
@@ -485,8 +489,8 @@ class _Sink:
         """The file will be thrown away."""
 
 
-def _frame_of(pixels: Pixels, pixel_format: str, matrix: int) -> Any:
-    """A frame of FFmpeg in YUV of limited range."""
+def yuv_frame(pixels: Pixels, pixel_format: str, matrix: int) -> Any:
+    """Pixels ``[H, W, 3]`` uint8 as a frame of FFmpeg in YUV of limited range; :func:`rgb_pixels` undoes it."""
     import av
 
     return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
@@ -507,7 +511,7 @@ class _Y4m(_Sink):
         if rate is None:
             raise UnsupportedMediaError(f"{name}: .y4m holds one frame rate, and this video has none; write .mp4")
         self.target, self.name, self.rate, self.count = target, name, rate, 0
-        self.matrix = _untagged(height, width)
+        self.matrix = untagged_matrix(height, width)
         self._put(
             f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip"
             f" A{aspect.numerator}:{aspect.denominator} C444 XCOLORRANGE=LIMITED\n".encode()
@@ -520,7 +524,7 @@ class _Y4m(_Sink):
                 f"{self.name}: .y4m holds one frame rate, and frame {self.count} is not at its time; write .mp4"
             )
         self.count += 1
-        frame = _frame_of(pixels, "yuv444p", self.matrix)
+        frame = yuv_frame(pixels, "yuv444p", self.matrix)
         self._put(b"FRAME\n" + frame.to_ndarray().tobytes())
 
     def _put(self, data: bytes) -> None:
@@ -578,7 +582,7 @@ class _Av(_Sink):
         self.pixel_format = "yuv444p" if odd and codec == "libx264" else "yuv420p"
         if self.pixel_format == "yuv444p":
             self.notes.append(f"{width} x {height} has an odd side: written as H.264 4:4:4, which some players refuse")
-        self.matrix = _untagged(height, width)
+        self.matrix = untagged_matrix(height, width)
         stream = self.container.add_stream(codec, rate=self.rate.limit_denominator(1 << 20), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, self.pixel_format
         context = stream.codec_context
@@ -616,7 +620,7 @@ class _Av(_Sink):
             self.durations[self.last[0]] = next_place - self.last[0]
 
     def _encode(self, pixels: Pixels, place: int) -> None:
-        frame = _frame_of(pixels, self.pixel_format, self.matrix)
+        frame = yuv_frame(pixels, self.pixel_format, self.matrix)
         frame.pts, frame.time_base = place, self.time_base
         self._mux(self.stream.encode(frame))
 

@@ -328,6 +328,7 @@ def make_video_model() -> None:
             chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
             level.basis.copy_(residual[chosen].half().float())
             residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
+        model.hold.fill_(float(residual.square().sum(1).mean()))
     model.save_pretrained(VIDEO)
     model = VideoGrid.from_pretrained(VIDEO)
     codes = model.encode(x).codes

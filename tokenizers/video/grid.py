@@ -390,8 +390,7 @@ class StreamingVideoEncoder:
 
     @torch.no_grad()
     def quantize(self, z_e: Tensor) -> Tensor:
-        """Latents of the next cells, of whole frames or always the same part of them, to codes ``[B, levels, m, h, w]``.
-        """
+        """Latents of the next cells to codes ``[B, levels, m, h, w]``; of whole frames, or always one part of them."""
         codes, quantizer = [], self.model.quantizer
         for cell in z_e.unbind(2):
             z = cell[:, :, None]
