@@ -122,6 +122,14 @@ class Rate:
         )
 
 
+@dataclass(frozen=True)
+class SoundOptions:
+    """What is said of a video's sound; None stands for the default."""
+
+    kbps: float | None  # most thousands of bits a second
+    model: str | None
+
+
 def check_effort(effort: int) -> None:
     """Raise UsageError for what is not an effort."""
     if effort not in range(len(EFFORTS)):
@@ -252,14 +260,6 @@ def _encode_sound(
         raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a sound")
     data, levels, tokens = encode_sound(source, name, loaded, rate, progress, max_samples)  # 1, 3, 4, 5
     return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
-
-
-@dataclass(frozen=True)
-class SoundOptions:
-    """What is said of a video's sound."""
-
-    kbps: float | None
-    model: str | None
 
 
 def _encode_video(

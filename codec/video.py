@@ -195,30 +195,23 @@ def analyse_frames(
     tokenizer, searched = video_tokenizer(files.model), files.levels is None
     clock = ClockMaker(reader.time_base, reader.name)
     encoder: FrameEncoder | None = None
-    cells: list[Codes] = []
-    total = 0 * np.zeros(files.levels or len(tokenizer.codebook_sizes))
-    held = done = 0
-
-    def take(codes: Codes, errors: Numbers) -> None:
-        nonlocal total
-        cells.append(codes)
-        total = total + errors
+    made: list[tuple[Codes, Numbers]] = []  # of the segment's cells
 
     def close() -> None:
-        nonlocal encoder, held, total
+        nonlocal encoder
         if encoder is not None:
-            take(*encoder.finish())
-            files.add(np.concatenate(cells, axis=1), total)
-        cells.clear()
-        encoder, held, total = None, 0, 0 * total
+            made.append(encoder.finish())
+            codes, errors = zip(*made, strict=True)
+            files.add(np.concatenate(codes, axis=1), np.sum(errors, axis=0))
+        made.clear()
+        encoder = None
 
-    for frame in reader:
+    for done, frame in enumerate(reader, start=1):
         clock.add(frame)
         if encoder is None:
             encoder = FrameEncoder(tokenizer, reader.height, reader.width, files.levels, searched)
-        take(*encoder.push(frame.pixels))
-        held, done = held + 1, done + 1
-        if held == segment:
+        made.append(encoder.push(frame.pixels))
+        if done % segment == 0:
             close()
         if count is not None:
             count(done)

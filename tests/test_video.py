@@ -210,6 +210,19 @@ def test_golden_frames(name: str) -> None:
     assert np.abs(seen - expected["seen"]).max() < 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "static"])
+def test_a_gpu_decodes_the_same_codes(name: str) -> None:
+    tok, other = read_tok((GOLDEN / f"{name}.tok").read_bytes()), load_model(str(GOLDEN), "cuda")
+    for segment in range(tok.video.n_segments):
+        codes, again = read_segment(tok, model(), segment), read_segment(tok, other, segment)
+        assert codes is not None
+        assert again is not None
+        assert np.array_equal(codes, again)
+    pairs = zip(decode_frames(tok, model()), decode_frames(tok, other), strict=True)
+    assert all(int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1 for (_, a), (_, b) in pairs)
+
+
 def test_golden_files_show_every_path() -> None:
     headers = {name: read_tok((GOLDEN / f"{name}.tok").read_bytes()).video for name in EXPECTED}
     assert len(set(EXPECTED["even"]["levels"])) > 1
