@@ -125,12 +125,14 @@ class Tokenizer(nn.Module, abc.ABC):
     Subclasses take one frozen dataclass as configuration, name it in ``config_class``, and list in ``int8_weights`` the
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
     ``int8_largest`` the largest of these integers, and in ``half_weights`` prefixes among them that stay float16.
+    ``int8_codebooks``: whether codewords are rounded too.
     """
 
     config_class: ClassVar[type[Any]]
     int8_weights: ClassVar[tuple[str, ...]] = ()
     int8_largest: ClassVar[int] = 127
     half_weights: tuple[str, ...] = ()
+    int8_codebooks: ClassVar[bool] = False
     modality: ClassVar[str]
     dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
 
@@ -180,8 +182,9 @@ class Tokenizer(nn.Module, abc.ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
         weights.save(
-            self.state_dict(), folder / weights.WEIGHTS_FILE, self.int8_weights, self.int8_largest, self.half_weights
-        )
+            self.state_dict(), folder / weights.WEIGHTS_FILE, self.int8_weights, self.int8_largest, self.half_weights,
+            self.int8_codebooks,
+        )  # fmt: skip
         (folder / CONFIG_FILE).write_text(config_text(self))
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
 

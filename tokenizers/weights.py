@@ -22,6 +22,7 @@ from ..entropy.packed import file_hash
 __all__ = ["SCALE", "WEIGHTS_FILE", "dequantize_int8", "file_hash", "load", "load_hashed", "quantize_int8", "save"]
 
 WEIGHTS_FILE = "model.safetensors"
+BASIS = ".basis"  # suffix of the codewords of SimVQ before they are multiplied
 SCALE = ".int8_scale"  # suffix of the tensor that holds the step size of every output channel
 
 
@@ -54,17 +55,21 @@ def is_int8(name: str, tensor: Tensor, int8: tuple[str, ...], half: tuple[str, .
 
 
 def save(
-    state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = ()
-) -> None:
+    state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = (),
+    codebooks: bool = False,
+) -> None:  # fmt: skip
     """Write ``state`` to ``path``, as int8 what :func:`is_int8` says, else as float16.
 
     Args: largest: of the int8 values, see :func:`quantize_int8`.
+          codebooks: write the bases of codebooks as int8 too, each codeword with a step of its own.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
         if is_int8(name, tensor, int8, half):
             out[name], out[name + SCALE] = quantize_int8(tensor, largest)
+        elif codebooks and name.endswith(BASIS):
+            out[name], out[name + SCALE] = quantize_int8(tensor)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor
     packed.write(path, to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))

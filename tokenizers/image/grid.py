@@ -128,7 +128,8 @@ class ImageGrid(Tokenizer):
 
     config_class = ImageGridConfig
     int8_weights = ("analysis.", "synthesis.")
-    int8_largest = 31
+    int8_largest = 27
+    int8_codebooks = True
     modality = "image"
 
     config: ImageGridConfig

@@ -139,6 +139,7 @@ class VideoGrid(Tokenizer):
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 11
+    int8_codebooks = True
     modality = "video"
 
     config: VideoGridConfig
