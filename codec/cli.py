@@ -83,6 +83,10 @@ class Bar:
     def __call__(self, share: float) -> None:
         self._show(completed=share, total=1.0)
 
+    def tell(self, line: str) -> None:
+        """How it stands."""
+        self._show(speed=line)
+
     def count(self, frames: int) -> None:
         """So many frames are done."""
         speed = frames / max(1e-9, time.monotonic() - self.begin)
@@ -156,6 +160,9 @@ def encode(
         str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")
     ] = None,
     effort: Effort = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="time that -m video-fit may take, 3 by default; Ctrl-C ends it early")
+    ] = None,
     metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
     sound: Sound = True,
     sound_kbps: Annotated[
@@ -199,8 +206,10 @@ def encode(
                 sound=sound,
                 sound_kbps=sound_kbps,
                 sound_model=sound_model,
+                minutes=minutes,
                 progress=progress,
                 count=progress.count,
+                report=progress.tell,
             )
         for note in done.notes:
             say(f"codec: {src}: {note}")

@@ -62,9 +62,10 @@ PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 IMAGE, AUDIO, VIDEO = 1, 2, 3
 MODALITIES = {IMAGE: "image", AUDIO: "audio", VIDEO: "video"}
 KINDS = {IMAGE: "a picture", AUDIO: "a sound", VIDEO: "a video"}  # in messages
-PRIORS = {1: "static", 2: "context", 3: "hyperprior", 4: "tail"}
+PRIORS = {1: "static", 2: "context", 3: "hyperprior", 4: "tail", 5: "fit"}
 HYPERPRIOR = 3  # files of models whose rate dial is a quality: photo.py reads and writes them
 TAIL = 4  # files of models whose rate dial is the number of tokens
+FIT = 5  # videos whose segments hold networks of their own
 
 
 @dataclass(frozen=True)

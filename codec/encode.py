@@ -18,13 +18,14 @@ from .errors import RateError, UsageError
 from .files import open_output
 from .media.image import encode_alpha, read_image
 from .media.kind import media_kind
-from .models import DEFAULT_MODELS, Model, choose_model, load_model, pick_device
+from .models import DEFAULT_MODELS, FITTED, Model, choose_model, load_model, pick_device
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..tokenizers.api import Tokens
     from .media.image import Picture
+    from .video import EncodedVideo, SoundWanted
 
 SEGMENT = 1024  # pixels along the edge of a segment
 FEWEST = 8  # cells along it
@@ -158,8 +159,10 @@ def encode_file(
     sound: bool = True,
     sound_kbps: float | None = None,
     sound_model: str | None = None,
+    minutes: float | None = None,
     progress: Callable[[float], None] | None = None,
     count: Callable[[int], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Encoded:
     """Encode a picture, a sound or a video.
 
@@ -179,8 +182,10 @@ def encode_file(
         max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all channels.
         sound: keep the sound of a video.  sound_kbps: most thousands of bits a second for it, 3 a channel by default
             but no more than a fifth of a size that was asked for.  sound_model: for it, instead of the default.
+        minutes: that "video-fit" may take, 3 by default.
         progress: called with the share of the work that is done, now and then.
         count: called with the number of a video's frames that are done.
+        report: called with a line on how a fit stands.
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
@@ -193,13 +198,21 @@ def encode_file(
         chosen = choose_model(model, tune, kind)
         if kind != "video" and (sound_kbps is not None or sound_model is not None):
             raise UsageError(f"the sound of videos has a rate and a model of its own, and {name} is none")
+        if chosen == FITTED and kind != "video":
+            raise UsageError(f"{FITTED} is for videos, and {name} is none")
+        if minutes is not None and chosen != FITTED:
+            raise UsageError(f"minutes are for the model {FITTED} only")
         if kind == "video":
             if effort:
                 raise UsageError(f"effort is for pictures, and {name} is a video")
             own = SoundOptions(sound_kbps, sound_model) if sound else None
-            encoded = _encode_video(
-                source, name, chosen, rate, prior, own, device, (max_pixels, max_samples), progress, count
-            )
+            limits = max_pixels, max_samples
+            if chosen == FITTED:
+                if prior is not None:
+                    raise UsageError(f"{FITTED} has no entropy models to choose from")
+                encoded = _encode_fitted(source, name, rate, minutes, own, device, limits, progress, report)
+            else:
+                encoded = _encode_video(source, name, chosen, rate, prior, own, device, limits, progress, count)
         elif kind == "audio":
             if effort:
                 raise UsageError(f"effort is for pictures, and {name} is a sound")
@@ -274,23 +287,52 @@ def _encode_video(
     progress: Callable[[float], None] | None,
     count: Callable[[int], None] | None,
 ) -> Encoded:
-    from .video import SoundWanted, encode_video
+    from .video import encode_video
 
     loaded = load_model(chosen, pick_device(device), prior)  # 2
     if loaded.tokenizer.modality != "video":
         raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a video")
-    wanted = None
-    if sound is not None:
-        of_sound = sound.model or DEFAULT_MODELS["audio"]
-        wanted = SoundWanted(lambda: load_model(of_sound, pick_device(device)), sound.kbps)  # only if there is one
-    found = encode_video(source, name, loaded, rate, wanted, progress, count, *limits)  # 1, 3, 4, 5
+    wanted = _sound_wanted(sound, device)
+    return _encoded(encode_video(source, name, loaded, rate, wanted, progress, count, *limits))  # 1, 3, 4, 5
+
+
+def _encode_fitted(
+    source: Path | BinaryIO,
+    name: str,
+    rate: Rate,
+    minutes: float | None,
+    sound: SoundOptions | None,
+    device: str,
+    limits: tuple[int, int],
+    progress: Callable[[float], None] | None,
+    report: Callable[[str], None] | None,
+) -> Encoded:
+    from .fit_video import encode_fitted
+
+    wanted, place = _sound_wanted(sound, device), pick_device(device)
+    found, quality = encode_fitted(source, name, rate, minutes, wanted, place, progress, report, *limits)  # 1, 3, 4, 5
+    return _encoded(found, quality)
+
+
+def _sound_wanted(sound: SoundOptions | None, device: str) -> SoundWanted | None:
+    """Its model is loaded only if there is a sound."""
+    from .video import SoundWanted
+
+    if sound is None:
+        return None
+    model = sound.model or DEFAULT_MODELS["audio"]
+    return SoundWanted(lambda: load_model(model, pick_device(device)), sound.kbps)
+
+
+def _encoded(video: EncodedVideo, quality: float | None = None) -> Encoded:
     return Encoded(
-        found.data,
-        int(found.levels.max()),
-        found.height * found.width * found.frames,
-        found.notes,
-        seconds=float(found.seconds),
-        frames=found.frames,
+        video.data,
+        int(video.levels.max()),
+        video.height * video.width * video.frames,
+        video.notes,
+        quality,
+        float(video.seconds),
+        frames=video.frames,
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .container import FIT, PRIORS, Header
 from .container import MODALITIES as MODALITY_NAMES
-from .container import PRIORS, Header
 from .errors import ModelError, UsageError, WeightsMismatchError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
+FITTED = "video-fit"  # no model: what decodes a video is in its file, fit_video.py
 DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k", "video": "video-grid"}  # of `codec encode`
 TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 TOKEN_MODELS = {  # of `codec tokenize`: few codes, for generators
@@ -174,6 +175,8 @@ def model_for(header: Header, name: str | None, device: str, option: str = "--mo
     """
     from ..tokenizers.api import released_models
 
+    if header.prior == FIT:
+        raise ModelError(f"files of {FITTED} are videos that need no model, and this one claims otherwise")
     if name is None and header.model not in released_models():
         raise ModelError(
             f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}"

@@ -309,9 +309,6 @@ def _part(progress: Progress | None, begin: float, end: float) -> Progress | Non
 
 
 def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound: bool) -> VideoHeader:
-    aspect = reader.pixel_aspect.limit_denominator(65535)
-    if not 0 < aspect.numerator <= 65535:
-        aspect = Fraction(1)
     return VideoHeader(
         model=model.tokenizer.name,
         weights_hash=model.tokenizer.weights_hash,
@@ -324,16 +321,26 @@ def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound
         frames=clock.frames,
         group=GROUP,
         segment=segment,
-        tick_seconds=clock.tick.numerator,
-        tick_parts=clock.tick.denominator,
-        start=clock.start,
-        duration=clock.duration,
-        last=clock.last,
-        times=int(clock.ticks is not None),
-        aspect_width=aspect.numerator,
-        aspect_height=aspect.denominator,
         sound=int(sound),
+        **clock_fields(reader, clock),
     )
+
+
+def clock_fields(reader: VideoReader, clock: Clock) -> dict[str, int]:
+    """The fields of a header that say when frames are shown and how wide their pixels are."""
+    aspect = reader.pixel_aspect.limit_denominator(65535)
+    if not 0 < aspect.numerator <= 65535:
+        aspect = Fraction(1)
+    return {
+        "tick_seconds": clock.tick.numerator,
+        "tick_parts": clock.tick.denominator,
+        "start": clock.start,
+        "duration": clock.duration,
+        "last": clock.last,
+        "times": int(clock.ticks is not None),
+        "aspect_width": aspect.numerator,
+        "aspect_height": aspect.denominator,
+    }
 
 
 # -------------------------------------------------------------------- decoding
@@ -396,14 +403,38 @@ def read_segment(tok: TokFile, model: Model, segment: int, levels: int | None = 
         codes = model.prior.decompress_joint(payload[1:], payload[:1], header.segment_grid(segment))[0]
         return np.asarray(codes[:levels], dtype=np.int64)
     except ValueError as error:
-        begin, end = header.segment_span(segment)
-        tok.damaged(f"segment {segment}: {error}; frames {begin} to {end - 1} are lost, the one before stands for them")
+        _lost(tok, segment, error)
         return None
+
+
+def _lost(tok: TokFile, segment: int, error: ValueError) -> None:
+    begin, end = tok.video.segment_span(segment)
+    tok.damaged(f"segment {segment}: {error}; frames {begin} to {end - 1} are lost, the one before stands for them")
+
+
+def segment_pixels(tok: TokFile, model: Model | str, segment: int, levels: int | None = None) -> Iterator[Pixels]:
+    """Frames of a segment, one by one, none if it is lost. model: as in :func:`decode_frames`."""
+    header = tok.video
+    if not isinstance(model, str):
+        codes = read_segment(tok, model, segment, levels)
+        decoder = FrameDecoder(video_tokenizer(model), header.height, header.width)
+        return iter(()) if codes is None else _decoded(codes, decoder)
+    from .fit_video import fitted_frames
+
+    begin, end = header.segment_span(segment)
+    payload = tok.payload(LAYR, 0, segment)
+    try:
+        if payload is None:
+            raise ValueError("missing or damaged")
+        return fitted_frames(tok, payload, end - begin, model)
+    except ValueError as error:
+        _lost(tok, segment, error)
+        return iter(())
 
 
 def decode_frames(
     tok: TokFile,
-    model: Model,
+    model: Model | str,
     part: Part | None = None,
     levels: int | None = None,
     progress: Progress | None = None,
@@ -413,15 +444,15 @@ def decode_frames(
 
     Only segments of that part are decoded. A lost segment is the last good frame, or gray if there is none.
 
-    Args:   levels: decode at most so many.  progress: is called with the share that is done, ``count`` with frames.
+    Args:   model: of the file; for a file that needs none, the device to use.  levels: decode at most so many.
+            progress: is called with the share that is done, ``count`` with frames.
     """
-    header, tokenizer, clock = tok.video, video_tokenizer(model), clock_of(tok)
+    header, clock = tok.video, clock_of(tok)
     first, last = (0, header.frames) if part is None else (part.first, part.last)
     good: Pixels = np.full((header.height, header.width, 3), GRAY, dtype=np.uint8)
     for segment in range(first // header.segment, -(-last // header.segment)):
         begin, end = header.segment_span(segment)
-        codes = read_segment(tok, model, segment, levels)
-        frames = iter(()) if codes is None else _decoded(codes, FrameDecoder(tokenizer, header.height, header.width))
+        frames = segment_pixels(tok, model, segment, levels)
         for i in range(begin, min(end, last)):
             good = next(frames, good)
             if i < first:
@@ -440,7 +471,7 @@ def _decoded(codes: Codes, decoder: FrameDecoder) -> Iterator[Pixels]:
 
 def write_frames(
     tok: TokFile,
-    model: Model,
+    model: Model | str,
     part: Part,
     target: BinaryIO,
     suffix: str,
@@ -454,7 +485,7 @@ def write_frames(
 ) -> list[str]:
     """Decode a part of a video into a file, frame by frame. Returns what the file could not hold.
 
-    Args:   sound: loads the model of the file's sound; None leaves the sound out.
+    Args:   model: as in :func:`decode_frames`.  sound: loads the model of the file's sound; None leaves the sound out.
     Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
     """
     header, clock = tok.video, clock_of(tok)

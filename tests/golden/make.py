@@ -1,8 +1,8 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound`, `video` only those folders),
-or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a released format
-stay as they are: new ones are added under new names.
+Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound`, `video`, `fit` only those
+folders), or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a
+released format stay as they are: new ones are added under new names.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ from tokodec.codec.container import (
     LAYR,
     SIGNATURE,
     ImageHeader,
+    VideoHeader,
     pack_chunk,
     read_tok,
     write_header,
+    write_video,
 )
 from tokodec.codec.decode import decode_file, file_tokens, photo_file_tokens
 from tokodec.codec.encode import Rate, build_file, build_photo, build_sequence, compress_tokens, encode_tokens
+from tokodec.codec.fit import Fit
+from tokodec.codec.fitted import read_fitted
 from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.image import Picture
 from tokodec.codec.models import Model, load_model
@@ -59,6 +63,7 @@ from tokodec.tokenizers.image.sequence import ImageSequence, ImageSequenceConfig
 from tokodec.tokenizers.image.tiling import Tile
 from tokodec.tokenizers.quantize.residual import ResidualQuantizer
 from tokodec.tokenizers.quantize.simvq import SimVQ
+from tokodec.tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, Group
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
 from tokodec.train.image_1d import Autoencoder
 
@@ -67,6 +72,7 @@ TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
 SEQUENCE = HERE / "sequence"  # a model of windows, and files made with it
+FIT = HERE / "fit"  # a fitted video, with all kinds of grids
 VIDEO = HERE / "video"  # a model for videos, both kinds of entropy models, and files made with it and that for sounds
 SOUND = HERE / "sound"  # a model for sounds, both kinds of entropy models, and files made with them
 SEQUENCE_CONFIG = ImageSequenceConfig(16, 2, 1, 1, 12, "simvq", 32, 4, 8)
@@ -408,6 +414,44 @@ def make_video() -> None:
     (VIDEO / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
+def make_fit() -> None:
+    """Nine frames of 12 x 20 pixels that move down and to the right, by a few steps of fitting."""
+    FIT.mkdir(exist_ok=True)
+    picture = torch.from_numpy(smooth_picture(24, 40, 3))
+    clip = torch.stack([picture[8 - i // 2 : 20 - i // 2, 12 - i : 32 - i] for i in range(9)])
+    kinds = ((FEATURES, 0, 0, 2), (FEATURES, 4, 1, 2), (FEATURES, 1, 1, 2), (DOWN, 1, 1, 2), (RIGHT, 1, 1, 2))
+    shape = FitShape(9, 12, 20, tuple(Group(*kind) for kind in kinds), margin=4, channels=8, hidden=6)
+    fit = Fit(clip, shape, bit_cost=0.003)
+    for i in range(300):
+        fit.step(i / 300)
+    payload = fit.export()
+    header = VideoHeader(
+        model="video-fit",
+        weights_hash="0" * 16,
+        prior=5,
+        prior_hash="0" * 16,
+        layers=1,
+        height=12,
+        width=20,
+        stride=64,
+        frames=9,
+        group=1,
+        segment=9,
+        tick_seconds=1,
+        tick_parts=25,
+        start=0,
+        duration=1,
+        last=1,
+    )
+    (FIT / "clip.tok").write_bytes(write_video(header, [payload]))
+    fitted = read_fitted(payload, 9, 12, 20)
+    Image.fromarray(fitted.frames(0, 9).reshape(-1, 20, 3)).save(FIT / "clip.png", optimize=True)
+    grids = b"".join(grid.astype("<i4").tobytes() for own in fitted.grids for grid in own)
+    weights = b"".join(w.integers.astype("<i4").tobytes() + bytes([w.exponent]) for w in fitted.weights.values())
+    expected = {"grids": hashlib.sha256(grids).hexdigest(), "weights": hashlib.sha256(weights).hexdigest()}
+    (FIT / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
 def smooth_picture(height: int, width: int, seed: int) -> np.ndarray:
     """Random colours 16 pixels apart and what lies between, uint8 ``[H, W, 3]``."""
     coarse = torch.rand(1, 3, -(-height // 16), -(-width // 16), generator=torch.Generator().manual_seed(seed))
@@ -722,6 +766,8 @@ def main(wanted: list[str]) -> None:
     if not wanted or "video" in wanted:
         make_video()
         make_bad_videos()
+    if not wanted or "fit" in wanted:
+        make_fit()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))
 
 
