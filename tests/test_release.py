@@ -29,7 +29,7 @@ from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.sequence import ImageSequence
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 
-TABLES_HASH = "9900df5a0a1914477dbeccbfcf01d3c1eee982b4da8407ffdb36f2e5287ddcdb"
+TABLES_HASH = "03114317a85fa2da74094318e197ad19b44b7eca1ba8e7ad6ba32ae79348b400"
 PHOTO_HASH = "ce9ec180d9b00f94f3df73d07f43d07ca6aaac93e9d50fb7b6bdd16e55f4fd93"
 SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
 
