@@ -267,11 +267,11 @@ def test_save_and_load(tmp_path: Path, model: ImageGrid) -> None:
 
 def test_saving_what_was_loaded_changes_no_code(tmp_path: Path, tiny_model: Path) -> None:
     """Rounding to int8 and float16 is idempotent."""
-    model = ImageGrid.from_pretrained(tiny_model)
+    ImageGrid.from_pretrained(tiny_model).save_pretrained(tmp_path / "first")  # whose steps were finer
+    model = ImageGrid.from_pretrained(tmp_path / "first")
     x = batch(picture(90, 70))
-    codes = model.encode(x).codes
-    model.save_pretrained(tmp_path)
-    assert torch.equal(ImageGrid.from_pretrained(tmp_path).encode(x).codes, codes)
+    model.save_pretrained(tmp_path / "second")
+    assert torch.equal(ImageGrid.from_pretrained(tmp_path / "second").encode(x).codes, model.encode(x).codes)
 
 
 def test_hash_follows_the_weights(tmp_path: Path) -> None:
@@ -404,21 +404,37 @@ def test_a_class_says_how_coarse_its_steps_are(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ImageGrid, "int8_largest", 31)
     random_model((1, 1, 1), (1, 1, 1)).save_pretrained(tmp_path)
     raw = from_bytes(packed.read(tmp_path / weights.WEIGHTS_FILE))
-    assert {int(tensor.abs().max()) for tensor in raw.values() if tensor.dtype == torch.int8} == {31}
+    nets = {name: t for name, t in raw.items() if t.dtype == torch.int8 and name.startswith(ImageGrid.int8_weights)}
+    assert {int(tensor.abs().max()) for tensor in nets.values()} == {31}
     assert ImageGrid.from_pretrained(tmp_path).weights_hash != ""
 
 
-def test_what_is_saved_as_what(tiny_model: Path) -> None:
-    raw = from_bytes(packed.read(tiny_model / weights.WEIGHTS_FILE))
+def test_what_is_saved_as_what(tiny_model: Path, tmp_path: Path) -> None:
+    ImageGrid.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    raw = from_bytes(packed.read(tmp_path / weights.WEIGHTS_FILE))
     for name, tensor in raw.items():
         if name.endswith(weights.SCALE):
             assert tensor.dtype == torch.float32
-        elif name.startswith(("analysis.", "synthesis.")) and tensor.ndim > 1:
+        elif (name.startswith(("analysis.", "synthesis.")) and tensor.ndim > 1) or name.endswith(weights.BASIS):
             assert tensor.dtype == torch.int8
         else:
             assert tensor.dtype == torch.float16
     assert not any("usage" in name for name in raw)  # telemetry stays at home
     assert all(tensor.dtype == torch.float32 for tensor in weights.load(tiny_model / weights.WEIGHTS_FILE).values())
+
+
+def test_what_stays_float16_and_codewords_with_steps_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {"a.w": torch.randn(4, 5), "a.b.w": torch.randn(4, 5), "levels.0.basis": torch.randn(6, 3)}
+    path = tmp_path / "x.safetensors"
+    weights.save(state, path, ("a.",), 7, ("a.b.",), codebooks=True)
+    raw = from_bytes(packed.read(path))
+    assert {name: str(t.dtype) for name, t in raw.items() if not name.endswith(weights.SCALE)} == {
+        "a.w": "torch.int8", "a.b.w": "torch.float16", "levels.0.basis": "torch.int8",
+    }  # fmt: skip
+    found = weights.load(path)
+    assert torch.equal(found["a.b.w"], state["a.b.w"].half().float())
+    assert torch.equal(found["levels.0.basis"], weights.dequantize_int8(*weights.quantize_int8(state["levels.0.basis"])))
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -28,6 +28,7 @@ from tokodec.train.data.audio import (
     read_mono,
     read_sounds,
 )
+from tokodec.train.loop import released
 from tokodec.train.losses.hearing import BANDS, band_levels, hearing_distance
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
@@ -259,13 +260,14 @@ def test_one_command_trains_and_reports(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model"
-    words = ["loss.adversarial_from=0.4", "--data", str(folder), "--test", str(folder), "--minutes", "0.08"]
+    words = ["loss.adversarial_from=0.4", "rounding.share=1.0", "--data", str(folder), "--test", str(folder), "--minutes", "0.2"]
     monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
     script.main()
     lines = capsys.readouterr().out.splitlines()
     assert "4 sounds" in lines[0]
     assert "2 held out" in lines[0]
     assert any("from here on with discriminators" in line for line in lines)
+    assert any("from here on weights are rounded" in line for line in lines)
     row = re.compile(r" *\w+ \d levels +mel \d\.\d+ +STFT \d+\.\d+ +SI-SDR -?\d+\.\d+ dB")
     assert all(row.fullmatch(line) for line in lines[-3:])
     found = json.loads((out / "training.json").read_text())
@@ -326,6 +328,37 @@ def test_a_mistake_is_one_line_and_exit_2(
         script.main()
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("_trains")
+def test_only_some_weights_are_trained(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr(sys, "argv", command("--data", str(folder), "--minutes", "0", "--out", str(first)))
+    script.main()
+    words = ["optim.only=[synthesis.0]", "rounding.share=1.0", "--data", str(folder), "--minutes", "0.05"]
+    monkeypatch.setattr(sys, "argv", command(*words, "--resume", str(first), "--out", str(second)))
+    script.main()
+    before, after = (AudioGRVQ.from_pretrained(path).state_dict() for path in (first, second))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("synthesis.0.") for name in changed)
+    monkeypatch.setattr(sys, "argv", command("optim.only=[nothing]", *words[2:], "--out", str(tmp_path / "third")))
+    with pytest.raises(ValueError, match="no weight has a name"):
+        script.main()
+
+
+def test_rounding_is_that_of_a_release(tmp_path: Path) -> None:
+    sizes = AudioGRVQConfig((8, 16), (1, 1), (16, 16), (1, 1), 8, 2, (16, 16))
+    model = AudioGRVQ(sizes, "small")
+    rounded = released(model)
+    model.save_pretrained(tmp_path)
+    saved = AudioGRVQ.from_pretrained(tmp_path)
+    for name, p in rounded.named_parameters():
+        if name.startswith(("analysis.", "synthesis.")) and p.ndim > 1 and not name.startswith(model.half_weights):
+            assert torch.allclose(p, saved.get_parameter(name), atol=1e-6), name
+    head = f"synthesis.{len(model.synthesis) - 1}.weight"
+    assert head.startswith(model.half_weights)
+    assert torch.equal(rounded.get_parameter(head), model.get_parameter(head))
 
 
 def test_si_sdr_does_not_hear_loudness() -> None:

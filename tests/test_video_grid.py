@@ -301,7 +301,7 @@ def test_a_start_from_pictures_codes_every_fourth_frame() -> None:
         if "pointwise" in name or "projection" in name:
             nn.init.normal_(parameter, std=0.3)
     model = VideoGrid(TINY).eval()
-    model.start_from_image(image)
+    model.start_from(image)
     x = clip(9)
     tokens = model.encode(x)
     for cell, frame in enumerate((0, 4, 8)):
@@ -312,8 +312,8 @@ def test_a_start_from_pictures_codes_every_fourth_frame() -> None:
         assert all(torch.equal(x_hat[:, :, i], x_hat[:, :, frame]) for i in range(max(0, frame - 3), frame))
     other = ImageGrid(replace(sizes, channels=(8, 8, 8)))
     with pytest.raises(ValueError, match="has nets of other sizes"):
-        model.start_from_image(other)
-    model.start_from_image(ImageGrid(replace(sizes, codebook_sizes=(64, 33))))
+        model.start_from(other)
+    model.start_from(ImageGrid(replace(sizes, codebook_sizes=(64, 33))))
     assert model.codebooks[1].basis.shape == (32, 4)
 
 
@@ -321,11 +321,25 @@ def test_a_start_from_pictures_with_more_channels_of_latents() -> None:
     sizes = ImageGridConfig(TINY.channels, (1, 1, 1), (1, 1, 2), 4, (64, 32), ("faithful",))
     image = ImageGrid(sizes, "pictures").eval()
     model = VideoGrid(replace(TINY, dim=6)).eval()
-    model.start_from_image(image)
+    model.start_from(image)
     x = clip(1)
     z_e, theirs = model.latents(x), image.analysis(2 * x[:, :, 0] - 1)
     assert torch.allclose(z_e[:, :4, 0], theirs, atol=1e-5)
     assert z_e[:, 4:].abs().max() < theirs.abs().max()
+
+
+def test_a_start_from_videos_with_more_channels_of_latents(model: VideoGrid) -> None:
+    wide = VideoGrid(replace(TINY, dim=6)).eval()
+    wide.start_from(model)
+    x = clip(9)
+    z_e, theirs = wide.latents(x), model.latents(x)
+    assert torch.allclose(z_e[:, :4], theirs, atol=1e-5)
+    assert 0 < z_e[:, 4:].abs().mean() < theirs.abs().mean()
+    same = VideoGrid(TINY).eval()
+    same.start_from(model)
+    assert torch.equal(same.encode(x).codes, model.encode(x).codes)
+    with pytest.raises(ValueError, match="has nets of other sizes"):
+        VideoGrid(replace(TINY, synthesis_time=(1, 1))).start_from(model)
 
 
 def test_the_default_fits_the_picture_tokenizer_and_the_budget() -> None:

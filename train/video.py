@@ -25,7 +25,7 @@ from torch.func import functional_call
 from ..codec.bench.results import as_json
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
-from ..tokenizers.api import find_model
+from ..tokenizers.api import Tokenizer, find_model
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.quantize.vq import kmeans
 from ..tokenizers.video.grid import GROUP, STRIDE, VideoGrid, VideoGridConfig
@@ -98,11 +98,13 @@ class Trainer(TrainingRun):
             model.load_state_dict(released.state_dict())
             new = range(0)
         elif recipe["start"] != "random":
-            image = ImageGrid.from_pretrained(find_model(recipe["start"]))
-            model.start_from_image(image)
+            other = Tokenizer.from_pretrained(find_model(recipe["start"]))
+            if not isinstance(other, (ImageGrid, VideoGrid)):
+                raise ValueError(f"{recipe['start']} is no model whose nets could be a start")
+            model.start_from(other)
             same = [
                 mine.basis.shape == given.basis.shape
-                for mine, given in zip(model.codebooks, image.codebooks, strict=False)
+                for mine, given in zip(model.codebooks, other.codebooks, strict=False)
             ]
             new = range((*same, False).index(False), len(model.codebook_sizes))
         for level in model.codebooks:  # training and its evaluations search without regard to bits

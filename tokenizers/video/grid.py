@@ -14,7 +14,7 @@ anew, can be decoded from any of them.
 
 In space the nets are those of `image-grid`, frame by frame and with its locality rule; between their blocks are causal
 ones over time (factorised as in R(2+1)D, Tran et al. 2018, arXiv:1711.11248), which start as the identity. So
-:meth:`VideoGrid.start_from_image` makes a tokenizer of the codes of every fourth frame, and training begins there.
+starting from a picture tokenizer (:meth:`VideoGrid.start_from`) makes a tokenizer of the codes of every fourth frame, and training begins there.
 
 A cell keeps the codes that it had in the group before where others are hardly better (`hold`), so that what rests costs
 next to nothing and does not flicker.
@@ -268,38 +268,42 @@ class VideoGrid(Tokenizer):
     # ---------------------------------------------------------------- start
 
     @torch.no_grad()
-    def start_from_image(self, image: ImageGrid, synthesis: str | None = None) -> None:
-        """Take over the nets over space and the codebooks of a picture tokenizer; time's layers stay as they are.
+    def start_from(self, other: ImageGrid | VideoGrid) -> None:
+        """Take over the nets and codebooks of another video tokenizer; or those over space of a picture tokenizer (its
+        first synthesis net), while time's layers stay as they are.
 
-        A new model with its weights codes every fourth frame as a picture, and shows it four times. Latents may have
-        more channels than the other one's: those begin small. Codebooks of other shapes stay as they are; penalties of
-        codewords are left out, which an export decides anew.
+        A new model with a picture tokenizer's weights codes every fourth frame as a picture, and shows it four times.
+        Latents may have more channels than the other one's: those begin small. Codebooks of other shapes stay as they
+        are; penalties of codewords and discounts are left out, which an export decides anew.
 
-        Args:    synthesis: which of its synthesis nets; the first by default.
-        Raises:  ValueError if its sizes are others.
+        Raises:  ValueError if its nets have other sizes.
         """
-        own = [(*_space(self.analysis),), (*_space(self.synthesis),)]
-        nets = [image.analysis, image.synthesis[image.check_synthesis(synthesis)]]
-        theirs = [tuple(net.parameters()) for net in nets]
-        more = self.config.dim - image.config.dim
+        if isinstance(other, VideoGrid):
+            own = [tuple(self.analysis.parameters()), tuple(self.synthesis.parameters())]
+            theirs = [tuple(other.analysis.parameters()), tuple(other.synthesis.parameters())]
+        else:
+            own = [(*_space(self.analysis),), (*_space(self.synthesis),)]
+            nets = (other.analysis, other.synthesis[other.check_synthesis(None)])
+            theirs = [tuple(net.parameters()) for net in nets]
+        more = self.config.dim - other.config.dim
         # What differs with D: the last layer of the analysis, weight and bias, and the weight of the synthesis' first.
         wider = {id(p) for p in (*own[0][-2:], own[1][0])} if more > 0 else set()
-        for mine, other in zip(own, theirs, strict=True):
-            if [p.shape for p in mine if id(p) not in wider] != [
-                q.shape for p, q in zip(mine, other, strict=True) if id(p) not in wider
-            ]:
-                raise ValueError(f"{image.name} has nets of other sizes than {self.name}")
-        for mine, other in zip(own, theirs, strict=True):
-            for p, q in zip(mine, other, strict=True):
+        for mine, given in zip(own, theirs, strict=True):
+            if len(mine) != len(given) or any(
+                p.shape != q.shape for p, q in zip(mine, given, strict=True) if id(p) not in wider
+            ):
+                raise ValueError(f"{other.name} has nets of other sizes than {self.name}")
+        for mine, given in zip(own, theirs, strict=True):
+            for p, q in zip(mine, given, strict=True):
                 if id(p) in wider:
                     p.mul_(NEW)
                     p[tuple(slice(n) for n in q.shape)] = q
                 else:
                     p.copy_(q)
-        for level, given in zip(self.codebooks, image.codebooks, strict=False):
-            if level.basis.shape == given.basis.shape:
-                level.basis.copy_(given.basis)
-                level.projection.copy_(given.projection)
+        for level, known in zip(self.codebooks, other.codebooks, strict=False):
+            if level.basis.shape == known.basis.shape:
+                level.basis.copy_(known.basis)
+                level.projection.copy_(known.projection)
 
 
 def _space(net: CausalNet) -> Iterator[nn.Parameter]:
