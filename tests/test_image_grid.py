@@ -434,7 +434,8 @@ def test_what_stays_float16_and_codewords_with_steps_of_their_own(tmp_path: Path
     }  # fmt: skip
     found = weights.load(path)
     assert torch.equal(found["a.b.w"], state["a.b.w"].half().float())
-    assert torch.equal(found["levels.0.basis"], weights.dequantize_int8(*weights.quantize_int8(state["levels.0.basis"])))
+    basis = weights.dequantize_int8(*weights.quantize_int8(state["levels.0.basis"]))
+    assert torch.equal(found["levels.0.basis"], basis)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -260,7 +260,8 @@ def test_one_command_trains_and_reports(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model"
-    words = ["loss.adversarial_from=0.4", "rounding.share=1.0", "--data", str(folder), "--test", str(folder), "--minutes", "0.2"]
+    words = ["loss.adversarial_from=0.4", "rounding.share=1.0", "--data", str(folder), "--test", str(folder)]
+    words += ["--minutes", "0.2"]
     monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
     script.main()
     lines = capsys.readouterr().out.splitlines()

@@ -14,7 +14,8 @@ anew, can be decoded from any of them.
 
 In space the nets are those of `image-grid`, frame by frame and with its locality rule; between their blocks are causal
 ones over time (factorised as in R(2+1)D, Tran et al. 2018, arXiv:1711.11248), which start as the identity. So
-starting from a picture tokenizer (:meth:`VideoGrid.start_from`) makes a tokenizer of the codes of every fourth frame, and training begins there.
+:meth:`VideoGrid.start_from` makes a tokenizer of the codes of every fourth frame of a picture tokenizer, and training
+begins there.
 
 A cell keeps the codes that it had in the group before where others are hardly better (`hold`), so that what rests costs
 next to nothing and does not flicker.
