@@ -787,23 +787,39 @@ def bench_a_generator(
 
 @bench_app.command("devices")
 def bench_device_pair(
-    folder: Annotated[Path, typer.Argument(help="folder with pictures, with .tok files of pictures, or with sounds")],
-    qualities: Annotated[str, typer.Option(help="of pictures, with commas")] = "20,50,80",
-    kbps: Annotated[float | None, typer.Option(help="of sounds; without it, the folder has pictures", min=1e-3)] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="folder with pictures, sounds or videos, or with .tok files of pictures or videos")
+    ],
+    qualities: Annotated[str | None, typer.Option(help="of pictures, with commas; else 20,50,80")] = None,
+    kbps: Annotated[float | None, typer.Option(help="of sounds; else 3", min=1e-3)] = None,
+    levels: Annotated[int | None, typer.Option(help="of videos; else all", min=1)] = None,
     model: ModelOption = None,
     device: Device = "auto",
     limit: Annotated[int | None, typer.Option(help="only so many files", min=1)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")] = None,
 ) -> None:
-    """A GPU beside the CPU: files of each read on both, the same codes or not, and how long it takes."""
-    if kbps is not None:
+    """A GPU beside the CPU: files of each read on both, the same codes or not, and how long it takes.
+
+    The first file says whether the folder holds pictures, sounds or videos.
+    """
+    from .bench.devices import KINDS, bench_devices, folder_kind
+
+    kind = folder_kind(folder)
+    for option, things, value in (
+        ("qualities", "pictures", qualities), ("kbps", "sounds", kbps), ("levels", "videos", levels)
+    ):  # fmt: skip
+        if value is not None and things != KINDS[kind]:
+            raise UsageError(f"--{option} is for {things}, and {folder} holds {KINDS[kind]}")
+    if kind == "video":
+        from .bench.video_devices import bench_video_devices
+
+        bench_video_devices(folder, levels, model, device, limit, out)
+    elif kind == "audio":
         from .bench.sound_devices import bench_sound_devices
 
-        bench_sound_devices(folder, kbps, model, device, limit, out)
-        return
-    from .bench.devices import bench_devices
-
-    bench_devices(folder, number_list(qualities, "qualities"), model, device, limit, out)
+        bench_sound_devices(folder, kbps or 3.0, model, device, limit, out)
+    else:
+        bench_devices(folder, number_list(qualities or "20,50,80", "qualities"), model, device, limit, out)
 
 
 @bench_app.command("shares")

@@ -26,15 +26,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ...tokenizers.image.photo import ImagePhoto
-from ..container import read_tok
+from ..container import MODALITIES, read_tok
 from ..decode import decode_file, file_tokens
 from ..encode import encode_file
 from ..errors import MediaError, UsageError
 from ..files import open_output
+from ..media.audio import AUDIO_SUFFIXES_IN
+from ..media.image import IMAGE_SUFFIXES_IN
+from ..media.kind import Kind, media_kind
+from ..media.video import VIDEO_SUFFIXES_IN
 from ..models import DEFAULT_MODELS, load_model, pick_device
 from .image import picture_files
 from .results import as_json, commit, machine
 
+KINDS: dict[Kind, str] = {"image": "pictures", "audio": "sounds", "video": "videos"}
+SUFFIXES = {*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, *VIDEO_SUFFIXES_IN}
 WARM_UP = 4  # round trips over a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken
 BATCH = 8
@@ -54,6 +60,23 @@ class Row:
     encode_s: float | None  # on the device
     decode_s: float  # on the device: file in memory to pixels in the CPU's memory
     decode_cpu_s: float
+
+
+def folder_kind(folder: Path) -> Kind:
+    """What a folder is about: what its first .tok file holds, or if it has none, its first media file."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in files:
+        if path.suffix == ".tok":
+            return MODALITIES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
+    return next((media_kind(path)[0] for path in files if path.suffix.lower() in SUFFIXES), "image")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises MediaError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error}") from error
 
 
 def timed(run: Callable[[], object], runs: int = RUNS) -> float:
@@ -140,10 +163,7 @@ def bench_devices(
     work: list[tuple[str, Path, float | None]] = [(p.name, p, None) for p in files]
     work += [(p.name, p, quality) for p in paths for quality in qualities]
     for label, path, quality in work:
-        try:
-            source = path.read_bytes()
-        except OSError as error:
-            raise MediaError(f"cannot read {path}: {error}") from error
+        source = read_bytes(path)
         data = source if quality is None else encode_file(io.BytesIO(source), None, name, quality, device="cpu").data
         picture = None if quality is None else source
         extent = (read_tok(data).picture.height, read_tok(data).picture.width)
@@ -200,5 +220,3 @@ def show(report: dict[str, Any], rows: Sequence[Row], console: Console) -> None:
             f" pixels in one batch: {entry['pictures_per_s']:.0f} pictures/s"
         )
     console.print(f"codes SHA-256 {report['codes_sha256']}")
-
-
