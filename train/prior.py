@@ -264,26 +264,18 @@ def read_grids(
     def put(name: str, codes: Codes) -> None:
         own[f"{name}.{len(own):08d}.{ranks.rank}"] = np.ascontiguousarray(codes, dtype=np.int32)
 
-    if isinstance(tokenizer, VideoGrid):
+    if not isinstance(tokenizer, ImageGrid):
         for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
-            paths = list_clips(folders) if folders else []
+            listed = list_clips if isinstance(tokenizer, VideoGrid) else list_sounds
+            paths = listed(folders) if folders else []
             generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
             for i in range(ranks.rank, len(paths), ranks.world):
                 held = name == "train" and i % every == 0
                 views = 0 if held or name == "test" else recipe["data"]["views"]
-                for codes in clip_views(tokenizer, read_clip(paths[i]), views, generator, SEGMENT_FRAMES):
+                for codes in file_views(tokenizer, paths[i], views, generator):
                     put("held-out" if held else name, codes)
-        return shared_grids(own, ranks, arguments.out), tokenizer.spec(1, STRIDE, STRIDE), tokenizer
-    if isinstance(tokenizer, AudioGRVQ):
-        for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
-            paths = list_sounds(folders) if folders else []
-            generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
-            for i in range(ranks.rank, len(paths), ranks.world):
-                held = name == "train" and i % every == 0
-                views = 0 if held or name == "test" else recipe["data"]["views"]
-                for codes in sound_views(tokenizer, read_mono(paths[i], RATE), views, generator, SEGMENT):
-                    put("held-out" if held else name, codes)
-        return shared_grids(own, ranks, arguments.out), tokenizer.spec(FRAME), tokenizer
+        spec = tokenizer.spec(FRAME) if isinstance(tokenizer, AudioGRVQ) else tokenizer.spec(1, STRIDE, STRIDE)
+        return shared_grids(own, ranks, arguments.out), spec, tokenizer
     paths = list_images(arguments.data)
     mine = range(ranks.rank, len(paths), ranks.world)
     generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
@@ -297,6 +289,13 @@ def read_grids(
         for picture in read_all(paths[ranks.rank :: ranks.world]):  # in float32, as the codec has it
             put("test", picture_views(tokenizer, picture, 0, generator)[0])
     return shared_grids(own, ranks, arguments.out), tokenizer.spec(16, 16), tokenizer
+
+
+def file_views(tokenizer: AudioGRVQ | VideoGrid, path: Path, views: int, generator: torch.Generator) -> list[Codes]:
+    """Codes of the segments of a sound or a clip, see :func:`sound_views` and :func:`clip_views`."""
+    if isinstance(tokenizer, VideoGrid):
+        return clip_views(tokenizer, read_clip(path), views, generator, SEGMENT_FRAMES)
+    return sound_views(tokenizer, read_mono(path, RATE), views, generator, SEGMENT)
 
 
 def shared_grids(own: dict[str, npt.NDArray[Any]], ranks: Ranks, folder: Path) -> dict[str, list[Codes]]:
