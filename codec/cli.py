@@ -655,6 +655,7 @@ def bench_video_folder(
     frames: Annotated[int | None, typer.Option(help="only so many frames of each clip", min=1)] = None,
     levels: Annotated[str, typer.Option(help="of ours, with commas; else all of them")] = "",
     kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = "",
+    effort: Effort = 0,
     every_photo: Annotated[
         int, typer.Option(help="image-photo codes one of so many frames, its bytes are scaled", min=1)
     ] = 4,
@@ -677,6 +678,7 @@ def bench_video_folder(
         limit,
         levels=whole_numbers(levels, "levels"),
         kbps=number_list(kbps, "rates"),
+        effort=effort,
         frames=frames,
         every_photo=every_photo,
         every=every,

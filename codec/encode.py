@@ -175,7 +175,8 @@ def encode_file(
             At most one of these; by default all levels or tokens, or the default quality of a model that has neither.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
-        effort: 0 to 10, time spent on better codes by models whose dial is a quality; see :data:`EFFORTS`.
+        effort: 0 to 10, time spent on better codes, by models whose dial is a quality and by those for videos; see
+            :data:`EFFORTS`.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
@@ -203,19 +204,19 @@ def encode_file(
         if minutes is not None and chosen != FITTED:
             raise UsageError(f"minutes are for the model {FITTED} only")
         if kind == "video":
-            if effort:
-                raise UsageError(f"effort is for pictures, and {name} is a video")
             own = SoundOptions(sound_kbps, sound_model) if sound else None
             limits = max_pixels, max_samples
             if chosen == FITTED:
                 if prior is not None:
                     raise UsageError(f"{FITTED} has no entropy models to choose from")
+                if effort:
+                    raise UsageError(f"the effort of {FITTED} is its minutes")
                 encoded = _encode_fitted(source, name, rate, minutes, own, device, limits, progress, report)
             else:
-                encoded = _encode_video(source, name, chosen, rate, prior, own, device, limits, progress, count)
+                encoded = _encode_video(source, name, chosen, rate, prior, effort, own, device, limits, progress, count)
         elif kind == "audio":
             if effort:
-                raise UsageError(f"effort is for pictures, and {name} is a sound")
+                raise UsageError(f"effort is for pictures and videos, and {name} is a sound")
             encoded = _encode_sound(source, name, chosen, rate, prior, device, max_samples, progress)
         else:
             encoded = _encode_picture(source, name, chosen, rate, prior, effort, device, metadata, max_pixels, progress)
@@ -281,6 +282,7 @@ def _encode_video(
     chosen: str,
     rate: Rate,
     prior: str | None,
+    effort: int,
     sound: SoundOptions | None,
     device: str,
     limits: tuple[int, int],  # pixels of a frame, samples
@@ -293,7 +295,8 @@ def _encode_video(
     if loaded.tokenizer.modality != "video":
         raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a video")
     wanted = _sound_wanted(sound, device)
-    return _encoded(encode_video(source, name, loaded, rate, wanted, progress, count, *limits))  # 1, 3, 4, 5
+    found = encode_video(source, name, loaded, rate, wanted, progress, count, *limits, EFFORTS[effort])  # 1, 3, 4, 5
+    return _encoded(found)
 
 
 def _encode_fitted(

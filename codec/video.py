@@ -39,6 +39,7 @@ from .container import (
 )
 from .errors import ChunkError, FormatError, MediaError, RateError, UsageError
 from .media.video import SILENT_SUFFIXES, Pixels, SoundTrack, VideoReader, VideoWriter
+from .refine_video import RefinedEncoder
 from .sound import SoundFile, Span, analyse_samples, audio_tokenizer, decode_blocks, seekable, sound_header
 
 if TYPE_CHECKING:
@@ -190,11 +191,15 @@ def analyse_frames(
     segment: int,
     progress: Progress | None = None,
     count: Count | None = None,
+    effort: int = 0,
 ) -> Clock:
-    """Frames to codes, segment by segment of so many frames, which go into ``files``."""
+    """Frames to codes, segment by segment of so many frames, which go into ``files``.
+
+    Args: effort: steps of descent towards better codes, see :mod:`.refine_video`.
+    """
     tokenizer, searched = video_tokenizer(files.model), files.levels is None
     clock = ClockMaker(reader.time_base, reader.name)
-    encoder: FrameEncoder | None = None
+    encoder: FrameEncoder | RefinedEncoder | None = None
     made: list[tuple[Codes, Numbers]] = []  # of the segment's cells
 
     def close() -> None:
@@ -206,18 +211,29 @@ def analyse_frames(
         made.clear()
         encoder = None
 
+    def share(done: float, time: Fraction) -> float:
+        return float(min(1, done / reader.frames if reader.frames else time / (reader.end or 1)))
+
+    def refined(step: float) -> None:
+        """Progress while a segment is refined, whose last frame is ``frame``."""
+        if progress is not None and reader.frames:
+            progress(share(min(done, reader.frames) - segment * (1 - step), frame.time))
+
     for done, frame in enumerate(reader, start=1):
         clock.add(frame)
         if encoder is None:
-            encoder = FrameEncoder(tokenizer, reader.height, reader.width, files.levels, searched)
+            size = reader.height, reader.width
+            if effort:
+                encoder = RefinedEncoder(files.model, *size, files.levels, effort, refined)
+            else:
+                encoder = FrameEncoder(tokenizer, *size, files.levels, searched)
         made.append(encoder.push(frame.pixels))
         if done % segment == 0:
             close()
         if count is not None:
             count(done)
-        if progress is not None and (reader.frames or reader.end):
-            share = done / reader.frames if reader.frames else frame.time / (reader.end or 1)
-            progress(float(min(1, share)))
+        if progress is not None and not effort and (reader.frames or reader.end):
+            progress(share(done, frame.time))
     close()
     return clock.clock(reader.rate)
 
@@ -264,8 +280,9 @@ def encode_video(
     count: Count | None = None,
     max_pixels: int = MAX_PIXELS,
     max_samples: int = MAX_SAMPLES,
+    effort: int = 0,
 ) -> EncodedVideo:
-    """File of a video. sound: None leaves it out.
+    """File of a video. sound: None leaves it out.  effort: steps of descent towards better codes.
 
     Raises: UsageError for a rate that videos do not have, RateError if the smallest file is too large; MediaError.
     """
@@ -284,7 +301,7 @@ def encode_video(
     with VideoReader(source, name, max_pixels) as reader, VideoFile(model, levels) as files:
         segment = segment_frames(reader.rate, reader.height, reader.width)
         heard = reader.has_sound and sound is not None
-        clock = analyse_frames(reader, files, segment, _part(progress, 0, ASIDE if heard else 1), count)
+        clock = analyse_frames(reader, files, segment, _part(progress, 0, ASIDE if heard else 1), count, effort)
         notes = list(reader.notes)
         if reader.has_sound and not heard:
             notes.append("the sound is left out as asked")

@@ -146,7 +146,7 @@ def test_what_users_do_wrong() -> None:
         ({"tokens": 2}, "dial of video-fit is a quality"),
         ({"minutes": 0.0}, "minutes must be positive"),
         ({"prior": "static"}, "no entropy models"),
-        ({"effort": 2}, "effort is for pictures"),
+        ({"effort": 2}, "the effort of video-fit is its minutes"),
     ):
         with pytest.raises(UsageError, match=message):
             encode(source, **options)

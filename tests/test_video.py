@@ -64,9 +64,11 @@ from tokodec.codec.errors import (
 from tokodec.codec.media.audio import AudioReader, Samples
 from tokodec.codec.media.video import Frame, Pixels, SoundTrack, VideoReader, VideoWriter
 from tokodec.codec.models import Model, load_model
+from tokodec.codec.refine_video import RefinedEncoder
 from tokodec.codec.tokens import load_tokens
 from tokodec.codec.video import decode_frames, part_of, read_segment, segment_frames
-from tokodec.tokenizers.video.grid import GROUP, VideoGrid
+from tokodec.entropy.static import StaticPrior
+from tokodec.tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
 from tokodec.tokenizers.video.tiling import FrameDecoder, FrameEncoder, even_tiles
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "video"
@@ -785,6 +787,76 @@ def test_chunks_that_do_not_belong_are_damage(long: bytes) -> None:
         _ = read_tok((SOUND / "mono.tok").read_bytes()).video
 
 
+# -------------------------------------------------------------------------------------------------------------- effort
+
+
+def trained(folder: Path) -> Path:
+    """A model whose nets fit each other, a little: random ones make noise of everything, whatever the codes."""
+    torch.manual_seed(0)
+    sizes = VideoGridConfig((6, 8, 8), (1, 1, 1), (1, 1), (1, 1, 1), (1, 1), 4, (32, 16))
+    model = VideoGrid(sizes, "learnt-video").train()
+    x = torch.from_numpy(np.stack(clip(9, 48, 64))).permute(3, 0, 1, 2)[None].float() / 255
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        out = model.quantizer(model.latents(x))
+        loss = 10 * (model.pixels(out.z_q) - x).square().mean() + 0.25 * out.commitment_loss + out.codebook_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    codes = VideoGrid.from_pretrained(folder).encode(x).codes[0]
+    counts = [np.bincount(own.flatten(), minlength=n) for own, n in zip(codes, (32, 16), strict=True)]
+    StaticPrior.from_counts(counts).save_pretrained(folder)
+    return folder
+
+
+def test_effort_finds_codes_that_are_worth_their_bits(tmp_path: Path) -> None:
+    folder = str(trained(tmp_path / "model"))
+    path = save(tmp_path / "a.mkv", clip(43, 40, 52))  # two segments, the second with part of a group
+    frames = [frame.pixels.astype(float) for frame in load(path)[1]]
+    shares: list[float] = []
+    errors, sizes = [], []
+    for effort in (0, 2):
+        options = {"effort": effort, "progress": shares.append}
+        data = encode_file(path, model=folder, device="cpu", **options).data  # type: ignore[arg-type]
+        tok = read_tok(data)
+        assert not tok.problems
+        shown = [pixels for _, pixels in decode_frames(tok, load_model(folder, "cpu"))]
+        errors.append(np.mean([np.square(a - b).mean() for a, b in zip(shown, frames, strict=True)]))
+        sizes.append(len(data))
+    latents = 4 * 3 * 4 * (9 + 4)
+    assert errors[1] < 0.97 * errors[0]
+    assert 8 * (sizes[1] - sizes[0]) <= 0.5 * latents * np.log2(errors[0] / errors[1]) + 8 * 8  # words are rounded up
+    assert shares == sorted(shares[: shares.index(1.0) + 1]) + shares[shares.index(1.0) + 1 :]
+    assert data == encode_file(path, model=folder, device="cpu", effort=2).data
+
+
+def test_rates_are_met_with_effort(tmp_path: Path) -> None:
+    folder = str(trained(tmp_path / "model"))
+    path = save(tmp_path / "a.mkv", clip(12, 40, 52))
+    whole = encode_file(path, model=folder, device="cpu", effort=1)
+    most = len(whole.data) - 1
+    less = encode_file(path, model=folder, device="cpu", effort=1, size=most)
+    assert len(less.data) <= most
+    assert (whole.levels, less.levels) == (2, 1)
+
+
+def test_no_effort_is_taken_where_it_brings_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RefinedEncoder, "descend", lambda self, z, x: -z)
+    folder = str(trained(tmp_path / "model"))
+    path = save(tmp_path / "a.mkv", clip(6, 48, 64))
+    plain, refined = (encode_file(path, model=folder, device="cpu", effort=effort).data for effort in (0, 3))
+    assert refined == plain
+
+
+def test_frames_too_large_for_effort_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokodec.codec.refine_video.MOST_PIXELS", 32 * 31)
+    path = save(tmp_path / "a.mkv", clip(2, 32, 32))
+    with pytest.raises(UsageError, match="effort takes frames of at most 992 pixels, got 32 x 32"):
+        encode(path, effort=1)
+    assert encode(path)
+
+
 # --------------------------------------------------------------------------------------------------------- python, cli
 
 
@@ -795,7 +867,6 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     wrong: list[tuple[Path, dict[str, Any], str]] = [
         (path, {"levels": 4}, "levels is 1 to 3 with this model, got 4"),
         (path, {"tokens": 4}, "not a number of tokens"),
-        (path, {"effort": 1}, r"effort is for pictures, and .* is a video"),
         (picture, {"sound_model": "x"}, "the sound of videos has a rate and a model"),
         (picture, {}, r"is a model for video, and .* is a picture"),
     ]

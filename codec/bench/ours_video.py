@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..container import read_tok
-from ..encode import encode_file
+from ..encode import check_effort, encode_file
 from ..errors import UsageError
 from ..media.video import Pixels
 from ..models import load_model, pick_device
@@ -29,19 +29,24 @@ class VideoCoder:
     name: str
     settings: tuple[VideoSetting, ...]
     device: str
+    effort: int = 0
     kind = "ours"
 
     @property
     def described(self) -> str:
-        return f".tok files without sound: {', '.join(setting.label for setting in self.settings)}"
+        effort = f", effort {self.effort}" if self.effort else ""
+        return f".tok files without sound{effort}: {', '.join(setting.label for setting in self.settings)}"
 
     def encode(self, video: Video, setting: VideoSetting) -> Coded:
         """The whole way from a file of raw pixels to a .tok file. Raises RateError if our smallest file is larger."""
         source = io.BytesIO(video.as_file())
         if setting.dial == "levels":
-            encoded = encode_file(source, model=self.model, levels=int(setting.value), device=self.device)
+            levels, kbps = int(setting.value), None
         else:
-            encoded = encode_file(source, model=self.model, kbps=setting.value, device=self.device)
+            levels, kbps = None, setting.value
+        encoded = encode_file(
+            source, model=self.model, levels=levels, kbps=kbps, device=self.device, effort=self.effort
+        )
         return Coded((encoded.data,), len(video.frames))
 
     def decode(self, coded: Coded) -> Iterator[Pixels]:
@@ -53,12 +58,15 @@ class VideoCoder:
         levels = len(load_model(self.model, self.device).tokenizer.codebook_sizes)  # a rate may be below any file
         setting = ("levels", levels)
         named = {"kind": self.kind, "codec": self.name, "setting": setting, "device": self.device}
-        return named | {"arguments": (self.model, self.device)}
+        return named | {"arguments": (self.model, self.device, (), (), self.effort)}
 
 
-def prepare_video(model: str, device: str, levels: Sequence[int] = (), kbps: Sequence[float] = ()) -> VideoCoder:
+def prepare_video(
+    model: str, device: str, levels: Sequence[int] = (), kbps: Sequence[float] = (), effort: int = 0
+) -> VideoCoder:
     """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels if neither is
-    said. Raises UsageError for a model of something else, and for levels and rates that there cannot be."""
+    said. Raises UsageError for a model of something else, and for levels, rates and an effort that there cannot be."""
+    check_effort(effort)
     device = pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != "video":
@@ -70,7 +78,7 @@ def prepare_video(model: str, device: str, levels: Sequence[int] = (), kbps: Seq
         raise UsageError("rates are numbers above 0, in kbit/s")
     chosen = sorted(set(levels)) if levels or kbps else range(1, most + 1)
     settings = [VideoSetting("levels", n) for n in chosen] + [VideoSetting("kbit/s", r) for r in sorted(set(kbps))]
-    return VideoCoder(model, tokenizer.name, tuple(settings), device)
+    return VideoCoder(model, tokenizer.name, tuple(settings), device, effort)
 
 
 @dataclass(frozen=True)

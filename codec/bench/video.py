@@ -80,6 +80,7 @@ def bench_video(
     *,
     levels: Sequence[int] = (),
     kbps: Sequence[float] = (),
+    effort: int = 0,
     frames: int | None = None,
     every_photo: int = 4,
     every: int = 4,
@@ -97,6 +98,7 @@ def bench_video(
              device: "auto", "cpu" or "cuda", of our models.
              limit: only the first so many clips.  frames: only so many of each.
              levels: of ours; all of them if there are neither levels nor rates.  kbps: rates of ours.
+             effort: of our encoder.
              every_photo: the model for pictures codes one of so many frames, and its bytes are scaled.
              every: MS-SSIM and feature distance are measured on one of so many frames, PSNR on all.
              memory: weigh each codec in processes of its own, on the first clip.
@@ -124,7 +126,9 @@ def bench_video(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        measured: list[VideoCodec] = [prepare_video(name, device, levels, kbps) for name in dict.fromkeys(models)]
+        measured: list[VideoCodec] = [
+            prepare_video(name, device, levels, kbps, effort) for name in dict.fromkeys(models)
+        ]
         for name in dict.fromkeys(codecs):
             peer = name in VIDEO_PEERS
             measured.append(find_video_peer(name, threads) if peer else prepare_frames(name, device, every_photo))
@@ -174,6 +178,7 @@ def bench_video(
         "notes": notes,
         "codecs": {codec.name: {"kind": codec.kind, "how": codec.described} for codec in measured},
         "every": every,
+        "effort": effort,
         "every_photo": every_photo,
         "aggregates": aggregate(rows),
         "points": [dataclasses.asdict(row) for row in rows],
