@@ -128,7 +128,7 @@ def frames_of(model: VideoGrid, z_q: Tensor) -> Tensor:
     for layer in model.synthesis:
         if isinstance(layer, PerFrame):
             parts = [checkpoint(layer, part, use_reentrant=False) for part in x.split(GROUP, 1)]
-            x = torch.cat(parts, 1)  # type: ignore[arg-type]
+            x = torch.cat(parts, 1)
         else:
             x = layer(x)
     return (x.permute(0, 4, 1, 2, 3) + 1) / 2
