@@ -79,10 +79,8 @@ class RefinedEncoder:
         self.frames = []
         stream = StreamingVideoEncoder(self.tokenizer, self.levels)
         z = torch.cat([stream.latents(x), stream.last_latents()], 2)
-        found = [z, self.descend(z, x)]
-        costs = [self.cost(z, x) for z in found]
-        best = found[1] if costs[1] < costs[0] else z
-        codes = self.quantize(best)
+        found = [(latents, self.quantize(latents)) for latents in (z, self.descend(z, x))]
+        best, codes = min(found, key=lambda pair: self.cost(pair[1], x))
         errors = self.tokenizer.errors(best, codes)[0].double().sum((1, 2, 3)).cpu().numpy()
         return codes[0].cpu().numpy(), errors
 
@@ -91,14 +89,14 @@ class RefinedEncoder:
         return StreamingVideoEncoder(self.tokenizer, self.levels).quantize(z)
 
     @torch.no_grad()
-    def cost(self, z: Tensor, x: Tensor) -> float:
+    def cost(self, codes: Tensor, x: Tensor) -> float:
         """Bits of a latent, and half the binary logarithm of the squared error of decoded frames."""
-        codes = self.quantize(z)
+        latents = self.tokenizer.config.dim * codes[0, 0].numel()
         bits = float(self.model.prior.bits(codes[0].cpu().numpy()).sum())
         spec = self.tokenizer.spec(*x.shape[2:])
         x_hat = self.tokenizer.decode(Tokens(codes, spec))
         error = float(((x_hat * 255).round() - x).square().mean())
-        return bits / z.numel() + 0.5 * math.log2(max(error, 1e-6)) if math.isfinite(error) else math.inf
+        return bits / latents + 0.5 * math.log2(max(error, 1e-6))
 
     @torch.enable_grad()
     def descend(self, z: Tensor, x: Tensor) -> Tensor:

@@ -216,8 +216,9 @@ def analyse_frames(
 
     def refined(step: float) -> None:
         """Progress while a segment is refined, whose last frame is ``frame``."""
-        if progress is not None and reader.frames:
-            progress(share(min(done, reader.frames) - segment * (1 - step), frame.time))
+        if progress is not None and (reader.frames or reader.end):
+            reached = done - ((done - 1) % segment + 1) * (1 - step)  # frames, in parts of this segment
+            progress(share(reached, frame.time * Fraction(reached / done)))
 
     for done, frame in enumerate(reader, start=1):
         clock.add(frame)

@@ -814,9 +814,9 @@ def test_effort_finds_codes_that_are_worth_their_bits(tmp_path: Path) -> None:
     folder = str(trained(tmp_path / "model"))
     path = save(tmp_path / "a.mkv", clip(43, 40, 52))  # two segments, the second with part of a group
     frames = [frame.pixels.astype(float) for frame in load(path)[1]]
-    shares: list[float] = []
     errors, sizes = [], []
     for effort in (0, 2):
+        shares: list[float] = []
         options = {"effort": effort, "progress": shares.append}
         data = encode_file(path, model=folder, device="cpu", **options).data  # type: ignore[arg-type]
         tok = read_tok(data)
@@ -824,10 +824,12 @@ def test_effort_finds_codes_that_are_worth_their_bits(tmp_path: Path) -> None:
         shown = [pixels for _, pixels in decode_frames(tok, load_model(folder, "cpu"))]
         errors.append(np.mean([np.square(a - b).mean() for a, b in zip(shown, frames, strict=True)]))
         sizes.append(len(data))
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+        assert len(shares) > 8  # of effort, one for each step of each segment
     latents = 4 * 3 * 4 * (9 + 4)
     assert errors[1] < 0.97 * errors[0]
     assert 8 * (sizes[1] - sizes[0]) <= 0.5 * latents * np.log2(errors[0] / errors[1]) + 8 * 8  # words are rounded up
-    assert shares == sorted(shares[: shares.index(1.0) + 1]) + shares[shares.index(1.0) + 1 :]
     assert data == encode_file(path, model=folder, device="cpu", effort=2).data
 
 

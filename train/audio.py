@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..codec.bench.results import as_json
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
@@ -38,7 +37,7 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    as_released,
+    call_as_released,
     optimizers_of,
     released,
     run_script,
@@ -100,6 +99,10 @@ class Trainer(TrainingRun):
             start_from(model, AudioGRVQ.from_pretrained(find_model(args.resume)), self.sounds, seed=args.seed)
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
+        only = tuple(recipe["optim"]["only"])
+        self.chosen = [(name, p) for name, p in self.model.named_parameters() if not only or name.startswith(only)]
+        if not self.chosen:
+            raise ValueError(f"no weight has a name that begins with {' or '.join(only)}")
         self.critics = SoundCritics(recipe["optim"]["critics_width"]).to(self.device)
         if args.resume and (found := find_model(args.resume) / CRITICS_FILE).exists():
             load_model(self.critics, found)
@@ -118,12 +121,8 @@ class Trainer(TrainingRun):
 
         optim = self.recipe["optim"]
         critics = {**optim, "lr": optim["critics_lr"], "muon": 0}
-        only = tuple(optim["only"])
-        named = [(name, p) for name, p in self.model.named_parameters() if not only or name.startswith(only)]
-        if not named:
-            raise ValueError(f"no weight has a name that begins with {' or '.join(only)}")
         return (
-            optimizers_of(named, optim, in_a_block),
+            optimizers_of(self.chosen, optim, in_a_block),
             optimizers_of(self.critics.named_parameters(), critics, in_a_block),
         )
 
@@ -178,13 +177,8 @@ class Trainer(TrainingRun):
 
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
-        weights = {}
-        if rounding:
-            prefixes, half = (
-                tuple(f"model.{prefix}" for prefix in own) for own in (self.model.int8_weights, self.model.half_weights)
-            )
-            weights = as_released(self.net, prefixes, self.model.int8_largest, half)
-        found: tuple[Tensor, Tensor, Tensor] = functional_call(self.net, weights, (x, kept))
+        found: tuple[Tensor, Tensor, Tensor]
+        found = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
         return found
 
     def loss(self, x: Tensor, kept: Tensor, adversarial: bool, rounding: bool) -> Tensor:

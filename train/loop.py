@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..tokenizers.api import CONFIG_FILE, Tokenizer
 from ..tokenizers.quantize.codebook import CodebookQuantizer
@@ -218,6 +219,12 @@ def as_released(
         if is_int8(name, p, prefixes, half):
             found[name] = p + (dequantize_int8(*quantize_int8(p, largest)) - p).detach()
     return found
+
+
+def call_as_released(net: nn.Module, model: Tokenizer, name: str, inputs: tuple[Any, ...]) -> Any:
+    """What ``net`` gives with its part ``name``, the model, as a release rounds it; gradients pass."""
+    prefixes, half = (tuple(f"{name}.{prefix}" for prefix in own) for own in (model.int8_weights, model.half_weights))
+    return functional_call(net, as_released(net, prefixes, model.int8_largest, half), inputs)
 
 
 @torch.no_grad()

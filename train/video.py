@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..codec.bench.results import as_json
 from ..entropy.static import StaticPrior
@@ -35,7 +34,7 @@ from .graphed import GraphedStep
 from .loop import (
     Pace,
     TrainingRun,
-    as_released,
+    call_as_released,
     optimizers_of,
     psnr,
     released,
@@ -183,10 +182,9 @@ class Trainer(TrainingRun):
     def loss(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         conf = self.recipe["loss"]
         bf16 = self.args.precision == "bf16"
-        prefixes = tuple(f"model.{prefix}" for prefix in VideoGrid.int8_weights)
-        weights = as_released(self.net, prefixes, VideoGrid.int8_largest) if rounding else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            x_hat, commitment, codebook = functional_call(self.net, weights, (x, kept))
+            call = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
+            x_hat, commitment, codebook = call
         square = (x - x_hat).square().mean((1, 2, 3, 4))
         total = conf["pixel"] * (square + DARK).pow(conf["power"]).mean()
         return total + conf["commitment"] * commitment + conf["codebook"] * codebook

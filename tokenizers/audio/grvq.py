@@ -138,8 +138,8 @@ class AudioGRVQ(Tokenizer):
         self.analysis = analysis_net(self.config)
         self.quantizer = GroupResidualQuantizer(levels)
         self.synthesis = synthesis_net(self.config)
-        # Rounding these costs as much as rounding all others together, twenty times as many: the maps from samples and
-        # to them, and what sees the former first (by hand, mel distance after rounding one at a time).
+        # The maps from samples and to them, and what sees the former first: rounding these costs four times as much as
+        # rounding all others together (train/RUNS.md).
         self.half_weights = ("analysis.0.", "analysis.1.up.", f"synthesis.{len(self.synthesis) - 1}.")
 
     @property
