@@ -427,14 +427,14 @@ def test_what_stays_float16_and_codewords_with_steps_of_their_own(tmp_path: Path
     torch.manual_seed(0)
     state = {"a.w": torch.randn(4, 5), "a.b.w": torch.randn(4, 5), "levels.0.basis": torch.randn(6, 3)}
     path = tmp_path / "x.safetensors"
-    weights.save(state, path, ("a.",), 7, ("a.b.",), codebooks=True)
+    weights.save(state, path, ("a.",), 7, ("a.b.",), codebooks=15)
     raw = from_bytes(packed.read(path))
     assert {name: str(t.dtype) for name, t in raw.items() if not name.endswith(weights.SCALE)} == {
         "a.w": "torch.int8", "a.b.w": "torch.float16", "levels.0.basis": "torch.int8",
     }  # fmt: skip
     found = weights.load(path)
     assert torch.equal(found["a.b.w"], state["a.b.w"].half().float())
-    basis = weights.dequantize_int8(*weights.quantize_int8(state["levels.0.basis"]))
+    basis = weights.dequantize_int8(*weights.quantize_int8(state["levels.0.basis"], 15))
     assert torch.equal(found["levels.0.basis"], basis)
 
 

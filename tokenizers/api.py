@@ -125,14 +125,14 @@ class Tokenizer(nn.Module, abc.ABC):
     Subclasses take one frozen dataclass as configuration, name it in ``config_class``, and list in ``int8_weights`` the
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
     ``int8_largest`` the largest of these integers, and in ``half_weights`` prefixes among them that stay float16.
-    ``int8_codebooks``: whether codewords are rounded too.
+    ``int8_codebooks``: the largest integer of a codeword, which has a step of its own; 0: float16.
     """
 
     config_class: ClassVar[type[Any]]
     int8_weights: ClassVar[tuple[str, ...]] = ()
     int8_largest: ClassVar[int] = 127
     half_weights: tuple[str, ...] = ()
-    int8_codebooks: ClassVar[bool] = False
+    int8_codebooks: ClassVar[int] = 0
     modality: ClassVar[str]
     dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
 

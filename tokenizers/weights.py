@@ -56,12 +56,12 @@ def is_int8(name: str, tensor: Tensor, int8: tuple[str, ...], half: tuple[str, .
 
 def save(
     state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = (),
-    codebooks: bool = False,
+    codebooks: int = 0,
 ) -> None:  # fmt: skip
     """Write ``state`` to ``path``, as int8 what :func:`is_int8` says, else as float16.
 
     Args: largest: of the int8 values, see :func:`quantize_int8`.
-          codebooks: write the bases of codebooks as int8 too, each codeword with a step of its own.
+          codebooks: largest int8 value of the bases of codebooks, each codeword with a step of its own; 0: as float16.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -69,7 +69,7 @@ def save(
         if is_int8(name, tensor, int8, half):
             out[name], out[name + SCALE] = quantize_int8(tensor, largest)
         elif codebooks and name.endswith(BASIS):
-            out[name], out[name + SCALE] = quantize_int8(tensor)
+            out[name], out[name + SCALE] = quantize_int8(tensor, codebooks)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor
     packed.write(path, to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))

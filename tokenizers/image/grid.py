@@ -129,7 +129,7 @@ class ImageGrid(Tokenizer):
     config_class = ImageGridConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 27
-    int8_codebooks = True
+    int8_codebooks = 127
     modality = "image"
 
     config: ImageGridConfig

@@ -140,7 +140,7 @@ class VideoGrid(Tokenizer):
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 11
-    int8_codebooks = True
+    int8_codebooks = 11
     modality = "video"
 
     config: VideoGridConfig
