@@ -293,7 +293,7 @@ def decode(
             say(f"codec: {src}: {note}")
         if not quiet and isinstance(header, container.ImageHeader):
             size = f"{header.width} x {header.height} pixels"
-            say(f"{src} -> {dst}: {size}, {done.levels} of {done.layers} levels")
+            say(f"{src} -> {dst}: {size}, {done.levels} of {done.layers} layers")
         elif not quiet and isinstance(header, container.AudioHeader):
             channels = f"{header.channels} channel{'s' * (header.channels > 1)}"
             say(f"{src} -> {dst}: {header.seconds:.3f} s in the file, {channels}, {header.sample_rate} Hz")
@@ -330,7 +330,7 @@ def info(
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")] = False) -> None:
     """List the models that come with the package."""
-    from .models import list_generators, list_models
+    from .models import FITTED, list_generators, list_models
 
     found, generators = list_models(), list_generators()
     if as_json:
@@ -345,6 +345,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         base = f", a variant of {entry['base']}" if entry["base"] else ""
         print(f"    weights {entry['weights_hash']}{base}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
+    print(f"{FITTED}  video, a network for each clip that its file holds: no weights")
     for entry in generators:
         rate, size = entry["sample_rate"], " x ".join(map(str, reversed(entry["size"])))
         size = f"{entry['size'][0] / rate:g} s" if rate else size

@@ -90,7 +90,7 @@ def test_encode_and_decode(codec: Codec, tiny: list[str], photo: Path) -> None:
     back = photo.parent / "back.png"
     done = codec("decode", tok, "-o", back, *tiny)
     assert (done.code, done.out) == (0, b"")
-    assert done.err == [f"{tok} -> {back}: 50 x 40 pixels, 3 of 3 levels"]
+    assert done.err == [f"{tok} -> {back}: 50 x 40 pixels, 3 of 3 layers"]
     with Image.open(back) as im:
         assert (im.mode, im.size, im.format) == ("RGB", (50, 40), "PNG")
     assert names(photo.parent) == ["back.png", "photo.png", "photo.tok"]
@@ -136,7 +136,7 @@ def test_levels_of_a_decoder(codec: Codec, tiny: list[str], golden: Path, tmp_pa
     for levels in (1, 2, 3):
         done = codec("decode", tok, "-o", tmp_path / f"{levels}.png", "--levels", levels, *tiny)
         assert done.code == 0
-        assert done.err[-1].endswith(f"{levels} of 3 levels")
+        assert done.err[-1].endswith(f"{levels} of 3 layers")
     pictures = [np.asarray(Image.open(tmp_path / f"{levels}.png")) for levels in (1, 2, 3)]
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[1], pictures[2])
@@ -473,6 +473,7 @@ def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert entry["priors"] == ["static"]
     assert b"tiny  image, 64 + 32 + 16 codewords" in codec("models").out
     assert b"entropy models static" in codec("models").out
+    assert b"video-fit  video" in codec("models").out
     window = {"model": "tiny", "weights_hash": "0" * 16, "modality": "image", "size": [48, 64]}
     config = {"class": models.GENERATOR, "name": "gen", "config": {"window": window, "levels": 2, "pattern": "levels"}}
     (tmp_path / "assets" / "gen").mkdir()

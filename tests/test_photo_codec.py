@@ -137,7 +137,7 @@ def test_encode_and_decode_at_a_quality(codec: Codec, tiny: list[str], source: P
         assert (header.model, header.prior, header.quality) == ("tiny-photo", 3, round(100 * float(quality)))
         done = codec("decode", tok, "-o", back, *tiny)
         assert (done.code, done.out) == (0, b"")
-        assert done.err == [f"{tok} -> {back}: 90 x 70 pixels, 1 of 1 levels"]
+        assert done.err == [f"{tok} -> {back}: 90 x 70 pixels, 1 of 1 layers"]
         sizes.append(size)
         found.append(psnr(pixels_of(back), pixels_of(source)))
     assert sizes == sorted(set(sizes))
@@ -370,7 +370,7 @@ def test_fewer_layers_decode_to_a_coarser_picture(codec: Codec, tiny: list[str],
     for levels in (1, 2, 3, 4):
         done = codec("decode", tok, "-o", tmp_path / f"{levels}.png", "--levels", levels, *tiny)
         assert done.code == 0
-        assert done.err[-1].endswith(f"{min(levels, 3)} of 3 levels")
+        assert done.err[-1].endswith(f"{min(levels, 3)} of 3 layers")
     full = pixels_of(golden / "photo" / "layers.png")
     near = [psnr(pixels_of(tmp_path / f"{levels}.png"), full) for levels in (1, 2, 3, 4)]
     assert near == sorted(near)
@@ -508,7 +508,7 @@ def test_a_lost_first_layer_costs_its_segment(
     done = codec("decode", tok, *tiny)
     assert done.code == 3
     assert any(line.startswith(f"codec: {tok}: segment {segment}: lost") for line in done.err)
-    assert done.err[-1].endswith("0 of 3 levels")
+    assert done.err[-1].endswith("0 of 3 layers")
     pixels = pixels_of(back)
     border = 16 * 64
     halo = 16 * model.synthesis_halo

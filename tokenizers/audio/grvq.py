@@ -126,7 +126,7 @@ class AudioGRVQ(Tokenizer):
 
     config_class = AudioGRVQConfig
     int8_weights = ("analysis.", "synthesis.")
-    int8_largest = 63
+    int8_largest = 95
     modality = "audio"
 
     config: AudioGRVQConfig
