@@ -618,6 +618,7 @@ def bench_audio_folder(
     baselines: Annotated[
         str, typer.Option(help="networks to time with random weights, with commas: encodec, dac")
     ] = "encodec,dac",
+    effort: Effort = 0,
     show: Annotated[str, typer.Option(help="names of the sounds on the page, with commas; else one of each kind")] = "",
     memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
     threads: Annotated[int, typer.Option(help="threads of PyTorch", min=1)] = 1,
@@ -633,6 +634,7 @@ def bench_audio_folder(
         device,
         limit,
         kbps=number_list(kbps, "rates"),
+        effort=effort,
         baselines=names_in(baselines),
         metric_names=names_in(metrics),
         show=names_in(show),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SEGMENT = 1024  # pixels along the edge of a segment
 FEWEST = 8  # cells along it
-EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # steps of descent of refine.py at effort 0, 1, ... 10
+EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # steps of descent at effort 0, 1, ... 10
 
 
 @dataclass
@@ -175,8 +175,8 @@ def encode_file(
             At most one of these; by default all levels or tokens, or the default quality of a model that has neither.
         prior: entropy model, "context" (smaller files) or "static" of a model that has them; the best by default.
         tune: what the picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
-        effort: 0 to 10, time spent on better codes, by models whose dial is a quality and by those for videos; see
-            :data:`EFFORTS`.
+        effort: 0 to 10, time spent on better codes, by models whose dial is a quality, and by those for sounds and for
+            videos; see :data:`EFFORTS`.
         device: "auto", "cpu" or "cuda".
         force: overwrite ``dst``.
         metadata: keep ICC profile and EXIF.
@@ -215,9 +215,7 @@ def encode_file(
             else:
                 encoded = _encode_video(source, name, chosen, rate, prior, effort, own, device, limits, progress, count)
         elif kind == "audio":
-            if effort:
-                raise UsageError(f"effort is for pictures and videos, and {name} is a sound")
-            encoded = _encode_sound(source, name, chosen, rate, prior, device, max_samples, progress)
+            encoded = _encode_sound(source, name, chosen, rate, prior, effort, device, max_samples, progress)
         else:
             encoded = _encode_picture(source, name, chosen, rate, prior, effort, device, metadata, max_pixels, progress)
         if file is not None:
@@ -263,6 +261,7 @@ def _encode_sound(
     chosen: str,
     rate: Rate,
     prior: str | None,
+    effort: int,
     device: str,
     max_samples: int,
     progress: Callable[[float], None] | None,
@@ -272,7 +271,8 @@ def _encode_sound(
     loaded = load_model(chosen, pick_device(device), prior)  # 2
     if loaded.tokenizer.modality != "audio":
         raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a sound")
-    data, levels, tokens = encode_sound(source, name, loaded, rate, progress, max_samples)  # 1, 3, 4, 5
+    found = encode_sound(source, name, loaded, rate, progress, max_samples, EFFORTS[effort])  # 1, 3, 4, 5
+    data, levels, tokens = found
     return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
 
 

@@ -27,6 +27,7 @@ from .allocation import Levels, fit
 from .container import MAX_CHANNELS, MAX_SAMPLES, AudioHeader, TokFile, write_tok
 from .errors import ChunkError, FormatError, MediaError, RateError, UsageError
 from .media.audio import AudioReader, AudioWriter, Resampler, Samples, Sound
+from .refine_sound import SoundRefiner
 
 if TYPE_CHECKING:
     from .encode import Rate
@@ -37,7 +38,23 @@ Codes = npt.NDArray[np.int16]
 
 SEGMENT = 150  # frames of a segment: two seconds
 BLOCK = 750  # frames that go through the nets at once
+LEVEL_KBPS = 0.6  # that a level of a signal takes, about
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Steps of descent towards better codes (:mod:`.refine_sound`), for a file of so many levels, kbit/s or bytes."""
+
+    n_steps: int
+    levels: int  # of the codes that are made
+    kbps: float | None = None
+    size: int | None = None
+
+    def seen(self, signals: int, seconds: float | None) -> int:
+        """About how many levels a signal will have; all where nobody knows."""
+        kbps = 8e-3 * self.size / seconds if self.size is not None and seconds else self.kbps
+        return self.levels if kbps is None else min(self.levels, max(1, round(kbps / signals / LEVEL_KBPS)))
 
 
 @dataclass(frozen=True)
@@ -82,14 +99,15 @@ def analyse_sound(
     errors: bool = False,
     progress: Progress | None = None,
     max_samples: int = MAX_SAMPLES,
+    effort: Effort | None = None,
 ) -> SoundTokens:
     """Codes of a sound of any rate and 1 to 8 channels, block by block.
 
-    Args:   levels: of the codes, all if None.  errors: whether those are wanted.
+    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  effort: for better codes.
     Raises: MediaError for what is no sound, is damaged, or has no samples at all.
     """
     with AudioReader(source, name, max_samples) as reader:
-        found = analyse_samples(reader, model, levels, errors, progress)
+        found = analyse_samples(reader, model, levels, errors, progress, effort=effort)
     if found is None:
         raise MediaError(f"{name}: a sound without samples")
     return found
@@ -102,6 +120,7 @@ def analyse_samples(
     errors: bool = False,
     progress: Progress | None = None,
     skip: int = 0,
+    effort: Effort | None = None,
 ) -> SoundTokens | None:
     """As :func:`analyse_sound`, of what a reader gives without its first ``skip`` samples; None if there are none."""
     encoder = StreamingEncoder(model)
@@ -109,16 +128,24 @@ def analyse_samples(
     codes: list[Codes] = []
     distances: list[npt.NDArray[np.float32]] = []
     same = True
+    refiner: SoundRefiner | None = None
 
     def take(z: Tensor) -> None:
         if z.shape[2]:
+            z = z if refiner is None else refiner.refine(z)
             found = model.codes(z, levels)
             codes.append(found.cpu().numpy().astype(np.int16))
             if errors:
                 distances.append(model.errors(z, found).cpu().numpy())
 
     def push(signals: Samples) -> None:
-        take(encoder.latents(torch.from_numpy(signals)[:, None].to(model.device)))
+        nonlocal refiner
+        x = torch.from_numpy(signals)[:, None].to(model.device)
+        if effort is not None:
+            seconds = reader.frames / reader.sample_rate if reader.frames else None
+            refiner = refiner or SoundRefiner(model, effort.seen(len(x), seconds), effort.n_steps)
+            refiner.push(x)
+        take(encoder.latents(x))
 
     with torch.inference_mode():
         for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
@@ -215,10 +242,11 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
 
 def encode_sound(
     source: Path | BinaryIO, name: str, model: Model, rate: Rate, progress: Progress | None = None,
-    max_samples: int = MAX_SAMPLES,
+    max_samples: int = MAX_SAMPLES, n_steps: int = 0,
 ) -> tuple[bytes, Levels, SoundTokens]:
     """File of a sound, levels ``[segments, signals]`` in it, and its tokens.
 
+    Args:   n_steps: of descent towards better codes.
     Raises: UsageError for a rate that sounds do not have, RateError if the smallest file is too large; MediaError.
     """
     tokenizer = audio_tokenizer(model)
@@ -233,7 +261,8 @@ def encode_sound(
     elif rate.quality is not None:
         levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
     searched = rate.kbps is not None or rate.size is not None
-    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples)
+    effort = Effort(n_steps, levels, rate.kbps, rate.size) if n_steps else None
+    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples, effort)
     files = SoundFile(model, tokens, sound_header(tokens, model))
     if not searched:
         return files.uniform(levels), np.full(files.shape, levels), tokens

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from tokodec.codec.bench.hearing import BANDS, band_levels, hearing_distance
 from tokodec.codec.bench.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
@@ -29,7 +30,6 @@ from tokodec.train.data.audio import (
     read_sounds,
 )
 from tokodec.train.loop import released
-from tokodec.train.losses.hearing import BANDS, band_levels, hearing_distance
 from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 SMALL = (

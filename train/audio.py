@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from ..codec.bench.hearing import hearing_distance
 from ..codec.bench.results import as_json
 from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
 from ..entropy.static import StaticPrior
@@ -43,7 +44,6 @@ from .loop import (
     run_script,
     training_arguments,
 )
-from .losses.hearing import hearing_distance
 from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
 
 EVALUATIONS = 8

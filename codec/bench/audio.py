@@ -93,6 +93,7 @@ def bench_audio(
     limit: int | None = None,
     *,
     kbps: Sequence[float] = KBPS,
+    effort: int = 0,
     baselines: Sequence[str] = tuple(SOUND_BASELINES),
     metric_names: Sequence[str] = tuple(SOUND_METRICS),
     show: Sequence[str] = (),
@@ -108,7 +109,7 @@ def bench_audio(
              against: "opus", or nothing.
              model: name, folder or hub id, the default for sounds if None.  device: "auto", "cpu" or "cuda".
              limit: only the first so many clips.  max_seconds: only so much of each.
-             kbps: rates of ours: each file is the best of at most so many kbit/s.
+             kbps: rates of ours: each file is the best of at most so many kbit/s.  effort: of our encoder.
              baselines: networks to time, see :data:`~.sound_baselines.SOUND_BASELINES`.
              metric_names: see :data:`~.sound_metrics.SOUND_METRICS`.
              show: names of clips for the page's players; the first of each kind if empty.
@@ -135,7 +136,7 @@ def bench_audio(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        coder = prepare_sound(model, device, kbps)
+        coder = prepare_sound(model, device, kbps, effort)
         learned = [load_sound_baseline(name, coder.device) for name in timed_names]
         for note in notes:
             print(f"codec: {note}", file=sys.stderr)
@@ -174,6 +175,7 @@ def bench_audio(
     table = aggregate(rows, coder)
     report: dict[str, Any] = {
         "model": coder.name,
+        "effort": effort,
         "clips": [path.name for path in used],
         "kinds": sorted({row.kind for row in rows}, key=lambda kind: (kind != SPEECH, kind)),
         "skipped": skipped,
@@ -365,6 +367,7 @@ def memory_jobs(
     kbps = {"ours": coder.kbps[-1], "peer": opus.KBPS[len(opus.KBPS) // 2]}
     return [
         {"sound": True, "kind": kind, "codec": name, "synthesis": "", "model": coder.model, "kbps": kbps.get(kind),
-         "max_seconds": max_seconds, "device": None if kind in ("start", "peer") else coder.device}
+         "max_seconds": max_seconds, "effort": coder.effort,
+         "device": None if kind in ("start", "peer") else coder.device}
         for kind, name in names
     ]  # fmt: skip

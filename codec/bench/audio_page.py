@@ -73,7 +73,8 @@ class SoundExhibit:
 def audio_page(report: dict[str, Any], exhibits: Sequence[SoundExhibit]) -> str:
     """The page as text. ``report`` is what results.json holds, see :func:`~.audio.bench_audio`."""
     n = len(report["clips"])
-    title = f"{report['model']}: {n} clip{'s' * (n != 1)}"
+    effort = f", effort {report['effort']}" if report["effort"] else ""
+    title = f"{report['model']}{effort}: {n} clip{'s' * (n != 1)}"
     place = report["machine"] | report["versions"] | {key: report[key] for key in ("commit", "date")}
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in place.items())
     codecs = report["peers"] | report["baselines"]

@@ -141,7 +141,7 @@ def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
         from .ours_audio import SoundCoder, decode_sound, encode_sound
 
         _set_threads(job["threads"])
-        coder = SoundCoder(job["model"], job["codec"], (job["kbps"],), job["device"])
+        coder = SoundCoder(job["model"], job["codec"], (job["kbps"],), job["device"], job["effort"])
         if step == "encode":
             file.write_bytes(encode_sound(clip.wav, coder, job["kbps"]).data)
         else:

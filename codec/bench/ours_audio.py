@@ -14,7 +14,7 @@ from ...tokenizers.api import Tokens
 from ...tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEncoder
 from ..container import read_tok
 from ..decode import decode_file, file_tokens
-from ..encode import Encoded, encode_file
+from ..encode import Encoded, check_effort, encode_file
 from ..errors import UsageError
 from ..models import DEFAULT_MODELS, load_model, pick_device
 from .sounds import RATE, Mono, Timed, timed
@@ -31,6 +31,7 @@ class SoundCoder:
     name: str
     kbps: tuple[float, ...]  # what is asked for, rising
     device: str
+    effort: int = 0
 
     @property
     def tokenizer(self) -> AudioGRVQ:
@@ -39,8 +40,9 @@ class SoundCoder:
         return tokenizer
 
 
-def prepare_sound(model: str | None, device: str, kbps: Sequence[float]) -> SoundCoder:
+def prepare_sound(model: str | None, device: str, kbps: Sequence[float], effort: int = 0) -> SoundCoder:
     """Load the model and check the rates. Raises UsageError for a model of something else and for no rates."""
+    check_effort(effort)
     chosen = tuple(sorted(set(kbps)))
     if not chosen or not all(rate > 0 and math.isfinite(rate) for rate in chosen):
         raise UsageError("rates are numbers above 0, in kbit/s")
@@ -49,17 +51,17 @@ def prepare_sound(model: str | None, device: str, kbps: Sequence[float]) -> Soun
     tokenizer = load_model(model, device).tokenizer
     if not isinstance(tokenizer, AudioGRVQ):
         raise UsageError(f"{tokenizer.name} is not a model for sounds")
-    return SoundCoder(model, tokenizer.name, chosen, device)
+    return SoundCoder(model, tokenizer.name, chosen, device, effort)
 
 
 def encode_sound(wav: bytes, coder: SoundCoder, kbps: float) -> Encoded:
     """Our file of at most so many kbit/s. Raises RateError if our smallest file is larger."""
-    return encode_file(io.BytesIO(wav), model=coder.model, kbps=kbps, device=coder.device)
+    return encode_file(io.BytesIO(wav), model=coder.model, kbps=kbps, device=coder.device, effort=coder.effort)
 
 
 def encode_smallest(wav: bytes, coder: SoundCoder) -> Encoded:
     """Our smallest file."""
-    return encode_file(io.BytesIO(wav), model=coder.model, levels=1, device=coder.device)
+    return encode_file(io.BytesIO(wav), model=coder.model, levels=1, device=coder.device, effort=coder.effort)
 
 
 def decode_sound(data: bytes, coder: SoundCoder) -> Mono:
