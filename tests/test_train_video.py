@@ -217,6 +217,7 @@ def test_a_start_from_pictures_with_another_level(
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(VideoGrid, "int8_largest", ImageGrid.int8_largest)  # so that both round alike
+    monkeypatch.setattr(VideoGrid, "int8_codebooks", ImageGrid.int8_codebooks)
     image = ImageGrid(ImageGridConfig((6, 8, 8), (1, 1, 1), (1, 1, 1), 4, (32,), ("faithful",)), "pictures")
     image.save_pretrained(tmp_path / "image")
     words = [f"start={tmp_path / 'image'}", "export.rate_weight=0", "--data", str(folder), "--minutes", "0"]
