@@ -517,6 +517,7 @@ def test_users_mistakes_are_one_line(
         (UsageError, "z.wav is not among the sounds", (sounds, target, [], model, "cpu"), {"show": ["z.wav"]}),
         (UsageError, "rates are numbers above 0", (sounds, target, [], model, "cpu"), {"kbps": [0.0]}),
         (UsageError, "rates are numbers above 0", (sounds, target, [], model, "cpu"), {"kbps": []}),
+        (UsageError, "effort is 0 to 10, got 11", (sounds, target, [], model, "cpu"), {"effort": 11}),
         (UsageError, "above 0 seconds", (sounds, target, [], model, "cpu"), {"max_seconds": 0.0}),
     )  # fmt: skip
     for error, match, arguments, options in cases:

@@ -41,7 +41,7 @@ class SoundCoder:
 
 
 def prepare_sound(model: str | None, device: str, kbps: Sequence[float], effort: int = 0) -> SoundCoder:
-    """Load the model and check the rates. Raises UsageError for a model of something else and for no rates."""
+    """Load the model and check the rates. Raises UsageError for another kind of model, no rates, no effort."""
     check_effort(effort)
     chosen = tuple(sorted(set(kbps)))
     if not chosen or not all(rate > 0 and math.isfinite(rate) for rate in chosen):
