@@ -43,13 +43,14 @@ MARGIN = 10  # frames beside a wanted span, for the resampler's filter
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Steps of descent towards better codes (:mod:`.refine_sound`), for a file of so many levels, kbit/s or bytes."""
+class Search:
+    """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` steps of descent
+    (:mod:`.refine_sound`)."""
 
-    n_steps: int
     levels: int  # of the codes that are made
     kbps: float | None = None
     size: int | None = None
+    n_steps: int | None = None  # None: no descent
 
     def seen(self, signals: int, seconds: float | None) -> int:
         """About how many levels a signal will have; all where nobody knows."""
@@ -99,15 +100,15 @@ def analyse_sound(
     errors: bool = False,
     progress: Progress | None = None,
     max_samples: int = MAX_SAMPLES,
-    effort: Effort | None = None,
+    search: Search | None = None,
 ) -> SoundTokens:
     """Codes of a sound of any rate and 1 to 8 channels, block by block.
 
-    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  effort: for better codes.
+    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  search: what the codes are for.
     Raises: MediaError for what is no sound, is damaged, or has no samples at all.
     """
     with AudioReader(source, name, max_samples) as reader:
-        found = analyse_samples(reader, model, levels, errors, progress, effort=effort)
+        found = analyse_samples(reader, model, levels, errors, progress, search=search)
     if found is None:
         raise MediaError(f"{name}: a sound without samples")
     return found
@@ -120,7 +121,7 @@ def analyse_samples(
     errors: bool = False,
     progress: Progress | None = None,
     skip: int = 0,
-    effort: Effort | None = None,
+    search: Search | None = None,
 ) -> SoundTokens | None:
     """As :func:`analyse_sound`, of what a reader gives without its first ``skip`` samples; None if there are none."""
     encoder = StreamingEncoder(model)
@@ -129,21 +130,24 @@ def analyse_samples(
     distances: list[npt.NDArray[np.float32]] = []
     same = True
     refiner: SoundRefiner | None = None
+    seen: int | None = None
 
     def take(z: Tensor) -> None:
         if z.shape[2]:
             z = z if refiner is None else refiner.refine(z)
-            found = model.codes(z, levels)
+            found = model.codes(z, levels, seen=seen)
             codes.append(found.cpu().numpy().astype(np.int16))
             if errors:
                 distances.append(model.errors(z, found).cpu().numpy())
 
     def push(signals: Samples) -> None:
-        nonlocal refiner
+        nonlocal refiner, seen
         x = torch.from_numpy(signals)[:, None].to(model.device)
-        if effort is not None:
+        if search is not None and seen is None:  # with the first block, which tells whether all channels are the same
             seconds = reader.frames / reader.sample_rate if reader.frames else None
-            refiner = refiner or SoundRefiner(model, effort.seen(len(x), seconds), effort.n_steps)
+            seen = search.seen(1 if same else len(x), seconds)
+            refiner = None if search.n_steps is None else SoundRefiner(model, seen, search.n_steps)
+        if refiner is not None:
             refiner.push(x)
         take(encoder.latents(x))
 
@@ -261,8 +265,8 @@ def encode_sound(
     elif rate.quality is not None:
         levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
     searched = rate.kbps is not None or rate.size is not None
-    effort = Effort(n_steps, levels, rate.kbps, rate.size) if n_steps else None
-    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples, effort)
+    search = Search(levels, rate.kbps, rate.size, n_steps or None)
+    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples, search)
     files = SoundFile(model, tokens, sound_header(tokens, model))
     if not searched:
         return files.uniform(levels), np.full(files.shape, levels), tokens

@@ -40,7 +40,7 @@ from .container import (
 from .errors import ChunkError, FormatError, MediaError, RateError, UsageError
 from .media.video import SILENT_SUFFIXES, Pixels, SoundTrack, VideoReader, VideoWriter
 from .refine_video import RefinedEncoder
-from .sound import SoundFile, Span, analyse_samples, audio_tokenizer, decode_blocks, seekable, sound_header
+from .sound import Search, SoundFile, Span, analyse_samples, audio_tokenizer, decode_blocks, seekable, sound_header
 
 if TYPE_CHECKING:
     from .encode import Rate
@@ -253,7 +253,9 @@ def encode_track(
             model = wanted.load()
             tokenizer = audio_tokenizer(model)
             start = round(begin * source.sample_rate)
-            tokens = analyse_samples(source, tokenizer, None, True, progress, max(0, -start))
+            kbps = min(SOUND_KBPS * source.channels, most) if wanted.kbps is None else wanted.kbps
+            search = Search(len(tokenizer.codebook_sizes), kbps)
+            tokens = analyse_samples(source, tokenizer, None, True, progress, max(0, -start), search)
             notes = list(source.notes)
     except MediaError as error:
         raise type(error)(f"{error} (its sound; --no-sound leaves it out)") from error

@@ -1,4 +1,4 @@
-"""The audio tokenizer: causal, the same in chunks as at once, and its codes a prefix of finer ones."""
+"""The audio tokenizer: causal, the same in chunks as at once, and any prefix of its codes decodes."""
 
 from __future__ import annotations
 
@@ -124,13 +124,19 @@ def test_every_sample_comes_back(model: AudioGRVQ, samples: int) -> None:
     assert bool(x_hat.isfinite().all())
 
 
-def test_fewer_levels_are_a_prefix(model: AudioGRVQ) -> None:
+def test_fewer_levels_are_searched_for_themselves(model: AudioGRVQ) -> None:
     x = sound(4 * FRAME)
-    whole = model.encode(x).codes
+    whole = model.encode(x)
+    z = model.analysis(x)
     for n in range(1, 5):
         tokens = model.encode(x, n)
-        assert torch.equal(tokens.codes, whole[:, :n])
+        assert tokens.codes.shape[1] == n
         assert model.decode(tokens).shape == x.shape  # also where the last level has one of its groups only
+        assert model.decode(whole.levels(n)).shape == x.shape
+        if n % 2 == 0:
+            own, cut = (model.errors(z, codes)[:, -1].sum() for codes in (tokens.codes, whole.codes[:, :n]))
+            assert own <= cut
+            assert torch.equal(model.encode(x, seen=n).codes[:, :n], tokens.codes)
     for wrong in (0, 5):
         with pytest.raises(ValueError, match=r"levels is 1 to 4"):
             model.encode(x, wrong)

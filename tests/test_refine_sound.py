@@ -15,7 +15,7 @@ from tokodec.codec import sound as sounds
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import EFFORTS, encode_file
 from tokodec.codec.refine_sound import UNHEARD, sound_distance
-from tokodec.codec.sound import Effort, SoundTokens, analyse_sound
+from tokodec.codec.sound import Search, SoundTokens, analyse_sound
 from tokodec.tokenizers.api import Tokens
 from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 
@@ -35,8 +35,8 @@ def clip(path: Path, samples: int, channels: int = 1) -> Path:
     return path
 
 
-def analysed(path: Path, effort: Effort | None) -> SoundTokens:
-    return analyse_sound(path, "x", model(), errors=True, effort=effort)
+def analysed(path: Path, search: Search | None) -> SoundTokens:
+    return analyse_sound(path, "x", model(), errors=True, search=search)
 
 
 @pytest.mark.parametrize(("samples", "channels"), [(1, 1), (FRAME, 2), (30000, 1), (30001, 2)])
@@ -45,7 +45,7 @@ def test_no_step_changes_no_code(
 ) -> None:
     monkeypatch.setattr(sounds, "BLOCK", 40)
     path = clip(tmp_path / "x.wav", samples, channels)
-    plain, refined = analysed(path, None), analysed(path, Effort(0, 4))
+    plain, refined = analysed(path, Search(4)), analysed(path, Search(4, n_steps=0))
     np.testing.assert_array_equal(refined.codes, plain.codes)
     np.testing.assert_array_equal(refined.errors, plain.errors)
 
@@ -62,7 +62,7 @@ def test_what_is_compared_is_what_a_decoder_makes(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(refine_sound, "sound_distance", noted)
     path = clip(tmp_path / "x.wav", 100 * FRAME)
     tokenizer = model()
-    codes = torch.from_numpy(analysed(path, Effort(0, len(tokenizer.codebook_sizes))).codes.astype(np.int64))
+    codes = torch.from_numpy(analysed(path, Search(len(tokenizer.codebook_sizes), n_steps=0)).codes.astype(np.int64))
     x_hat = tokenizer.decode(Tokens(codes, tokenizer.spec(100 * FRAME)))[0, 0]
     x = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     begin = 0
@@ -97,10 +97,10 @@ def test_a_rate_holds_with_effort(tmp_path: Path) -> None:
 
 
 def test_levels_that_are_compared() -> None:
-    assert Effort(4, 10).seen(1, 5.0) == 10
-    assert Effort(4, 10, kbps=3.0).seen(1, None) == 5
-    assert Effort(4, 10, kbps=3.0).seen(2, 5.0) == 2
-    assert Effort(4, 10, kbps=0.1).seen(8, 5.0) == 1
-    assert Effort(4, 10, size=3750).seen(1, 10.0) == 5
-    assert Effort(4, 10, size=3750).seen(1, None) == 10  # of a pipe, whose length nobody knows
+    assert Search(10).seen(1, 5.0) == 10
+    assert Search(10, kbps=3.0).seen(1, None) == 5
+    assert Search(10, kbps=3.0).seen(2, 5.0) == 2
+    assert Search(10, kbps=0.1).seen(8, 5.0) == 1
+    assert Search(10, size=3750).seen(1, 10.0) == 5
+    assert Search(10, size=3750).seen(1, None) == 10  # of a pipe, whose length nobody knows
     assert EFFORTS[0] == 0

@@ -122,7 +122,7 @@ class Sounds:
 
     def _codes(self, sound: Tensor) -> Codes:
         x = sound.to(self.tokenizer.device).float()[None, None] / 32768
-        codes: Codes = self.tokenizer.encode(x).codes[0].cpu().numpy()
+        codes: Codes = self.tokenizer.encode(x, self.levels).codes[0].cpu().numpy()
         return codes
 
 

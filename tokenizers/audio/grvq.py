@@ -36,6 +36,7 @@ FRAME = STRIDE * HOP  # 320 samples, 75 a second
 WINDOW = 4 * HOP  # samples that a block has a part in; the first HOP of them lie before its own
 SOFTEST = 1e-4  # root mean square below which a sound is silence
 TYPICAL = 0.05  # root mean square that an untrained net makes, about
+BEAMS = 4  # paths of the search for codes: more bring little, and time grows with them
 LOUDEST = 3.0  # largest logarithm of a gain
 FEW = 32  # frames of all signals up to which a chunk goes through the nets step by step; more gain nothing by it
 LATENCY = 3 * HOP  # samples that an output sample waits for, at most: those of its frame and the overlap after it
@@ -184,13 +185,21 @@ class AudioGRVQ(Tokenizer):
     # ---------------------------------------------------------------- whole signals
 
     @torch.no_grad()
-    def encode(self, x: Tensor, levels: int | None = None, lengths: Sequence[int] | None = None) -> Tokens:
+    def encode(
+        self,
+        x: Tensor,
+        levels: int | None = None,
+        lengths: Sequence[int] | None = None,
+        seen: int | None = None,
+    ) -> Tokens:
         """Signals ``[B, 1, n]`` at 24 kHz in [-1, 1] to tokens ``[B, levels, ceil(n / 320)]``.
 
         Args:
-            levels: codebooks, 1 to 10, 0.75 kbit/s each; all if None.
+            levels: codebooks, 1 to 10, 0.75 kbit/s each; all if None. The search looks for the best sum of so many
+                codewords, so fewer levels need not be a prefix of more, though any prefix can be decoded.
             lengths: true lengths of signals that were padded at their ends; codes of the padding are ``ABSENT``, the
                 others are those of each signal alone.
+            seen: as in :meth:`codes`.
         Raises: ValueError for other shapes, an empty signal, or another number of levels.
         """
         if x.ndim != 3 or x.shape[1] != 1 or 0 in x.shape:
@@ -201,7 +210,7 @@ class AudioGRVQ(Tokenizer):
                 raise ValueError(f"lengths are one for each signal, 1 to {n}")
             inside = torch.arange(n, device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
             x = torch.where(inside[:, None], x, 0.0)
-        codes = self.codes(self.analysis(F.pad(x, (0, -n % FRAME))), levels)
+        codes = self.codes(self.analysis(F.pad(x, (0, -n % FRAME))), levels, seen=seen)
         if lengths is not None:
             frames = torch.tensor([-(-length // FRAME) for length in lengths], device=x.device)
             codes = torch.where(
@@ -209,13 +218,26 @@ class AudioGRVQ(Tokenizer):
             )
         return Tokens(codes, self.spec(n))
 
-    def codes(self, z: Tensor, levels: int | None = None, quantizer: PreparedQuantizer | None = None) -> Tensor:
-        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``. quantizer: the model's, prepared, for many short calls."""
+    def codes(
+        self,
+        z: Tensor,
+        levels: int | None = None,
+        quantizer: PreparedQuantizer | None = None,
+        seen: int | None = None,
+    ) -> Tensor:
+        """Latents ``[B, D, t]`` to codes ``[B, levels, t]``.
+
+        Args:
+            quantizer: the model's, prepared, for many short calls.
+            seen: levels that will be left when the codes are cut off, about: those are the best then.
+        """
         total = len(self.codebook_sizes)
         levels = total if levels is None else levels
         if not 1 <= levels <= total:
             raise ValueError(f"levels is 1 to {total}, got {levels}")
-        return (quantizer or self.quantizer).encode(z, -(-levels // self.config.groups))[:, :levels]
+        count = self.config.groups
+        cut = None if seen is None else -(-seen // count)
+        return (quantizer or self.quantizer).encode(z, -(-levels // count), BEAMS, cut)[:, :levels]
 
     @torch.no_grad()
     def errors(self, z: Tensor, codes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import ABSENT
+from .beam import beam_codewords
 from .codebook import CodebookQuantizer
 from .nearest import prepare_codebook, residual_codewords
 from .nearest_cpu import Prepared
@@ -62,15 +63,22 @@ class PreparedQuantizer:
         return found
 
     @torch.no_grad()
-    def encode(self, z_e: Tensor, n_levels: int | None = None) -> Tensor:
-        """Latents ``[B, D, t]`` to codes ``[B, n_levels * G, t]`` (all levels by default)."""
+    def encode(
+        self, z_e: Tensor, n_levels: int | None = None, beams: int = 1, seen: int | None = None
+    ) -> Tensor:
+        """Latents ``[B, D, t]`` to codes ``[B, n_levels * G, t]`` (all levels by default).
+
+        beams, seen: as in :func:`~.beam.beam_codewords`, in each group.
+        """
         n_levels = self.quantizer.n_levels if n_levels is None else n_levels
         if z_e.device.type != "cpu" or z_e.ndim != 3 or not 1 <= n_levels <= self.quantizer.n_levels:
-            return self.quantizer.encode(z_e, n_levels)
+            return self.quantizer.encode(z_e, n_levels, beams, seen)
         codes = []
         for group, part in self.quantizer.split(z_e):
             rows = part.transpose(1, 2).flatten(0, 1)  # [B * t, D / G]
-            codes.append(residual_codewords(rows, self._codebooks(group, n_levels)))  # [B * t, n_levels]
+            tables = self._codebooks(group, n_levels)
+            own = beam_codewords(rows, tables, beams, seen) if beams > 1 else residual_codewords(rows, tables)
+            codes.append(own)  # [B * t, n_levels]
         stacked = torch.stack(codes, dim=2)  # [B * t, n_levels, G]
         return stacked.view(len(z_e), -1, n_levels * len(codes)).transpose(1, 2).contiguous()
 

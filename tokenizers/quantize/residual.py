@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
+from .beam import beam_codewords
 from .codebook import CodebookQuantizer
 from .nearest import residual_codewords
 
@@ -99,15 +100,24 @@ class ResidualQuantizer(Quantizer):
                 codebook_loss=codebook,
             )
 
-    def encode(self, z_e: Tensor, n_levels: int | None = None) -> Tensor:
-        """Latents ``[B, D, *grid]`` to the codes of the first ``n_levels`` levels (all by default)."""
+    def encode(
+        self, z_e: Tensor, n_levels: int | None = None, beams: int = 1, seen: int | None = None
+    ) -> Tensor:
+        """Latents ``[B, D, *grid]`` to the codes of the first ``n_levels`` levels (all by default).
+
+        beams, seen: as in :func:`~.beam.beam_codewords`. With one path codes of fewer levels are a prefix of these.
+        """
         n_levels = self.n_codebooks if n_levels is None else n_levels
         if not 1 <= n_levels <= self.n_codebooks:
             raise ValueError(f"n_levels must be in 1..{self.n_codebooks}, got {n_levels}")
         rows = channels_last_rows(z_e.detach().float())  # [M, D]
         with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # for codebooks that are computed
             levels = [level for level in self.levels if isinstance(level, CodebookQuantizer)][:n_levels]
-            indices = residual_codewords(rows, [v.codebook for v in levels], [v.penalty for v in levels])
+            codebooks, penalties = [v.codebook for v in levels], [v.penalty for v in levels]
+            if beams > 1:
+                indices = beam_codewords(rows, codebooks, beams, seen, penalties)
+            else:
+                indices = residual_codewords(rows, codebooks, penalties)
         return rows_to_grid(indices, z_e)  # [B, n_levels, *grid]
 
     @torch.no_grad()
@@ -157,7 +167,8 @@ class GroupResidualQuantizer(Quantizer):
     """Channels split into G groups of equal size, a residual quantizer for each.
 
     The codes are ordered level by level, all groups of a level together: codebook ``k * G + g`` is level k of group g.
-    So the first ``k * G`` codes are what :meth:`encode` gives for ``n_levels=k``, a valid coarser code. A prefix that
+    So the first ``k * G`` codes are what :meth:`encode` gives for ``n_levels=k`` (searched with one path), a valid
+    coarser code. A prefix that
     ends inside a level decodes too: the groups it leaves out stay one level coarser.
 
     Args:
@@ -213,9 +224,14 @@ class GroupResidualQuantizer(Quantizer):
             codebook_loss=torch.stack([out.codebook_loss for out in outs]).mean(),
         )
 
-    def encode(self, z_e: Tensor, n_levels: int | None = None) -> Tensor:
-        """Latents ``[B, D, *grid]`` to codes ``[B, n_levels * G, *grid]`` (all levels by default)."""
-        codes = [quantizer.encode(part, n_levels) for quantizer, part in self.split(z_e)]
+    def encode(
+        self, z_e: Tensor, n_levels: int | None = None, beams: int = 1, seen: int | None = None
+    ) -> Tensor:
+        """Latents ``[B, D, *grid]`` to codes ``[B, n_levels * G, *grid]`` (all levels by default).
+
+        beams, seen: as in :func:`~.beam.beam_codewords`, in each group.
+        """
+        codes = [quantizer.encode(part, n_levels, beams, seen) for quantizer, part in self.split(z_e)]
         return torch.stack(codes, dim=2).flatten(1, 2)
 
     def decode(self, codes: Tensor) -> Tensor:

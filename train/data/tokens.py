@@ -115,6 +115,7 @@ def clip_views(
 
 
 GAIN = (-9.0, 5.0)  # dB by which a view of a sound is softer or louder
+SEEN = (None, 6, 4)  # levels that views are searched for in turn: all, and those of usual files
 
 
 @torch.no_grad()
@@ -123,8 +124,8 @@ def sound_views(
 ) -> list[Codes]:
     """Codes ``[K, segment]`` of the segments of a sound, int16 ``[n]``, as it is or ``views > 0`` times changed.
 
-    A view is softer or louder, turned over or not, and begins a part of a frame later, which gives other codes of the
-    same sound. The last segment of each may be shorter.
+    A view is softer or louder, turned over or not, begins a part of a frame later, and is searched for one of ``SEEN``
+    levels, which gives other codes of the same sound. The last segment of each may be shorter.
     """
     x = sound.to(tokenizer.device).float()[None, None] / 32768
 
@@ -137,7 +138,7 @@ def sound_views(
         if views:
             y = x[:, :, int(number() * min(FRAME, x.shape[2])) :]
             y = y * 10 ** ((GAIN[0] + (GAIN[1] - GAIN[0]) * number()) / 20) * (-1) ** i
-        codes = tokenizer.encode(y.clamp(-1, 1)).codes[0].cpu().numpy()
+        codes = tokenizer.encode(y.clamp(-1, 1), seen=SEEN[i % len(SEEN)]).codes[0].cpu().numpy()
         found += [codes[:, begin : begin + segment] for begin in range(0, codes.shape[1], segment)]
     return found
 
