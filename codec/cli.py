@@ -667,6 +667,9 @@ def bench_video_folder(
     ] = 4,
     memory: Annotated[bool, typer.Option(help="weigh each codec in processes of its own")] = True,
     threads: Annotated[int, typer.Option(help="of PyTorch and of the other codecs", min=1)] = 1,
+    files: Annotated[
+        Path | None, typer.Option(help="folder with a .tok file for each clip, of its name, to measure as they are")
+    ] = None,
 ) -> None:
     """Rate, distortion, speed and memory on a folder of videos, beside x264, x265 and SVT-AV1, and beside a model for
     pictures that is run frame by frame; tables and a page."""
@@ -687,6 +690,7 @@ def bench_video_folder(
         every=every,
         memory=memory,
         threads=threads,
+        files=files,
     )
 
 

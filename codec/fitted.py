@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..entropy.fitted import Weights, context_shapes, decode_grids, decode_weights, encode_grids, encode_weights
+from ..tokenizers.precision import whole_float32
 from ..tokenizers.video.fit import FitShape, FitSynthesis, Group
 
 _HEAD = struct.Struct("<BBBB")  # margin, channels, hidden, groups
@@ -50,7 +51,8 @@ class Fitted:
             [torch.from_numpy(x[first:last] if g.period == 1 else x).to(device, torch.float32) for x in own]
             for g, own in zip(self.shape.groups, self.grids, strict=True)
         ]
-        x = synthesis(weights, grids, torch.arange(first, last, device=device))
+        with whole_float32(torch.device(device)):
+            x = synthesis(weights, grids, torch.arange(first, last, device=device))
         pixels: npt.NDArray[np.uint8] = (x.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return pixels
 

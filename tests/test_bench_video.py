@@ -22,9 +22,11 @@ from tokodec.codec.bench.video import EQUAL_PSNR, MEANS, VideoRow, bench_video, 
 from tokodec.codec.bench.video_peers import VIDEO_PEERS, find_video_peer
 from tokodec.codec.bench.videos import Coded, Video, VideoCodec, VideoSetting, read_video
 from tokodec.codec.cli import run
+from tokodec.codec.container import read_tok
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, TokodecError, UsageError
 from tokodec.codec.media.video import VideoReader, VideoWriter
+from tokodec.codec.video import decode_frames
 
 FRAMES = 9
 CODECS = ("x264", "image-photo", "x265")
@@ -382,3 +384,38 @@ def test_a_rate_of_ours_is_a_setting(video_model: Path) -> None:
     assert 8e-3 * coded.size / float(a.seconds) <= 90
     assert isinstance(coder, VideoCoder)
     assert len(list(coder.decode(coded))) == FRAMES
+
+
+# ------------------------------------------------------------------------------------------------- files that are there
+
+
+def test_files_are_measured_as_they_are(tmp_path: Path) -> None:
+    folder, files, out = tmp_path / "clips", tmp_path / "files", tmp_path / "out"
+    folder.mkdir()
+    files.mkdir()
+    save(folder / "a.mp4", clip())
+    data = encode_file(folder / "a.mp4", model="video-fit", minutes=0.02, device="cpu").data
+    (files / "a.tok").write_bytes(data)
+    report = bench_video(folder, out, [], ["x264"], "cpu", files=files)
+    point = report["points"][0]
+    found = [point[key] for key in ("codec", "kind", "setting", "bytes")]
+    assert found == ["video-fit", "ours", "as it is", len(data)]
+    assert point["encode_s"] is report["aggregates"][0]["encode_fps"] is None
+    decoded = [pixels for _, pixels in decode_frames(read_tok(data), "cpu")]
+    source = read_video(folder / "a.mp4").frames
+    assert point["psnr"] == pytest.approx(np.mean([metrics.psnr(a, b) for a, b in zip(source, decoded, strict=True)]))
+    assert report["equal"][0]["codec"] == "video-fit"
+    assert "video-fit" not in [entry["codec"] for entry in report["memory"]["codecs"]]
+
+    with pytest.raises(UsageError, match="leave --frames out"):
+        bench_video(folder, out, [], ["x264"], "cpu", files=files, frames=3)
+    save(folder / "b.mkv", clip(4))
+    with pytest.raises(UsageError, match=r"no file for b.mkv: cannot read .*b.tok"):
+        bench_video(folder, out, [], ["x264"], "cpu", files=files)
+    (files / "b.tok").write_bytes(data)
+    report = bench_video(folder, out, [], ["x264"], "cpu", files=files, memory=False)
+    assert report["skipped"] == ["b.mkv: its .tok file is of 9 frames of another video"]
+    picture = Path(__file__).parents[1] / "assets" / "kodim23.webp"
+    (files / "b.tok").write_bytes(encode_file(picture, model="image-grid", levels=1, device="cpu").data)
+    with pytest.raises(UsageError, match=r"b.tok is not a file of a video"):
+        bench_video(folder, out, [], ["x264"], "cpu", files=files)

@@ -1,19 +1,22 @@
-"""Our side of `codec bench video`: models for videos, and a model for pictures that is run frame by frame."""
+"""Our side of `codec bench video`: models for videos, files that were made before, and a model for pictures that is run
+frame by frame."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..container import read_tok
+from ..container import FIT, VIDEO, TokFile, read_tok
 from ..encode import check_effort, encode_file
-from ..errors import UsageError
+from ..errors import MediaError, UsageError
+from ..fit_video import check_fitted
 from ..media.video import Pixels
-from ..models import load_model, pick_device
+from ..models import FITTED, Model, load_model, model_for, pick_device
 from ..video import decode_frames
 from .ours import Coder, Setting, decode_ours, encode_ours, prepare
 from .videos import Coded, Video, VideoSetting, middle
@@ -79,6 +82,63 @@ def prepare_video(
     chosen = sorted(set(levels)) if levels or kbps else range(1, most + 1)
     settings = [VideoSetting("levels", n) for n in chosen] + [VideoSetting("kbit/s", r) for r in sorted(set(kbps))]
     return VideoCoder(model, tokenizer.name, tuple(settings), device, effort)
+
+
+@dataclass(frozen=True)
+class FileCoder:
+    """Files that were made before, one a clip: of `video-fit`, say, which took its minutes on a GPU."""
+
+    name: str
+    files: Mapping[str, bytes]  # by the names of the clips
+    device: str
+    kind = "ours"
+    settings = (VideoSetting("file", 0),)
+
+    @property
+    def described(self) -> str:
+        return ".tok files that were there"
+
+    def encode(self, video: Video, setting: VideoSetting) -> Coded:
+        """The file of a clip. Raises MediaError if it is of another one."""
+        data = self.files[video.name]
+        header = read_tok(data).video
+        if (header.frames, header.height, header.width) != video.frames.shape[:3]:
+            raise MediaError(f"{video.name}: its .tok file is of {header.frames} frames of another video")
+        return Coded((data,), len(video.frames))
+
+    def decode(self, coded: Coded) -> Iterator[Pixels]:
+        tok = read_tok(coded.files[0])
+        for _, pixels in decode_frames(tok, model_of(tok, self.device)):
+            yield pixels
+
+    def job(self) -> None:
+        """Nothing to weigh: no encoder is run."""
+
+
+def model_of(tok: TokFile, device: str) -> Model | str:
+    """What :func:`~..video.decode_frames` takes. Raises ModelError."""
+    if tok.video.prior != FIT:
+        return model_for(tok.video, None, device)
+    check_fitted(tok.video)
+    return device
+
+
+def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder:
+    """Read ``clip.tok`` for each ``clip.mp4``. Raises UsageError where there is none, or if it holds no video."""
+    device = pick_device(device)
+    files, names = {}, set()
+    for clip in clips:
+        path = folder / f"{clip.stem}.tok"
+        try:
+            files[clip.name] = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"no file for {clip.name}: cannot read {path}: {error.strerror}") from error
+        tok = read_tok(files[clip.name])
+        if tok.header.modality != VIDEO:
+            raise UsageError(f"{path} is not a file of a video")
+        model_of(tok, device)
+        names.add(FITTED if tok.header.prior == FIT else tok.header.model)
+    return FileCoder(names.pop() if len(names) == 1 else "files", files, device)
 
 
 @dataclass(frozen=True)

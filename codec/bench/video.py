@@ -31,7 +31,7 @@ from ..models import pick_device
 from . import metrics
 from .curves import METHOD, bd_rate, means, rate_at
 from .memory import START, weigh_jobs
-from .ours_video import prepare_frames, prepare_video
+from .ours_video import FileCoder, prepare_files, prepare_frames, prepare_video
 from .results import commit, machine, make_folder, rows_as_csv, versions, write_results, write_text
 from .sounds import timed
 from .video_page import Reel, make_player, sheet, video_page
@@ -63,7 +63,7 @@ class VideoRow:
     psnr_worst: float  # of one of them
     ms_ssim: float | None  # mean over some of them
     feature_distance: float | None
-    encode_s: float  # by the clock, of the frames that were coded
+    encode_s: float | None  # by the clock, of the frames that were coded; None of files that were there
     decode_s: float
 
 
@@ -86,6 +86,7 @@ def bench_video(
     every: int = 4,
     memory: bool = True,
     threads: int = 1,
+    files: Path | None = None,
 ) -> dict[str, Any]:
     """Measure models on the clips of a folder; print tables and write the results.
 
@@ -103,6 +104,7 @@ def bench_video(
              every: MS-SSIM and feature distance are measured on one of so many frames, PSNR on all.
              memory: weigh each codec in processes of its own, on the first clip.
              threads: of PyTorch and of the peers.
+             files: folder with a .tok file for each clip, of the same name but for the suffix, which are measured too.
     Returns: what results.json holds.
     Raises:  a TokodecError: no video, an unknown codec or model. Clips that cannot be read, or that a codec refuses,
              are named under "skipped"; rates below our smallest file under "notes".
@@ -114,8 +116,10 @@ def bench_video(
         if name != FRAME_BY_FRAME and name not in VIDEO_PEERS:
             known = ", ".join([FRAME_BY_FRAME, *VIDEO_PEERS])
             raise UsageError(f"unknown codec {name!r} to compare with: choose from {known}")
-    if not models and not codecs:
+    if not models and not codecs and files is None:
         raise UsageError("nothing to measure: name a model or a codec")
+    if files is not None and frames is not None:
+        raise UsageError("files are of all frames: leave --frames out")
     if min(every, every_photo, 1 if frames is None else frames) < 1:
         raise UsageError("frames are counted from 1")
     if out.exists() and not out.is_dir():
@@ -129,6 +133,8 @@ def bench_video(
         measured: list[VideoCodec] = [
             prepare_video(name, device, levels, kbps, effort) for name in dict.fromkeys(models)
         ]
+        if files is not None:
+            measured.append(prepare_files(files, paths, device))
         for name in dict.fromkeys(codecs):
             peer = name in VIDEO_PEERS
             measured.append(find_video_peer(name, threads) if peer else prepare_frames(name, device, every_photo))
@@ -164,7 +170,8 @@ def bench_video(
             raise MediaError(f"none of the videos in {folder} can be read; the first: {skipped[0]}")
         weighed = []
         if memory:
-            jobs = [{"kind": "start", "codec": START}, *(codec.job() for codec in measured)]
+            own = [job for codec in measured if (job := codec.job()) is not None]
+            jobs = [{"kind": "start", "codec": START}, *own]
             jobs = [{"video": True, "synthesis": "", "frames": frames, **job} for job in jobs]
             weighed = weigh_jobs(jobs, used[0][0], threads)
         place = machine(device)
@@ -240,7 +247,7 @@ def bench_clip(
                 video.name, codec.name, codec.kind, setting.label, setting.value, len(places), size,
                 8e-3 * size / float(video.seconds), 8 * size / pixels,
                 **measure_frames(video.frames[:: coded.result.every], decoded.result, every, device),
-                encode_s=coded.wall_s, decode_s=decoded.wall_s,
+                encode_s=None if isinstance(codec, FileCoder) else coded.wall_s, decode_s=decoded.wall_s,
             )  # fmt: skip
 
 
@@ -261,11 +268,17 @@ def aggregate(rows: Sequence[VideoRow]) -> list[dict[str, Any]]:
         {"codec": codec, "kind": kind, "setting": setting, "clips": len(group)}
         | means([dataclasses.asdict(row) for row in group], MEANS)
         | {
-            f"{step}_fps": sum(row.frames for row in group) / sum(getattr(row, f"{step}_s") for row in group)
+            f"{step}_fps": frames_a_second([row.frames for row in group], [getattr(row, f"{step}_s") for row in group])
             for step in ("encode", "decode")
         }
         for (codec, kind, setting), group in groups.items()
     ]
+
+
+def frames_a_second(frames: Sequence[int], seconds: Sequence[float | None]) -> float | None:
+    """All frames by all seconds; None where those are not known."""
+    known = [s for s in seconds if s is not None]
+    return sum(frames) / sum(known) if len(known) == len(seconds) else None
 
 
 def curves_of(rows: Sequence[VideoRow]) -> dict[tuple[str, str], list[VideoRow]]:

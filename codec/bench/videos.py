@@ -64,6 +64,8 @@ class VideoSetting:
 
     @property
     def label(self) -> str:
+        if self.dial == "file":
+            return "as it is"
         if self.dial == "levels":
             return f"{self.value:g} level{'s' * (self.value != 1)}"
         return f"{self.value:g} {self.dial}" if self.dial == "kbit/s" else f"{self.dial} {self.value:g}"
@@ -105,8 +107,8 @@ class VideoCodec(Protocol):
     def decode(self, coded: Coded) -> Iterator[Pixels]:
         """Frames ``[H, W, 3]`` uint8, those of ``coded.places`` in order."""
 
-    def job(self) -> dict[str, Any]:
-        """What another process needs to weigh it at one setting, see :mod:`.memory`."""
+    def job(self) -> dict[str, Any] | None:
+        """What another process needs to weigh it at one setting, see :mod:`.memory`; None if nothing is weighed."""
 
 
 def video_files(folder: Path, limit: int | None) -> list[Path]:

@@ -27,7 +27,6 @@ as a whole or in parts, and memory does not grow with its length.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 
 from ..api import Tokenizer, Tokens, TokenSpec
 from ..image.grid import PATCH, STRIDE, ImageGrid, ResidualBlock, channels_last, halo_cells
+from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
@@ -239,7 +239,7 @@ class VideoGrid(Tokenizer):
 
         T is ``1 + 4 n``, and ``4 n`` in later parts of a stream, which ``state`` belongs to.
         """
-        with _whole_float32(x.device):
+        with whole_float32(x.device):
             z_e = self.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous(), state)
         return z_e.permute(0, 4, 1, 2, 3)
 
@@ -255,7 +255,7 @@ class VideoGrid(Tokenizer):
 
     def pixels(self, z_q: Tensor, state: State | None = None) -> Tensor:
         """Synthesis only: ``z_q [B, D, t, h, w]`` to ``x_hat [B, 3, T, 16h, 16w]``, about in [0, 1]."""
-        with _whole_float32(z_q.device):
+        with whole_float32(z_q.device):
             x_hat = self.synthesis(z_q.permute(0, 2, 3, 4, 1).contiguous(), state)
         return (x_hat.permute(0, 4, 1, 2, 3) + 1) / 2
 
@@ -311,21 +311,6 @@ def _space(net: CausalNet) -> Iterator[nn.Parameter]:
     for layer in net:
         if isinstance(layer, PerFrame):
             yield from layer.parameters()
-
-
-@contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
-    """No TF32 on a GPU, which would move codes away from the CPU's."""
-    cuda = torch.backends.cuda.matmul
-    before = cuda.allow_tf32
-    if device.type == "cuda":
-        cuda.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        if device.type == "cuda":
-            cuda.allow_tf32 = before
 
 
 def _check_clip(x: Tensor, size: Sequence[int] | None = None) -> None:
