@@ -266,9 +266,9 @@ def test_samples_are_pictures_and_sounds() -> None:
 # ------------------------------------------------------------------------------------------------------------ audio-24k
 
 SPEECH = ASSETS / "ljspeech.ogg"  # not among the training sounds
-SOUND_HASH = "3b298e0502a4f26a2ed53589fff9c4403a1ceebd9263432ea8b66da0529cdd20"
+SOUND_HASH = "46aed71a2c1d41ed7b289852ba7e5dc429b8ada09fd316717c296e5f36a46473"
 PRIORS = ("context", "static")
-SAVED = 0.85  # of fixed-length codes at about 3 kbit/s
+SAVED = 0.78  # of fixed-length codes at about 3 kbit/s
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_codebooks_of_sounds_are_used() -> None:
     assert min(training["codebook_usage"]) > 0.95
 
 
-@pytest.mark.parametrize(("kbps", "most_mel"), [(1.5, 0.255), (3.0, 0.220), (5.0, 0.206)])
+@pytest.mark.parametrize(("kbps", "most_mel"), [(1.5, 0.223), (3.0, 0.191), (5.0, 0.176)])
 def test_rate_and_distortion_of_speech(kbps: float, most_mel: float, tmp_path: Path) -> None:
     """The default of `codec encode` for a sound, from a file and back."""
     done = tokodec.encode_file(SPEECH, tmp_path / "a.tok", kbps=kbps, device="cpu")
