@@ -18,7 +18,6 @@ from .container import (
     ALPH,
     AUDIO,
     EXIF,
-    FIT,
     HYPERPRIOR,
     ICCP,
     IMAGE,
@@ -216,17 +215,12 @@ def _decode_video(
     count: Callable[[int], None] | None,
 ) -> Decoded:
     from .clock import clock_of
-    from .fit_video import check_fitted
+    from .fit_video import video_model
     from .video import part_of, write_frames
 
     header = tok.video
     part = part_of(clock_of(tok), *moments)
-    place = pick_device(device)
-    loaded: Model | str = place
-    if header.prior == FIT:
-        check_fitted(header)
-    else:
-        loaded = model_for(header, model, place)  # 2
+    loaded = video_model(header, model, pick_device(device))  # 2
     notes = ["the sound is left out as asked"] if tok.track is not None and sound is None else []
     if file is None:
         return Decoded(None, tok.header, 1, tok.problems, notes)

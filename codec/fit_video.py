@@ -21,7 +21,7 @@ from .errors import ChunkError, RateError, UsageError
 from .fit import Fit, Progress, default_shape
 from .fitted import MAX_CELLS, read_fitted
 from .media.video import Pixels, VideoReader
-from .models import FITTED
+from .models import FITTED, Model, model_for
 
 if TYPE_CHECKING:
     from .encode import Rate
@@ -160,6 +160,14 @@ def fitted_frames(tok: TokFile, payload: bytes, frames: int, device: str) -> Ite
             yield from fitted.frames(begin, min(begin + n, frames), device)
 
     return decoded()
+
+
+def video_model(header: VideoHeader, name: str | None, device: str) -> Model | str:
+    """What decodes a video: its model (see :func:`~.models.model_for`), or the device, for a file that needs none."""
+    if header.prior != FIT:
+        return model_for(header, name, device)
+    check_fitted(header)
+    return device
 
 
 def check_fitted(header: VideoHeader) -> None:

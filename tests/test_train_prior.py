@@ -135,21 +135,31 @@ def test_what_was_lost_is_filled_better_than_by_chance(trained: tuple[Path, dict
 def test_resume_goes_on_from_the_same_integers(trained: tuple[Path, dict], folder: Path, tmp_path: Path) -> None:
     out, log = trained
     still = ["optim.lr=0.0", "rounding.lr=0.0"]  # training that changes no weight
-    again = train(tmp_path / "again", folder, 0.01, "--resume", str(out), sets=still)
+    again = train(tmp_path / "again", folder, 0.03, "--resume", str(out), sets=still)
     before, after = ContextPrior.from_pretrained(out), ContextPrior.from_pretrained(tmp_path / "again")
     for codes in grids_of(folder)[:3]:
         assert after.tables_hash(codes) == before.tables_hash(codes)
     assert again["held-out"]["integers"] == log["held-out"]["integers"]
     assert after.filler is not None
-    fresh = train(tmp_path / "fresh", folder, 0.01, sets=still)
+    fresh = train(tmp_path / "fresh", folder, 0.03, sets=still)
     assert sum(fresh["held-out"]["integers"]) > 2 * sum(again["held-out"]["integers"])
+
+
+def test_a_resumed_prior_is_not_given_up_for_a_worse_one(
+    trained: tuple[Path, dict], folder: Path, tmp_path: Path
+) -> None:
+    out, log = trained
+    harm = ["optim.lr=3.0", "rounding.lr=3.0", "optim.warmup_steps=1"]
+    again = train(tmp_path / "again", folder, 0.03, "--resume", str(out), sets=harm)
+    assert sum(again["held-out"]["float"]) > 1.05 * sum(log["held-out"]["float"])
+    assert again["held-out"]["integers"] == log["held-out"]["integers"]
 
 
 def test_only_some_networks_are_trained(
     trained: tuple[Path, dict], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = trained
-    train(tmp_path / "only", folder, 0.02, "--resume", str(out), "--only", "conceal")
+    train(tmp_path / "only", folder, 0.03, "--resume", str(out), "--only", "conceal")
     assert "| integers |" in capsys.readouterr().out
     before = ContextPrior.from_pretrained(out).arrays()
     after = ContextPrior.from_pretrained(tmp_path / "only").arrays()
@@ -273,6 +283,7 @@ def test_nothing_is_overwritten_in_silence(folder: Path, trained: tuple[Path, di
         ("--resume {empty}", [], "cannot read entropy model"),
         ("--resume {trained}", ["net.width=[16]"], "another shape"),
         ("--recipe nothing", [], "nothing"),
+        ("--minutes 1e-6", [], "nothing is left of --minutes to train in"),
         ("", ["optim.speed=3"], "the recipe has no optim.speed"),
         ("", ["speed=3"], "the recipe has no speed"),
     ],

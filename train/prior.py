@@ -362,12 +362,12 @@ def run(arguments: argparse.Namespace, recipe: dict[str, Any]) -> None:
     if not chosen or (arguments.only and not before):
         raise ValueError(f"--only takes names of {', '.join(net.names)} and goes with --resume")
     trainer = Trainer(net, sizes, recipe, device, chosen[ranks.rank :: ranks.world])
+    if before:  # what it goes on from is only given up for what is better
+        trainer.keep(trainer.evaluate(held, True))
     spent = time.monotonic() - begin
     left = 60 * arguments.minutes - spent
     if left <= 0:
-        raise ValueError(f"reading and tokenizing took {spent:.0f} s: nothing is left of --minutes to train in")
-    if before:  # what it goes on from is only given up for what is better
-        trainer.keep(trainer.evaluate(held, True))
+        raise ValueError(f"reading and tokenizing took {spent:.1f} s: nothing is left of --minutes to train in")
     if ranks.rank == 0:
         shown = " ".join(f"{b:.3f}" for b in static_bits(order0, held))
         size = sum(p.numel() for p in net.parameters())

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..container import FIT, VIDEO, TokFile, read_tok
+from ..container import FIT, VIDEO, read_tok
 from ..encode import check_effort, encode_file
 from ..errors import MediaError, UsageError
-from ..fit_video import check_fitted
+from ..fit_video import video_model
 from ..media.video import Pixels
-from ..models import FITTED, Model, load_model, model_for, pick_device
+from ..models import FITTED, load_model, pick_device
 from ..video import decode_frames
 from .ours import Coder, Setting, decode_ours, encode_ours, prepare
 from .videos import Coded, Video, VideoSetting, middle
@@ -108,23 +108,15 @@ class FileCoder:
 
     def decode(self, coded: Coded) -> Iterator[Pixels]:
         tok = read_tok(coded.files[0])
-        for _, pixels in decode_frames(tok, model_of(tok, self.device)):
+        for _, pixels in decode_frames(tok, video_model(tok.video, None, self.device)):
             yield pixels
 
     def job(self) -> None:
         """Nothing to weigh: no encoder is run."""
 
 
-def model_of(tok: TokFile, device: str) -> Model | str:
-    """What :func:`~..video.decode_frames` takes. Raises ModelError."""
-    if tok.video.prior != FIT:
-        return model_for(tok.video, None, device)
-    check_fitted(tok.video)
-    return device
-
-
 def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder:
-    """Read ``clip.tok`` for each ``clip.mp4``. Raises UsageError where there is none, or if it holds no video."""
+    """Read ``clip.tok`` for each ``clip.mp4``. Raises UsageError where none is or it holds no video; ModelError."""
     device = pick_device(device)
     files, names = {}, set()
     for clip in clips:
@@ -136,7 +128,7 @@ def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder
         tok = read_tok(files[clip.name])
         if tok.header.modality != VIDEO:
             raise UsageError(f"{path} is not a file of a video")
-        model_of(tok, device)
+        video_model(tok.video, None, device)
         names.add(FITTED if tok.header.prior == FIT else tok.header.model)
     return FileCoder(names.pop() if len(names) == 1 else "files", files, device)
 

@@ -167,9 +167,8 @@ class GroupResidualQuantizer(Quantizer):
     """Channels split into G groups of equal size, a residual quantizer for each.
 
     The codes are ordered level by level, all groups of a level together: codebook ``k * G + g`` is level k of group g.
-    So the first ``k * G`` codes are what :meth:`encode` gives for ``n_levels=k`` (searched with one path), a valid
-    coarser code. A prefix that
-    ends inside a level decodes too: the groups it leaves out stay one level coarser.
+    So the first ``k * G`` codes are a valid coarser code: searched along one path, what :meth:`encode` gives for
+    ``n_levels=k``. A prefix that ends inside a level decodes too: the groups it leaves out stay one level coarser.
 
     Args:
         groups: for each group its levels, coarse to fine; the same number of levels and the same D in each.
