@@ -20,25 +20,27 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .codec import datasets
-    from .codec.decode import Decoded, decode_file
-    from .codec.encode import Encoded, encode_file
+    from .codec.contract import Decoded, Encoded
+    from .codec.decode import decode_file
+    from .codec.encode import encode_file
     from .codec.errors import TokodecError
-    from .codec.generator import Generator, load_generator
+    from .codec.generate.model import Generator, load_generator
     from .codec.models import load
-    from .tokenizers.api import Tokenizer, Tokens, TokenSpec
+    from .tokenizers.api import Tokenizer
+    from .tokenizers.tokens import Tokens, TokenSpec
 
 _HOMES = {
-    "Decoded": ".codec.decode",
+    "Decoded": ".codec.contract",
     "decode_file": ".codec.decode",
-    "Encoded": ".codec.encode",
+    "Encoded": ".codec.contract",
     "encode_file": ".codec.encode",
     "TokodecError": ".codec.errors",
-    "Generator": ".codec.generator",
-    "load_generator": ".codec.generator",
+    "Generator": ".codec.generate.model",
+    "load_generator": ".codec.generate.model",
     "load": ".codec.models",
     "Tokenizer": ".tokenizers.api",
-    "Tokens": ".tokenizers.api",
-    "TokenSpec": ".tokenizers.api",
+    "Tokens": ".tokenizers.tokens",
+    "TokenSpec": ".tokenizers.tokens",
 }
 _MODULES = {"datasets": ".codec.datasets"}
 

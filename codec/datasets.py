@@ -19,19 +19,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
+from ..tokenizers.api import Tokenizer
 from ..tokenizers.audio.grvq import AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
 from ..tokenizers.image.sequence import ImageSequence
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
-from .corpus import sequencer_maker
+from ..tokenizers.tokens import Tokens, TokenSpec
+from .corpus.megatron import sequencer_maker
+from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
 from .files import atomic_output
 from .media.audio import AUDIO_SUFFIXES_IN
-from .media.image import IMAGE_SUFFIXES_IN
+from .media.read_image import IMAGE_SUFFIXES_IN
 from .models import load_model, pick_device
-from .tokens import TOKEN_SUFFIXES, dump_tokens, load_tokens, tokenize_file
+from .tokens import tokenize_file
 
 __all__ = ["SequenceCollate", "TokenDataset"]
 

@@ -14,17 +14,19 @@ from rich.console import Console
 from rich.table import Table
 
 from ..tokenizers.audio.grvq import RATE
-from .bench.audio_page import levels, spectrogram
-from .bench.metrics import as_rgb, ms_ssim, psnr
-from .bench.ours import Coder, Setting, prepare
-from .bench.spectra import mel_distance
+from .bench.image.ours import Coder, Setting, prepare
+from .container.fields import MAX_PIXELS
 from .decode import decode_file
-from .encode import MAX_PIXELS, encode_file
+from .encode import encode_file
 from .errors import UsageError
 from .files import atomic_output
 from .media.audio import AUDIO_SUFFIXES_IN, Sound, read_audio, resample
-from .media.image import IMAGE_SUFFIXES_IN, read_image
-from .models import DEFAULT_MODELS, TOKEN_MODELS, load_model, pick_device
+from .media.read_image import IMAGE_SUFFIXES_IN, read_image
+from .metrics.picture import as_rgb, ms_ssim, psnr
+from .metrics.spectra import mel_distance
+from .metrics.spectrogram import levels, spectrogram
+from .models import load_model, pick_device
+from .registry import DEFAULT_MODELS, TOKEN_MODELS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
@@ -173,9 +175,7 @@ def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
     """One file at a setting of the rate dial, decoded once by every synthesis net."""
     target = out / (f"{path.stem}-{setting.levels}.tok" if setting.levels else f"{path.stem}-q{setting.quality:g}.tok")
     start = time.perf_counter()
-    encode_file(
-        path, target, coder.model, setting.quality, levels=setting.levels, device=coder.device, force=True
-    )
+    encode_file(path, target, coder.model, setting.quality, levels=setting.levels, device=coder.device, force=True)
     encode_s = time.perf_counter() - start
     results = []
     for synthesis in coder.synthesis:

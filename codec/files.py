@@ -1,9 +1,12 @@
 """Output files that appear whole or not at all."""
 
+from __future__ import annotations
+
 import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -155,3 +158,16 @@ def read_bytes(src: str | Path | BinaryIO) -> bytes:
         return Path(src).read_bytes()
     except OSError as error:
         raise MediaError(f"cannot read {src}: {error.strerror}") from error
+
+
+@contextmanager
+def seekable(target: BinaryIO) -> Iterator[BinaryIO]:
+    """``target``, or a file in its place that is copied into it in the end: headers are written last."""
+    if target.seekable():
+        yield target
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        while block := file.read(1 << 20):
+            target.write(block)

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .container import (
-    ALPH,
-    AUDL,
-    EXIF,
-    FRAME,
-    HYPERPRIOR,
-    ICCP,
-    LAYR,
-    TIME,
-    VERSION,
-    AudioHeader,
-    TokFile,
-    VideoHeader,
-    header_fields,
-    read_tok,
-)
+from .container.chunks import ALPH, AUDL, EXIF, FRAME, ICCP, LAYR, TIME
+from .container.fields import HYPERPRIOR, VERSION, AudioHeader, VideoHeader, header_fields
+from .container.read import TokFile, read_tok
 from .errors import FormatError
 
 

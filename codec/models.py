@@ -8,42 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .container import FIT, PRIORS, Header
-from .container import MODALITIES as MODALITY_NAMES
+from .container.fields import FIT, PRIORS, Header
+from .container.fields import MODALITIES as MODALITY_NAMES
 from .errors import ModelError, UsageError, WeightsMismatchError
+from .registry import DIALS, FITTED, GENERATOR, MODALITIES, PRIOR_FILES
 
 if TYPE_CHECKING:
-    from ..entropy.hyperprior import HyperPrior
+    from ..entropy.hyperprior.prior import HyperPrior
     from ..entropy.prior import Prior
     from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
-FITTED = "video-fit"  # no model: what decodes a video is in its file, fit_video.py
-DEFAULT_MODELS = {"image": "image-photo", "audio": "audio-24k", "video": "video-grid"}  # of `codec encode`
-TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
-TOKEN_MODELS = {  # of `codec tokenize`: few codes, for generators
-    "image": "image-grid",
-    "audio": "audio-24k",
-    "video": "video-grid",
-}
-MODALITIES = {  # by class, for lists without torch
-    "ImageGrid": "image",
-    "ImagePhoto": "image",
-    "ImageSequence": "image",
-    "AudioGRVQ": "audio",
-    "VideoGrid": "video",
-}
-DIALS = {"ImagePhoto": "quality", "ImageSequence": "tokens"}  # of classes whose rate dial is not levels
-GENERATOR = "Generator"  # class of the models of `codec generate`
-GENERATORS = {"image": "generator-image", "audio": "generator-audio"}  # of `codec generate`
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
-PRIOR_FILES = {  # best first
-    "hyperprior": "hyperprior.safetensors",
-    "context": "context.safetensors",
-    "tail": "tail.safetensors",
-    "static": "prior.safetensors",
-}
 
 
 @dataclass(frozen=True)
@@ -75,26 +53,13 @@ def pick_device(device: str) -> str:
     return device
 
 
-def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:
-    """The model for what a file holds. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
-    if tune is None:
-        return model or DEFAULT_MODELS[kind]
-    if model is not None:
-        raise UsageError("give a model or what it is tuned for, not both")
-    if tune not in TUNES:
-        raise UsageError(f"unknown tune {tune!r}: use {' or '.join(TUNES)}")
-    if kind != "image":
-        raise UsageError("models are tuned for pictures only")
-    return TUNES[tune]
-
-
 def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
 
     Args:   prior: "hyperprior", "context" or "static"; the first of these that the model has if None.
     Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
     """
-    from ..tokenizers.api import find_model
+    from ..tokenizers.folders import find_model
 
     if prior is not None and prior not in PRIOR_FILES:
         raise UsageError(f"unknown entropy model {prior!r}: use context or static")
@@ -117,7 +82,7 @@ def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Mode
 
 def _prior_of(tokenizer: Tokenizer) -> HyperPrior | None:
     """The entropy model that is part of a tokenizer, if one is."""
-    from ..entropy.hyperprior import HyperPrior
+    from ..entropy.hyperprior.prior import HyperPrior
 
     found = getattr(tokenizer, "entropy", None)
     return found if isinstance(found, HyperPrior) else None
@@ -145,7 +110,7 @@ def _load_prior(folder: Path, kind: str, device: str, written: tuple[int, ...]) 
         from ..entropy.tail import TailPrior
 
         return TailPrior.from_pretrained(folder)
-    from ..entropy.context import ContextPrior
+    from ..entropy.context.prior import ContextPrior
 
     return ContextPrior.from_pretrained(folder, device)
 
@@ -173,7 +138,7 @@ def model_for(header: Header, name: str | None, device: str, option: str = "--mo
 
     Raises: ModelError if there is none, WeightsMismatchError if weights or prior are not the file's.
     """
-    from ..tokenizers.api import released_models
+    from ..tokenizers.folders import released_models
 
     if header.prior == FIT:
         raise ModelError(f"files of {FITTED} are videos that need no model, and this one claims otherwise")

@@ -7,39 +7,33 @@ Schema, the same for both: array ``codes`` int32 ``[B, K, *grid]`` and the field
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import zipfile
-from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from .container import MAX_PIXELS, SIGNATURE, read_tok, write_tok
-from .decode import decode_pixels, file_tokens
-from .encode import compress_tokens, encode_tokens, image_header
-from .errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
+from .audio.format import detokenize_sound
+from .container.fields import MAX_PIXELS, SIGNATURE
+from .container.read import read_tok
+from .container.write import write_tok
+from .contract import Tokenized
+from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens
+from .errors import FormatError, MediaError, ModelError, UsageError
 from .files import open_output, read_bytes
-from .media.audio import Sound, write_audio
-from .media.image import Picture, read_image, write_image
+from .image.levels import decode_pixels, encode_tokens, file_tokens
+from .image.segments import compress_tokens, image_header
+from .media.audio import Sound
 from .media.kind import media_kind
-from .models import TOKEN_MODELS, load_model, pick_device
+from .media.read_image import Picture, read_image
+from .media.write_image import write_image
+from .models import load_model, pick_device
+from .registry import TOKEN_MODELS
+from .video.format import detokenize_video
 
 if TYPE_CHECKING:
-    from ..tokenizers.api import Tokenizer, Tokens, TokenSpec
-    from .models import Model
+    from ..tokenizers.api import Tokenizer
+    from ..tokenizers.tokens import Tokens, TokenSpec
 
-TOKEN_SUFFIXES = (".npz", ".safetensors")
+
 _THINGS = {"audio": "a sound", "video": "a video"}
-
-
-@dataclass
-class Tokenized:
-    """Tokens of a file, what was damaged in it and what could not be kept."""
-
-    tokens: Tokens
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def tokenize_file(
@@ -90,15 +84,6 @@ def _loaded_tokens(src: str | Path, model: str | None, device: str) -> Tokens:
     return tokens
 
 
-def check_weights(spec: TokenSpec, tokenizer: Tokenizer, name: str = "") -> None:
-    """Raise WeightsMismatchError if the tokens (of the file ``name``) are another model's."""
-    if tokenizer.weights_hash != spec.weights_hash:
-        raise WeightsMismatchError(
-            f"{name + ': ' if name else ''}tokens of {spec.model} {spec.weights_hash},"
-            f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with --model"
-        )
-
-
 def _tok_tokens(
     src: str | Path, model: str | None, levels: int | None, device: str, max_pixels: int
 ) -> Tokenized | None:
@@ -128,11 +113,11 @@ def _media_tokens(
         most = len(loaded.tokenizer.codebook_sizes)
         levels = None if levels is None else min(levels, most)
         if kind == "video":
-            from .clip import media_codes as clip_codes
+            from .video.tokens import media_codes as clip_codes
 
             tokens, notes = clip_codes(source, str(src), loaded, levels, max_pixels)
         else:
-            from .sound import media_codes
+            from .audio.tokens import media_codes
 
             tokens, notes = media_codes(source, str(src), loaded, levels)
         return Tokenized(tokens, [], notes)
@@ -180,17 +165,17 @@ def detokenize_file(
         if not _made_by(tokens.spec, tokenizer):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
         if tokenizer.modality == "audio":
-            return _detokenize_sound(tokens, loaded, str(src), file, dst)
+            return detokenize_sound(tokens, loaded, str(src), file, dst)
         if tokens.codes.shape[0] != 1:
             what = "video" if tokenizer.modality == "video" else "picture"
             raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; a {what} is a batch of 1")
         if tokenizer.modality == "video":
-            _detokenize_video(tokens, loaded, str(src), file, dst)
+            detokenize_video(tokens, loaded, str(src), file, dst)
             return None
         if dst is not None and Path(dst).suffix.lower() == ".tok":
             assert file is not None
             if isinstance(tokenizer, ImagePhoto):
-                from .photo import photo_file_of_tokens
+                from .image.quality import photo_file_of_tokens
 
                 file.write(photo_file_of_tokens(tokens, tokenizer))
                 return None
@@ -206,39 +191,6 @@ def detokenize_file(
         if file is not None:
             write_image(picture, file, Path(str(dst)).suffix, str(dst))
         return picture
-
-
-def _detokenize_sound(
-    tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None
-) -> Sound | None:
-    from .sound import file_of_codes, sound_of_codes
-
-    if dst is not None and Path(dst).suffix.lower() == ".tok":
-        assert file is not None
-        try:
-            file.write(file_of_codes(tokens, model))
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
-        return None
-    sound = sound_of_codes(tokens, model)
-    if file is not None:
-        write_audio(sound, file, Path(str(dst)).suffix, str(dst))
-    return sound
-
-
-def _detokenize_video(tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None) -> None:
-    from .clip import file_of_codes, write_codes
-
-    if file is None:
-        return
-    suffix = Path(str(dst)).suffix
-    if suffix.lower() != ".tok":
-        write_codes(tokens, model, file, suffix, str(dst))
-        return
-    try:
-        file.write(file_of_codes(tokens, model))
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
 
 
 def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
@@ -262,67 +214,3 @@ def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
         valid = isinstance(spec.quality, (int, float)) and 0 <= spec.quality <= 100
         return valid and spec == tokenizer.spec(height, width, spec.quality or 0.0)
     return isinstance(tokenizer, (ImageGrid, ImageSequence)) and spec == tokenizer.spec(height, width)
-
-
-def dump_tokens(tokens: Tokens, suffix: str) -> bytes:
-    """Bytes of a `.npz` or `.safetensors` file; see the module's text for the schema."""
-    import numpy as np
-    import safetensors.numpy
-
-    codes = np.ascontiguousarray(tokens.codes.cpu().numpy(), dtype=np.int32)  # safetensors would mix other layouts up
-    spec = json.dumps(dataclasses.asdict(tokens.spec))
-    if suffix == ".safetensors":
-        return safetensors.numpy.save({"codes": codes}, metadata={"spec": spec})
-    buffer = BytesIO()
-    np.savez_compressed(buffer, codes=codes, spec=np.array(spec))
-    return buffer.getvalue()
-
-
-def token_modality(src: str | Path) -> str:
-    """What the tokens of a file are of; "image" if it does not say, reading it will tell what is wrong."""
-    try:
-        return load_tokens(src).spec.modality
-    except MediaError:
-        return "image"
-
-
-def load_tokens(src: str | Path) -> Tokens:
-    """Read what :func:`dump_tokens` wrote. Raises MediaError for anything else; nothing is unpickled."""
-    import numpy as np
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    from ..tokenizers.api import Tokens
-
-    path = Path(src)
-    try:
-        if path.suffix.lower() == ".safetensors":
-            with safe_open(str(path), "np") as file:
-                codes, text = file.get_tensor("codes"), (file.metadata() or {})["spec"]
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                codes, text = arrays["codes"], str(arrays["spec"][()])
-        spec = parse_spec(json.loads(text))
-        if codes.dtype != np.int32:
-            raise ValueError(f"codes are {codes.dtype}, not int32")
-        return Tokens(torch.from_numpy(codes.astype(np.int64)), spec)
-    except OSError as error:
-        raise MediaError(f"cannot read {src}: {error.strerror or error}") from error
-    except (SafetensorError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
-        raise MediaError(f"{src} is not a file of tokens: {error}") from error
-
-
-def parse_spec(fields: dict[str, Any]) -> TokenSpec:
-    """A spec from what :func:`dataclasses.asdict` makes of it, by way of JSON.
-
-    Raises: ValueError, TypeError or AttributeError if it is none.
-    """
-    from ..tokenizers.api import TokenSpec
-
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    spec = TokenSpec(**found)
-    if not all(isinstance(n, int) and n > 0 for n in (*spec.size, *spec.strides, *spec.codebook_sizes)):
-        raise ValueError("the spec holds a size that is not positive")
-    if spec.first is not None and not (isinstance(spec.first, int) and 1 <= spec.first <= spec.strides[0]):
-        raise ValueError("the first cell of the spec is not 1 to a stride long")
-    return spec

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokodec.tokenizers.api import ABSENT, Tokenizer
+from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.audio import grvq
 from tokodec.tokenizers.audio.causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 from tokodec.tokenizers.audio.grvq import (
@@ -23,6 +23,7 @@ from tokodec.tokenizers.audio.grvq import (
     StreamingDecoder,
     StreamingEncoder,
 )
+from tokodec.tokenizers.quantize.base import ABSENT
 
 SMALL = AudioGRVQConfig(
     analysis_channels=(12, 16), analysis_blocks=(1, 1), synthesis_channels=(16, 12), synthesis_blocks=(1, 1), dim=8,
@@ -298,7 +299,10 @@ def test_save_and_load(model: AudioGRVQ, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"analysis_channels": (8,)}, {"analysis_blocks": (1,)}, {"synthesis_blocks": (8,)}, {"groups": 3},
+        {"analysis_channels": (8,)},
+        {"analysis_blocks": (1,)},
+        {"synthesis_blocks": (8,)},
+        {"groups": 3},
         {"codebook_sizes": ()},
     ],
 )

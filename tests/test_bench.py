@@ -14,15 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec.bench.image import MEANS, aggregate, bench_images
-from tokodec.codec.bench.metrics import METRICS, decibel
-from tokodec.codec.bench.peers import PEERS, PeerFile, PeerSearch
+from tokodec.codec.bench.image.bench import MEANS, aggregate, bench_images
+from tokodec.codec.bench.image.peers import PEERS, PeerFile, PeerSearch
+from tokodec.codec.bench.metrics import METRICS
 from tokodec.codec.bench.process import bench_processes, write_synthetic
-from tokodec.codec.bench.results import ROOT, finite
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
-from tokodec.codec.media.image import read_image
+from tokodec.codec.media.read_image import read_image
+from tokodec.codec.metrics.picture import decibel
+from tokodec.codec.provenance import ROOT, finite
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 

@@ -21,17 +21,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tokodec.codec.bench import audio_page, opus, sound_baselines, sound_metrics
-from tokodec.codec.bench.audio import MEANS, SoundRow, bench_audio, duels, speed
+from tokodec.codec.bench import sound_metrics
+from tokodec.codec.bench.audio import neural as sound_baselines
+from tokodec.codec.bench.audio import opus
+from tokodec.codec.bench.audio import page as audio_page
+from tokodec.codec.bench.audio.bench import MEANS, SoundRow, bench_audio, duels, speed
+from tokodec.codec.bench.audio.ours import CHUNK, prepare_sound, run_nets, run_stream
 from tokodec.codec.bench.audio_report import beats_text, losses
-from tokodec.codec.bench.ours_audio import CHUNK, prepare_sound, run_nets, run_stream
-from tokodec.codec.bench.sounds import RATE, Clip, kind_of, read_clip
+from tokodec.codec.bench.clips import RATE, Clip, kind_of, read_clip
 from tokodec.codec.cli import run
-from tokodec.codec.container import read_tok
-from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
+from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import Sound, resample, write_audio
+from tokodec.codec.metrics import spectrogram
 
 SECONDS = 1.3
 NAMES = ["music_b.flac", "speech_a.wav"]
@@ -412,14 +417,14 @@ def test_page_needs_nothing_from_outside(out: Path, report: dict[str, Any]) -> N
 def test_a_spectrogram_shows_a_tone_where_it_is() -> None:
     t = np.arange(RATE) / RATE
     x = (0.5 * np.sin(2 * np.pi * 3000 * t) * (t > 0.5)).astype(np.float32)
-    loudest = float(audio_page.levels(x).max())
-    image = np.asarray(audio_page.spectrogram(x, loudest).convert("L")).astype(int)
-    assert image.shape == (audio_page.BANDS, 1 + RATE // audio_page.HOP)
-    row = audio_page.BANDS - 1 - 3000 * audio_page.BANDS // (RATE // 2)
+    loudest = float(spectrogram.levels(x).max())
+    image = np.asarray(spectrogram.spectrogram(x, loudest).convert("L")).astype(int)
+    assert image.shape == (spectrogram.BANDS, 1 + RATE // spectrogram.HOP)
+    row = spectrogram.BANDS - 1 - 3000 * spectrogram.BANDS // (RATE // 2)
     assert abs(int(image[:, 80].argmax()) - row) <= 1
     assert image[row, 80] > image[row, 20] + 100  # silence in the first half
     buffer = io.BytesIO()
-    audio_page.spectrogram(x, loudest).save(buffer, "PNG")
+    spectrogram.spectrogram(x, loudest).save(buffer, "PNG")
     assert Image.open(buffer).format == "PNG"
 
 
@@ -484,8 +489,8 @@ def test_the_table_is_there_when_a_run_ends_early(
         calls.append(clip.name)
         return []
 
-    monkeypatch.setattr("tokodec.codec.bench.audio.rows_as_csv", lambda rows: f"{len(rows)} rows of {calls}")
-    monkeypatch.setattr("tokodec.codec.bench.audio.bench_clip", interrupted)
+    monkeypatch.setattr("tokodec.codec.bench.audio.bench.rows_as_csv", lambda rows: f"{len(rows)} rows of {calls}")
+    monkeypatch.setattr("tokodec.codec.bench.audio.bench.bench_clip", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench_audio(sounds, tmp_path / "out", [], model, "cpu", metric_names=["mel"], baselines=[], kbps=[1])
     assert (tmp_path / "out" / "results.csv").read_text() == "0 rows of ['music_b.flac']"

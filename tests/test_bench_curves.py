@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec.bench import baselines, memory
+from tokodec.codec.bench import memory
 from tokodec.codec.bench.curves import Curve, bd_rate, compare, mean_point, places, rising
-from tokodec.codec.bench.ours import QUALITIES, dial_settings
-from tokodec.codec.bench.peers import PEERS, PeerSearch, decode_peer, find_peers, jpeg2000_bpp
-from tokodec.codec.bench.published import check_is_kodak, convert, load_published
+from tokodec.codec.bench.image import compressai as baselines
+from tokodec.codec.bench.image.ours import QUALITIES, dial_settings
+from tokodec.codec.bench.image.peers import PEERS, PeerSearch, decode_peer, find_peers, jpeg2000_bpp
+from tokodec.codec.bench.image.published import check_is_kodak, convert, load_published
 from tokodec.codec.bench.report import bd_text
 from tokodec.codec.cli import run
 from tokodec.codec.errors import UsageError

@@ -17,13 +17,13 @@ from PIL import Image
 
 from tokodec.codec.bench import devices, sound_devices, video_devices
 from tokodec.codec.cli import run
-from tokodec.codec.container import read_tok
-from tokodec.codec.decode import file_tokens
+from tokodec.codec.container.read import read_tok
 from tokodec.codec.encode import encode_file
-from tokodec.codec.media.video import VideoWriter
+from tokodec.codec.image.levels import file_tokens
+from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.models import Model, load_model
-from tokodec.codec.video import read_segment
-from tokodec.tokenizers.api import Tokens
+from tokodec.codec.video.segments import read_segment
+from tokodec.tokenizers.tokens import Tokens
 
 NAMES = ("a.png", "b.png")
 

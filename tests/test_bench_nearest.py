@@ -11,21 +11,20 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokodec.codec.bench import nearest, nearest_step
-from tokodec.codec.bench.nearest import (
-    PEERS,
+from tokodec.codec.bench.search import nearest
+from tokodec.codec.bench.search import peers as nearest_peers
+from tokodec.codec.bench.search import step as nearest_step
+from tokodec.codec.bench.search.nearest import (
     SHAPES,
     Limits,
-    Peer,
-    Search,
-    Shape,
     bench_case,
     best_distances,
     count_wrong,
-    distances,
     make_case,
     parse_shapes,
 )
+from tokodec.codec.bench.search.peers import PEERS, Peer, Shape, distances
+from tokodec.codec.bench.timing import Search
 from tokodec.codec.cli import run
 from tokodec.codec.errors import UsageError
 from tokodec.tokenizers.image.grid import ImageGridConfig
@@ -196,7 +195,7 @@ def test_peers_that_need_too_long_are_skipped(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(nearest.WORKSPACE, "cpu", 24 * 10 * 7)  # 7 rows at a time, or 42
+    monkeypatch.setitem(nearest_peers.WORKSPACE, "cpu", 24 * 10 * 7)  # 7 rows at a time, or 42
     case = make_case(Shape(50, 10, 4), 0, "cpu")
     want = (case.z[:, None] - case.codebook).square().sum(-1).argmin(-1)
     for peer in PEERS:
@@ -283,7 +282,7 @@ def test_a_step_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_have_the_sizes_of_the_recipe() -> None:
-    recipe = Path(nearest_step.__file__).parents[2] / "train" / "recipes" / "image-grid.yaml"
+    recipe = Path(nearest_step.__file__).parents[3] / "train" / "recipes" / "image-grid.yaml"
     model = yaml.safe_load(recipe.read_text())["model"]
     for name in ("channels", "analysis_blocks", "synthesis_blocks", "dim", "codebook_sizes"):
         value = getattr(nearest_step.NET, name)

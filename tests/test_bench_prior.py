@@ -14,32 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec.bench import conceal, prior
-from tokodec.codec.bench.conceal import FILLERS, KINDS, copy_nearest, lose, nearest_held
-from tokodec.codec.bench.prior import (
-    LARGE_CODERS,
-    Agreement,
-    Input,
-    agreement,
-    compressai_ans,
-    hash_of_hashes,
-    load_priors,
-    round_trip,
-    time_large,
-    time_prior,
-)
+from tokodec.codec.bench import inputs as prior_inputs
+from tokodec.codec.bench import timing
+from tokodec.codec.bench.entropy import conceal, large, prior
+from tokodec.codec.bench.entropy.conceal import FILLERS, KINDS, copy_nearest, lose, nearest_held
+from tokodec.codec.bench.entropy.large import LARGE_CODERS, compressai_ans, time_large
+from tokodec.codec.bench.entropy.prior import Agreement, agreement, hash_of_hashes, round_trip, time_prior
+from tokodec.codec.bench.inputs import Input, load_priors
 from tokodec.codec.cli import run
+from tokodec.codec.corpus.token_files import dump_tokens
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import ModelError
-from tokodec.codec.tokens import dump_tokens, tokenize_file
-from tokodec.entropy.context import ContextPrior
-from tokodec.entropy.context_net import ContextNet, LevelShape
+from tokodec.codec.tokens import tokenize_file
+from tokodec.entropy.context.net import ContextNet, LevelShape
+from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.prior import Codes, Prior
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
-from tokodec.tokenizers.api import Tokens
 from tokodec.tokenizers.image.grid import ImageGrid
+from tokodec.tokenizers.tokens import Tokens
 
 SIZES = {"a.png": (40, 70), "b.png": (70, 40), "c.png": (40, 70)}  # height, width
 FEW = ["--device", "cpu", "--seconds", "0.001"]
@@ -56,7 +50,7 @@ def random_context(seed: int, tokenizer: ImageGrid) -> ContextPrior:
 
 @pytest.fixture(autouse=True)
 def no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior, "commit", lambda: "0" * 40)
+    monkeypatch.setattr(prior_inputs, "commit", lambda: "0" * 40)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +76,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inputs(pictures: Path, model: Path) -> list[Input]:
     folder, static, _ = load_priors(str(model), "cpu")
-    return prior.read_inputs([pictures / name for name in SIZES], str(model), "cpu", folder, static)
+    return prior_inputs.read_inputs([pictures / name for name in SIZES], str(model), "cpu", folder, static)
 
 
 def with_codes(codes: Codes, like: Input) -> Tokens:
@@ -101,7 +95,7 @@ def same_grid(inputs: list[Input]) -> Codes:
 def report(pictures: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("out") / "out.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior, "commit", lambda: "0" * 40)
+        patch.setattr(prior_inputs, "commit", lambda: "0" * 40)
         assert run(["bench", "prior", str(pictures), "--model", str(model), "--out", str(out), *FEW]) == 0
     found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -164,7 +158,7 @@ def test_tok_files_hold_the_same_codes(
 
 
 def test_large_grids_are_coded_in_segments(model: Path, inputs: list[Input], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior, "segment_cells", lambda stride: 2)
+    monkeypatch.setattr(prior_inputs, "segment_cells", lambda stride: 2)
     context = ContextPrior.from_pretrained(model)
     parts = inputs[0].segments(context)
     assert [part.shape[1:] for part in parts] == [(2, 2), (2, 2), (2, 1), (1, 2), (1, 2), (1, 1)]
@@ -226,7 +220,7 @@ def test_on_cuda_both_devices_are_compared(
     load = load_priors
     monkeypatch.setattr(prior, "pick_device", lambda device: "cuda")
     monkeypatch.setattr(prior, "load_priors", lambda name, device: load(name, "cpu"))
-    monkeypatch.setattr(prior, "machine", lambda device: {"device": "a GPU", "torch_threads": 1})
+    monkeypatch.setattr(prior_inputs, "machine", lambda device: {"device": "a GPU", "torch_threads": 1})
     (tmp_path / "a.npz").write_bytes(dump_tokens(with_codes(inputs[0].codes, inputs[0]), ".npz"))
     report = prior.bench_prior([tmp_path / "a.npz"], str(model), seconds=1e-6)
     assert report["cuda_and_cpu"] == {"inputs": 1, "bytes": 1, "there": 1, "back": 1}
@@ -255,7 +249,7 @@ def test_warm_up_reaches_cuda_graphs(model: Path, inputs: list[Input], monkeypat
     watched.hash = "0" * 16
     monkeypatch.setattr(prior, "time", SimpleNamespace(perf_counter=perf_counter))
     row = time_prior("watched", watched, inputs, 1e-6)
-    assert 2 * prior.WARM_UP >= 4
+    assert 2 * timing.WARM_UP >= 4
     assert [entry for entry in seen if entry[0] == "compress"] == [("compress", (3, 3, 5))] * 7 + [
         ("compress", (3, 5, 3))
     ] * 7
@@ -265,10 +259,10 @@ def test_warm_up_reaches_cuda_graphs(model: Path, inputs: list[Input], monkeypat
 
 def test_large_codebooks_are_timed_or_say_why(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     shape = LevelShape(4, 8, 8, 1, 4)
-    monkeypatch.setattr(prior, "LARGE", {300: shape, 1 << 16: shape})
-    monkeypatch.setattr(prior, "LARGE_GRID", (6, 5))
+    monkeypatch.setattr(large, "LARGE", {300: shape, 1 << 16: shape})
+    monkeypatch.setattr(large, "LARGE_GRID", (6, 5))
     before = torch.get_rng_state()
-    for n in prior.LARGE:
+    for n in large.LARGE:
         rows = {name: time_large(name, n, 1e-6, "cpu") for name in LARGE_CODERS}
         ours, constriction, own, shared = rows.values()
         assert (ours.reason, constriction.reason) == (None, None)
@@ -289,13 +283,13 @@ def test_large_codebooks_are_timed_or_say_why(monkeypatch: pytest.MonkeyPatch, m
 
 
 def test_a_large_coder_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(n: int, device: str) -> prior.Pair:
+    def broken(n: int, device: str) -> large.Pair:
         raise RuntimeError("first line\nsecond line")
 
-    def false(n: int, device: str) -> prior.Pair:
-        return prior.Pair(np.zeros(3, int), lambda: None, lambda payload: [0, 1, 0], 0.0)
+    def false(n: int, device: str) -> large.Pair:
+        return large.Pair(np.zeros(3, int), lambda: None, lambda payload: [0, 1, 0], 0.0)
 
-    monkeypatch.setattr(prior, "LARGE_CODERS", {"broken": broken, "false": false})
+    monkeypatch.setattr(large, "LARGE_CODERS", {"broken": broken, "false": false})
     assert time_large("broken", 2, 1, "cpu").reason == "failed: RuntimeError: first line second line"
     assert time_large("false", 2, 1, "cpu").reason == "failed: other codes came back"
 
@@ -303,7 +297,8 @@ def test_a_large_coder_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> N
 def test_cli_times_large_codebooks(
     pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prior, "LARGE", {300: LevelShape(4, 8, 8, 1, 4)})
+    for module in (large, prior):
+        monkeypatch.setattr(module, "LARGE", {300: LevelShape(4, 8, 8, 1, 4)})
     threads, out = torch.get_num_threads(), tmp_path / "out.json"
     arguments = ["--model", str(model), "--threads", "1", "--large", "--out", str(out), *FEW]
     assert run(["bench", "prior", str(pictures / "a.png"), *arguments]) == 0

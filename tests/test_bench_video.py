@@ -17,16 +17,26 @@ from PIL import Image
 
 from tokodec.codec.bench import memory, metrics
 from tokodec.codec.bench.curves import rate_at
-from tokodec.codec.bench.ours_video import VideoCoder, prepare_frames, prepare_video
-from tokodec.codec.bench.video import EQUAL_PSNR, MEANS, VideoRow, bench_video, compare_clips, equal, measure_frames
-from tokodec.codec.bench.video_peers import VIDEO_PEERS, find_video_peer
+from tokodec.codec.bench.video.bench import (
+    EQUAL_PSNR,
+    MEANS,
+    VideoRow,
+    bench_video,
+    compare_clips,
+    equal,
+    measure_frames,
+)
+from tokodec.codec.bench.video.ours import VideoCoder, prepare_frames, prepare_video
+from tokodec.codec.bench.video.peers import VIDEO_PEERS, find_video_peer
 from tokodec.codec.bench.videos import Coded, Video, VideoCodec, VideoSetting, read_video
 from tokodec.codec.cli import run
-from tokodec.codec.container import read_tok
+from tokodec.codec.container.read import read_tok
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, TokodecError, UsageError
-from tokodec.codec.media.video import VideoReader, VideoWriter
-from tokodec.codec.video import decode_frames
+from tokodec.codec.media.read_video import VideoReader
+from tokodec.codec.media.write_video import VideoWriter
+from tokodec.codec.metrics import picture as metrics_picture
+from tokodec.codec.video.decode import decode_frames
 
 FRAMES = 9
 CODECS = ("x264", "image-photo", "x265")
@@ -127,7 +137,7 @@ def test_peers_give_every_frame_back_in_its_place(name: str) -> None:
         frames = list(peer.decode(coded))
         assert len(frames) == FRAMES
         sizes.append(coded.size)
-        quality.append([[metrics.psnr(x, y) for y in frames] for x in a.frames])
+        quality.append([[metrics_picture.psnr(x, y) for y in frames] for x in a.frames])
         assert b"core" not in coded.files[0]  # the names of its options
     assert sizes[0] < sizes[1] / 3
     best = np.array(quality[1])
@@ -188,9 +198,9 @@ def test_equal_frames_have_a_finite_psnr() -> None:
     x = clip(3, 170, 162)
     x_hat = [x[0], x[1] ^ 8, x[2] ^ 8]
     found = measure_frames(x, x_hat, 2, "cpu")
-    assert found["psnr"] == pytest.approx((EQUAL_PSNR + 2 * metrics.psnr(x[1], x_hat[1])) / 3)
-    assert found["psnr_worst"] == pytest.approx(metrics.psnr(x[1], x_hat[1]))
-    assert found["ms_ssim"] == pytest.approx((1 + (metrics.ms_ssim(x[2], x_hat[2]) or 0)) / 2)
+    assert found["psnr"] == pytest.approx((EQUAL_PSNR + 2 * metrics_picture.psnr(x[1], x_hat[1])) / 3)
+    assert found["psnr_worst"] == pytest.approx(metrics_picture.psnr(x[1], x_hat[1]))
+    assert found["ms_ssim"] == pytest.approx((1 + (metrics_picture.ms_ssim(x[2], x_hat[2]) or 0)) / 2)
     assert measure_frames(x[:, :160], [y[:160] for y in x_hat], 2, "cpu")["ms_ssim"] is None
 
 
@@ -244,7 +254,7 @@ def test_rows_of_others_are_their_files(rows: list[dict[str, str]], clips: Path)
 def check(r: dict[str, str], a: Video, x_hat: list[np.ndarray]) -> None:
     """A row's figures, from what was decoded."""
     x = a.frames[:: 4 if r["kind"] == "frames" else 1]
-    psnr = [metrics.psnr(u, v) for u, v in zip(x, x_hat, strict=True)]
+    psnr = [metrics_picture.psnr(u, v) for u, v in zip(x, x_hat, strict=True)]
     assert int(r["frames"]) == len(psnr)
     assert float(r["psnr"]) == pytest.approx(np.mean(psnr), abs=1e-3)
     assert float(r["psnr_worst"]) == pytest.approx(min(psnr), abs=1e-3)
@@ -403,7 +413,9 @@ def test_files_are_measured_as_they_are(tmp_path: Path) -> None:
     assert point["encode_s"] is report["aggregates"][0]["encode_fps"] is None
     decoded = [pixels for _, pixels in decode_frames(read_tok(data), "cpu")]
     source = read_video(folder / "a.mp4").frames
-    assert point["psnr"] == pytest.approx(np.mean([metrics.psnr(a, b) for a, b in zip(source, decoded, strict=True)]))
+    assert point["psnr"] == pytest.approx(
+        np.mean([metrics_picture.psnr(a, b) for a, b in zip(source, decoded, strict=True)])
+    )
     assert report["equal"][0]["codec"] == "video-fit"
     assert "video-fit" not in [entry["codec"] for entry in report["memory"]["codecs"]]
 

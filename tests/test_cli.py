@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tokodec.codec import cli, encode, models, tokens
-from tokodec.codec.container import read_tok
-from tokodec.codec.corpus import read_megatron, read_webdataset
+from tokodec.codec import cli, models, registry
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.corpus import token_files
+from tokodec.codec.corpus.megatron import read_megatron
+from tokodec.codec.corpus.webdataset import read_webdataset
 
 MAIN = "from tokodec.codec.cli import main; main()"
 
@@ -475,7 +477,11 @@ def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pyt
     assert b"entropy models static" in codec("models").out
     assert b"video-fit  video" in codec("models").out
     window = {"model": "tiny", "weights_hash": "0" * 16, "modality": "image", "size": [48, 64]}
-    config = {"class": models.GENERATOR, "name": "gen", "config": {"window": window, "levels": 2, "pattern": "levels"}}
+    config = {
+        "class": registry.GENERATOR,
+        "name": "gen",
+        "config": {"window": window, "levels": 2, "pattern": "levels"},
+    }
     (tmp_path / "assets" / "gen").mkdir()
     (tmp_path / "assets" / "gen" / "config.json").write_text(json.dumps(config))
     shutil.copy(tiny_model / "model.safetensors", tmp_path / "assets" / "gen")
@@ -531,10 +537,10 @@ def test_tokenize_and_detokenize(suffix: str, codec: Codec, tiny: list[str], pho
     # A .tok file gives the same tokens, without the picture.
     assert codec("tokenize", photo.with_suffix(".tok"), "-o", folder / f"tok.{suffix}", *tiny).code == 0
     assert np.array_equal(
-        tokens.load_tokens(folder / f"tok.{suffix}").codes, tokens.load_tokens(made).codes
+        token_files.load_tokens(folder / f"tok.{suffix}").codes, token_files.load_tokens(made).codes
     )  # fmt: skip
     assert codec("tokenize", photo, "-o", folder / f"two.{suffix}", "--levels", 2, *tiny).code == 0
-    assert tokens.load_tokens(folder / f"two.{suffix}").n_levels == 2
+    assert token_files.load_tokens(folder / f"two.{suffix}").n_levels == 2
 
 
 def test_tokens_are_plain_arrays(codec: Codec, tiny: list[str], photo: Path) -> None:
@@ -642,7 +648,7 @@ def test_a_folder_becomes_a_corpus(suffix: str, codec: Codec, tiny: list[str], f
     made = tmp_path / "made"
     assert codec("tokenize", folder, "-o", made, *tiny).code == 0
     for (name, got), path in zip(found, sorted(made.iterdir()), strict=True):
-        want = tokens.load_tokens(path)
+        want = token_files.load_tokens(path)
         assert Path(name).stem == path.stem
         assert got.spec == want.spec
         assert np.array_equal(got.codes, want.codes)
@@ -739,7 +745,7 @@ def test_token_files_of_another_model_are_refused(
     refused = codec("tokenize", made, "-o", photo.parent / "x.npz", "--model", photo_model, "--device", "cpu")
     assert_user_error(refused, "photo.npz", "tokens of tiny")
     assert codec("tokenize", made, "-o", photo.parent / "x.safetensors", "--levels", 1, *tiny).code == 0
-    assert tokens.load_tokens(photo.parent / "x.safetensors").n_levels == 1
+    assert token_files.load_tokens(photo.parent / "x.safetensors").n_levels == 1
 
 
 # ----------------------------------------------------------------------------------------------- damage and errors
@@ -826,7 +832,7 @@ def test_failures_of_ours_are_one_line_and_leave_nothing_behind(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(encode, "build_file", fail)
+    monkeypatch.setattr("tokodec.codec.image.levels.build_file", fail)
     done = codec("encode", photo, *tiny)
     assert (done.code, done.out) == (code, b"")
     assert len(done.err) == 1

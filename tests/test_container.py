@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tokodec.codec import container
-from tokodec.codec.container import (
+from tokodec.codec.container import chunks as container_chunks
+from tokodec.codec.container.chunks import (
     ALPH,
-    COMMON_FIELDS,
     EXIF,
     FRAME,
     HEAD,
@@ -22,24 +21,26 @@ from tokodec.codec.container import (
     INDEX_ENTRY,
     INDX,
     LAYR,
-    MODALITY_FIELDS,
-    SIGNATURE,
     TEND,
-    ImageHeader,
-    TokFile,
     chunk_at,
     compress_metadata,
     decompress_metadata,
-    header_fields,
     pack_chunk,
     pack_layer_prefix,
-    read_header,
     read_layer_prefix,
-    read_tok,
     scan,
-    write_header,
-    write_tok,
 )
+from tokodec.codec.container.fields import (
+    COMMON_FIELDS,
+    MODALITY_FIELDS,
+    SIGNATURE,
+    ImageHeader,
+    header_fields,
+    read_header,
+    write_header,
+)
+from tokodec.codec.container.read import TokFile, read_tok
+from tokodec.codec.container.write import write_tok
 from tokodec.codec.errors import ChunkError, HeaderError, LimitError, TokodecError, TruncatedError
 from tokodec.codec.info import describe
 
@@ -591,7 +592,7 @@ def test_metadata() -> None:
 
 
 def test_metadata_bomb_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "MAX_METADATA", 1 << 20)
+    monkeypatch.setattr("tokodec.codec.container.chunks.MAX_METADATA", 1 << 20)
     assert len(decompress_metadata(zlib.compress(bytes(1 << 20)))) == 1 << 20
     with pytest.raises(ChunkError, match="larger"):
         decompress_metadata(zlib.compress(bytes((1 << 20) + 1)))
@@ -610,7 +611,7 @@ def test_damaged_metadata_costs_the_metadata_only() -> None:
 
 def test_the_limit_of_metadata_holds_for_the_writer() -> None:
     """What is written can be read: a larger block is refused, not written in vain."""
-    block = bytes(container.MAX_METADATA + 1)
+    block = bytes(container_chunks.MAX_METADATA + 1)
     with pytest.raises(TokodecError, match="16 MiB"):
         write_tok(HEADER, layers_of(HEADER), icc=block)
 

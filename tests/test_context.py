@@ -17,8 +17,9 @@ import torch
 from safetensors.numpy import save_file
 
 from tokodec.entropy.coder import TableEncoder
-from tokodec.entropy.context import CONTEXT_FILE, KEPT_GRIDS, ContextPrior, LevelRun
-from tokodec.entropy.context_net import ContextNet, LevelNet, LevelShape, RoundedLinear
+from tokodec.entropy.context.level import KEPT_GRIDS, LevelRun
+from tokodec.entropy.context.net import ContextNet, LevelNet, LevelShape, RoundedLinear
+from tokodec.entropy.context.prior import CONTEXT_FILE, ContextPrior
 from tokodec.entropy.integer import LOGIT_BITS, frequencies
 from tokodec.entropy.packed import file_hash
 from tokodec.entropy.schedule import Schedule, offsets_within, raster, refinement
@@ -452,7 +453,7 @@ def test_nothing_sees_what_is_coded_later(kind: str) -> None:
 
 HASH_OF_TABLES = """
 import sys, numpy as np, torch
-from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.context.prior import ContextPrior
 folder = sys.argv[1]
 codes = np.load(folder + "/codes.npy")
 for threads, precision in ((2, "none"), (1, "bf16")):

@@ -15,19 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.codec.corpus import (
-    megatron_paths,
-    read_megatron,
-    read_webdataset,
-    sequencer_maker,
-    write_megatron,
-    write_webdataset,
-)
+from tokodec.codec.corpus.megatron import megatron_paths, read_megatron, sequencer_maker, write_megatron
+from tokodec.codec.corpus.webdataset import read_webdataset, write_webdataset
 from tokodec.codec.errors import MediaError, ModelError, OutputExistsError, TokodecError, UsageError
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
-from tokodec.tokenizers.api import ABSENT, Tokens, TokenSpec
+from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.sequence import BEGIN, END, Sequencer
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = (64, 32, 16)
 PATTERNS_OF_ONE_ID = ["levels", "interleaved"]

@@ -16,28 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.codec.container import (
-    FRAME,
-    LAYR,
-    SIGNATURE,
-    ImageHeader,
-    pack_chunk,
-    pack_layer_prefix,
-    read_layer_prefix,
-    read_tok,
-    write_header,
-    write_tok,
-)
-from tokodec.codec.decode import decode_file, fewest_levels, file_tokens
-from tokodec.codec.encode import compress_tokens
+from tokodec.codec.container.chunks import FRAME, LAYR, pack_chunk, pack_layer_prefix, read_layer_prefix
+from tokodec.codec.container.fields import SIGNATURE, ImageHeader, write_header
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_tok
+from tokodec.codec.decode import decode_file
 from tokodec.codec.errors import FormatError, ModelError
-from tokodec.codec.media.image import encode_alpha
+from tokodec.codec.image.levels import file_tokens
+from tokodec.codec.image.segments import compress_tokens, fewest_levels
+from tokodec.codec.media.write_image import encode_alpha
 from tokodec.codec.models import Model, load_model
-from tokodec.entropy.context import ContextPrior
-from tokodec.entropy.context_net import ContextNet, LevelShape
+from tokodec.entropy.context.net import ContextNet, LevelShape
+from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.schedule import offsets_within, refinement
-from tokodec.tokenizers.api import Tokens
 from tokodec.tokenizers.image.grid import ImageGrid
+from tokodec.tokenizers.tokens import Tokens
 
 START = len(SIGNATURE) + 1
 

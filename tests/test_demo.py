@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tokodec.codec.bench.spectra import mel_distance
-from tokodec.codec.container import read_tok
+from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file
 from tokodec.codec.demo import CELL, FONT, GAP, demo_sounds, heard, run_demo
 from tokodec.codec.errors import ModelError, UsageError
 from tokodec.codec.media.audio import read_audio
+from tokodec.codec.metrics.spectra import mel_distance
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 

@@ -15,16 +15,21 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tokodec.codec import fit_video
-from tokodec.codec.container import HEAD, LAYR, read_tok, write_header, write_video
+from tokodec.codec.container.chunks import HEAD, LAYR
+from tokodec.codec.container.fields import write_header
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_video
+from tokodec.codec.contract import Encoded
 from tokodec.codec.decode import decode_file
-from tokodec.codec.encode import Encoded, encode_file
+from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import ChunkError, ModelError, RateError, UsageError
-from tokodec.codec.fit import Fit
-from tokodec.codec.fitted import read_fitted
 from tokodec.codec.info import describe
-from tokodec.codec.media.video import VideoReader, VideoWriter
-from tokodec.codec.video import decode_frames
+from tokodec.codec.media.read_video import VideoReader
+from tokodec.codec.media.write_video import VideoWriter
+from tokodec.codec.video.decode import decode_frames
+from tokodec.codec.video.fit import format as fit_video
+from tokodec.codec.video.fit.optimize import Fit
+from tokodec.codec.video.fit.payload import read_fitted
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "fit"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
@@ -133,7 +138,7 @@ def test_a_header_that_lies_is_refused() -> None:
     head = write_header(type(picture)(**{**vars(picture), "prior": 5}))
     data = (GOLDEN.parent / "pixel.tok").read_bytes()
     at = data.index(HEAD)
-    from tokodec.codec.container import pack_chunk
+    from tokodec.codec.container.chunks import pack_chunk
 
     with pytest.raises(ModelError, match="need no model"):
         decode_file(io.BytesIO(data[:at] + pack_chunk(HEAD, head) + data[at + 12 + len(head) :]), device="cpu")

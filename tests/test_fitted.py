@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.codec import fit as fit_module
-from tokodec.codec.fit import Fit, Progress, default_groups
-from tokodec.codec.fitted import Fitted, read_fitted, write_fitted
-from tokodec.entropy.fitted import (
+from tokodec.codec.video.fit import optimize as fit_module
+from tokodec.codec.video.fit.optimize import Fit, Progress, default_groups
+from tokodec.codec.video.fit.payload import Fitted, read_fitted, write_fitted
+from tokodec.entropy.fitted.codes import (
     LIMIT,
     REACH,
     SCALES,
@@ -24,7 +24,7 @@ from tokodec.entropy.fitted import (
     laplace_table,
     logarithms,
 )
-from tokodec.entropy.fitted_net import ContextNet
+from tokodec.entropy.fitted.net import ContextNet
 from tokodec.entropy.tables import TOTAL
 from tokodec.tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, FitSynthesis, Group, double
 

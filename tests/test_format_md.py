@@ -7,14 +7,16 @@ import re
 import struct
 from pathlib import Path
 
-from tokodec.codec import container, errors
+from tokodec.codec import errors
+from tokodec.codec.container import chunks
+from tokodec.codec.container import fields as container_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = ROOT / "FORMAT.md"
 SMALLEST = ROOT / "tests" / "golden" / "pixel.tok"
 
 
-def allowed(f: container.Field) -> str:
+def allowed(f: container_fields.Field) -> str:
     """The range column of a field."""
     if f.names is not None:
         return ", ".join(f"{value} {name}" for value, name in f.names.items())
@@ -40,17 +42,17 @@ def annotate(data: bytes) -> list[str]:
         (length,) = struct.unpack("<I", data[at : at + 4])
         line(4, f"  {length} bytes of payload")
         end = at + length
-        if kind == container.HEAD:
-            header = container.read_header(data[at:end])
-            for f in container.header_fields(header.modality):
+        if kind == chunks.HEAD:
+            header = container_fields.read_header(data[at:end])
+            for f in container_fields.header_fields(header.modality):
                 if f.optional and at == end:
                     break
                 value = getattr(header, f.name)
                 sizes = {"u8": 1, "edge": 1, "u16": 2, "u32": 4, "hash": 8}
                 size = 1 + len(value) if f.kind == "name" else sizes[f.kind]
                 line(size, f"  {f.name} {value}")
-        elif kind == container.LAYR:
-            prefix = container.read_layer_prefix(data[at:end])
+        elif kind == chunks.LAYR:
+            prefix = chunks.read_layer_prefix(data[at:end])
             assert prefix is not None
             layer, segment, size = prefix
             line(1, f"  layer {layer}")
@@ -62,7 +64,7 @@ def annotate(data: bytes) -> list[str]:
 
 def test_the_header_table_is_the_code() -> None:
     rows = re.findall(r"^\| (\w+) \| (u8|edge|u16|u32|hash|name) \| (.*?) ?\| (.+?) \|$", FORMAT.read_text(), re.M)
-    fields = [*container.COMMON_FIELDS, *(f for own in container.MODALITY_FIELDS.values() for f in own)]
+    fields = [*container_fields.COMMON_FIELDS, *(f for own in container_fields.MODALITY_FIELDS.values() for f in own)]
     assert rows == [(f.name, f.kind, allowed(f), f.meaning) for f in fields]
 
 
@@ -79,9 +81,9 @@ def test_the_hex_dump_is_the_smallest_golden_file() -> None:
 
 def test_constants_chunk_types_and_errors_are_named() -> None:
     text = FORMAT.read_text()
-    assert container.SIGNATURE.hex(" ").upper() in text
-    assert f"Version {container.VERSION}." in text
-    for kind in container.KNOWN:
+    assert container_fields.SIGNATURE.hex(" ").upper() in text
+    assert f"Version {container_fields.VERSION}." in text
+    for kind in chunks.KNOWN:
         assert f"| `{kind.decode()}` |" in text
     for name, value in vars(errors).items():
         if isinstance(value, type) and issubclass(value, errors.FormatError) and value is not errors.FormatError:

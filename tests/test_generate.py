@@ -19,10 +19,11 @@ from PIL import Image
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.generate import fit, generate_files, sheet, spectrogram
-from tokodec.codec.generator import Generator
-from tokodec.codec.media.image import Picture
-from tokodec.tokenizers.api import Tokenizer, Tokens
+from tokodec.codec.generate.files import fit, generate_files, sheet, spectrogram
+from tokodec.codec.generate.model import Generator
+from tokodec.codec.media.read_image import Picture
+from tokodec.tokenizers.api import Tokenizer
+from tokodec.tokenizers.tokens import Tokens
 from tokodec.train import generator as script
 from tokodec.train.data.images import CropStore
 
@@ -232,9 +233,7 @@ def test_a_picture_is_completed(
     generator = Generator.from_pretrained(trained["image"])
     prompt = torch.full((1, 2, 3, 3), -1)
     prompt[0, :, :1] = known
-    tokens = generator.sample(
-        2, Tokens(prompt, generator.config.window), generator=torch.Generator().manual_seed(0)
-    )
+    tokens = generator.sample(2, Tokens(prompt, generator.config.window), generator=torch.Generator().manual_seed(0))
     for i, sample in enumerate(done.samples):
         x_hat = tokenizer.decode(Tokens(tokens.codes[i : i + 1], tokens.spec))[0].permute(1, 2, 0)
         assert isinstance(sample, Picture)

@@ -16,14 +16,16 @@ import torch
 from safetensors.torch import load as from_bytes
 from torch import Tensor
 
-from tokodec.codec import generator, models
+from tokodec.codec import models
 from tokodec.codec.errors import ModelError
-from tokodec.codec.generator import Generator, GeneratorConfig, choose, load_generator
+from tokodec.codec.generate import model as generator
+from tokodec.codec.generate.model import Generator, GeneratorConfig, choose, load_generator
 from tokodec.entropy import packed
 from tokodec.entropy.tree import CodeTree, balanced_tree
-from tokodec.tokenizers import api
-from tokodec.tokenizers.api import ABSENT, Tokens, TokenSpec
+from tokodec.tokenizers import api, folders
+from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.sequence import BEGIN, END, Pattern, Sequencer
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = (300, 5, 40)  # 300 codes are 16 x 32 digits, many of which no code has
 WINDOW = (3, 4)
@@ -181,15 +183,14 @@ def test_the_cache_changes_nothing(pattern: Pattern, split: bool) -> None:
         settings: dict[str, Any]
         for settings in ({}, {"top_k": 3}, {"top_p": 0.7, "temperature": 0.8}):
             with_cache, without = (
-                model.sample(3, prompt, generator=seeded(7), use_cache=use, **settings)
-                for use in (True, False)
+                model.sample(3, prompt, generator=seeded(7), use_cache=use, **settings) for use in (True, False)
             )
             assert torch.equal(with_cache.codes, without.codes)
 
 
 def test_hidden_states_of_the_cache_are_those_of_a_whole_pass() -> None:
     """Also if several ids are fed at once."""
-    from tokodec.codec.generator import Cached
+    from tokodec.codec.generate.model import Cached
 
     model = make()
     order = model.order(WINDOW)
@@ -374,15 +375,15 @@ def test_a_released_generator_is_no_tokenizer(
     """It lies beside the tokenizers and is found by its own readers only."""
     shutil.copytree(tiny_model, tmp_path / "tiny-tokenizer")
     make().save_pretrained(tmp_path / "tiny-generator")
-    monkeypatch.setattr(api, "ASSETS", tmp_path)
+    monkeypatch.setattr("tokodec.tokenizers.folders.ASSETS", tmp_path)
     monkeypatch.setattr(models, "ASSETS", tmp_path)
-    assert api.released_models() == ["tiny-tokenizer"]
+    assert folders.released_models() == ["tiny-tokenizer"]
     assert [entry["name"] for entry in models.list_models()] == ["tiny"]
     (entry,) = models.list_generators()
     assert (entry["name"], entry["tokenizer"], entry["levels"]) == ("tiny", "some", 2)
     assert entry["weights_hash"] == load_generator("tiny-generator", "cpu").weights_hash
     with pytest.raises(FileNotFoundError, match="or one of tiny-tokenizer"):
-        api.find_model("tiny-generator")
+        folders.find_model("tiny-generator")
 
 
 def test_training_lowers_the_bits() -> None:

@@ -12,13 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tokodec.codec import container, errors, photo
-from tokodec.codec.container import ALPH, EXIF, ICCP, LAYR, read_tok, write_tok
-from tokodec.codec.decode import decode_file, file_tokens
-from tokodec.codec.encode import compress_tokens
+from tokodec.codec import errors
+from tokodec.codec.container import fields as container_fields
+from tokodec.codec.container.chunks import ALPH, EXIF, ICCP, LAYR
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_tok
+from tokodec.codec.decode import decode_file
+from tokodec.codec.image import quality as photo
+from tokodec.codec.image.levels import file_tokens
+from tokodec.codec.image.quality import photo_file, photo_file_of_tokens, read_walks
+from tokodec.codec.image.segments import compress_tokens
 from tokodec.codec.models import load_model
-from tokodec.codec.photo import photo_file, photo_file_of_tokens, read_walks
-from tokodec.entropy.context import ContextPrior
+from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.packed import read
 from tokodec.tokenizers.image.photo import ImagePhoto
 
@@ -330,7 +335,7 @@ def test_a_lying_stride_costs_no_memory(tiny_model: Path) -> None:
     """A stride of 1 asks for 256 times the codes that the picture has; it is refused before they are allocated."""
     tok = read_tok((GOLDEN / "gray.tok").read_bytes())
     fields = {**vars(tok.picture), "height": 2000, "width": 2000, "stride": 1, "segment": 128}
-    header = container.ImageHeader(**fields)
+    header = container_fields.ImageHeader(**fields)
     data = write_tok(header, [[b""] * header.n_segments for _ in range(header.layers)])
     tracemalloc.start()
     try:

@@ -20,20 +20,12 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from tokodec.entropy import hyperprior, integer
+from tokodec.entropy import integer
 from tokodec.entropy.coder import IndexedEncoder, TableEncoder
-from tokodec.entropy.context_net import RoundedLinear
-from tokodec.entropy.hyperprior import (
-    CODE_MAX,
-    HYPERPRIOR_FILE,
-    HyperPrior,
-    Walk,
-    compand_integers,
-    export_hyperprior,
-    normal_tables,
-    scale_reach,
-)
-from tokodec.entropy.hyperprior_net import (
+from tokodec.entropy.context.net import RoundedLinear
+from tokodec.entropy.hyperprior import prior as hyperprior
+from tokodec.entropy.hyperprior import walk as hyperprior_walk
+from tokodec.entropy.hyperprior.net import (
     HATS,
     HyperNet,
     HyperShape,
@@ -48,6 +40,8 @@ from tokodec.entropy.hyperprior_net import (
     scale_values,
     shuffle,
 )
+from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior, export_hyperprior, normal_tables, scale_reach
+from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk, compand_integers
 from tokodec.entropy.packed import file_hash
 from tokodec.entropy.tables import TOTAL, check_table, frequency_table, table_bits
 
@@ -351,7 +345,7 @@ def test_shuffle_makes_two_rows_of_two_of_four_groups_of_channels() -> None:
     for row, column in np.ndindex(6, 10):
         group = 2 * (row % 2) + column % 2
         assert torch.equal(found[:, row, column], x[:, row // 2, column // 2, 6 * group : 6 * group + 6])
-    assert torch.equal(hyperprior._shuffle(x[1]), found[1])
+    assert torch.equal(hyperprior_walk.shuffle_cells(x[1]), found[1])
 
 
 def test_hats_of_every_quality() -> None:

@@ -17,16 +17,19 @@ from PIL import Image
 from torch import Tensor
 
 import tokodec
-from tokodec.codec.bench.metrics import psnr
-from tokodec.codec.bench.results import as_json
 from tokodec.codec.bench.shares import bench_shares
-from tokodec.codec.container import read_tok, write_tok
-from tokodec.codec.decode import decode_file, file_tokens
-from tokodec.codec.encode import compress_tokens, encode_file
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_tok
+from tokodec.codec.decode import decode_file
+from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
-from tokodec.codec.media.image import Picture
+from tokodec.codec.image.levels import file_tokens
+from tokodec.codec.image.segments import compress_tokens
+from tokodec.codec.media.read_image import Picture
+from tokodec.codec.metrics.picture import psnr
+from tokodec.codec.provenance import as_json
 from tokodec.codec.tokens import detokenize_file, tokenize_file
-from tokodec.tokenizers.api import ABSENT, Tokenizer
+from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.image.sequence import (
     CORE,
     MARGIN,
@@ -39,6 +42,7 @@ from tokodec.tokenizers.image.sequence import (
     to_windows,
     waves,
 )
+from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
 from tokodec.train import loop

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from tokodec.entropy import packed
 from tokodec.tokenizers import weights
-from tokodec.tokenizers.api import Tokenizer, Tokens, TokenSpec
-from tokodec.tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig
+from tokodec.tokenizers.api import Tokenizer
+from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+from tokodec.tokenizers.image.layers import STRIDE
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled, tiles
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = [(1, 1), (1, 2000), (2000, 1), (637, 477), (16, 16), (17, 15), (64, 48)]
 
@@ -521,9 +523,7 @@ def test_state_of_a_loaded_model(tiny_model: Path) -> None:
     assert [codebook.codebook.shape for codebook in model.codebooks] == [(64, 4), (32, 4), (16, 4)]
 
 
-def test_a_hub_name_loads_through_the_hub_if_it_is_installed(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_name_loads_through_the_hub_if_it_is_installed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:

@@ -16,16 +16,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from tokodec.codec.errors import ChunkError, MediaError, UnsupportedMediaError
-from tokodec.codec.media import image as image_module
-from tokodec.codec.media.image import (
-    IMAGE_SUFFIXES_IN,
-    IMAGE_SUFFIXES_OUT,
-    Picture,
-    decode_alpha,
-    encode_alpha,
-    read_image,
-    write_image,
-)
+from tokodec.codec.media import read_image as image_module
+from tokodec.codec.media.read_image import IMAGE_SUFFIXES_IN, Picture, decode_alpha, read_image
+from tokodec.codec.media.write_image import IMAGE_SUFFIXES_OUT, encode_alpha, write_image
 
 LIMIT = 1 << 20
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -14,10 +14,11 @@ from PIL import Image
 
 from tokodec.codec.errors import MediaError, OutputExistsError, UnsupportedMediaError, UsageError
 from tokodec.codec.files import atomic_output
-from tokodec.codec.generate import generate_files
+from tokodec.codec.generate.files import generate_files
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.media.kind import media_kind
-from tokodec.codec.media.video import Frame, Pixels, SoundTrack, VideoReader, VideoWriter
+from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
+from tokodec.codec.media.write_video import SoundTrack, VideoWriter
 
 FILM = Fraction(1001, 24000)
 RATE = 24000
@@ -190,9 +191,10 @@ def test_high_definition_has_colours_of_its_own(suffix: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".y4m", ".gif"])
 def test_the_shape_of_pixels_is_kept_or_said(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
-    with path.open("wb") as file, VideoWriter(
-        file, suffix, "a", 48, 36, FILM, 1 / FILM, pixel_aspect=Fraction(4, 3)
-    ) as writer:
+    with (
+        path.open("wb") as file,
+        VideoWriter(file, suffix, "a", 48, 36, FILM, 1 / FILM, pixel_aspect=Fraction(4, 3)) as writer,
+    ):
         writer.write(clip(1, 48, 36)[0], Fraction(0))
     kept = load(path)[0].pixel_aspect == Fraction(4, 3)
     assert kept != any("pixels are not square" in note for note in writer.notes)

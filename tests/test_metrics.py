@@ -13,6 +13,7 @@ from ssimulacra2 import compute_ssimulacra2
 
 from tokodec.codec.bench import metrics
 from tokodec.codec.errors import UsageError
+from tokodec.codec.metrics import picture
 
 
 def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -32,12 +33,12 @@ def noisy(x: np.ndarray, sigma: float) -> np.ndarray:
 
 def test_psnr_by_hand() -> None:
     x = np.full((4, 6, 3), 100, np.uint8)
-    assert metrics.psnr(x, x) == math.inf
-    assert metrics.psnr(x, x + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)  # 20 log10(255)
-    assert metrics.psnr(np.zeros_like(x), np.full_like(x, 255)) == 0
+    assert picture.psnr(x, x) == math.inf
+    assert picture.psnr(x, x + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)  # 20 log10(255)
+    assert picture.psnr(np.zeros_like(x), np.full_like(x, 255)) == 0
     one = x.copy()
     one[0, 0, 0] = 110  # below and above 100 alike: bytes must not wrap around
-    assert metrics.psnr(x, one) == metrics.psnr(one, x) == pytest.approx(10 * math.log10(255**2 / (100 / 72)))
+    assert picture.psnr(x, one) == picture.psnr(one, x) == pytest.approx(10 * math.log10(255**2 / (100 / 72)))
 
 
 @pytest.mark.parametrize("size", [(161, 161), (177, 203), (256, 192)])
@@ -47,21 +48,21 @@ def test_ms_ssim_equals_pytorch_msssim(size: tuple[int, int], sigma: float) -> N
     x_hat = noisy(x, sigma)
     a, b = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in (x, x_hat))
     expected = float(pytorch_msssim.ms_ssim(a, b, data_range=255))
-    assert metrics.ms_ssim(x, x_hat) == pytest.approx(expected, abs=1e-4)
+    assert picture.ms_ssim(x, x_hat) == pytest.approx(expected, abs=1e-4)
 
 
 def test_ms_ssim_of_a_negative_is_zero() -> None:
     x = textured(176, 176)
     a, b = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in (x, 255 - x))
-    assert metrics.ms_ssim(x, 255 - x) == pytest.approx(float(pytorch_msssim.ms_ssim(a, b, data_range=255)), abs=1e-4)
-    assert metrics.ms_ssim(x, 255 - x) == pytest.approx(0, abs=1e-4)
+    assert picture.ms_ssim(x, 255 - x) == pytest.approx(float(pytorch_msssim.ms_ssim(a, b, data_range=255)), abs=1e-4)
+    assert picture.ms_ssim(x, 255 - x) == pytest.approx(0, abs=1e-4)
 
 
 def test_too_small_pictures_have_no_value() -> None:
     x = textured(240, 240)
-    assert metrics.ms_ssim(x[:160], x[:160]) is None
-    assert metrics.ms_ssim(x[:, :160], x[:, :160]) is None
-    assert metrics.ms_ssim(x[:161, :161], x[:161, :161]) == pytest.approx(1, abs=1e-6)
+    assert picture.ms_ssim(x[:160], x[:160]) is None
+    assert picture.ms_ssim(x[:, :160], x[:, :160]) is None
+    assert picture.ms_ssim(x[:161, :161], x[:161, :161]) == pytest.approx(1, abs=1e-6)
     assert metrics.ssimulacra2(x[:224], x[:224]) is None
     assert metrics.ssimulacra2(x[:225, :225], x[:225, :225]) == 100
 
@@ -90,7 +91,7 @@ def test_feature_distance_grows_with_distortion() -> None:
     assert metrics.feature_distance(noisy(x, 20), x) == pytest.approx(values[2], rel=1e-4)
 
 
-@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ms_ssim, metrics.ssimulacra2, metrics.feature_distance])
+@pytest.mark.parametrize("metric", [picture.psnr, picture.ms_ssim, metrics.ssimulacra2, metrics.feature_distance])
 def test_wrong_arrays_are_refused(metric) -> None:  # type: ignore[no-untyped-def]
     x = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="uint8"):
@@ -112,10 +113,10 @@ def test_missing_extra_is_one_line_that_says_what_to_install(monkeypatch: pytest
 
 def test_gray_becomes_rgb() -> None:
     gray = textured(5, 7)[..., :1]
-    rgb = metrics.as_rgb(gray)
+    rgb = picture.as_rgb(gray)
     assert rgb.shape == (5, 7, 3)
     assert (rgb == gray).all()
-    assert (metrics.as_rgb(rgb) == rgb).all()
+    assert (picture.as_rgb(rgb) == rgb).all()
 
 
 def test_similarity_of_a_batch_has_slopes() -> None:
@@ -123,8 +124,8 @@ def test_similarity_of_a_batch_has_slopes() -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 3, 176, 200)
     x_hat = torch.stack([x[0], 1 - x[1]]).requires_grad_()
-    found = metrics.similarity(x, x_hat, 1e-4)
-    single = [metrics.similarity(x[i : i + 1], x_hat[i : i + 1], 1e-4) for i in range(2)]
+    found = picture.similarity(x, x_hat, 1e-4)
+    single = [picture.similarity(x[i : i + 1], x_hat[i : i + 1], 1e-4) for i in range(2)]
     assert torch.allclose(found, torch.cat(single), atol=1e-6)
     assert float(found[0]) == pytest.approx(1, abs=1e-6)
     assert float(found[1]) < 0.05

@@ -194,7 +194,7 @@ def test_residual_levels() -> None:
 
 @pytest.mark.parametrize("dim", [1, 8, 16, 33, 64, 100, 128, 256, 300, 1000])
 def test_plans_fit_smaller_devices(dim: int) -> None:
-    from tokodec.tokenizers.quantize.nearest_triton import HOPPER_SHARED, plan
+    from tokodec.tokenizers.quantize.triton_launch import HOPPER_SHARED, plan
 
     assert plan(dim, 4096) == plan(dim, 4096, HOPPER_SHARED)
     small = plan(dim, 4096, 101376)  # what GPUs without the data centre's caches have
@@ -204,17 +204,17 @@ def test_plans_fit_smaller_devices(dim: int) -> None:
 
 
 def test_too_small_devices_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokodec.tokenizers.quantize import nearest, nearest_triton
+    from tokodec.tokenizers.quantize import nearest, triton_launch
 
     def refuse(*args: object) -> Tensor:
-        raise nearest_triton.OutOfResources(2, 1, "shared memory")
+        raise triton_launch.OutOfResources(2, 1, "shared memory")
 
-    monkeypatch.setattr(nearest_triton, "search", refuse)
+    monkeypatch.setattr("tokodec.tokenizers.quantize.triton_launch.search", refuse)
     monkeypatch.setattr(nearest, "choose_backend", lambda kind, index: "triton")
     z, codebook = randn(5, 8, seed=1), randn(9, 8, seed=2)
     with pytest.warns(UserWarning, match="without its CUDA kernels"):
         assert torch.equal(nearest_codeword(z, codebook), brute(z, codebook))
-    with pytest.raises(nearest_triton.OutOfResources):
+    with pytest.raises(triton_launch.OutOfResources):
         nearest_codeword(z, codebook, backend="triton")
 
 

@@ -25,7 +25,7 @@ from tokodec.entropy import packed
 from tokodec.entropy.packed import GROWTH, HEADER, MARK, METADATA, file_hash, main, pack, unpack
 from tokodec.entropy.static import STATIC_FILE, StaticPrior
 from tokodec.tokenizers import weights
-from tokodec.tokenizers.api import ASSETS
+from tokodec.tokenizers.folders import ASSETS
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
 Edit = Callable[[dict[str, Any]], object]
@@ -43,7 +43,7 @@ def example(n: int = 5000) -> bytes:
         "empty": np.zeros((0, 3), np.float32),
         "one": np.array([7], np.int64),
     }
-    return save(arrays, metadata={"wire_id": "9", "note": "\u00e9 \\ \""})
+    return save(arrays, metadata={"wire_id": "9", "note": '\u00e9 \\ "'})
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], bytes]:

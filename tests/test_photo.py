@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokodec.entropy.hyperprior import CODE_MAX, HYPERPRIOR_FILE, HyperPrior, export_hyperprior
-from tokodec.entropy.hyperprior_net import Z_MAX, HyperNet, HyperShape
+from tokodec.entropy.hyperprior.net import Z_MAX, HyperNet, HyperShape
+from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior, export_hyperprior
+from tokodec.entropy.hyperprior.walk import CODE_MAX
 from tokodec.tokenizers import weights
-from tokodec.tokenizers.api import ABSENT, Tokenizer, Tokens, TokenSpec
-from tokodec.tokenizers.image.grid import STRIDE, ImageGrid
+from tokodec.tokenizers.api import Tokenizer
+from tokodec.tokenizers.image.grid import ImageGrid
+from tokodec.tokenizers.image.layers import STRIDE
 from tokodec.tokenizers.image.photo import (
     DEFAULT_QUALITY,
     POINTS,
@@ -25,6 +27,8 @@ from tokodec.tokenizers.image.photo import (
     ImagePhotoConfig,
     pad_to_cells,
 )
+from tokodec.tokenizers.quantize.base import ABSENT
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = [(1, 1), (17, 33), (70, 1100), (1, 300), (64, 64), (237, 177)]
 HYPER, SLICE_ENDS = 6, (6, 8, 11, 16)  # levels of the fixture at which a slice ends, first those of z alone

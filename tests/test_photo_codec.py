@@ -19,25 +19,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from tokodec.codec import cli, photo
-from tokodec.codec.container import (
-    HEAD,
-    LAYR,
-    SIGNATURE,
-    pack_chunk,
-    pack_layer_prefix,
-    read_tok,
-    write_header,
-    write_tok,
-)
-from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec import cli
+from tokodec.codec.container.chunks import HEAD, LAYR, pack_chunk, pack_layer_prefix
+from tokodec.codec.container.fields import SIGNATURE, write_header
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_tok
+from tokodec.codec.corpus.token_files import load_tokens
+from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import FormatError, ModelError, RateError, UsageError
+from tokodec.codec.image import quality as photo
+from tokodec.codec.image.levels import file_tokens
+from tokodec.codec.image.quality import LAYERS, Metadata, PhotoFile, photo_file
 from tokodec.codec.models import load_model
-from tokodec.codec.photo import LAYERS, Metadata, PhotoFile, photo_file
-from tokodec.codec.tokens import load_tokens, tokenize_file
-from tokodec.entropy.hyperprior import HyperPrior, export_hyperprior
-from tokodec.entropy.hyperprior_net import HyperNet, HyperShape
+from tokodec.codec.tokens import tokenize_file
+from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
+from tokodec.entropy.hyperprior.prior import HyperPrior, export_hyperprior
 from tokodec.tokenizers.image.photo import ImagePhoto
 
 LAYER_BYTES = 18  # what a layer of one segment costs beside its payload, word rounding apart

@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tokodec.codec import cli
-from tokodec.codec.bench.image import load_reused
-from tokodec.codec.bench.ours import prepare
-from tokodec.codec.bench.peers import find_peers
+from tokodec.codec.bench.image.bench import load_reused
+from tokodec.codec.bench.image.ours import prepare
+from tokodec.codec.bench.image.peers import find_peers
+from tokodec.codec.contract import EFFORTS
 from tokodec.codec.decode import decode_file
-from tokodec.codec.encode import EFFORTS, encode_file
+from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
+from tokodec.codec.image.refine import Refiner, grown
 from tokodec.codec.models import load_model
-from tokodec.codec.refine import Refiner, grown
-from tokodec.entropy.hyperprior import Walk
-from tokodec.entropy.hyperprior_relaxed import RelaxedPrior
-from tokodec.tokenizers.api import ASSETS
+from tokodec.entropy.hyperprior.relaxed import RelaxedPrior
+from tokodec.entropy.hyperprior.walk import Walk
+from tokodec.tokenizers.folders import ASSETS
 from tokodec.tokenizers.image.photo import ImagePhoto, cut
 from tokodec.tokenizers.image.tiling import Tile
 

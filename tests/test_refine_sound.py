@@ -10,14 +10,15 @@ import pytest
 import soundfile
 import torch
 
-from tokodec.codec import refine_sound
-from tokodec.codec import sound as sounds
+from tokodec.codec.audio import encode as sounds
+from tokodec.codec.audio import refine as refine_sound
+from tokodec.codec.audio.encode import Search, SoundTokens, analyse_sound
+from tokodec.codec.audio.refine import UNHEARD, sound_distance
+from tokodec.codec.contract import EFFORTS
 from tokodec.codec.decode import decode_file
-from tokodec.codec.encode import EFFORTS, encode_file
-from tokodec.codec.refine_sound import UNHEARD, sound_distance
-from tokodec.codec.sound import Search, SoundTokens, analyse_sound
-from tokodec.tokenizers.api import Tokens
+from tokodec.codec.encode import encode_file
 from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from tokodec.tokenizers.tokens import Tokens
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sound"
 
@@ -40,9 +41,7 @@ def analysed(path: Path, search: Search | None) -> SoundTokens:
 
 
 @pytest.mark.parametrize(("samples", "channels"), [(1, 1), (FRAME, 2), (30000, 1), (30001, 2)])
-def test_no_step_changes_no_code(
-    samples: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_step_changes_no_code(samples: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sounds, "BLOCK", 40)
     path = clip(tmp_path / "x.wav", samples, channels)
     plain, refined = analysed(path, Search(4)), analysed(path, Search(4, n_steps=0))

@@ -12,18 +12,19 @@ import pytest
 import torch
 
 import tokodec
-from tokodec.codec.bench.metrics import feature_distance, ms_ssim, psnr
-from tokodec.codec.bench.spectra import mel_distance
-from tokodec.codec.generator import load_generator
+from tokodec.codec.audio.encode import SEGMENT
+from tokodec.codec.bench.metrics import feature_distance
+from tokodec.codec.generate.model import load_generator
+from tokodec.codec.image.quality import Metadata, photo_file
 from tokodec.codec.media.audio import read_audio
-from tokodec.codec.media.image import read_image
+from tokodec.codec.media.read_image import read_image
+from tokodec.codec.metrics.picture import ms_ssim, psnr
+from tokodec.codec.metrics.spectra import mel_distance
 from tokodec.codec.models import list_generators, list_models, load_model
-from tokodec.codec.photo import Metadata, photo_file
-from tokodec.codec.sound import SEGMENT
-from tokodec.entropy.context import ContextPrior
-from tokodec.entropy.hyperprior import HyperPrior
-from tokodec.tokenizers.api import ASSETS, read_config, released_models
+from tokodec.entropy.context.prior import ContextPrior
+from tokodec.entropy.hyperprior.prior import HyperPrior
 from tokodec.tokenizers.audio.grvq import RATE, AudioGRVQ, StreamingDecoder, StreamingEncoder
+from tokodec.tokenizers.folders import ASSETS, read_config, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.sequence import ImageSequence

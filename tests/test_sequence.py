@@ -13,7 +13,8 @@ import torch
 
 import tokodec
 from tokodec.entropy.tree import CodeTree, balanced_tree, digit_bases
-from tokodec.tokenizers.api import ABSENT, Tokens, TokenSpec, released_models
+from tokodec.tokenizers.folders import released_models
+from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.sequence import (
     BEGIN,
     END,
@@ -26,6 +27,7 @@ from tokodec.tokenizers.sequence import (
     Sequencer,
     pad_sequences,
 )
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 A1, B1, A2, B2 = 3, 1, 0, 4  # codes of cells a and b in two codebooks of 4 and 5
 

@@ -19,21 +19,19 @@ from PIL import Image
 import tokodec
 from tokodec.codec import cli
 from tokodec.codec.allocation import allocate
-from tokodec.codec.container import (
-    LAYR,
-    AudioHeader,
-    HeaderError,
-    modality_of,
-    read_header,
-    read_tok,
-    write_header,
-    write_tok,
-)
-from tokodec.codec.decode import Decoded, decode_file, file_tokens
+from tokodec.codec.audio.decode import to_channels
+from tokodec.codec.audio.encode import SoundFile, to_signals
+from tokodec.codec.container.chunks import LAYR
+from tokodec.codec.container.fields import AudioHeader, read_header, write_header
+from tokodec.codec.container.read import modality_of, read_tok
+from tokodec.codec.container.write import write_tok
+from tokodec.codec.contract import Decoded
+from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
     FormatError,
+    HeaderError,
     LimitError,
     MediaError,
     ModelError,
@@ -41,9 +39,9 @@ from tokodec.codec.errors import (
     TruncatedError,
     UsageError,
 )
+from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.models import load_model
-from tokodec.codec.sound import SoundFile, to_channels, to_signals
 from tokodec.tokenizers.audio.grvq import AudioGRVQ
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sound"
@@ -296,7 +294,9 @@ def test_a_part_at_any_rate(rate: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "end", "message"),
     [
-        (5, 5, "nothing lies between"), (11, None, "the sound has 11.00 s"), (-1, None, "got -1"),
+        (5, 5, "nothing lies between"),
+        (11, None, "the sound has 11.00 s"),
+        (-1, None, "got -1"),
         (None, float("nan"), "got nan"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokodec.codec.bench.spectra import (
+from tokodec.codec.metrics.spectra import (
     FLOOR,
     MEL_SCALES,
     hertz_to_mel,

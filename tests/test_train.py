@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import tokodec
-from tokodec.codec.bench.features import FeatureDistance
+from tokodec.codec.metrics.features import FeatureDistance
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.train import image as script
 from tokodec.train.data.images import CropStore, list_images, read_all

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from tokodec.codec.bench.hearing import BANDS, band_levels, hearing_distance
-from tokodec.codec.bench.spectra import mel_distance, si_sdr
+from tokodec.codec.metrics.hearing import BANDS, band_levels, hearing_distance
+from tokodec.codec.metrics.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
 from tokodec.train.audio_start import start_as_transform, start_from

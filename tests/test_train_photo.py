@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokodec.codec.distortion import distortion
-from tokodec.entropy.hyperprior_net import HyperNet, HyperShape
-from tokodec.tokenizers.image.grid import channels_last
+from tokodec.codec.metrics.distortion import distortion
+from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
+from tokodec.tokenizers.image.layers import channels_last
 from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
 from tokodec.train.graphed import GraphedStep

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import tokodec
-from tokodec.codec.tokens import dump_tokens
-from tokodec.entropy.context import CONTEXT_FILE, ContextPrior
+from tokodec.codec.corpus.token_files import dump_tokens
+from tokodec.entropy.context.prior import CONTEXT_FILE, ContextPrior
 from tokodec.entropy.schedule import offsets_within, raster, refinement
-from tokodec.tokenizers.api import Tokenizer, Tokens, TokenSpec
+from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 from tokodec.train import prior as script
 from tokodec.train.data.tokens import LevelSampler, TokenStore, read_token_files, sound_views
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from tokodec.codec.files import atomic_output
-from tokodec.codec.media.video import VideoWriter
-from tokodec.entropy.context import ContextPrior
+from tokodec.codec.media.write_video import VideoWriter
+from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig

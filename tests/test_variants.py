@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokodec.codec import models
+from tokodec.codec import models, registry
 from tokodec.codec.cli import run
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import ModelError, UsageError, WeightsMismatchError
 from tokodec.tokenizers import weights
-from tokodec.tokenizers.api import Tokenizer, read_config
+from tokodec.tokenizers.api import Tokenizer, save_variant
+from tokodec.tokenizers.folders import read_config
 from tokodec.tokenizers.image.photo import ImagePhoto
-from tokodec.tokenizers.variants import BASE_HASH, LEFT, RIGHT, find_base, merge, save_variant
+from tokodec.tokenizers.variants import BASE_HASH, LEFT, RIGHT, find_base, merge
 
 KERNEL = "nets.analysis.coarse.0.spatial.weight"
 BIAS = "nets.analysis.enter.bias"
@@ -160,7 +161,7 @@ def test_files_of_a_variant_are_its_own(variant: Path) -> None:
 @pytest.fixture
 def tuned(variant: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The variant as what ``--tune ms-ssim`` means."""
-    monkeypatch.setitem(models.TUNES, "ms-ssim", str(variant))
+    monkeypatch.setitem(registry.TUNES, "ms-ssim", str(variant))
     return variant
 
 
@@ -190,9 +191,9 @@ def test_a_mistake_in_tuning_is_one_line(
 
 
 def test_tuned_models_are_released() -> None:
-    from tokodec.tokenizers.api import released_models
+    from tokodec.tokenizers.folders import released_models
 
-    assert set(models.TUNES.values()) <= set(released_models())
-    assert models.TUNES["psnr"] == models.DEFAULT_MODELS["image"]
+    assert set(registry.TUNES.values()) <= set(released_models())
+    assert registry.TUNES["psnr"] == registry.DEFAULT_MODELS["image"]
     with pytest.raises(UsageError):
-        models.choose_model("image-grid", "psnr")
+        registry.choose_model("image-grid", "psnr")

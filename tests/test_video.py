@@ -23,32 +23,26 @@ import torch
 from PIL import Image
 
 import tokodec
-from tokodec.codec import cli
-from tokodec.codec.clock import Clock, ClockMaker, clock_of
-from tokodec.codec.container import (
+from tokodec.codec import cli, console
+from tokodec.codec.container.chunks import (
     AHED,
     AUDL,
     HEAD,
     LAYR,
-    MAX_CLIP,
-    SIGNATURE,
     TIME,
-    AudioHeader,
     CodedSound,
-    TokFile,
-    VideoHeader,
-    modality_of,
     pack_chunk,
     pack_times,
-    read_header,
     read_sound_head,
     read_times,
-    read_tok,
-    write_header,
-    write_video,
 )
-from tokodec.codec.decode import Decoded, decode_file, file_tokens
-from tokodec.codec.encode import Encoded, encode_file
+from tokodec.codec.container.fields import MAX_CLIP, SIGNATURE, AudioHeader, VideoHeader, read_header, write_header
+from tokodec.codec.container.read import TokFile, modality_of, read_tok
+from tokodec.codec.container.write import write_video
+from tokodec.codec.contract import Decoded, Encoded
+from tokodec.codec.corpus.token_files import load_tokens
+from tokodec.codec.decode import decode_file
+from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
     FormatError,
@@ -61,12 +55,15 @@ from tokodec.codec.errors import (
     UnsupportedMediaError,
     UsageError,
 )
+from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import AudioReader, Samples
-from tokodec.codec.media.video import Frame, Pixels, SoundTrack, VideoReader, VideoWriter
+from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
+from tokodec.codec.media.write_video import SoundTrack, VideoWriter
 from tokodec.codec.models import Model, load_model
-from tokodec.codec.refine_video import RefinedEncoder
-from tokodec.codec.tokens import load_tokens
-from tokodec.codec.video import decode_frames, part_of, read_segment, segment_frames
+from tokodec.codec.video.clock import Clock, ClockMaker, clock_of
+from tokodec.codec.video.decode import decode_frames, part_of
+from tokodec.codec.video.refine import RefinedEncoder
+from tokodec.codec.video.segments import read_segment, segment_frames
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
 from tokodec.tokenizers.video.tiling import FrameDecoder, FrameEncoder, even_tiles
@@ -584,8 +581,13 @@ def test_a_wanted_rate_is_met_from_below(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "end", "first", "last"),
     [
-        (0, 0.04, 0, 1), (0.04, 0.12, 1, 3), (1.3, 1.4, 32, 35), (2.7, None, 67, 132), (None, 1.0, 0, 25),
-        (5.27, 99, 131, 132), (0.05, 0.06, 1, 2),
+        (0, 0.04, 0, 1),
+        (0.04, 0.12, 1, 3),
+        (1.3, 1.4, 32, 35),
+        (2.7, None, 67, 132),
+        (None, 1.0, 0, 25),
+        (5.27, 99, 131, 132),
+        (0.05, 0.06, 1, 2),
     ],
 )
 def test_a_part_is_that_of_the_whole(
@@ -622,8 +624,12 @@ def test_parts_decode_their_segments_only(long: bytes, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("start", "end", "message"),
     [
-        (5.28, None, "the video ends after 5.28 s"), (2, 2, "no frame lies"), (3, 2, "no frame lies"),
-        (-1, None, "got -1"), (None, float("nan"), "got nan"), (None, 0, "no frame lies"),
+        (5.28, None, "the video ends after 5.28 s"),
+        (2, 2, "no frame lies"),
+        (3, 2, "no frame lies"),
+        (-1, None, "got -1"),
+        (None, float("nan"), "got nan"),
+        (None, 0, "no frame lies"),
     ],
 )
 def test_a_part_that_is_none_is_refused(start: float | None, end: float | None, message: str, long: bytes) -> None:
@@ -852,7 +858,7 @@ def test_no_effort_is_taken_where_it_brings_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_frames_too_large_for_effort_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokodec.codec.refine_video.MOST_PIXELS", 32 * 31)
+    monkeypatch.setattr("tokodec.codec.video.refine.MOST_PIXELS", 32 * 31)
     path = save(tmp_path / "a.mkv", clip(2, 32, 32))
     with pytest.raises(UsageError, match="effort takes frames of at most 992 pixels, got 32 x 32"):
         encode(path, effort=1)
@@ -1017,8 +1023,8 @@ def test_a_bar_shows_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(cli, "SLOW", 0.0)
-    with cli.progress_bar("a.mp4", quiet=False) as bar:
+    monkeypatch.setattr("tokodec.codec.console.SLOW", 0.0)
+    with console.progress_bar("a.mp4", quiet=False) as bar:
         bar.count(7)  # of nobody knows how many
         bar.begin -= 10
         bar.count(100)
@@ -1028,7 +1034,7 @@ def test_a_bar_shows_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a.mp4" in text
     assert "50%" in text
     assert re.search(r"(9|10)\.\d frames/s", text)
-    with cli.progress_bar("b.mp4", quiet=True) as bar:
+    with console.progress_bar("b.mp4", quiet=True) as bar:
         bar.count(7)
     assert "b.mp4" not in screen.getvalue()
 

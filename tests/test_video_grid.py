@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokodec.codec.tokens import parse_spec
-from tokodec.tokenizers.api import Tokenizer, Tokens, TokenSpec
+from tokodec.codec.corpus.token_files import parse_spec
+from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+from tokodec.tokenizers.tokens import Tokens, TokenSpec
 from tokodec.tokenizers.video.causal import PerFrame, State, TimeConv, TimeDown, TimeUp
 from tokodec.tokenizers.video.grid import (
     GROUP,

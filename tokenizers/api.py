@@ -6,114 +6,19 @@ import abc
 import dataclasses
 import importlib
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import variants, weights
-from .quantize.base import ABSENT
+from .folders import CONFIG_FILE, find_model, read_config
+from .registry import TOKENIZER_CLASSES
+from .variants import BASE_HASH, LEFT, RIGHT
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-CONFIG_FILE = "config.json"
-
-# config.json names a class of this table; nothing else is ever imported because a file says so.
-TOKENIZER_CLASSES = {
-    "ImageGrid": "image.grid",
-    "ImagePhoto": "image.photo",
-    "ImageSequence": "image.sequence",
-    "AudioGRVQ": "audio.grvq",
-    "VideoGrid": "video.grid",
-}
-
-
-@dataclass(frozen=True)
-class TokenSpec:
-    """What the integers of a :class:`Tokens` mean.
-
-    Attributes:
-        model: name of the tokenizer, e.g. "image-grid".
-        weights_hash: first 8 bytes of the SHA-256 of its unpacked weights file, as 16 hex digits; "" if never saved.
-        modality: "image", "audio" or "video".
-        codebook_sizes: N_k of every codebook, coarse to fine, in the order of ``codes``.
-        strides: signal samples a grid cell spans, one number per grid axis.
-        size: length of the original signal along the grid axes, e.g. (H, W); the last cells may be padding.
-        channels: meaning of the signal's channels, e.g. "rgb".
-        sample_rate: samples (audio) or frames (video) per second; None for pictures.
-        quality: 0 to 100, what the signal was encoded with, for models whose rate dial it is; else None.
-        first: what the first cell of the first axis spans if that is not its stride: 1 where the first frame of a video
-            stands alone; else None.
-    """
-
-    model: str
-    weights_hash: str
-    modality: str
-    codebook_sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    size: tuple[int, ...]
-    channels: str
-    sample_rate: float | None = None
-    quality: float | None = None
-    first: int | None = None
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Cells along every axis: ``ceil(size / stride)``; with ``first``, ``1 + ceil((size - first) / stride)``."""
-        return tuple(-(-(n + m) // s) for n, m, s in zip(self.size, self._missing, self.strides, strict=True))
-
-    def span(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """Size of a signal that fills so many cells along every axis: the inverse of :attr:`grid`."""
-        return tuple(n * s - m for n, m, s in zip(grid, self._missing, self.strides, strict=True))
-
-    @property
-    def _missing(self) -> tuple[int, ...]:
-        """What the first cell of each axis lacks of a stride."""
-        first = self.strides[0] if self.first is None else self.first
-        return (self.strides[0] - first, *[0] * (len(self.strides) - 1))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Codes of a batch of signals of one size.
-
-    Attributes:
-        codes: ``[B, K, *grid]`` int64, coarse to fine; ``ABSENT`` (-1) marks a code that was dropped or lost.
-        spec: what they mean; ``K`` may be smaller than ``len(spec.codebook_sizes)``, a prefix of the levels.
-
-    Raises: ValueError if the codes do not fit the spec.
-    """
-
-    codes: Tensor
-    spec: TokenSpec
-
-    def __post_init__(self) -> None:
-        codes, spec = self.codes, self.spec
-        if codes.dtype != torch.int64:
-            raise ValueError(f"codes must be int64, got {codes.dtype}")
-        if codes.ndim != 2 + len(spec.strides) or tuple(codes.shape[2:]) != spec.grid:
-            raise ValueError(f"codes of shape {tuple(codes.shape)} do not fit a grid of {spec.grid}")
-        if not 1 <= codes.shape[1] <= len(spec.codebook_sizes):
-            raise ValueError(f"{codes.shape[1]} levels of codes, the spec has {len(spec.codebook_sizes)}")
-        for k in range(codes.shape[1]):
-            level = codes[:, k]
-            if level.numel() and not ABSENT <= int(level.min()) <= int(level.max()) < spec.codebook_sizes[k]:
-                raise ValueError(f"level {k + 1} holds a code outside [0, {spec.codebook_sizes[k]})")
-
-    @property
-    def n_levels(self) -> int:
-        return self.codes.shape[1]
-
-    def levels(self, n: int) -> Tokens:
-        """The first ``n`` levels, a coarser version of the same signal."""
-        if not 1 <= n <= self.n_levels:
-            raise ValueError(f"levels must be 1 to {self.n_levels}, got {n}")
-        return Tokens(self.codes[:, :n], self.spec)
-
-    def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(self.codes.to(device), self.spec)
+if TYPE_CHECKING:
+    from .tokens import Tokens
 
 
 T = TypeVar("T", bound="Tokenizer")
@@ -234,42 +139,6 @@ class Tokenizer(nn.Module, abc.ABC):
         return model.eval()
 
 
-def released_models(classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> list[str]:
-    """Names of the models of these classes that come with the package; tokenizers, where nothing else is said."""
-    folders = [p.parent for p in ASSETS.glob(f"*/{CONFIG_FILE}")]
-    return sorted(folder.name for folder in folders if class_of(folder) in classes)
-
-
-def class_of(folder: Path) -> str:
-    """The class that the ``config.json`` of a released model names."""
-    return str(json.loads((folder / CONFIG_FILE).read_text())["class"])
-
-
-def find_model(name: str | Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> Path:
-    """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError.
-
-    Args:   classes: only releases of these count; what a folder holds, its reader will tell.
-    """
-    path = Path(name)
-    if (path / CONFIG_FILE).is_file():
-        return path
-    released = released_models(classes)
-    if str(name) in released:
-        return ASSETS / str(name)
-    if str(name).count("/") == 1 and not path.exists():
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError:
-            hint = "; to load it from the Hugging Face hub, pip install 'tokodec[hub]'"
-        else:
-            # No pickles, no code: only what a model folder may hold.
-            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "README.md"]))
-    else:
-        hint = ""
-    known = f" or one of {', '.join(released)}" if released else ""
-    raise FileNotFoundError(f"no model {str(name)!r}: give a folder with a {CONFIG_FILE}{known}{hint}")
-
-
 def config_text(model: Tokenizer, base: str | None = None) -> str:
     """``config.json`` of a model. base: name of its base if it is a variant, see :mod:`.variants`."""
     entry: dict[str, Any] = {"class": type(model).__name__, "name": model.name}
@@ -278,18 +147,20 @@ def config_text(model: Tokenizer, base: str | None = None) -> str:
     return json.dumps({**entry, "config": dataclasses.asdict(model.config)}, indent=2) + "\n"
 
 
-def read_config(folder: Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> dict[str, Any]:
-    """Parsed ``config.json`` of a model of one of these classes, its shape checked. Raises ValueError."""
-    path = folder / CONFIG_FILE
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    keys = {"class", "name", "config"}
-    if not isinstance(found, dict) or set(found) - {"base"} != keys or not isinstance(found["config"], dict):
-        raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config', and 'base' if it is a variant")
-    if not isinstance(found["name"], str) or not isinstance(found.get("base", ""), str):
-        raise ValueError(f"{path}: 'name' or 'base' is not a text")
-    if found["class"] not in classes:
-        raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(classes)}")
-    return found
+def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, Tensor], folder: str | Path) -> None:
+    """Write a variant's ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
+
+    Args:
+        model: gives class, name and configuration.
+        base: name of the base, a release or a folder beside ``folder``.
+        base_hash: its weights hash.
+        change: ``NAME``, or ``NAME.left`` and ``NAME.right``; see the module's text.
+    """
+    from .folders import CONFIG_FILE
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {**change, BASE_HASH: torch.tensor(list(bytes.fromhex(base_hash)), dtype=torch.uint8)}
+    factors = tuple(name for name in change if name.endswith((LEFT, RIGHT)))
+    weights.save(state, folder / weights.WEIGHTS_FILE, int8=factors)
+    (folder / CONFIG_FILE).write_text(config_text(model, base))

@@ -23,8 +23,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .api import Tokens, TokenSpec
 from .quantize.base import ABSENT
+from .tokens import Tokens, TokenSpec
 
 Pattern = Literal["levels", "interleaved", "delay", "parallel"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)

@@ -14,15 +14,9 @@ variant shares. So a second set of weights costs a tenth of the first; merged, i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from . import weights
-
-if TYPE_CHECKING:
-    from .api import Tokenizer
 
 LEFT, RIGHT = ".left", ".right"
 BASE_HASH = "base_hash"
@@ -55,31 +49,12 @@ def merge(base: dict[str, Tensor], change: dict[str, Tensor]) -> dict[str, Tenso
     return merged
 
 
-def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, Tensor], folder: str | Path) -> None:
-    """Write a variant's ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
-
-    Args:
-        model: gives class, name and configuration.
-        base: name of the base, a release or a folder beside ``folder``.
-        base_hash: its weights hash.
-        change: ``NAME``, or ``NAME.left`` and ``NAME.right``; see the module's text.
-    """
-    from .api import CONFIG_FILE, config_text
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {**change, BASE_HASH: torch.tensor(list(bytes.fromhex(base_hash)), dtype=torch.uint8)}
-    factors = tuple(name for name in change if name.endswith((LEFT, RIGHT)))
-    weights.save(state, folder / weights.WEIGHTS_FILE, int8=factors)
-    (folder / CONFIG_FILE).write_text(config_text(model, base))
-
-
 def find_base(folder: Path, name: str) -> Path:
     """Folder of the base that the variant in ``folder`` names. Raises ValueError.
 
     A release or a folder beside it: a model's file must not make us open others, or download.
     """
-    from .api import ASSETS, CONFIG_FILE, released_models
+    from .folders import ASSETS, CONFIG_FILE, released_models
 
     beside = folder.parent / name
     if Path(name).name == name and name not in ("", ".", "..") and (beside / CONFIG_FILE).is_file():
@@ -94,4 +69,3 @@ def check_base(change: dict[str, Tensor], base_hash: str, folder: Path) -> None:
     held = change.get(BASE_HASH)
     if held is None or held.dtype != torch.uint8 or bytes(held.tolist()).hex() != base_hash:
         raise ValueError(f"{folder} is a variant of other weights than {base_hash}")
-

@@ -26,12 +26,12 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from ..codec.bench.hearing import hearing_distance
-from ..codec.bench.results import as_json
-from ..codec.bench.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..codec.metrics.hearing import hearing_distance
+from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..codec.provenance import as_json
 from ..entropy.static import StaticPrior
-from ..tokenizers.api import find_model
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
+from ..tokenizers.folders import find_model
 from .audio_start import start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
 from .graphed import GraphedStep

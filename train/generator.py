@@ -21,15 +21,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..codec.bench.generator import BitsRow, code_bits, priors_of, table_text, whole_windows, window_tokens
-from ..codec.bench.results import as_json
-from ..codec.generator import Generator, GeneratorConfig
-from ..entropy.context import ContextPrior
+from ..codec.generate.bits import BitsRow, code_bits, priors_of, table_text, whole_windows, window_tokens
+from ..codec.generate.model import Generator, GeneratorConfig
+from ..codec.provenance import as_json
+from ..entropy.context.prior import ContextPrior
 from ..entropy.prior import Codes
 from ..entropy.tree import CodeTree, balanced_tree
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.audio.grvq import RATE, AudioGRVQ
-from ..tokenizers.image.grid import STRIDE, ImageGrid
+from ..tokenizers.image.grid import ImageGrid
+from ..tokenizers.image.layers import STRIDE
 from .data.audio import SoundStore, list_sounds, read_sounds
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep

@@ -26,12 +26,13 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
-from ..codec.bench.features import FeatureDistance
-from ..codec.bench.results import as_json
+from ..codec.metrics.features import FeatureDistance
+from ..codec.provenance import as_json
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
-from ..tokenizers.api import CONFIG_FILE
-from ..tokenizers.image.grid import STRIDE, ImageGrid, ImageGridConfig, channels_last
+from ..tokenizers.folders import CONFIG_FILE
+from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
+from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.residual import ResidualQuantizer
 from .data.images import CropStore, list_images, read_all
 from .loop import STEPS_A_CHECK, Clock, learning_rate, psnr, residual_energies, run_script, training_arguments

@@ -19,9 +19,9 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..codec.bench.results import as_json
+from ..codec.provenance import as_json
 from ..entropy.tail import TailPrior
-from ..tokenizers.api import find_model
+from ..tokenizers.folders import find_model
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
 from ..tokenizers.quantize.simvq import SimVQ
 from ..tokenizers.quantize.vq import kmeans

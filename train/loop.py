@@ -17,7 +17,8 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..tokenizers.api import CONFIG_FILE, Tokenizer
+from ..tokenizers.api import Tokenizer
+from ..tokenizers.folders import CONFIG_FILE
 from ..tokenizers.quantize.codebook import CodebookQuantizer
 from ..tokenizers.weights import dequantize_int8, is_int8, quantize_int8
 from .muon import Muon

@@ -31,16 +31,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..codec.bench.metrics import MS_SSIM_SMALLEST, similarity
-from ..codec.bench.results import as_json
-from ..codec.distortion import distortion
-from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
-from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
-from ..tokenizers.api import find_model, read_config
-from ..tokenizers.image.grid import channels_last
+from ..codec.metrics.distortion import distortion
+from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
+from ..codec.provenance import as_json
+from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
+from ..entropy.hyperprior.prior import HyperPrior, export_hyperprior, scale_reach
+from ..entropy.packed import file_hash
+from ..tokenizers.api import save_variant
+from ..tokenizers.folders import find_model, read_config
+from ..tokenizers.image.layers import channels_last
 from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells, rate_weight
-from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
-from ..tokenizers.weights import WEIGHTS_FILE, file_hash
+from ..tokenizers.variants import LEFT, RIGHT, find_base
+from ..tokenizers.weights import WEIGHTS_FILE
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (

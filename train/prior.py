@@ -29,19 +29,21 @@ import safetensors.numpy
 import torch
 import torch.distributed
 
+from ..codec.audio.encode import SEGMENT
 from ..codec.errors import TokodecError
-from ..codec.sound import SEGMENT
-from ..codec.video import UNIT
-from ..entropy.context import CONTEXT_FILE, ContextPrior
-from ..entropy.context_net import ContextNet, LevelShape
+from ..codec.video.segments import UNIT
+from ..entropy.context.net import ContextNet, LevelShape
+from ..entropy.context.prior import CONTEXT_FILE, ContextPrior
 from ..entropy.integer import CONCEAL
 from ..entropy.schedule import Schedule, offsets_within, raster, refinement
 from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
-from ..tokenizers.api import Tokenizer, TokenSpec
+from ..tokenizers.api import Tokenizer
 from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
-from ..tokenizers.video.grid import STRIDE, VideoGrid
+from ..tokenizers.image.layers import STRIDE
+from ..tokenizers.tokens import TokenSpec
+from ..tokenizers.video.grid import VideoGrid
 from .data.audio import list_sounds, read_mono
 from .data.images import list_images, read_all
 from .data.tokens import Codes, LevelSampler, TokenStore, clip_views, picture_views, read_token_files, sound_views

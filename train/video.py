@@ -21,13 +21,15 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..codec.bench.results import as_json
+from ..codec.provenance import as_json
 from ..entropy.static import StaticPrior
 from ..entropy.tables import table_bits
-from ..tokenizers.api import Tokenizer, find_model
+from ..tokenizers.api import Tokenizer
+from ..tokenizers.folders import find_model
 from ..tokenizers.image.grid import ImageGrid
+from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.quantize.vq import kmeans
-from ..tokenizers.video.grid import GROUP, STRIDE, VideoGrid, VideoGridConfig
+from ..tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
 from .data.images import list_images, read_all
 from .data.video import ClipStore, list_clips, read_clips
 from .graphed import GraphedStep

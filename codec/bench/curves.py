@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import picture
 from . import metrics
 
 METHOD = "akima"  # of the package `bjontegaard`: the interpolation of log rate over the metric
@@ -55,7 +56,7 @@ def mean_point(rows: Sequence[Mapping[str, Any]], setting: str) -> dict[str, Any
     """
     point: dict[str, Any] = {"setting": setting, "pictures": len(rows)}
     point |= means(rows, ("bytes", "bpp", *metrics.METRICS.values(), "encode_s", "decode_s"))
-    point["ms_ssim_db"] = None if point["ms_ssim"] is None else metrics.decibel(point["ms_ssim"])
+    point["ms_ssim_db"] = None if point["ms_ssim"] is None else picture.decibel(point["ms_ssim"])
     return point
 
 

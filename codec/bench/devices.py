@@ -26,18 +26,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ...tokenizers.image.photo import ImagePhoto
-from ..container import MODALITIES, read_tok
-from ..decode import decode_file, file_tokens
+from ..container.fields import MODALITIES
+from ..container.read import read_tok
+from ..decode import decode_file
 from ..encode import encode_file
 from ..errors import MediaError, UsageError
 from ..files import open_output
+from ..image.levels import file_tokens
 from ..media.audio import AUDIO_SUFFIXES_IN
-from ..media.image import IMAGE_SUFFIXES_IN
 from ..media.kind import Kind, media_kind
-from ..media.video import VIDEO_SUFFIXES_IN
-from ..models import DEFAULT_MODELS, load_model, pick_device
-from .image import picture_files
-from .results import as_json, commit, machine
+from ..media.read_image import IMAGE_SUFFIXES_IN
+from ..media.read_video import VIDEO_SUFFIXES_IN
+from ..models import load_model, pick_device
+from ..provenance import as_json, commit, machine
+from ..registry import DEFAULT_MODELS
+from .inputs import picture_files
 
 KINDS: dict[Kind, str] = {"image": "pictures", "audio": "sounds", "video": "videos"}
 SUFFIXES = {*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, *VIDEO_SUFFIXES_IN}

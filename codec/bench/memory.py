@@ -17,9 +17,9 @@ from ..errors import TokodecError
 from .process import _PROBE
 
 if TYPE_CHECKING:
-    from .baselines import Baseline
-    from .ours import Coder
-    from .peers import Peer
+    from .image.compressai import Baseline
+    from .image.ours import Coder
+    from .image.peers import Peer
 
 # Weighed as processes of `codec` are, with one codec in place of the command line.
 _CHILD = _PROBE.rpartition("from tokodec.codec.cli")[0] + (
@@ -95,9 +95,9 @@ def child(text: str, step: str, source: str, coded: str) -> None:
 
 
 def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> None:
-    from ..encode import MAX_PIXELS
-    from ..media.image import read_image
-    from .metrics import as_rgb
+    from ..container.fields import MAX_PIXELS
+    from ..media.read_image import read_image
+    from ..metrics.picture import as_rgb
 
     size = (0, 0)
     x = None
@@ -105,7 +105,7 @@ def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> N
         x = as_rgb(read_image(Path(picture), picture, MAX_PIXELS).pixels)
         size = x.shape[:2]
     if job["kind"] == "ours":
-        from .ours import Coder, Setting, decode_ours, encode_ours
+        from .image.ours import Coder, Setting, decode_ours, encode_ours
 
         setting = Setting(job["levels"], job["quality"])
         _set_threads(job["threads"])
@@ -115,7 +115,7 @@ def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> N
         else:
             decode_ours(file.read_bytes(), coder, job["synthesis"])
     elif job["kind"] == "peer":
-        from .peers import PeerSearch, decode_peer, find_peers
+        from .image.peers import PeerSearch, decode_peer, find_peers
 
         (peer,) = find_peers([job["codec"]], job["threads"])
         if x is not None:
@@ -123,7 +123,7 @@ def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> N
         else:
             decode_peer(file.read_bytes())
     elif job["kind"] == "baseline":
-        from .baselines import from_text, load_baseline, to_text
+        from .image.compressai import from_text, load_baseline, to_text
 
         _set_threads(job["threads"])
         baseline = load_baseline(job["codec"], job["device"])
@@ -134,11 +134,11 @@ def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> N
 
 
 def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
-    from .sounds import read_clip
+    from .clips import read_clip
 
     clip = read_clip(Path(sound), job["max_seconds"])
     if job["kind"] == "ours":
-        from .ours_audio import SoundCoder, decode_sound, encode_sound
+        from .audio.ours import SoundCoder, decode_sound, encode_sound
 
         _set_threads(job["threads"])
         coder = SoundCoder(job["model"], job["codec"], (job["kbps"],), job["device"], job["effort"])
@@ -147,7 +147,7 @@ def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
         else:
             decode_sound(file.read_bytes(), coder)
     elif job["kind"] == "peer":
-        from .opus import decode_opus, encode_opus
+        from .audio.opus import decode_opus, encode_opus
 
         if step == "encode":
             file.write_bytes(encode_opus(clip.x, job["kbps"]).data)
@@ -156,7 +156,7 @@ def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
     elif job["kind"] == "baseline":
         import numpy as np
 
-        from .sound_baselines import load_sound_baseline
+        from .audio.neural import load_sound_baseline
 
         _set_threads(job["threads"])
         baseline = load_sound_baseline(job["codec"], job["device"])
@@ -175,11 +175,11 @@ def _video_step(job: dict[str, Any], step: str, source: str, file: Path) -> None
         read_video(Path(source), job["frames"])
         return
     if job["kind"] == "peer":
-        from .video_peers import find_video_peer
+        from .video.peers import find_video_peer
 
         codec = find_video_peer(job["codec"], job["threads"])
     else:
-        from .ours_video import prepare_frames, prepare_video
+        from .video.ours import prepare_frames, prepare_video
 
         _set_threads(job["threads"])
         ours = job["kind"] == "ours"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,14 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
+from ..metrics.picture import check_pair, ms_ssim, psnr, to_tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..metrics.features import FeatureDistance
 
-    from .features import FeatureDistance
 
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # beta_j = gamma_j of the paper, fine to coarse
-MS_SSIM_SMALLEST = 161  # the coarsest of five scales must be larger than the window of 11
 SSIMULACRA2_SMALLEST = 225  # the coarsest of six scales must have 8 pixels
 # As the command line calls them, and the key of their values in results.
 METRICS = {"psnr": "psnr", "ms-ssim": "ms_ssim", "ssimulacra2": "ssimulacra2", "features": "feature_distance"}
@@ -51,79 +48,6 @@ def measure(x: np.ndarray, x_hat: np.ndarray, keys: Collection[str], device: str
     }
 
 
-def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """``[H, W, 1 or 3]`` uint8 to ``[H, W, 3]``: gray three times."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-
-
-def psnr(x: np.ndarray, x_hat: np.ndarray) -> float:
-    """Peak signal-to-noise ratio over all samples of R, G and B together.
-
-    Returns: ``10 log10(255^2 / MSE)``; infinite for equal pictures.
-    Units:   decibel, higher is better; 25 is coarse, 40 hard to tell from the source.
-    """
-    _check(x, x_hat)
-    mse = float(np.square(x.astype(np.float64) - x_hat).mean())
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
-
-
-def ms_ssim(x: np.ndarray, x_hat: np.ndarray) -> float | None:
-    """Multi-scale structural similarity, the mean of R, G and B.
-
-    Returns: 0 to 1, higher is better, 1 for equal pictures; None below 161 pixels a side.
-    Source:  Wang, Simoncelli, Bovik 2003, eq. (7): 5 scales, 11 x 11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03. We
-             differ where the package pytorch-msssim does, so that numbers compare: colour channels instead of
-             luminance, negative similarity counts as 0, odd sides get a border of zeros before they are halved.
-    """
-    _check(x, x_hat)
-    if min(x.shape[:2]) < MS_SSIM_SMALLEST:
-        return None
-    return float(similarity(_to_tensor(x)[None], _to_tensor(x_hat)[None]))
-
-
-def similarity(x: Tensor, x_hat: Tensor, least: float = 0.0) -> Tensor:
-    """MS-SSIM as :func:`ms_ssim` takes it, of ``[B, 3, H, W]`` in [0, 1] to ``[B]``; with gradients, on any device.
-
-    Args: least: what smaller similarities of a scale count as; above 0 for training, since the powers of 0 have no
-          slope.
-    """
-    from torch.nn.functional import avg_pool2d
-
-    pair = x, x_hat
-    value = x.new_ones(())
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        luminance, structure = _similarity(*pair)  # [B, 3] each
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        value = value * (luminance if last else structure).clamp(min=least) ** weight
-        if not last:
-            odd = (pair[0].shape[2] % 2, pair[0].shape[3] % 2)
-            pair = avg_pool2d(pair[0], 2, padding=odd), avg_pool2d(pair[1], 2, padding=odd)
-    return value.mean(1)
-
-
-def decibel(similarity: float) -> float:
-    """MS-SSIM as the field plots it: ``-10 log10(1 - similarity)`` dB, infinite for 1."""
-    return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
-
-
-def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the picture of ``l * cs`` and of ``cs`` (eq. (6) and its contrast-structure part), ``[B, 3]`` each."""
-    import torch
-    from torch.nn.functional import conv2d
-
-    window = torch.exp(-((torch.arange(11.0, device=x.device) - 5) ** 2) / (2 * 1.5**2))
-    window = (window / window.sum()).view(1, 1, 11, 1).expand(15, 1, 11, 1)
-    maps = torch.cat([x, y, x * x, y * y, x * y], 1)  # [B, 15, H, W]; channels are 8 times as fast as a batch of 15
-    maps = conv2d(maps, window, groups=15)  # only where the window fits
-    maps = conv2d(maps, window.transpose(2, 3), groups=15)  # [B, 15, H-10, W-10]
-    mean_x, mean_y, xx, yy, xy = maps.split(3, 1)
-    c1, c2 = 0.01**2, 0.03**2
-    variances = (xx - mean_x**2) + (yy - mean_y**2)
-    structure = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * structure).mean((2, 3)), structure.mean((2, 3))
-
-
 def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
     """SSIMULACRA 2, a metric fitted to human votes on compressed pictures. The pixels are taken for sRGB.
 
@@ -134,7 +58,7 @@ def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
              true Gaussian where the original has a recursive one: compare numbers only with numbers of this package.
     Raises:  UsageError without the `bench` extra.
     """
-    _check(x, x_hat)
+    check_pair(x, x_hat)
     if min(x.shape[:2]) < SSIMULACRA2_SMALLEST:
         return None
     with bench_extra():
@@ -152,10 +76,10 @@ def feature_distance(x: np.ndarray, x_hat: np.ndarray, device: str = "cpu") -> f
     """
     import torch
 
-    _check(x, x_hat)
+    check_pair(x, x_hat)
     net = _feature_net(device)
     with torch.no_grad():
-        return float(net(_to_tensor(x)[None].to(device), _to_tensor(x_hat)[None].to(device)))
+        return float(net(to_tensor(x)[None].to(device), to_tensor(x_hat)[None].to(device)))
 
 
 def check_bench_extra(device: str = "cpu", keys: Collection[str] = tuple(METRICS.values())) -> None:
@@ -169,7 +93,7 @@ def check_bench_extra(device: str = "cpu", keys: Collection[str] = tuple(METRICS
 
 @functools.lru_cache(maxsize=2)
 def _feature_net(device: str) -> FeatureDistance:
-    from .features import FeatureDistance
+    from ..metrics.features import FeatureDistance
 
     with bench_extra():
         return FeatureDistance("lite2").to(device)
@@ -182,21 +106,6 @@ def bench_extra() -> Iterator[None]:
         yield
     except ImportError as error:
         raise UsageError(f"{error.name or error} is missing: pip install 'tokodec[bench]'") from error
-
-
-def _check(x: np.ndarray, x_hat: np.ndarray) -> None:
-    for pixels in (x, x_hat):
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-            raise ValueError(f"pictures are uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-    if x.shape != x_hat.shape:
-        raise ValueError(f"pictures of different size: {list(x.shape)} and {list(x_hat.shape)}")
-
-
-def _to_tensor(pixels: np.ndarray) -> Tensor:
-    """``[H, W, 3]`` uint8 to ``[3, H, W]`` float in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
 
 def _as_file(pixels: np.ndarray) -> io.BytesIO:

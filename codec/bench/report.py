@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import UsageError
+from ..files import atomic_output
+from ..provenance import as_json
 from .curves import BD_METRICS
 
 METRIC_COLUMNS = (
@@ -140,3 +147,32 @@ def speed_table(report: dict[str, Any]) -> Table:
     if random:
         table.caption = "* CompressAI with random weights: times only"
     return table
+
+
+def make_folder(out: Path) -> None:
+    """The folder for results. Raises UsageError if it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
+
+
+def rows_as_csv(rows: Sequence[Any]) -> str:
+    """Instances of one dataclass, at least one, as a table with a head."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    return table.getvalue()
+
+
+def write_results(out: Path, table: str, report: dict[str, Any], html: str) -> None:
+    """results.csv, results.json and index.html in ``out``. Raises a TokodecError if they cannot be written."""
+    for name, content in {"results.csv": table, "results.json": as_json(report), "index.html": html}.items():
+        write_text(out / name, content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all; one of this name is replaced. Raises a TokodecError."""
+    with atomic_output(path, force=True) as file:
+        file.write(text.encode())

@@ -22,20 +22,24 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ...tokenizers.api import Tokens
 from ...tokenizers.image.sequence import ImageSequence
-from ..container import MAX_PIXELS, write_tok
-from ..decode import decode_pixels
-from ..encode import image_header
+from ...tokenizers.tokens import Tokens
+from ..container.fields import MAX_PIXELS
+from ..container.write import write_tok
 from ..errors import UsageError
 from ..files import atomic_output
-from ..media.image import Picture, read_image, write_image
+from ..image.levels import decode_pixels
+from ..image.segments import image_header
+from ..image.sequence import Shares
+from ..media.read_image import Picture, read_image
+from ..media.write_image import write_image
+from ..metrics import picture as metrics_picture
 from ..models import Model, load_model, pick_device
-from ..sequence import Shares
+from ..provenance import as_json, commit, machine
 from . import metrics
 from .curves import bd_rate
-from .image import picture_files
-from .results import as_json, commit, machine, make_folder
+from .inputs import picture_files
+from .report import make_folder
 
 COUNTS = (16, 32, 64, 128, 256)  # tokens of a window
 SHARED_COUNTS = (12, *COUNTS[:-1], 200)  # so that curves of both kinds have a range in common
@@ -87,7 +91,7 @@ def bench_shares(
     console = Console(stderr=True)
     for path in track(paths, "pictures", console=console, transient=True, disable=not console.is_terminal):
         picture = read_image(path, str(path), MAX_PIXELS)
-        x = metrics.as_rgb(picture.pixels)
+        x = metrics_picture.as_rgb(picture.pixels)
         shown = [x]
         for row, pixels in bench_picture(path.name, x, loaded, device):
             rows.append(row)

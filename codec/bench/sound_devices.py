@@ -21,14 +21,16 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..container import read_tok
-from ..decode import decode_file, file_tokens
+from ..audio.decode import audio_tokenizer
+from ..container.read import read_tok
+from ..decode import decode_file
 from ..encode import encode_file
 from ..files import open_output
-from ..models import DEFAULT_MODELS, load_model, pick_device
-from ..sound import audio_tokenizer
-from .results import as_json, commit, machine
-from .sounds import clip_files
+from ..image.levels import file_tokens
+from ..models import load_model, pick_device
+from ..provenance import as_json, commit, machine
+from ..registry import DEFAULT_MODELS
+from .clips import clip_files
 
 
 @dataclass(frozen=True)

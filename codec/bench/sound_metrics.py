@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import UsageError
 from ..media.audio import resample
-from .sounds import RATE, SPEECH, Mono
+from ..metrics.spectrogram import Mono
+from .clips import RATE, SPEECH
 
 SPEECH_RATE, AUDIO_RATE = 16000, 48000  # what ViSQOL's two modes take; PESQ, STOI and DNSMOS take the first
 STOI_SHORTEST = 9600  # samples at 24 kHz
@@ -167,7 +168,7 @@ def si_sdr(x: Mono, x_hat: Mono) -> float | None:
     a silent source, which has no scale."""
     import torch
 
-    from .spectra import si_sdr as measure
+    from ..metrics.spectra import si_sdr as measure
 
     return None if not x.any() else measure(torch.from_numpy(x), torch.from_numpy(x_hat))
 
@@ -175,7 +176,7 @@ def si_sdr(x: Mono, x_hat: Mono) -> float | None:
 def _spectral(name: str, x: Mono, x_hat: Mono, *more: int) -> float:
     import torch
 
-    from . import spectra
+    from ..metrics import spectra
 
     return float(getattr(spectra, name)(torch.from_numpy(x)[None], torch.from_numpy(x_hat)[None], *more))
 

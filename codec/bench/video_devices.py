@@ -29,15 +29,18 @@ from rich.table import Table
 
 from ...tokenizers.video.grid import StreamingVideoEncoder
 from ...tokenizers.video.tiling import FrameDecoder
-from ..container import FIT, LAYR, TokFile, read_tok
+from ..container.chunks import LAYR
+from ..container.fields import FIT
+from ..container.read import TokFile, read_tok
 from ..encode import encode_file
 from ..errors import FormatError, UsageError
 from ..files import open_output
-from ..media.video import Pixels, VideoReader
-from ..models import DEFAULT_MODELS, FITTED, Model, load_model, model_for, pick_device
-from ..video import Codes, read_segment, segment_payload, video_tokenizer
+from ..media.read_video import Pixels, VideoReader
+from ..models import Model, load_model, model_for, pick_device
+from ..provenance import as_json, commit, machine, versions
+from ..registry import DEFAULT_MODELS, FITTED
+from ..video.segments import Codes, read_segment, segment_payload, video_tokenizer
 from .devices import read_bytes
-from .results import as_json, commit, machine, versions
 from .videos import video_files
 
 PART = 7  # frames of a part of a stream, which ends within groups

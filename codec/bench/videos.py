@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UsageError
-from ..media.video import VIDEO_SUFFIXES_IN, Pixels, VideoReader
+from ..media.read_video import VIDEO_SUFFIXES_IN, Pixels, VideoReader
 
 RATE = Fraction(25)  # frames a second of a clip that does not say
 

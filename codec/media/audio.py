@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..container import MAX_CHANNELS, MAX_SAMPLES, RATES
+from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
 from ..errors import MediaError, UnsupportedMediaError, UsageError
 
 AUDIO_SUFFIXES_IN = (
@@ -193,7 +193,7 @@ class _SoundfileSource:
         try:
             block = self.file.read(n, dtype="float32", always_2d=True)
         except (self.error, RuntimeError) as error:
-            raise MediaError(f"{self.name}: damaged: {_one_line(error)}") from error
+            raise MediaError(f"{self.name}: damaged: {one_line(error)}") from error
         self.left -= len(block)
         if len(block) < n and 0 < self.left < 1 << 62 and self.file.format in ("WAV", "FLAC", "AIFF", "WAVEX"):
             raise MediaError(f"{self.name}: cut off: {self.left} samples of each channel are missing")
@@ -249,7 +249,7 @@ class _AvSource:
             for plane in self.to_planes.resample(None):
                 yield plane.to_ndarray().reshape(self.channels, -1).astype(np.float32)
         except (self.error, ValueError) as error:
-            raise MediaError(f"{self.name}: damaged: {_one_line(error)}") from error
+            raise MediaError(f"{self.name}: damaged: {one_line(error)}") from error
 
     def read(self, n: int) -> Samples:
         parts = [self.rest]
@@ -268,7 +268,7 @@ class _AvSource:
         self.container.close()
 
 
-def _one_line(error: object) -> str:
+def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
@@ -299,7 +299,7 @@ class AudioWriter:
                 target, "w", sample_rate, channels, f"PCM_{self.bits}", format=suffix[1:].upper()
             )
         except (soundfile.LibsndfileError, TypeError) as error:
-            raise MediaError(f"{name}: {_one_line(error)}") from error
+            raise MediaError(f"{name}: {one_line(error)}") from error
 
     def __enter__(self) -> AudioWriter:
         return self
@@ -317,7 +317,7 @@ class AudioWriter:
         try:
             self.file.write(whole)
         except (self.error, OSError) as error:
-            raise MediaError(f"{self.name}: {_one_line(error)}") from error
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
 
     @property
     def notes(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 
 from ..errors import MediaError, UnsupportedMediaError
 from .audio import AUDIO_SUFFIXES_IN
-from .video import VIDEO_SUFFIXES_IN, moves
+from .read_video import VIDEO_SUFFIXES_IN, moves
 
 Kind = Literal["image", "audio", "video"]
 

@@ -27,32 +27,32 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
 
-from tokodec.codec import photo
-from tokodec.codec.container import (
-    HEAD,
-    INDEX_ENTRY,
-    LAYR,
-    SIGNATURE,
-    ImageHeader,
-    VideoHeader,
-    pack_chunk,
-    read_tok,
-    write_header,
-    write_video,
-)
-from tokodec.codec.decode import decode_file, file_tokens, photo_file_tokens
-from tokodec.codec.encode import Rate, build_file, build_photo, build_sequence, compress_tokens, encode_tokens
-from tokodec.codec.fit import Fit
-from tokodec.codec.fitted import read_fitted
+from tokodec.codec.audio.encode import encode_sound
+from tokodec.codec.container.chunks import HEAD, INDEX_ENTRY, LAYR, pack_chunk
+from tokodec.codec.container.fields import SIGNATURE, ImageHeader, VideoHeader, write_header
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.container.write import write_video
+from tokodec.codec.contract import Rate
+from tokodec.codec.decode import decode_file
+from tokodec.codec.image import quality as photo
+from tokodec.codec.image.levels import build_file, encode_tokens, file_tokens
+from tokodec.codec.image.quality import build_photo, photo_file_tokens
+from tokodec.codec.image.segments import compress_tokens
+from tokodec.codec.image.sequence import build_sequence
 from tokodec.codec.media.audio import Sound, write_audio
-from tokodec.codec.media.image import Picture
+from tokodec.codec.media.read_image import Picture
 from tokodec.codec.models import Model, load_model
-from tokodec.codec.sound import encode_sound
-from tokodec.codec.video import SoundWanted, decode_frames, encode_video, read_segment
-from tokodec.entropy.context import ContextPrior
-from tokodec.entropy.context_net import ContextNet, LevelShape
-from tokodec.entropy.hyperprior import CODE_MAX, HyperPrior, Walk, export_hyperprior
-from tokodec.entropy.hyperprior_net import Z_MAX, HyperNet, HyperShape
+from tokodec.codec.video.decode import decode_frames
+from tokodec.codec.video.encode import encode_video
+from tokodec.codec.video.fit.optimize import Fit
+from tokodec.codec.video.fit.payload import read_fitted
+from tokodec.codec.video.segments import read_segment
+from tokodec.codec.video.track import SoundWanted
+from tokodec.entropy.context.net import ContextNet, LevelShape
+from tokodec.entropy.context.prior import ContextPrior
+from tokodec.entropy.hyperprior.net import Z_MAX, HyperNet, HyperShape
+from tokodec.entropy.hyperprior.prior import HyperPrior, export_hyperprior
+from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
 from tokodec.entropy.tail import TailPrior

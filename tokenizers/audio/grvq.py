@@ -23,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ..api import Tokenizer
+from ..quantize.base import ABSENT
 from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
+from ..tokens import Tokens, TokenSpec
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 
 RATE = 24000  # samples a second
@@ -213,9 +215,7 @@ class AudioGRVQ(Tokenizer):
         codes = self.codes(self.analysis(F.pad(x, (0, -n % FRAME))), levels, seen=seen)
         if lengths is not None:
             frames = torch.tensor([-(-length // FRAME) for length in lengths], device=x.device)
-            codes = torch.where(
-                torch.arange(codes.shape[2], device=x.device) < frames[:, None, None], codes, ABSENT
-            )
+            codes = torch.where(torch.arange(codes.shape[2], device=x.device) < frames[:, None, None], codes, ABSENT)
         return Tokens(codes, self.spec(n))
 
     def codes(

@@ -3,7 +3,7 @@
 ::
 
     x [B,3,H,W] -> g_a -> y [B,M,h,w], times gain(q) -> h_a -> z [B,Nz,h/4,w/4]       h = ceil(H/16), w = ceil(W/16)
-    y, z -> rounded by and coded with the entropy model (entropy/hyperprior.py) -> y_hat
+    y, z -> rounded by and coded with the entropy model (entropy/hyperprior/prior.py) -> y_hat
     y_hat times inverse gain(q) -> g_s, told q -> x_hat [B,3,H,W]
 
 A scalar quantiser of step 1 and learned gains for each channel make the rate continuous (Cui et al. 2021, "Asymmetric
@@ -27,11 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...entropy.hyperprior import CODE_MAX, HyperPrior, Walk
-from ...entropy.hyperprior_net import QUALITY_STEPS, Z_MAX
-from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
+from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
+from ...entropy.hyperprior.prior import HyperPrior
+from ...entropy.hyperprior.walk import CODE_MAX, Walk
+from ..api import Tokenizer
 from ..graphed import Graphed
-from .grid import STRIDE, channels_last
+from ..quantize.base import ABSENT
+from ..tokens import Tokens, TokenSpec
+from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
 PATCH = 8

@@ -29,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import ABSENT, Tokenizer, Tokens, TokenSpec
-from ..quantize.base import Quantizer
+from ..api import Tokenizer
+from ..quantize.base import ABSENT, Quantizer
 from ..quantize.binary import BSQ, LFQ
 from ..quantize.simvq import SimVQ
+from ..tokens import Tokens, TokenSpec
 
 CORE = 256  # pixels from one window to the next
 MARGIN = 8  # pixels that a window sees and paints beyond its core, on each side

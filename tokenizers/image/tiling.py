@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Tokens
-from .grid import STRIDE, ImageGrid
+from ..tokens import Tokens
+from .grid import ImageGrid
+from .layers import STRIDE
 
 TILE_CELLS = 64  # 64 x 64 cells are 1024 x 1024 pixels
 

@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 def triton_kernels() -> ModuleType | None:
     """The kernels, or None with a warning that says why they cannot be used."""
     try:
-        from . import nearest_triton
+        from . import triton_launch
     except ImportError as e:
         warnings.warn(f"nearest-codeword search without its CUDA kernels: {e}", stacklevel=2)
         return None
-    return nearest_triton
+    return triton_launch
 
 
 @lru_cache

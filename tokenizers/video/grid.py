@@ -33,11 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer, Tokens, TokenSpec
-from ..image.grid import PATCH, STRIDE, ImageGrid, ResidualBlock, channels_last, halo_cells
+from ..api import Tokenizer
+from ..image.grid import ImageGrid
+from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
+from ..tokens import Tokens, TokenSpec
 from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
 
 GROUP = 4  # frames of a cell; the first cell of a clip has one

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..image.grid import STRIDE
+from ..image.layers import STRIDE
 from ..image.tiling import Tile
 from .grid import FIRST, GROUP, StreamingVideoDecoder, StreamingVideoEncoder, VideoGrid
 

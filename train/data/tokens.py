@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...codec.tokens import TOKEN_SUFFIXES, load_tokens
+from ...codec.corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ...entropy.schedule import Schedule
-from ...tokenizers.api import TokenSpec
 from ...tokenizers.audio.grvq import FRAME, AudioGRVQ
 from ...tokenizers.image.grid import ImageGrid
+from ...tokenizers.tokens import TokenSpec
 from ...tokenizers.video.grid import VideoGrid
 
 Codes = npt.NDArray[np.int64]
@@ -82,9 +82,7 @@ FASTEST = 2  # frames of a clip between those of a view
 
 
 @torch.no_grad()
-def clip_views(
-    tokenizer: VideoGrid, clip: Tensor, views: int, generator: torch.Generator, segment: int
-) -> list[Codes]:
+def clip_views(tokenizer: VideoGrid, clip: Tensor, views: int, generator: torch.Generator, segment: int) -> list[Codes]:
     """Codes ``[K, t, h, w]`` of the groups of pictures of a clip, uint8 ``[T, H, W, 3]``, each of which begins anew.
 
     As it is, or ``views > 0`` times changed: a random part of space and time, on another grid, mirrored, reduced, made
@@ -101,7 +99,7 @@ def clip_views(
     for i in range(views):
         speed = 1 if len(clip) < 2 * segment or number() < 0.7 else FASTEST
         first = int(number() * max(1, len(clip) - speed * (segment - 1)))
-        x = clip[first :: speed][:segment].to(tokenizer.device).permute(0, 3, 1, 2).float() / 255  # [t, 3, H, W]
+        x = clip[first::speed][:segment].to(tokenizer.device).permute(0, 3, 1, 2).float() / 255  # [t, 3, H, W]
         least = min(1.0, SIDE / min(x.shape[2:]))
         scale = least * (1 - 0.4 * max(0.0, number() - 0.4))
         size = [max(16, round(n * scale)) for n in x.shape[2:]]

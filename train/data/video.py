@@ -70,7 +70,7 @@ def reduced(pixels: np.ndarray, size: int | None) -> np.ndarray:
 def video_frames(path: Path, size: int | None = None) -> Iterator[np.ndarray]:
     """Frames of a video, one by one. Raises ValueError if it cannot be read, or PyAV is missing."""
     from ...codec.errors import MediaError
-    from ...codec.media.video import VideoReader
+    from ...codec.media.read_video import VideoReader
 
     try:
         with VideoReader(path, str(path)) as reader:
@@ -85,7 +85,7 @@ def video_frames(path: Path, size: int | None = None) -> Iterator[np.ndarray]:
 def pack(source: Path, target: Path, size: int | None = None, quality: int = QUALITY) -> int:
     """Write a video as a packed clip; returns its number of frames. Raises ValueError if it cannot be read."""
     from ...codec.errors import MediaError
-    from ...codec.media.video import VideoReader
+    from ...codec.media.read_video import VideoReader
 
     try:
         with (

@@ -1,0 +1,206 @@
+"""`.tok` -> sound, block by block. The twin of encode.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingDecoder
+from ..container.fields import AudioHeader
+from ..container.read import TokFile
+from ..errors import ChunkError, FormatError, UsageError
+from ..files import seekable
+from ..media.audio import AudioWriter, Resampler, Samples, Sound
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from .encode import Progress
+
+
+MARGIN = 10  # frames beside a wanted span, for the resampler's filter
+
+
+def to_channels(signals: Samples, channels: int) -> Samples:
+    """Inverse of :func:`to_signals`; one signal alone is every channel."""
+    if len(signals) == 2:
+        return np.stack([signals[0] + signals[1], signals[0] - signals[1]])
+    return np.repeat(signals, channels, axis=0) if len(signals) < channels else signals
+
+
+def audio_tokenizer(model: Model) -> AudioGRVQ:
+    """Raises ChunkError if the model is for something else."""
+    if not isinstance(model.tokenizer, AudioGRVQ):
+        raise ChunkError(f"{model.tokenizer.name} is a model for {model.tokenizer.modality}, not for sounds")
+    return model.tokenizer
+
+
+# -------------------------------------------------------------------- decoding
+
+
+def read_codes(
+    tok: TokFile, model: Model, levels: int | None = None, segments: range | None = None
+) -> npt.NDArray[np.int64]:
+    """Codes ``[signals, K, t]`` of some segments, all of them by default; -1 where there are none.
+
+    A lost segment has no codes at all. What is lost is noted in ``tok.problems``.
+    """
+    header, tokenizer = tok.sound, audio_tokenizer(model)
+    if (header.coded_rate, header.stride) != (RATE, FRAME):
+        raise ChunkError(f"the header's coded rate or stride is not that of {header.model}")
+    total = len(tokenizer.codebook_sizes)
+    if levels is not None and levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+    wanted = total if levels is None else min(levels, total)
+    segments = range(header.n_segments) if segments is None else segments
+    first, last = header.segment_span(segments[0])[0], header.segment_span(segments[-1])[1]
+    out = np.full((header.signals, total, last - first), -1, dtype=np.int64)
+    for segment in segments:
+        begin, end = header.segment_span(segment)
+        payload = tok.sound_payload(segment)
+        try:
+            if payload is None:
+                raise ValueError("missing or damaged")
+            own = payload[: header.signals]
+            if len(own) < header.signals:
+                raise ValueError("its levels are missing")
+            parts = model.prior.decompress_joint(payload[header.signals :], own, (end - begin,))
+        except ValueError as error:
+            seconds = (begin * FRAME / RATE, end * FRAME / RATE)
+            what = "segment" if tok.track is None else "sound segment"
+            tok.damaged(f"{what} {segment}: {error}; {seconds[0]:.2f} to {seconds[1]:.2f} s are silent")
+            continue
+        for signal, codes in zip(out, parts, strict=True):
+            kept = codes[:wanted]
+            signal[: len(kept), begin - first : end - first] = kept
+    return out
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a sound in samples of its own rate, ``begin`` to ``end``."""
+
+    begin: int
+    end: int
+
+
+def span_of(header: AudioHeader, start: float | None, end: float | None) -> Span:
+    """The samples between two moments in seconds. Raises UsageError if there are none."""
+    for moment in (start, end):
+        if moment is not None and not 0 <= moment < math.inf:
+            raise UsageError(f"a moment in a sound is 0 seconds or later, got {moment:g}")
+    first = 0 if start is None else round(start * header.sample_rate)
+    last = header.samples if end is None else min(round(end * header.sample_rate), header.samples)
+    if first >= last:
+        raise UsageError(f"nothing lies between the moments asked for: the sound has {header.seconds:.2f} s")
+    return Span(first, last)
+
+
+def decode_blocks(
+    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress | None = None
+) -> Iterator[Samples]:
+    """Samples ``[channels, n]`` of a span, block by block; decoding starts shortly before it, so that they are those
+    of the whole sound. Lost segments are silent."""
+    header, tokenizer = tok.sound, audio_tokenizer(model)
+    # The resampler starts at a frame that lies on a sample of the sound.
+    every = RATE // math.gcd(RATE, header.sample_rate)
+    step = every // math.gcd(every, FRAME)
+    before = span.begin * RATE // header.sample_rate // FRAME - tokenizer.reach - MARGIN
+    first = max(0, before) // step * step
+    last = min(header.grid[0], -(-span.end * RATE // (header.sample_rate * FRAME)) + MARGIN)
+    skip = span.begin - first * FRAME * header.sample_rate // RATE
+    left = span.end - span.begin
+    resampler = Resampler(RATE, header.sample_rate, header.signals)
+    signals = _signals(tok, model, first, last, levels)
+    done = False
+    while left and not done:
+        block = next(signals, None)
+        done = block is None
+        if block is None:
+            block = np.zeros((header.signals, 0), dtype=np.float32)
+        made = resampler(block, last=done)
+        dropped = min(skip, made.shape[1])
+        skip -= dropped
+        made = made[:, dropped : dropped + left]
+        left -= made.shape[1]
+        if made.shape[1]:
+            yield to_channels(made, header.channels)
+        if progress is not None:
+            progress(1 - left / (span.end - span.begin))
+
+
+def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | None) -> Iterator[Samples]:
+    """Samples of the signals from frame ``first`` to ``last``, ``[signals, n]`` at the rate of the model.
+
+    After a lost segment decoding begins anew, as after silence, since the nets were never shown a gap.
+    """
+    header, tokenizer = tok.sound, audio_tokenizer(model)
+    end = min(header.coded_samples - first * FRAME, (last - first) * FRAME)
+    given = 0
+
+    def cut(x: Tensor) -> Samples:
+        nonlocal given
+        block: Samples = x[:, 0, : max(0, end - given)].cpu().numpy()
+        given += block.shape[1]
+        return block
+
+    decoder: StreamingDecoder | None = None
+    for segment in range(first // header.segment, -(-last // header.segment)):
+        begin = header.segment_span(segment)[0]
+        codes = torch.from_numpy(read_codes(tok, model, levels, range(segment, segment + 1)))
+        codes = codes[:, :, max(0, first - begin) : last - begin].to(tokenizer.device)
+        lost = bool((codes[:, 0] < 0).all())
+        with torch.inference_mode():
+            if lost:
+                if decoder is not None:
+                    yield cut(decoder.finish())
+                    decoder = None
+                yield cut(torch.zeros(len(codes), 1, codes.shape[2] * FRAME))
+                continue
+            decoder = decoder or StreamingDecoder(tokenizer)
+            yield cut(decoder.push(codes))
+    if decoder is not None:
+        with torch.inference_mode():
+            yield cut(decoder.finish())
+
+
+def decode_sound(
+    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress | None = None
+) -> Sound:
+    """A span of a sound, in memory."""
+    blocks = list(decode_blocks(tok, model, span, levels, progress))
+    header = tok.sound
+    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth)
+
+
+def write_sound(
+    tok: TokFile,
+    model: Model,
+    span: Span,
+    target: BinaryIO,
+    suffix: str,
+    name: str,
+    levels: int | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Decode a span into a WAV or FLAC file, block by block. Returns what the file could not hold.
+
+    Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
+    """
+    header = tok.sound
+    with (
+        seekable(target) as file,
+        AudioWriter(file, suffix, name, header.sample_rate, header.channels, header.bit_depth) as writer,
+    ):
+        for block in decode_blocks(tok, model, span, levels, progress):
+            writer.write(block)
+        if strict and tok.problems:
+            raise FormatError(tok.problems[0])
+        return writer.notes

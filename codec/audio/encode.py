@@ -1,0 +1,271 @@
+"""Sounds: media file <-> `.tok`. Twins: encoding above, decoding below, each block by block.
+
+The signals that are coded are the one channel, or middle and side of two, or each of more; one alone stands for
+channels that are all the same. A segment is two seconds of all signals, decodable on its own, in one chunk: for each
+signal its number of levels, then the codes of all of them in one payload. So a rate is met by giving each segment its
+own number of levels, and samples are never in memory all at once; an hour of codes takes 4 MB a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingEncoder
+from ..allocation import Levels, fit
+from ..container.fields import MAX_SAMPLES, AudioHeader
+from ..container.write import write_tok
+from ..errors import MediaError, RateError, UsageError
+from ..media.audio import AudioReader, Resampler, Samples
+from .decode import audio_tokenizer
+from .refine import SoundRefiner
+
+if TYPE_CHECKING:
+    from ..contract import Rate
+    from ..models import Model
+
+
+Progress = Callable[[float], None]
+Codes = npt.NDArray[np.int16]
+SEGMENT = 150  # frames of a segment: two seconds
+BLOCK = 750  # frames that go through the nets at once
+LEVEL_KBPS = 0.6  # that a level of a signal takes, about
+
+
+@dataclass(frozen=True)
+class Search:
+    """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` steps of descent
+    (:mod:`.refine_sound`)."""
+
+    levels: int  # of the codes that are made
+    kbps: float | None = None
+    size: int | None = None
+    n_steps: int | None = None  # None: no descent
+
+    def seen(self, signals: int, seconds: float | None) -> int:
+        """About how many levels a signal will have; all where nobody knows."""
+        kbps = 8e-3 * self.size / seconds if self.size is not None and seconds else self.kbps
+        return self.levels if kbps is None else min(self.levels, max(1, round(kbps / signals / LEVEL_KBPS)))
+
+
+@dataclass(frozen=True)
+class SoundTokens:
+    """The codes of a sound, before the rate is chosen.
+
+    Attributes:
+        codes: ``[signals, K, t]``.
+        errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
+    """
+
+    codes: Codes
+    errors: npt.NDArray[np.float32] | None
+    samples: int
+    sample_rate: int
+    channels: int
+    bit_depth: int
+    notes: list[str]
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+
+def to_signals(x: Samples) -> Samples:
+    """Channels to what is coded: two become middle and side, ``(l + r) / 2`` and ``(l - r) / 2``."""
+    return np.stack([x[0] + x[1], x[0] - x[1]]) * np.float32(0.5) if len(x) == 2 else x
+
+
+def analyse_sound(
+    source: Path | BinaryIO,
+    name: str,
+    model: AudioGRVQ,
+    levels: int | None = None,
+    errors: bool = False,
+    progress: Progress | None = None,
+    max_samples: int = MAX_SAMPLES,
+    search: Search | None = None,
+) -> SoundTokens:
+    """Codes of a sound of any rate and 1 to 8 channels, block by block.
+
+    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  search: what the codes are for.
+    Raises: MediaError for what is no sound, is damaged, or has no samples at all.
+    """
+    with AudioReader(source, name, max_samples) as reader:
+        found = analyse_samples(reader, model, levels, errors, progress, search=search)
+    if found is None:
+        raise MediaError(f"{name}: a sound without samples")
+    return found
+
+
+def analyse_samples(
+    reader: AudioReader,
+    model: AudioGRVQ,
+    levels: int | None = None,
+    errors: bool = False,
+    progress: Progress | None = None,
+    skip: int = 0,
+    search: Search | None = None,
+) -> SoundTokens | None:
+    """As :func:`analyse_sound`, of what a reader gives without its first ``skip`` samples; None if there are none."""
+    encoder = StreamingEncoder(model)
+    resampler = Resampler(reader.sample_rate, RATE, reader.channels)
+    codes: list[Codes] = []
+    distances: list[npt.NDArray[np.float32]] = []
+    same = True
+    refiner: SoundRefiner | None = None
+    seen: int | None = None
+
+    def take(z: Tensor) -> None:
+        if z.shape[2]:
+            z = z if refiner is None else refiner.refine(z)
+            found = model.codes(z, levels, seen=seen)
+            codes.append(found.cpu().numpy().astype(np.int16))
+            if errors:
+                distances.append(model.errors(z, found).cpu().numpy())
+
+    def push(signals: Samples) -> None:
+        nonlocal refiner, seen
+        x = torch.from_numpy(signals)[:, None].to(model.device)
+        if search is not None and seen is None:  # with the first block, which tells whether all channels are the same
+            seconds = reader.frames / reader.sample_rate if reader.frames else None
+            seen = search.seen(1 if same else len(x), seconds)
+            refiner = None if search.n_steps is None else SoundRefiner(model, seen, search.n_steps)
+        if refiner is not None:
+            refiner.push(x)
+        take(encoder.latents(x))
+
+    with torch.inference_mode():
+        for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
+            block = block[:, max(0, block.shape[1] + skip - reader.position) :]
+            same = same and bool((block == block[:1]).all())
+            push(resampler(to_signals(block)))
+            if progress is not None and reader.frames:
+                progress(min(1.0, reader.position / reader.frames))
+        if reader.position <= skip:
+            return None
+        push(resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True))
+        take(encoder.last_latents())
+    signals = 1 if same else reader.channels
+    return SoundTokens(
+        np.concatenate(codes, axis=2)[:signals],
+        np.concatenate(distances, axis=2)[:signals] if errors else None,
+        reader.position - skip,
+        reader.sample_rate,
+        reader.channels,
+        reader.bit_depth,
+        list(reader.notes),
+    )
+
+
+class SoundFile:
+    """Files of one sound at any rate.
+
+    Args: codes: ``[signals, K, t]``.
+    """
+
+    def __init__(self, model: Model, tokens: SoundTokens, metadata: AudioHeader) -> None:
+        self.model, self.tokens, self.header = model, tokens, metadata
+        self.spans = [metadata.segment_span(s) for s in range(metadata.n_segments)]
+        self.shape = (len(self.spans), metadata.signals)
+
+    def payloads(self, levels: Levels) -> list[bytes]:
+        """Of all segments, of which the one numbered s has ``levels[s, c]`` levels of signal c."""
+        row = []
+        for (begin, end), own in zip(self.spans, levels, strict=True):
+            parts = [codes[:k, begin:end].astype(np.int64) for k, codes in zip(own, self.tokens.codes, strict=True)]
+            row.append(bytes(own.tolist()) + self.model.prior.compress_joint(parts))
+        return row
+
+    def build(self, levels: Levels) -> bytes:
+        """The file with :meth:`payloads`."""
+        return write_tok(self.header, [self.payloads(levels)])
+
+    def uniform(self, levels: int) -> bytes:
+        """The file with so many levels everywhere."""
+        return self.build(np.full(self.shape, levels, dtype=np.int64))
+
+    def within(self, most: int) -> tuple[bytes, Levels]:
+        """The file of at most ``most`` bytes whose latents have the least error, and its levels; see :func:`fit`.
+
+        Raises: RateError if one level everywhere takes more.
+        """
+        data, levels = self.nearest(most)
+        if len(data) > most:
+            kbps = 8e-3 * len(data) / self.tokens.seconds
+            raise RateError(
+                f"the smallest file takes {len(data)} bytes ({kbps:.2f} kbps), more than the {most} asked for"
+            )
+        return data, levels
+
+    def nearest(self, most: int) -> tuple[bytes, Levels]:
+        """As :meth:`within`, but with one level everywhere if that takes more."""
+        assert self.tokens.errors is not None
+        bits = np.stack([self._bits(begin, end) for begin, end in self.spans])  # [segments, signals, K]
+        errors = np.stack([self.tokens.errors[:, :, a:b].sum(2, dtype=np.float64) for a, b in self.spans])
+        return fit(self.build, bits, errors, most)
+
+    def _bits(self, begin: int, end: int) -> npt.NDArray[np.float64]:
+        """Bits of every level of every signal of a span, ``[signals, K]``."""
+        return np.stack([self.model.prior.bits(codes[:, begin:end].astype(np.int64)) for codes in self.tokens.codes])
+
+
+def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
+    return AudioHeader(
+        model=model.tokenizer.name,
+        weights_hash=model.tokenizer.weights_hash,
+        prior=model.prior.wire_id,
+        prior_hash=model.prior.hash,
+        layers=1,
+        samples=tokens.samples,
+        sample_rate=tokens.sample_rate,
+        channels=tokens.channels,
+        signals=len(tokens.codes),
+        bit_depth=tokens.bit_depth,
+        coded_rate=RATE,
+        stride=FRAME,
+        segment=SEGMENT,
+    )
+
+
+def encode_sound(
+    source: Path | BinaryIO,
+    name: str,
+    model: Model,
+    rate: Rate,
+    progress: Progress | None = None,
+    max_samples: int = MAX_SAMPLES,
+    n_steps: int = 0,
+) -> tuple[bytes, Levels, SoundTokens]:
+    """File of a sound, levels ``[segments, signals]`` in it, and its tokens.
+
+    Args:   n_steps: of descent towards better codes.
+    Raises: UsageError for a rate that sounds do not have, RateError if the smallest file is too large; MediaError.
+    """
+    tokenizer = audio_tokenizer(model)
+    n_levels = len(tokenizer.codebook_sizes)
+    if rate.bpp is not None:
+        raise UsageError("bits per pixel are for pictures: use --kbps or --bytes for a sound")
+    levels = n_levels
+    if rate.levels is not None:
+        levels = rate.levels
+        if not 1 <= levels <= n_levels:
+            raise UsageError(f"levels is 1 to {n_levels} with this model, got {levels}")
+    elif rate.quality is not None:
+        levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
+    searched = rate.kbps is not None or rate.size is not None
+    search = Search(levels, rate.kbps, rate.size, n_steps or None)
+    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples, search)
+    files = SoundFile(model, tokens, sound_header(tokens, model))
+    if not searched:
+        return files.uniform(levels), np.full(files.shape, levels), tokens
+    most = rate.size if rate.kbps is None else int(rate.kbps * 125 * tokens.seconds)
+    assert most is not None
+    data, chosen = files.within(most)
+    return data, chosen, tokens

@@ -1,0 +1,69 @@
+"""Tokens of sounds: from a medium, from a `.tok` file, and back to both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+
+from ...tokenizers.audio.grvq import RATE
+from ...tokenizers.tokens import Tokens
+from ..container.fields import MAX_CHANNELS
+from ..container.read import TokFile
+from ..errors import UsageError
+from ..media.audio import Samples, Sound
+from .decode import audio_tokenizer, read_codes, to_channels
+from .encode import SoundFile, SoundTokens, analyse_sound, sound_header
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+
+def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
+    """Tokens ``[signals, K, t]`` of a file; levels that no segment has are left out."""
+    codes = read_codes(tok, model, levels)
+    held = max(1, int((codes >= 0).any(axis=(0, 2)).sum()))
+    spec = audio_tokenizer(model).spec(tok.sound.coded_samples, len(codes))
+    return Tokens(torch.from_numpy(codes[:, :held]), spec)
+
+
+def media_codes(
+    source: Path | BinaryIO, name: str, model: Model, levels: int | None = None
+) -> tuple[Tokens, list[str]]:
+    """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it, one line each."""
+    tokenizer = audio_tokenizer(model)
+    found = analyse_sound(source, name, tokenizer, levels)
+    notes = list(found.notes)
+    if found.sample_rate != RATE:
+        notes.append(f"tokens are of {RATE} Hz, the source has {found.sample_rate}")
+    if found.channels > len(found.codes):
+        notes.append(f"the {found.channels} channels are the same, tokens are of one")
+    n = -(-found.samples * RATE // found.sample_rate)
+    codes = torch.from_numpy(found.codes.astype(np.int64))
+    return Tokens(codes, tokenizer.spec(n, len(codes))), notes
+
+
+def file_of_codes(tokens: Tokens, model: Model) -> bytes:
+    """A `.tok` file from tokens ``[signals, K, t]``, of a sound at the model's rate.
+
+    Raises: UsageError if there are more signals than a file holds.
+    """
+    codes = tokens.codes.numpy()
+    if len(codes) > MAX_CHANNELS:
+        raise UsageError(f"a .tok file holds {MAX_CHANNELS} signals at most, not {len(codes)}")
+    sound = SoundTokens(codes.astype(np.int16), None, tokens.spec.size[0], RATE, len(codes), 16, [])
+    files = SoundFile(model, sound, sound_header(sound, model))
+    held = (codes >= 0).all(axis=2).sum(1)  # levels of each signal
+    if (held < 1).any() or ((codes >= 0).sum(axis=(1, 2)) > held * codes.shape[2]).any():
+        raise UsageError("some codes are absent (-1), a .tok file wants all of them")
+    return files.build(np.tile(held, (len(files.spans), 1)))
+
+
+def sound_of_codes(tokens: Tokens, model: Model) -> Sound:
+    """Samples of tokens ``[signals, K, t]`` at the model's rate."""
+    with torch.inference_mode():
+        x_hat = audio_tokenizer(model).decode(tokens.to(model.tokenizer.device))
+    signals: Samples = x_hat[:, 0].cpu().numpy()
+    return Sound(to_channels(signals, len(signals)), RATE)

@@ -1,0 +1,93 @@
+"""EnCodec and DAC for 24 kHz, for the clock: the networks of the package `transformers` with random weights.
+
+The published weights are not needed for that, since a network takes the same time with any. Weight normalisation is
+folded into the weights, as one does before inference. Codes are not entropy-coded, which would take more time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.utils import parametrize
+
+from ...errors import UsageError
+from ...metrics.spectrogram import Mono
+from ..clips import RATE
+
+CODEBOOKS = 4  # of 1024 codewords, 75 times a second: 3 kbit/s
+# EnCodec 24 kHz is what EncodecConfig() says (Defossez et al. 2022, arXiv:2210.13438). DAC 24 kHz: conf/final/24khz.yml
+# of github.com/descriptinc/descript-audio-codec (Kumar et al. 2023, arXiv:2306.06546).
+DAC: dict[str, Any] = {
+    "encoder_hidden_size": 64, "downsampling_ratios": [2, 4, 5, 8], "decoder_hidden_size": 1536,
+    "upsampling_ratios": [8, 5, 4, 2], "n_codebooks": 32, "codebook_size": 1024, "codebook_dim": 8,
+    "hop_length": 320, "sampling_rate": RATE,
+}  # fmt: skip
+SOUND_BASELINES = {
+    "encodec": f"EnCodec 24 kHz (transformers), {CODEBOOKS} codebooks, random weights: times only",
+    "dac": f"DAC 24 kHz (transformers), {CODEBOOKS} of 32 codebooks, random weights: times only",
+}
+
+
+@dataclass(frozen=True)
+class SoundBaseline:
+    """A network that is ready to code sounds."""
+
+    name: str
+    net: Any
+    device: str
+    codebooks: int = CODEBOOKS
+
+    @torch.inference_mode()
+    def encode(self, x: Mono) -> npt.NDArray[np.int64]:
+        """Samples ``[n]`` to codes ``[codebooks, ceil(n / 320)]``; DAC leaves out a last frame that is not whole."""
+        signal = torch.from_numpy(x).to(self.device)[None, None]
+        if self.name == "encodec":
+            codes = self.net.encode(signal, bandwidth=0.75 * self.codebooks).audio_codes[0]  # [1, K, t]
+        else:
+            codes = self.net.encode(signal, n_quantizers=self.codebooks).audio_codes
+        return codes[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, codes: npt.NDArray[np.int64]) -> Mono:
+        """Codes ``[codebooks, t]`` to samples ``[about 320 t]``."""
+        batch = torch.from_numpy(codes).to(self.device)[None]
+        if self.name == "encodec":
+            x_hat = self.net.decode(batch[None], [None]).audio_values
+        else:
+            x_hat = self.net.decode(audio_codes=batch).audio_values
+        return x_hat.reshape(-1).cpu().numpy()
+
+
+def find_sound_baselines(names: list[str]) -> tuple[list[str], list[str]]:
+    """The names without repetition, and a note if `transformers` cannot be imported; then no name is left.
+
+    Raises: UsageError for an unknown name.
+    """
+    for name in names:
+        if name not in SOUND_BASELINES:
+            raise UsageError(f"unknown baseline {name!r}: choose from {', '.join(SOUND_BASELINES)}")
+    if names:
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            left_out = ", ".join(dict.fromkeys(names))
+            return [], [f"no {left_out}: transformers is missing: pip install 'tokodec[baselines]'"]
+    return list(dict.fromkeys(names)), []
+
+
+def load_sound_baseline(name: str, device: str) -> SoundBaseline:
+    """The network with random weights of seed 0."""
+    from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net: Any = EncodecModel(EncodecConfig()) if name == "encodec" else DacModel(DacConfig(**DAC))
+    for module in net.modules():
+        if parametrize.is_parametrized(module):
+            for parameter in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, parameter)
+    return SoundBaseline(name, net.eval().to(device), device)

@@ -1,0 +1,198 @@
+"""A generator as an entropy model, beside the priors that files have, on the same tokens; and how fast it samples.
+
+Every signal's codes are cut to whole windows of the generator. It sees each window on its own; the context prior is
+measured on the same windows, and on the same codes in the segments that files have, which is how it is used. All
+numbers are code lengths of models: only the integer priors make files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ....entropy.prior import Codes
+from ....tokenizers.quantize.base import ABSENT
+from ....tokenizers.tokens import Tokens
+from ...corpus.token_files import TOKEN_SUFFIXES, load_tokens
+from ...errors import MediaError, UsageError, WeightsMismatchError
+from ...files import open_output
+from ...generate.bits import code_bits, priors_of, whole_windows
+from ...generate.files import load_pair
+from ...generate.model import Generator, Uncached
+from ...media.audio import AUDIO_SUFFIXES_IN
+from ...media.read_image import IMAGE_SUFFIXES_IN
+from ...models import Model, pick_device
+from ...provenance import as_json, commit, machine, versions
+from ...registry import GENERATORS
+from ...tokens import tokenize_file
+from ..inputs import input_files
+from ..timing import numbers, plain_console, said, torch_threads
+
+if TYPE_CHECKING:
+    from ...generate.bits import BitsRow
+
+
+LENGTHS = 16  # passes without the cache that are timed, at lengths spaced evenly
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Sampling with and without kept keys and values, the same samples."""
+
+    samples: int
+    ids: int  # of a sample
+    cached_s: float
+    uncached_s: float
+    cached_ids_s: float
+    uncached_ids_s: float
+    ratio: float
+    passes: int  # without the cache, that were timed; the others are taken to be like them
+
+
+@torch.no_grad()
+def sampling_speed(generator: Generator, samples: int, full: bool, seed: int) -> Speed:
+    """Time a whole window with the cache, then passes without it."""
+    length = len(generator.order(generator.window))
+
+    def drawn(use_cache: bool) -> tuple[float, Tokens]:
+        random = torch.Generator().manual_seed(seed)
+        begin = now(generator)
+        found = generator.sample(samples, generator=random, use_cache=use_cache)
+        return now(generator) - begin, found
+
+    grid = [1] * len(generator.window)  # a short one first, for what happens once only
+    spec = dataclasses.replace(generator.config.window, size=generator.config.window.strides)
+    short = Tokens(torch.full((1, generator.config.levels, *grid), ABSENT), spec)
+    generator.sample(samples, short)
+    if generator.device.type == "cuda":  # kernels are chosen for the shapes of the window
+        drawn(True)
+    cached, tokens = drawn(True)
+    ids = generator.ids(tokens.codes.to(generator.device))
+    if full:
+        uncached, passes = drawn(False)[0], length
+    else:
+        walk = Uncached(generator, generator.order(generator.window))
+        ends = np.linspace(1, length, min(LENGTHS, length)).round().astype(int).tolist()
+        walk(ids, length)
+        begin = now(generator)
+        for end in ends:
+            walk(ids, end)
+        uncached, passes = (now(generator) - begin) / len(ends) * length, len(ends)
+    total = samples * length
+    return Speed(samples, length, cached, uncached, total / cached, total / uncached, uncached / cached, passes)
+
+
+def now(generator: Generator) -> float:
+    """Seconds, when the device has done what it was given."""
+    if generator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def read_codes(path: Path, loaded: Model, tokenizer: str, device: str) -> list[Codes]:
+    """Codes ``[K, *grid]`` of every signal in a file. Raises a TokodecError."""
+    if path.suffix.lower() in TOKEN_SUFFIXES:
+        tokens = load_tokens(path)
+    else:
+        tokens = tokenize_file(path, model=tokenizer, device=device).tokens
+    own = loaded.tokenizer
+    if (tokens.spec.model, tokens.spec.weights_hash) != (own.name, own.weights_hash):
+        theirs = f"{tokens.spec.model} {tokens.spec.weights_hash}"
+        raise WeightsMismatchError(f"{path}: tokens of {theirs}, not of {own.name} {own.weights_hash}")
+    if int(tokens.codes.min()) < 0:
+        raise MediaError(f"{path}: some codes are absent")
+    return list(tokens.codes.cpu().numpy())
+
+
+def bench_generator(
+    inputs: Sequence[Path],
+    model: str | None = None,
+    tokenizer: str | None = None,
+    device: str = "auto",
+    samples: int = 4,
+    full: bool = False,
+    seed: int = 0,
+    limit: int | None = None,
+    threads: int | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Bits under the generator and under the priors, and sampling speed; print tables and write JSON.
+
+    Args:    inputs: media, `.tok` or token files, or folders.  limit: only so many.  samples: drawn at a time.
+             full: time all passes without the cache, which takes a while on a CPU.  out: JSON file, replaced.
+    Returns: what the JSON file holds.
+    Raises:  a TokodecError.
+    """
+    device = pick_device(device)
+    if samples < 1 or (threads is not None and threads < 1):
+        raise UsageError("samples and threads are at least 1")
+    suffixes = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES)
+    paths = input_files(inputs, suffixes, "media or tokens")[:limit]
+    console = plain_console()
+    with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
+        generator, loaded = load_pair(model or GENERATORS["image"], tokenizer, device)
+        home = tokenizer or generator.config.window.model
+        grids, names, short = [], [], 0
+        for path in paths:
+            found = [whole_windows(generator, codes) for codes in read_codes(path, loaded, home, device)]
+            grids += [codes for codes in found if codes is not None]
+            names += [path.name] * any(codes is not None for codes in found)
+            short += sum(codes is None for codes in found)
+        if not grids:
+            raise UsageError(f"no input holds a whole window of {' x '.join(map(str, generator.window))} cells")
+        priors = priors_of(home, device)
+        rows = code_bits(generator, priors, grids)
+        speed = sampling_speed(generator, samples, full, seed)
+        windows = sum(math.prod(c.shape[1:]) for c in grids) // math.prod(generator.window)
+        report: dict[str, Any] = {
+            "generator": generator.name,
+            "weights_hash": generator.weights_hash,
+            "tokenizer": loaded.tokenizer.name,
+            "tokenizer_hash": loaded.tokenizer.weights_hash,
+            "prior_hashes": {name: prior.hash for name, prior in priors.items()},
+            "machine": machine(device),
+            "versions": versions(),
+            "commit": commit(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "inputs": names,
+            "windows": windows,
+            "too_small": short,
+            "seed": seed,
+            "bits": [asdict(row) for row in rows],
+            "speed": asdict(speed),
+        }
+        what = f"{windows} windows of {len(grids)} signals, {short} too small"
+        said(console, f"{generator.name} {generator.weights_hash}: {what}")
+        print_bits(rows, console)
+        print_speed(speed, console)
+        if file is not None:
+            file.write(as_json(report).encode())
+    return report
+
+
+def print_bits(rows: Sequence[BitsRow], console: Console) -> None:
+    headings = [f"level {k + 1}" for k in range(len(rows[0].levels))]
+    table = numbers("bits a code, the same tokens", "model", *headings, "a cell", "an id", "of the generator")
+    for r in rows:
+        share = f"{r.cell / rows[0].cell:.1%}" if rows[0].cell else "-"
+        table.add_row(r.model, *(f"{b:.3f}" for b in r.levels), f"{r.cell:.3f}", f"{r.token:.3f}", share)
+    console.print(table)
+
+
+def print_speed(speed: Speed, console: Console) -> None:
+    table = numbers(f"sampling, {speed.samples} x {speed.ids} ids", "", "seconds", "ids/s")
+    table.add_row("with KV cache", f"{speed.cached_s:.2f}", f"{speed.cached_ids_s:.0f}")
+    table.add_row("without", f"{speed.uncached_s:.2f}", f"{speed.uncached_ids_s:.0f}")
+    console.print(table)
+    timed = "all passes" if speed.passes == speed.ids else f"{speed.passes} passes at evenly spaced lengths"
+    said(console, f"{speed.ratio:.1f} times as fast with the cache; without it {timed} were timed")

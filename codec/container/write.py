@@ -1,0 +1,103 @@
+"""Header and payloads -> the bytes of a `.tok` file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from .chunks import (
+    AHED,
+    ALPH,
+    AUDL,
+    EXIF,
+    HEAD,
+    ICCP,
+    INDEX_ENTRY,
+    INDEX_POINTER,
+    INDX,
+    LAYR,
+    TEND,
+    TIME,
+    compress_metadata,
+    pack_chunk,
+    pack_layer_prefix,
+    pack_segment,
+)
+from .fields import SIGNATURE, VERSION, ImageHeader, write_header
+
+if TYPE_CHECKING:
+    from .chunks import CodedSound
+    from .fields import Header, VideoHeader
+
+
+def write_video(
+    header: VideoHeader, payloads: Sequence[bytes], times: bytes | None = None, track: CodedSound | None = None
+) -> bytes:
+    """Build the file of a video, in which what belongs to one moment lies together.
+
+    Args: payloads: of LAYR, ``header.n_segments``.  times: payload of TIME.  track: the sound, if there is one.
+    """
+    if len(payloads) != header.n_segments:
+        raise ValueError(f"need {header.n_segments} segments")
+    if bool(header.times) != (times is not None) or bool(header.sound) != (track is not None):
+        raise ValueError("the header's flags and the chunks disagree")
+    out = bytearray(SIGNATURE + bytes([VERSION]) + pack_chunk(HEAD, write_header(header)))
+    if times is not None:
+        out += pack_chunk(TIME, times)
+    sounds = 0
+    if track is not None:
+        out += pack_chunk(AHED, track.head)
+    for s, payload in enumerate(payloads):
+        out += pack_chunk(LAYR, pack_layer_prefix(0, s) + payload)
+        last = s == header.n_segments - 1
+        until = (header.start + (s + 1) * header.segment * header.duration) * header.tick  # nearly, if times vary
+        while track is not None and sounds < len(track.payloads):
+            begin = Fraction(track.start, track.header.sample_rate)
+            begin += Fraction(sounds * track.header.segment * track.header.stride, track.header.coded_rate)
+            if begin >= until and not last:
+                break
+            out += pack_chunk(AUDL, pack_segment(sounds) + track.payloads[sounds])
+            sounds += 1
+    return bytes(out + pack_chunk(TEND, b""))
+
+
+def write_tok(
+    header: Header,
+    layers: list[list[bytes]],
+    alpha: bytes | None = None,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+) -> bytes:
+    """Build the file of a picture or a sound.
+
+    Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
+          alpha: payload of ALPH.  icc, exif: uncompressed.
+    """
+    if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
+        raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
+    if bool(isinstance(header, ImageHeader) and header.alpha) != (alpha is not None):
+        raise ValueError("the header's alpha flag and the alpha payload disagree")
+    out = bytearray(SIGNATURE + bytes([VERSION]))
+    index = bytearray()
+
+    def put(kind: bytes, payload: bytes, layer: int = 0, segment: int = 0) -> None:
+        index.extend(INDEX_ENTRY.pack(kind, layer, segment, len(out)))
+        out.extend(pack_chunk(kind, payload))
+
+    put(HEAD, write_header(header))
+    for kind, data in ((ICCP, icc), (EXIF, exif)):
+        if data:
+            put(kind, compress_metadata(data))
+    for k, row in enumerate(layers):
+        for s, payload in enumerate(row):
+            put(LAYR, pack_layer_prefix(k, s) + payload, k, s)
+        if k == 0 and alpha is not None:
+            put(ALPH, alpha)
+    pointer = b""
+    # With one segment there is nothing to seek, and the chunks of a sound are small beside 17 bytes of index for each.
+    if header.n_segments > 1 and isinstance(header, ImageHeader):
+        pointer = INDEX_POINTER.pack(len(out))
+        out.extend(pack_chunk(INDX, bytes(index)))
+    out.extend(pack_chunk(TEND, pointer))
+    return bytes(out)

@@ -1,0 +1,148 @@
+"""Corpora of tokens as WebDataset archives: a tar with the codes and the spec of every sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import MediaError, UsageError
+from ..files import atomic_output
+from .token_files import parse_spec
+
+if TYPE_CHECKING:
+    from ...tokenizers.tokens import Tokens
+
+
+CODES, SPEC = ".codes.npy", ".json"  # members of a tar file, after the key
+INT16_CODES = 1 << 15
+BROKEN_ARCHIVE = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError)  # what bad JSON leads to
+
+
+# -------------------------------------------------------------------------------------------------------- WebDataset
+
+
+class WebDatasetWriter:
+    """Adds tokens to a tar file that is open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")  # noqa: SIM115
+        self._keys: set[str] = set()
+        self.codes = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: str, tokens: Tokens) -> None:
+        """Append tokens. Raises UsageError if the key is taken or none: a key is not empty and holds no dot."""
+        import numpy as np
+
+        if not re.fullmatch(r"[^/.\x00][^.\x00]*", key) or key.endswith("/") or not _writable(key):
+            raise UsageError(f"{key!r} is not a key: it is a name without dots")
+        if key in self._keys:
+            raise UsageError(f"the key {key!r} is there twice")
+        spec = tokens.spec
+        kind = np.int16 if max(spec.codebook_sizes) <= INT16_CODES else np.int32
+        codes = np.ascontiguousarray(tokens.codes.cpu().numpy(), dtype=np.dtype(kind).newbyteorder("<"))
+        text = {"spec": dataclasses.asdict(spec), "grid": spec.grid, "levels": tokens.n_levels, "signals": len(codes)}
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, codes, version=(1, 0), allow_pickle=False)
+        for name, data in ((key + CODES, buffer.getvalue()), (key + SPEC, json.dumps(text).encode())):
+            member = tarfile.TarInfo(name)  # time, owner and group are 0 and empty
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+        self._keys.add(key)
+        self.codes += codes.size
+
+    def summary(self) -> str:
+        return f"{self.codes} codes"
+
+    def close(self) -> None:
+        """Write the end. Raises UsageError if there are no tokens."""
+        if not self._keys:
+            raise UsageError("a corpus holds the tokens of at least one file")
+        self._tar.close()
+
+
+def _writable(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # a file name that is no text
+        return False
+
+
+@contextmanager
+def webdataset_writer(path: str | Path, force: bool = False) -> Iterator[WebDatasetWriter]:
+    """Open a tar file for tokens; it appears when the block ends well. Raises a :class:`~.errors.TokodecError`."""
+    path = Path(path)
+    if path.suffix.lower() != ".tar":
+        raise UsageError(f"{path}: a WebDataset is a .tar file")
+    with atomic_output(path, force) as file:
+        writer = WebDatasetWriter(file)
+        yield writer
+        writer.close()
+
+
+def write_webdataset(path: str | Path, items: Iterable[tuple[str, Tokens]], force: bool = False) -> int:
+    """Write tokens by key, in the order given; returns how many. Nothing is left if there is an error in between.
+
+    Raises: UsageError for a bad key, one that is there twice, or no items at all; OutputExistsError without ``force``.
+    """
+    with webdataset_writer(path, force) as writer:
+        for key, tokens in items:
+            writer.add(key, tokens)
+    return len(writer)
+
+
+def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
+    """Keys and tokens of a tar file, in its order. Raises MediaError if it is none of ours; nothing is unpickled."""
+    key, parts = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                if not member.isfile() or dot + suffix not in (CODES, SPEC):
+                    continue
+                found = f"{folder}/{stem}" if folder else stem
+                if found != key:
+                    if parts:
+                        raise ValueError(f"{key} has only one of its two members")
+                    key = found
+                file = tar.extractfile(member)
+                assert file is not None
+                parts[dot + suffix] = file.read()
+                if len(parts) == 2:
+                    yield key, _member_tokens(parts[CODES], json.loads(parts[SPEC]))
+                    parts = {}
+            if parts:
+                raise ValueError(f"{key} has only one of its two members")
+            if not key:
+                raise ValueError("it has no codes")
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
+    except (*BROKEN_ARCHIVE, tarfile.TarError, EOFError) as error:
+        raise MediaError(f"{path} is not a WebDataset of tokens: {key + ': ' if key else ''}{error}") from error
+
+
+def _member_tokens(data: bytes, text: dict[str, Any]) -> Tokens:
+    """Codes and their spec to tokens; the header of the array is believed only as far as there are bytes."""
+    import numpy as np
+    import torch
+
+    from ...tokenizers.tokens import Tokens
+
+    buffer = io.BytesIO(data)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("an array of another version of the .npy format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    if fortran or dtype not in (np.dtype("<i2"), np.dtype("<i4")):
+        raise ValueError(f"codes are {dtype}, not int16 or int32 in C order")
+    codes = np.frombuffer(data, dtype, offset=buffer.tell()).reshape(shape)
+    return Tokens(torch.from_numpy(codes.astype(np.int64)), parse_spec(text["spec"]))

@@ -1,0 +1,134 @@
+"""Pictures of models whose rate dial is the number of tokens: how many each window gets.
+
+All tokens of a picture are computed once, with what the first 1, 2, 4, ... of every window are worth. A number of
+tokens in all is then shared among the windows, and a wanted size is found by trying numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...tokenizers.image.sequence import ImageSequence, share_tokens
+from ...tokenizers.quantize.base import ABSENT
+from ...tokenizers.tokens import Tokens
+from ..container.write import write_tok
+from ..contract import Encoded, Rate
+from ..errors import RateError, UsageError
+from ..media.write_image import encode_alpha
+from ..models import Model
+from .segments import compress_tokens, image_header, notes_of
+
+if TYPE_CHECKING:
+    from ..media.read_image import Picture
+
+
+def build_sequence(
+    picture: Picture, model: Model, metadata: bool, rate: Rate, progress: Callable[[float], None] | None = None
+) -> Encoded:
+    """The file of a model whose rate dial is the number of tokens."""
+    height, width, channels = picture.pixels.shape
+    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
+    icc, exif = (picture.icc, picture.exif) if metadata else (None, None)
+    layers = 0
+
+    def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
+        nonlocal layers
+        layers = len(payloads)
+        header = image_header(tokens, model, layers, alpha is not None, channels, picture.bit_depth)
+        return write_tok(header, payloads, alpha, icc, exif)
+
+    data, total = encode_sequence(picture.pixels, model, rate, build, progress)
+    return Encoded(data, layers, height * width, notes_of(picture, metadata), tokens=total)
+
+
+Build = Callable[[Tokens, list[list[bytes]]], bytes]  # tokens and payloads of layers and segments to a file
+
+
+class Shares:
+    """Files of one picture with any number of tokens.
+
+    Args: tokens: all of every window, ``[1, K, h, w]``.  errors ``[h w, prefixes]``: see ``ImageSequence.errors``.
+          build: puts a file together.
+    """
+
+    def __init__(self, tokens: Tokens, errors: npt.NDArray[np.float64], model: Model, build: Build) -> None:
+        assert isinstance(model.tokenizer, ImageSequence)
+        self.tokens, self.errors, self.model, self.build = tokens, errors, model, build
+        self.prefixes = model.tokenizer.prefixes
+        self.windows = math.prod(tokens.spec.grid)
+
+    def shared(self, total: int) -> Tokens:
+        """The tokens of a picture that has at most so many in all, or one a window if that is more."""
+        kept = torch.from_numpy(share_tokens(self.errors, self.prefixes, total)).view(1, 1, *self.tokens.spec.grid)
+        places = torch.arange(self.tokens.n_levels).view(1, -1, 1, 1)
+        codes = torch.where(places < kept, self.tokens.codes, ABSENT)
+        return Tokens(codes[:, : int(kept.max())], self.tokens.spec)
+
+    def file(self, tokens: Tokens) -> bytes:
+        return self.build(tokens, compress_tokens(tokens, self.model))
+
+    def within(self, most: int) -> tuple[bytes, Tokens]:
+        """A file of at most ``most`` bytes with about as many tokens as fit. Raises RateError if none is so small.
+
+        Payloads grow by whole words, not with every token, so the search may stop some tokens short.
+        """
+        low, high = self.windows, self.windows * self.tokens.n_levels
+        found = self.shared(low)
+        data = self.file(found)
+        if len(data) > most:
+            pixels = math.prod(self.tokens.spec.size)
+            raise RateError(
+                f"the smallest file takes {len(data)} bytes ({8 * len(data) / pixels:.4f} bpp),"
+                f" more than the {most} asked for"
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            tokens = self.shared(middle)
+            tried = self.file(tokens)
+            if len(tried) <= most:
+                low, data, found = middle, tried, tokens
+            else:
+                high = middle - 1
+        return data, found
+
+
+def encode_sequence(
+    pixels: npt.NDArray[np.uint8],
+    model: Model,
+    rate: Rate,
+    build: Build,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[bytes, int]:
+    """``pixels [H, W, C]`` to a file, and its tokens in all.
+
+    A quality q stands for ``256 ** (q / 100)`` tokens a window, shared among them by content; the default is all.
+
+    Raises: UsageError for levels or tokens that make no sense, RateError for a size that is too small.
+    """
+    tokenizer = model.tokenizer
+    assert isinstance(tokenizer, ImageSequence)
+    if rate.levels is not None:
+        raise UsageError(f"the rate dial of {tokenizer.name} is its tokens: use --tokens, --bytes or --quality")
+    height, width = pixels.shape[:2]
+    windows = math.prod(tokenizer.spec(height, width).grid)
+    most, all_of_them = rate.most_bytes(height * width), windows * tokenizer.config.tokens
+    total = rate.tokens
+    if total is not None and not windows <= total <= all_of_them:
+        raise UsageError(f"tokens of a picture of {windows} windows are {windows} to {all_of_them}, got {total}")
+    if rate.quality is not None:
+        total = round(windows * tokenizer.config.tokens ** (rate.quality / 100))
+    weigh = most is not None or total not in (None, all_of_them)
+    tokens, errors = tokenizer.encode_tiled(torch.from_numpy(pixels), weigh, progress)
+    shares = Shares(tokens, errors, model, build)
+    if most is not None:
+        data, kept = shares.within(most)
+    else:
+        kept = tokens if not weigh or total is None else shares.shared(total)
+        data = shares.file(kept)
+    return data, int((kept.codes != ABSENT).sum())

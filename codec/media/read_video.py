@@ -1,0 +1,367 @@
+"""Videos in and out: any common file <-> uint8 frames with exact times, one by one, so that an hour takes no more
+memory than a second.
+
+PyAV (FFmpeg) reads and writes. As with pictures, what is in the file is either in the frames and facts of a
+:class:`VideoReader`, or named in its ``notes``, or a reason to refuse.
+
+Times are rationals, counted from the beginning of the file's time line, on which its sound lies too. A writer keeps
+them as exactly as its format can say them:
+
+| suffix     | codec                       | times                    | sound            |
+| ---------- | --------------------------- | ------------------------ | ---------------- |
+| .mp4, .mov | H.264                       | exact                    | AAC              |
+| .mkv       | H.264                       | rounded to 1/1000 s      | FLAC (lossless)  |
+| .webm      | VP9, 4:2:0                  | rounded to 1/1000 s      | Opus (48 kHz)    |
+| .y4m       | none: 4:4:4 samples, 8 bits | one rate for all frames  | -                |
+| .gif       | 256 colours for each frame  | rounded to 1/100 s       | -                |
+
+H.264 is written as 4:2:0, which every player shows, if both sides are even, and as 4:4:4 if not: it is the only way in
+which H.264 holds an odd side, and players in hardware refuse it, which a note says.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..container.fields import MAX_PIXELS, MAX_SAMPLES, MAX_SIDE
+from ..errors import MediaError, UnsupportedMediaError
+from .audio import AudioReader
+
+VIDEO_SUFFIXES_IN = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".y4m", ".gif", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv",
+    ".wmv", ".ogv", ".ivf",
+)  # fmt: skip
+# Demuxers that may look at a file. The others are never asked: playlists open further files, and addresses.
+DEMUXERS = "mov,matroska,avi,gif,yuv4mpegpipe,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v"
+_ABSOLUTE = {"mpegts", "mpeg"}  # their clocks begin anywhere
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+SWSCALE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000  # bicubic, full chroma both ways, accurate rounding, exact
+_ITU601, ITU709 = 5, 1  # swscale's numbers of matrices
+_MATRICES = {1: ITU709, 4: 4, 5: _ITU601, 6: _ITU601, 7: 7, 9: 9, 10: 9}  # from FFmpeg's numbers of colour spaces
+_HDR = {16: "PQ", 18: "HLG"}  # transfer functions
+_SLACK = Fraction(1, 2)  # seconds that a file may end before it said it would
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3] RGB
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a video, upright.
+
+    Attributes:
+        pixels: ``[H, W, 3]`` uint8 RGB.
+        time: seconds from the beginning of the time line to when the frame is first shown.
+        duration: seconds until the next one, of the last one as the file says, or one of the nominal rate.
+    """
+
+    pixels: Pixels
+    time: Fraction
+    duration: Fraction
+
+
+class VideoReader:
+    """A video that is read frame by frame; a context manager, and an iterator over :class:`Frame`, once.
+
+    Args:    source: path, or binary file object, which is read into memory (as stored, not as frames).
+             name: what messages call it.
+             max_pixels: refuse larger frames, before any is decoded.
+    Raises:  MediaError, one line, for what is no video, or damaged, or has no frames; while reading also for files that
+             end before they say, for other reasons than an unfinished recording. UnsupportedMediaError for frames
+             whose size changes.
+
+    Attributes:
+        height, width: of a frame in pixels, after the rotation that the file asks for.
+        frames: how many the file says there are (it may show less), 0 if nobody knows before the end.
+        time_base: every time is a multiple of it, plus the first frame's.
+        rate: nominal frames a second, None if unknown; frames need not keep to it.
+        end: when the last frame ends, seconds; None if unknown.
+        pixel_aspect: width of a pixel over its height.
+        has_sound: whether :meth:`sound` gives one.
+        notes: what could not be kept, a line each; complete once all frames are read.
+
+    Memory:  a few frames: what the decoder holds to put them in order.
+    """
+
+    def __init__(self, source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> None:
+        import av
+
+        self.name, self.max_pixels = name, max_pixels
+        self.notes: list[str] = []
+        self._source = source if isinstance(source, Path) else source.read()
+        self._errors = (av.FFmpegError, ValueError, OSError)
+        self._container: Any = _open(self._source, name)
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        stream = self._stream = self._choose_stream()
+        coded = (stream.codec_context.width, stream.codec_context.height)
+        _check_size(*coded, self.name, self.max_pixels)
+        # A stream may change its size on the way: then the decoder must refuse before it allocates. It counts whole
+        # blocks, of 128 pixels a side at most.
+        stream.codec_context.options = {"max_pixels": str(4 * self.max_pixels + (1 << 14))}
+        stream.thread_type = "AUTO"
+        self.time_base = Fraction(stream.time_base)
+        rate = stream.guessed_rate or stream.average_rate
+        self.rate = Fraction(rate) if rate else None
+        self.has_sound = bool(self._container.streams.audio)
+        self.frames = int(stream.frames)
+        self._count = self._moved = self._corrupt = 0
+        self._last: Fraction | None = None
+        self._origin = Fraction(0)
+        if self._container.format.name in _ABSOLUTE:
+            tracks = (stream, *self._container.streams.audio)
+            starts = [track.start_time * track.time_base for track in tracks if track.start_time is not None]
+            self._origin = min(starts, default=self._origin)
+        self._decoded = self._decode()
+        first = next(self._decoded, None)
+        if first is None:
+            raise MediaError(f"{self.name}: holds no frames")
+        self._size = (first.width, first.height)
+        self._matrix = _matrix_of(first, self._size)
+        self._turn, turned = _turn_of(first)
+        if self._turn is None:
+            self.notes.append("the file asks for a rotation by an angle that is not right: not applied")
+        self.height, self.width = (self._size[0], self._size[1]) if turned else (self._size[1], self._size[0])
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        self.pixel_aspect = 1 / aspect if turned else aspect
+        self._note_losses(first)
+        time = self._time(first)
+        self._origin += min(Fraction(0), time)  # the time line begins at 0
+        self.end = self._declared_end()
+        self._first: Any = first
+
+    def _choose_stream(self) -> Any:
+        streams = _video_streams(self._container)
+        if not streams:
+            what = "only sound" if self._container.streams.audio else "neither pictures nor sound"
+            raise MediaError(f"{self.name}: not a video: it holds {what}")
+        if len(streams) > 1:
+            self.notes.append(f"only the first of {len(streams)} video tracks is kept")
+        if self._container.streams.subtitles:
+            self.notes.append("subtitles are not kept")
+        if streams[0].codec_context is None:
+            raise MediaError(f"{self.name}: no decoder for its video track")
+        return streams[0]
+
+    def _note_losses(self, frame: Any) -> None:
+        bits = max((part.bits for part in frame.format.components), default=8)
+        if bits > 8:
+            self.notes.append(f"{bits} bits per sample reduced to 8")
+        if len(frame.format.components) in (2, 4) and self._is_transparent(frame):
+            self.notes.append("the alpha channel is not kept")
+        if frame.color_trc in _HDR:
+            self.notes.append(f"high dynamic range ({_HDR[frame.color_trc]}) is kept as it is, without tone mapping")
+        if frame.interlaced_frame:
+            self.notes.append("interlaced: both fields of a frame are kept as its rows")
+
+    def _is_transparent(self, frame: Any) -> bool:
+        """Whether alpha says anything; every frame of a GIF has it."""
+        return self._container.format.name != "gif" or bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
+
+    def _declared_end(self) -> Fraction | None:
+        """When the file says that the video ends, without :attr:`_origin`."""
+        stream = self._stream
+        if stream.duration is not None:
+            return (stream.start_time or 0) * self.time_base + stream.duration * self.time_base - self._origin
+        text = stream.metadata.get("DURATION", "")  # Matroska, of a track: hours:minutes:seconds
+        with suppress(ValueError):
+            hours, minutes, seconds = text.split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+        if self._container.duration is not None and not self.has_sound:
+            return Fraction((self._container.start_time or 0) + self._container.duration, 1_000_000) - self._origin
+        return None
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        first, self._first = self._first, None
+        if first is None:
+            raise ValueError("the frames of a VideoReader come once")
+        held, duration = self._upright(first), _duration(first)
+        for frame in self._decoded:
+            pixels, time = self._upright(frame)
+            # What decoders say of durations is in the order of the file, where frames that look ahead are in another.
+            yield Frame(*held, time - held[1])
+            held, duration = (pixels, time), _duration(frame)
+        pixels, time = held
+        if self.end is not None and time < self.end < time + (duration or 0) + 1:
+            duration = self.end - time
+        duration = duration or 1 / (self.rate or Fraction(25))
+        yield Frame(pixels, time, duration)
+        if self.end is not None and self.end - time - duration > max(_SLACK, 5 / (self.rate or 25)):
+            end, said = float(time + duration), float(self.end)
+            raise MediaError(f"{self.name}: cut off: it ends after {end:.2f} s and not {said:.2f} s")
+        if self._moved:
+            self.notes.append(f"times of {self._moved} frames did not increase and were moved")
+        if self._corrupt:
+            self.notes.append(f"{self._corrupt} frames are damaged and kept as the decoder could make them")
+
+    def _decode(self) -> Iterator[Any]:
+        try:
+            yield from self._container.decode(self._stream)
+        except self._errors as error:
+            place = f" after frame {self._count}" if self._count else ""
+            raise MediaError(f"{self.name}: damaged{place}: {one_line(error)}") from error
+
+    def _time(self, frame: Any) -> Fraction:
+        if frame.pts is not None:
+            return Fraction(frame.pts * frame.time_base) - self._origin
+        step = 1 / (self.rate or Fraction(25))  # raw streams tell no times
+        return Fraction(0) if self._last is None else self._last + step
+
+    def _upright(self, frame: Any) -> tuple[Pixels, Fraction]:
+        if (frame.width, frame.height) != self._size:
+            raise UnsupportedMediaError(
+                f"{self.name}: frame {self._count} is {frame.width} x {frame.height}, those before"
+                f" {self._size[0]} x {self._size[1]}; only videos of one size can be read"
+            )
+        time = self._time(frame)
+        if self._last is not None and time <= self._last:
+            time = self._last + self.time_base
+            self._moved += 1
+        self._last = time
+        self._corrupt += bool(frame.is_corrupt)
+        self._count += 1
+        try:
+            pixels = rgb_pixels(frame, self._matrix)
+        except self._errors as error:
+            raise MediaError(f"{self.name}: damaged after frame {self._count}: {one_line(error)}") from error
+        if self._turn:
+            pixels = np.ascontiguousarray(_turned(pixels, *self._turn))
+        return pixels, time
+
+    def sound(self, max_samples: int = MAX_SAMPLES) -> tuple[AudioReader, Fraction]:
+        """The first sound track, to be read block by block beside the frames, and when it begins on their time line.
+
+        Raises: MediaError if there is none, or it is damaged; see :class:`AudioReader`.
+        """
+        source = self._source if isinstance(self._source, Path) else io.BytesIO(self._source)
+        reader = AudioReader(source, self.name, max_samples, of_video=True)
+        return reader, reader.start - self._origin
+
+
+def _open(source: Path | bytes, name: str) -> Any:
+    """The container of a file, opened. Raises MediaError."""
+    import av
+
+    if isinstance(source, Path):
+        try:
+            if source.is_dir():
+                raise MediaError(f"{name}: a folder, not a video")
+            with source.open("rb") as file:
+                empty = not file.read(1)
+        except OSError as error:
+            raise MediaError(f"{name}: {error.strerror or error}") from error
+    else:
+        empty = not source
+    if empty:
+        raise MediaError(f"{name}: the file is empty")
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+    # The protocol in front, or a name like "pipe:1" would be an address.
+    where = f"file:{source.absolute()}" if isinstance(source, Path) else io.BytesIO(source)
+    try:
+        return av.open(where, container_options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise MediaError(f"{name}: not a video that can be read, or a damaged one ({one_line(error)})") from error
+
+
+def _video_streams(container: Any) -> list[Any]:
+    """Video tracks, without covers of records."""
+    import av
+
+    pictures = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
+
+
+def moves(source: Path | BinaryIO, name: str) -> bool:
+    """Whether a container (MP4, Matroska, Ogg, ...) has a video track. Raises MediaError if it cannot be opened."""
+    if isinstance(source, Path):
+        container = _open(source, name)
+    else:
+        here = source.tell()
+        container = _open(source.read(), name)
+        source.seek(here)
+    try:
+        return bool(_video_streams(container))
+    finally:
+        container.close()
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise MediaError(f"{name}: damaged, or holds no frames: they are {width} x {height}")
+    if width * height > max_pixels:
+        raise MediaError(f"{name}: frames have {width} x {height} pixels, more than the limit of {max_pixels}")
+    if max(width, height) > MAX_SIDE:
+        raise MediaError(f"{name}: frames of {width} x {height}: sides are at most {MAX_SIDE}")
+
+
+def untagged_matrix(height: int, width: int) -> int:
+    """The matrix of YUV that says nothing about it, by the custom of players: BT.709 from high definition on."""
+    return ITU709 if width >= 1280 or height > 576 else _ITU601
+
+
+def _matrix_of(frame: Any, size: tuple[int, int]) -> int:
+    return _MATRICES.get(int(frame.colorspace), untagged_matrix(size[1], size[0]))
+
+
+def _duration(frame: Any) -> Fraction:
+    """Of a frame, 0 if it does not say."""
+    return Fraction((frame.duration or 0) * (frame.time_base or 0))
+
+
+def rgb_pixels(frame: Any, matrix: int) -> Pixels:
+    """``[H, W, 3]`` uint8 of a frame of FFmpeg, whose YUV has the ``matrix`` of this number of swscale."""
+    rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, interpolation=SWSCALE)
+    pixels: Pixels = rgb.to_ndarray()
+    return pixels
+
+
+_Turn = tuple[bool, bool, bool]  # rows become columns; then columns, then rows in reverse
+
+
+def _turn_of(frame: Any) -> tuple[_Turn | None, bool]:
+    """What a frame's display matrix asks for, None if it cannot be had; and whether rows become columns.
+
+    The matrix takes a pixel (x, y), y downwards, to (a x + c y, b x + d y).
+    """
+    found = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not found:
+        return (False, False, False), False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(found[0]))
+    if b == c == 0 and a and d:
+        return (False, a < 0, d < 0), False
+    if a == d == 0 and b and c:
+        return (True, c < 0, b < 0), True
+    return None, False
+
+
+def _turned(pixels: Pixels, swap: bool, reverse_columns: bool, reverse_rows: bool) -> Pixels:
+    x = pixels.transpose(1, 0, 2) if swap else pixels
+    return x[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
+
+
+def one_line(error: object) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__

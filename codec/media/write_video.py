@@ -1,0 +1,410 @@
+"""Videos to files, frame by frame, with their sound: by suffix through PyAV, Y4M and GIF."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ..errors import MediaError, UnsupportedMediaError, UsageError
+from .audio import Resampler, Samples
+from .read_video import AAC_RATES, ITU709, LAYOUTS, SWSCALE, one_line, untagged_matrix
+
+if TYPE_CHECKING:
+    from .read_video import Pixels
+
+
+VIDEO_SUFFIXES_OUT = (".mp4", ".mov", ".mkv", ".webm", ".y4m", ".gif")
+SILENT_SUFFIXES = (".y4m", ".gif")  # those that hold no sound
+CRF = {"libx264": "14", "libvpx-vp9": "18"}  # constant quality, hardly told from the frames it is given
+AUDIO_BITS = 96_000  # a second and channel, of AAC and Opus
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class SoundTrack:
+    """What a writer must know of the sound before its first sample.
+
+    Attributes:
+        sample_rate: Hz.  channels: 1 to 8.
+        bit_depth: of .mkv: more than 16 gives 24.
+        start: seconds from the beginning of the time line to the first sample.
+    """
+
+    sample_rate: int
+    channels: int
+    bit_depth: int = 16
+    start: Fraction = Fraction(0)
+
+
+class VideoWriter:
+    """A video file that is written frame by frame; a context manager. What each format does: see the module's text.
+
+    Frames and sound go into the file as they come: to keep memory constant, write those of about one time in turns.
+
+    Args:    target: binary file object that can seek.  suffix: one of ``VIDEO_SUFFIXES_OUT``.
+             name: what messages call the output.
+             height, width: of the frames.
+             time_base: all times and durations are multiples of it, in .mp4 exactly.
+             rate: frames a second, nominal; of .y4m, which wants it, exact.
+             sound: what sound will come; None: none.  pixel_aspect: width of a pixel over its height.
+    Raises:  UsageError for another suffix; UnsupportedMediaError for what the format cannot hold; MediaError for
+             everything that the disk or the codec refuses.
+    """
+
+    def __init__(
+        self,
+        target: BinaryIO,
+        suffix: str,
+        name: str,
+        height: int,
+        width: int,
+        time_base: Fraction,
+        rate: Fraction | None = None,
+        sound: SoundTrack | None = None,
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
+        suffix = suffix.lower()
+        if suffix not in VIDEO_SUFFIXES_OUT:
+            raise UsageError(f"cannot write {suffix or 'no suffix'}: use one of {', '.join(VIDEO_SUFFIXES_OUT)}")
+        if min(height, width) < 1 or time_base <= 0 or (rate is not None and rate <= 0):
+            raise ValueError(f"a video has pixels and time, not {width} x {height} and {time_base} s")
+        self.name, self.size, self.notes = name, (height, width), list[str]()
+        if sound is not None and suffix in SILENT_SUFFIXES:
+            self.notes.append(f"the sound is not kept: {suffix} has no place for it")
+            sound = None
+        if pixel_aspect != 1 and suffix in (".webm", ".gif"):  # of the others, what is coded says it
+            self.notes.append(f"pixels are not square ({pixel_aspect}), and {suffix} is written as if they were")
+        self._last: Fraction | None = None
+        self._suffix, self._begin = suffix, Fraction(0)
+        self._sink: _Sink
+        if suffix == ".y4m":
+            self._sink = _Y4m(target, name, height, width, rate, pixel_aspect)
+        else:
+            kind = _Gif if suffix == ".gif" else _Av
+            self._sink = kind(target, suffix, name, height, width, time_base, rate, sound, pixel_aspect, self.notes)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._sink.abandon()
+
+    def write(self, pixels: Pixels, time: Fraction, duration: Fraction | None = None) -> None:
+        """The next frame ``[H, W, 3]`` uint8, shown from ``time`` on, seconds; only the last one's duration counts."""
+        if pixels.dtype != np.uint8 or pixels.shape != (*self.size, 3):
+            raise ValueError(f"a frame is uint8 {[*self.size, 3]}, not {pixels.dtype} {list(pixels.shape)}")
+        if time < 0 or (self._last is not None and time <= self._last):
+            raise ValueError(f"times of frames increase from 0: {time} comes after {self._last}")
+        if self._last is None and time and self._suffix in (".y4m", ".gif"):
+            self._begin = time
+            self.notes.append(f"the first frame is at {float(time):.3f} s, and {self._suffix} begins at 0")
+        self._last = time
+        self._sink.write(np.ascontiguousarray(pixels), time - self._begin, duration)
+
+    def write_sound(self, samples: Samples) -> None:
+        """The next samples ``[channels, n]`` float32; formats without sound ignore them."""
+        self._sink.write_sound(samples)
+
+    def close(self) -> None:
+        """Write what is left. Raises MediaError if no frame was written."""
+        if self._last is None:
+            self._sink.abandon()
+            raise MediaError(f"{self.name}: a video without frames cannot be written")
+        self._sink.close()
+
+
+class _Sink:
+    """A file of one format."""
+
+    def write(self, pixels: Pixels, time: Fraction, duration: Fraction | None) -> None:
+        raise NotImplementedError
+
+    def write_sound(self, samples: Samples) -> None:
+        """Nothing: most formats without pictures' sound."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+    def abandon(self) -> None:
+        """The file will be thrown away."""
+
+
+def yuv_frame(pixels: Pixels, pixel_format: str, matrix: int) -> Any:
+    """Pixels ``[H, W, 3]`` uint8 as a frame of FFmpeg in YUV of limited range; :func:`rgb_pixels` undoes it."""
+    import av
+
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        format=pixel_format,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        dst_color_range="MPEG",
+        interpolation=SWSCALE,
+    )
+
+
+class _Y4m(_Sink):
+    """YUV4MPEG2 (wiki.multimedia.cx/index.php/YUV4MPEG2): a line of text, then planes as they are."""
+
+    def __init__(
+        self, target: BinaryIO, name: str, height: int, width: int, rate: Fraction | None, aspect: Fraction
+    ) -> None:
+        if rate is None:
+            raise UnsupportedMediaError(f"{name}: .y4m holds one frame rate, and this video has none; write .mp4")
+        self.target, self.name, self.rate, self.count = target, name, rate, 0
+        self.matrix = untagged_matrix(height, width)
+        self._put(
+            f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip"
+            f" A{aspect.numerator}:{aspect.denominator} C444 XCOLORRANGE=LIMITED\n".encode()
+        )
+
+    def write(self, pixels: Pixels, time: Fraction, duration: Fraction | None) -> None:
+        # Times of containers that count in ticks are near a multiple of the frame, not on it.
+        if abs(time * self.rate - self.count) > Fraction(1, 10):
+            raise UnsupportedMediaError(
+                f"{self.name}: .y4m holds one frame rate, and frame {self.count} is not at its time; write .mp4"
+            )
+        self.count += 1
+        frame = yuv_frame(pixels, "yuv444p", self.matrix)
+        self._put(b"FRAME\n" + frame.to_ndarray().tobytes())
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self.target.write(data)
+        except OSError as error:
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+
+class _Av(_Sink):
+    """MP4, Matroska and WebM, through FFmpeg's encoders and muxers."""
+
+    def __init__(
+        self,
+        target: BinaryIO,
+        suffix: str,
+        name: str,
+        height: int,
+        width: int,
+        time_base: Fraction,
+        rate: Fraction | None,
+        sound: SoundTrack | None,
+        aspect: Fraction,
+        notes: list[str],
+    ) -> None:
+        import av
+
+        self.name, self.notes, self.suffix = name, notes, suffix
+        self.errors = (av.FFmpegError, ValueError, OSError, OverflowError)
+        self.rate = rate or Fraction(25)
+        self.durations: dict[int, int] = {}  # of frames that the encoder holds, by their time
+        self.last: tuple[int, Fraction | None] | None = None
+        self.ticks = {".mp4": None, ".mov": None, ".gif": Fraction(1, 100)}.get(suffix, Fraction(1, 1000))
+        self.time_base = time_base if self.ticks is None else self.ticks
+        self.rounded = False
+        muxer = {".mkv": "matroska"}.get(suffix, suffix[1:])
+        options = {}
+        if self.ticks is None:  # where tracks begin is said in ticks of the whole file, a thousand a second if not told
+            options["movie_timescale"] = str(time_base.denominator * max(1, 90_000 // time_base.denominator))
+        try:
+            self.container: Any = av.open(target, "w", format=muxer, options=options)
+            self.stream = self._video_stream(height, width, aspect)
+            self.sound = None if sound is None else _AvSound(self.container, suffix, sound, notes)
+        except self.errors as error:
+            raise MediaError(f"{name} cannot be written: {one_line(error)}") from error
+
+    def _video_stream(self, height: int, width: int, aspect: Fraction) -> Any:
+        codec = "libvpx-vp9" if self.suffix == ".webm" else "libx264"
+        options = {"crf": CRF[codec]}
+        if codec == "libx264":
+            options |= {"preset": "fast"}
+        else:
+            options |= {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+        odd = height % 2 or width % 2
+        self.pixel_format = "yuv444p" if odd and codec == "libx264" else "yuv420p"
+        if self.pixel_format == "yuv444p":
+            self.notes.append(f"{width} x {height} has an odd side: written as H.264 4:4:4, which some players refuse")
+        self.matrix = untagged_matrix(height, width)
+        stream = self.container.add_stream(codec, rate=self.rate.limit_denominator(1 << 20), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, self.pixel_format
+        context = stream.codec_context
+        context.time_base = self.time_base
+        context.sample_aspect_ratio = aspect.limit_denominator(1 << 15)
+        context.color_range = 1  # limited
+        context.colorspace = 1 if self.matrix == ITU709 else 6
+        context.color_primaries = context.color_trc = 1  # BT.709, whose primaries are those of sRGB
+        return stream
+
+    def write(self, pixels: Pixels, time: Fraction, duration: Fraction | None) -> None:
+        place = self._place(time)
+        self._close_frame(place)
+        self.last = (place, duration)
+        try:
+            self._encode(pixels, place)
+        except self.errors as error:
+            raise MediaError(f"{self.name} cannot be written: {one_line(error)}") from error
+
+    def _place(self, time: Fraction) -> int:
+        """A time in ticks of the format."""
+        exact = time / self.time_base
+        place = round(exact)
+        if exact != place and not self.rounded:
+            self.rounded = True
+            self.notes.append(f"times of frames are rounded to {self.time_base} s, the finest that {self.suffix} holds")
+        if self.last is not None and place <= self.last[0]:
+            raise UnsupportedMediaError(
+                f"{self.name}: frames less than {self.time_base} s apart cannot be held by {self.suffix}; write .mp4"
+            )
+        return place
+
+    def _close_frame(self, next_place: int) -> None:
+        if self.last is not None:
+            self.durations[self.last[0]] = next_place - self.last[0]
+
+    def _encode(self, pixels: Pixels, place: int) -> None:
+        frame = yuv_frame(pixels, self.pixel_format, self.matrix)
+        frame.pts, frame.time_base = place, self.time_base
+        self._mux(self.stream.encode(frame))
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if packet.pts is not None:
+                known = self.durations.pop(packet.pts, None)
+                if known is not None:
+                    packet.duration = known
+            self.container.mux(packet)
+
+    def write_sound(self, samples: Samples) -> None:
+        try:
+            if self.sound is not None:
+                self.sound.write(samples)
+        except self.errors as error:
+            raise MediaError(f"{self.name} cannot be written: {one_line(error)}") from error
+
+    def close(self) -> None:
+        assert self.last is not None
+        place, duration = self.last
+        ticks = (duration or 1 / self.rate) / self.time_base
+        self.durations[place] = max(1, round(ticks))
+        try:
+            self._finish()
+            if self.sound is not None:
+                self.sound.close()
+            self.container.close()
+        except self.errors as error:
+            raise MediaError(f"{self.name} cannot be written: {one_line(error)}") from error
+
+    def _finish(self) -> None:
+        self._mux(self.stream.encode(None))
+
+    def abandon(self) -> None:
+        with suppress(*self.errors):
+            self.container.close()
+
+
+class _Gif(_Av):
+    """Each frame with a palette of its own (FFmpeg's palettegen and paletteuse), shown for ever."""
+
+    def _video_stream(self, height: int, width: int, aspect: Fraction) -> Any:
+        import av
+
+        self.notes.append(".gif holds 256 colours a frame: the others are dithered")
+        stream = self.container.add_stream("gif", rate=self.rate.limit_denominator(1 << 15))
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        stream.codec_context.time_base = self.time_base
+        graph: Any = av.filter.Graph()
+        self.source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=self.time_base)
+        split, self.sink = graph.add("split"), graph.add("buffersink")
+        palette = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
+        use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
+        self.source.link_to(split)
+        split.link_to(palette, 0, 0)
+        split.link_to(use, 1, 0)
+        palette.link_to(use, 0, 1)
+        use.link_to(self.sink)
+        graph.configure()
+        self.graph = graph
+        return stream
+
+    def _encode(self, pixels: Pixels, place: int) -> None:
+        import av
+
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = place, self.time_base
+        self.source.push(frame)
+        self._pull()
+
+    def _pull(self) -> None:
+        import av
+
+        with suppress(av.BlockingIOError, av.EOFError):
+            while True:
+                self._mux(self.stream.encode(self.sink.pull()))
+
+    def _finish(self) -> None:
+        self.source.push(None)
+        self._pull()
+        super()._finish()
+
+
+class _AvSound:
+    """The sound track of a container."""
+
+    def __init__(self, container: Any, suffix: str, sound: SoundTrack, notes: list[str]) -> None:
+        self.container, self.channels = container, sound.channels
+        layout = LAYOUTS[sound.channels]
+        options = {}
+        rate = sound.sample_rate
+        if suffix == ".mkv":
+            codec, self.format = "flac", "s32" if sound.bit_depth > 16 else "s16"
+        elif suffix == ".webm":
+            codec, self.format, rate = "libopus", "flt", 48000
+            if sound.channels > 2:
+                options = {"mapping_family": "1"}
+        else:
+            codec, self.format = "aac", "fltp"
+            rate = rate if rate in AAC_RATES else 48000
+        if rate != sound.sample_rate:
+            notes.append(f"the sound is resampled to {rate} Hz, since {suffix} does not hold {sound.sample_rate}")
+        self.layout, self.rate = layout, rate
+        self.resample = Resampler(sound.sample_rate, rate, sound.channels)
+        self.stream = container.add_stream(codec, rate=rate, layout=layout, options=options)
+        if codec == "flac":
+            self.stream.codec_context.format = self.format
+        else:
+            self.stream.codec_context.bit_rate = AUDIO_BITS * sound.channels
+        self.place = round(sound.start * rate)  # of the next sample
+
+    def write(self, samples: Samples, last: bool = False) -> None:
+        import av
+
+        if len(samples) != self.channels:
+            raise ValueError(f"the sound has {self.channels} channels, not {len(samples)}")
+        samples = self.resample(samples, last)
+        early = min(max(0, -self.place), samples.shape[1])  # before the first frame can be
+        samples, self.place = samples[:, early:], self.place + early
+        if not samples.shape[1]:
+            return
+        rows = np.clip(samples, -1, 1)
+        if self.format in ("s16", "s32"):
+            top = 2.0 ** (15 if self.format == "s16" else 23)
+            whole = np.clip(np.round(rows.astype(np.float64) * top), -top, top - 1)
+            kind = np.int16 if self.format == "s16" else np.int32
+            rows = (whole.astype(np.int32) << (0 if self.format == "s16" else 8)).astype(kind)
+        if self.format != "fltp":
+            rows = rows.T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(rows), format=self.format, layout=self.layout)
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.place, Fraction(1, self.rate)
+        self.place += samples.shape[1]
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        self.write(np.zeros((self.channels, 0), dtype=np.float32), last=True)
+        self.container.mux(self.stream.encode(None))

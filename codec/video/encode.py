@@ -1,0 +1,253 @@
+"""Videos: media file <-> `.tok`. Twins: encoding above, decoding below, each frame by frame.
+
+A segment is about a second of frames that begins with one that stands alone, so it decodes on its own: in one chunk are
+its number of levels and the codes of all of them. A rate is met by giving each segment its own number, as for sounds.
+The sound is coded by a model for sounds, in chunks of its own, which lie beside the segments that they belong to.
+
+Frames are in memory group by group. While a rate is searched, codes wait in a temporary file; otherwise only what is
+coded is kept. So memory does not grow with the length of a video, but for the `.tok` file itself.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from ...tokenizers.image.layers import STRIDE
+from ...tokenizers.video.grid import GROUP
+from ...tokenizers.video.tiling import FrameEncoder
+from ..allocation import Levels, Numbers, fit
+from ..container.chunks import CodedSound
+from ..container.fields import MAX_PIXELS, MAX_SAMPLES, VideoHeader
+from ..container.write import write_video
+from ..contract import EncodedVideo
+from ..errors import RateError, UsageError
+from ..media.read_video import VideoReader
+from .clock import Clock, ClockMaker, clock_fields
+from .refine import RefinedEncoder
+from .segments import segment_frames, segment_payload, video_tokenizer
+from .track import SOUND_SHARE, encode_track
+
+if TYPE_CHECKING:
+    from ..contract import Count, Progress, Rate
+    from ..models import Model
+    from .segments import Codes
+    from .track import SoundWanted
+
+
+ASIDE = 0.9  # share of the work that frames take if there is sound
+
+
+class _Waiting:
+    """Codes of segments, in a temporary file."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115, closed by its owner
+        self.kind = np.dtype(np.int16 if max(sizes) <= 1 << 15 else np.int32)
+        self.places: list[tuple[int, tuple[int, ...]]] = []
+
+    def add(self, codes: Codes) -> None:
+        self.places.append((self.file.seek(0, io.SEEK_END), codes.shape))
+        self.file.write(np.ascontiguousarray(codes, dtype=self.kind).tobytes())
+
+    def levels(self, segment: int, n: int) -> Codes:
+        """The first ``n`` levels of a segment's codes."""
+        at, (_, *grid) = self.places[segment]
+        self.file.seek(at)
+        data = self.file.read(n * int(np.prod(grid)) * self.kind.itemsize)
+        return np.frombuffer(data, self.kind).reshape(n, *grid).astype(np.int64)
+
+
+class VideoFile:
+    """Files of one video, whose segments come one by one; a context manager.
+
+    Args:   levels: of all segments; None: as many as :meth:`within` finds, which keeps codes of all levels.
+    """
+
+    def __init__(self, model: Model, levels: int | None) -> None:
+        self.model, self.levels = model, levels
+        self.payloads: list[tuple[int, bytes]] = []  # of each segment its levels and payload, as last made
+        self.waiting = None if levels is not None else _Waiting(model.tokenizer.codebook_sizes)
+        self.bits: list[Numbers] = []
+        self.errors: list[Numbers] = []
+        self.header: VideoHeader | None = None
+        self.times: bytes | None = None
+        self.track: CodedSound | None = None
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.waiting is not None:
+            self.waiting.file.close()
+
+    def add(self, codes: Codes, errors: Numbers) -> None:
+        """The next segment's codes ``[K, t, h, w]``, and their error after 1, 2, ... levels, ``[K]``."""
+        if self.waiting is None:
+            self.payloads.append((len(codes), segment_payload(codes, self.model)))
+            return
+        self.waiting.add(codes)
+        self.bits.append(self.model.prior.bits(codes))
+        self.errors.append(errors)
+        self.payloads.append((0, b""))
+
+    def build(self, levels: Levels) -> bytes:
+        """The file in which segment s has ``levels[s]`` levels."""
+        assert self.header is not None
+        for segment, n in enumerate(levels.tolist()):
+            if self.payloads[segment][0] != n:
+                assert self.waiting is not None
+                self.payloads[segment] = n, segment_payload(self.waiting.levels(segment, n), self.model)
+        return write_video(self.header, [payload for _, payload in self.payloads], self.times, self.track)
+
+    def finish(self) -> tuple[bytes, Levels]:
+        """The file with ``levels`` levels everywhere."""
+        assert self.levels is not None
+        levels = np.full(len(self.payloads), self.levels, dtype=np.int64)
+        return self.build(levels), levels
+
+    def within(self, most: int, seconds: Fraction) -> tuple[bytes, Levels]:
+        """The file of at most ``most`` bytes whose latents have the least error, and its levels; see :func:`fit`.
+
+        Raises: RateError if one level everywhere takes more.
+        """
+        data, levels = fit(self.build, np.stack(self.bits), np.stack(self.errors), most)
+        if len(data) > most:
+            kbps = 8e-3 * len(data) / float(seconds)
+            sound = "" if self.track is None else ", sound included (see --sound-kbps and --no-sound)"
+            raise RateError(
+                f"the smallest file takes {len(data)} bytes ({kbps:.2f} kbps){sound}, more than the {most} asked for"
+            )
+        return data, levels
+
+
+def analyse_frames(
+    reader: VideoReader,
+    files: VideoFile,
+    segment: int,
+    progress: Progress | None = None,
+    count: Count | None = None,
+    effort: int = 0,
+) -> Clock:
+    """Frames to codes, segment by segment of so many frames, which go into ``files``.
+
+    Args: effort: steps of descent towards better codes, see :mod:`.refine_video`.
+    """
+    tokenizer, searched = video_tokenizer(files.model), files.levels is None
+    clock = ClockMaker(reader.time_base, reader.name)
+    encoder: FrameEncoder | RefinedEncoder | None = None
+    made: list[tuple[Codes, Numbers]] = []  # of the segment's cells
+
+    def close() -> None:
+        nonlocal encoder
+        if encoder is not None:
+            made.append(encoder.finish())
+            codes, errors = zip(*made, strict=True)
+            files.add(np.concatenate(codes, axis=1), np.sum(errors, axis=0))
+        made.clear()
+        encoder = None
+
+    def share(done: float, time: Fraction) -> float:
+        return float(min(1, done / reader.frames if reader.frames else time / (reader.end or 1)))
+
+    def refined(step: float) -> None:
+        """Progress while a segment is refined, whose last frame is ``frame``."""
+        if progress is not None and (reader.frames or reader.end):
+            reached = done - ((done - 1) % segment + 1) * (1 - step)  # frames, in parts of this segment
+            progress(share(reached, frame.time * Fraction(reached / done)))
+
+    for done, frame in enumerate(reader, start=1):
+        clock.add(frame)
+        if encoder is None:
+            size = reader.height, reader.width
+            if effort:
+                encoder = RefinedEncoder(files.model, *size, files.levels, effort, refined)
+            else:
+                encoder = FrameEncoder(tokenizer, *size, files.levels, searched)
+        made.append(encoder.push(frame.pixels))
+        if done % segment == 0:
+            close()
+        if count is not None:
+            count(done)
+        if progress is not None and not effort and (reader.frames or reader.end):
+            progress(share(done, frame.time))
+    close()
+    return clock.clock(reader.rate)
+
+
+def encode_video(
+    source: Path | BinaryIO,
+    name: str,
+    model: Model,
+    rate: Rate,
+    sound: SoundWanted | None = None,
+    progress: Progress | None = None,
+    count: Count | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_samples: int = MAX_SAMPLES,
+    effort: int = 0,
+) -> EncodedVideo:
+    """File of a video. sound: None leaves it out.  effort: steps of descent towards better codes.
+
+    Raises: UsageError for a rate that videos do not have, RateError if the smallest file is too large; MediaError.
+    """
+    n_levels = len(video_tokenizer(model).codebook_sizes)
+    if rate.tokens is not None:
+        raise UsageError(f"the rate dial of {model.tokenizer.name} is its levels, not a number of tokens")
+    levels: int | None = n_levels
+    if rate.levels is not None:
+        levels = rate.levels
+        if not 1 <= levels <= n_levels:
+            raise UsageError(f"levels is 1 to {n_levels} with this model, got {levels}")
+    elif rate.quality is not None:
+        levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
+    elif (rate.bpp, rate.kbps, rate.size) != (None, None, None):
+        levels = None
+    with VideoReader(source, name, max_pixels) as reader, VideoFile(model, levels) as files:
+        segment = segment_frames(reader.rate, reader.height, reader.width)
+        heard = reader.has_sound and sound is not None
+        clock = analyse_frames(reader, files, segment, _part(progress, 0, ASIDE if heard else 1), count, effort)
+        notes = list(reader.notes)
+        if reader.has_sound and not heard:
+            notes.append("the sound is left out as asked")
+        pixels = reader.height * reader.width * clock.frames
+        most = rate.most_bytes(pixels) if rate.kbps is None else int(rate.kbps * 125 * clock.seconds)
+        if heard:
+            assert sound is not None
+            share = float("inf") if most is None else most / 125 / float(clock.seconds) / SOUND_SHARE
+            files.track, said = encode_track(reader, sound, share, max_samples, _part(progress, ASIDE, 1))
+            notes += said
+        files.times = clock.chunk()
+        files.header = _header(reader, model, clock, segment, files.track is not None)
+        data, chosen = files.finish() if most is None else files.within(most, clock.seconds)
+        if progress is not None:
+            progress(1.0)
+    return EncodedVideo(data, chosen, reader.height, reader.width, clock.frames, clock.seconds, notes)
+
+
+def _part(progress: Progress | None, begin: float, end: float) -> Progress | None:
+    """For a part of the work, from one share of it to another."""
+    return None if progress is None else lambda share: progress(begin + share * (end - begin))
+
+
+def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound: bool) -> VideoHeader:
+    return VideoHeader(
+        model=model.tokenizer.name,
+        weights_hash=model.tokenizer.weights_hash,
+        prior=model.prior.wire_id,
+        prior_hash=model.prior.hash,
+        layers=1,
+        height=reader.height,
+        width=reader.width,
+        stride=STRIDE,
+        frames=clock.frames,
+        group=GROUP,
+        segment=segment,
+        sound=int(sound),
+        **clock_fields(reader, clock),
+    )
