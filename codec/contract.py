@@ -204,3 +204,4 @@ class EncodedVideo:
     frames: int
     seconds: Fraction
     notes: list[str]
+    problems: list[str] = field(default_factory=list)  # what is damaged or missing in the source

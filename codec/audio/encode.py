@@ -9,7 +9,7 @@ own number of levels, and samples are never in memory all at once; an hour of co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -62,6 +62,7 @@ class SoundTokens:
     Attributes:
         codes: ``[signals, K, t]``.
         errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
+        notes, problems: of the source, what could not be kept, and what is damaged or missing.
     """
 
     codes: Codes
@@ -71,6 +72,7 @@ class SoundTokens:
     channels: int
     bit_depth: int
     notes: list[str]
+    problems: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -161,6 +163,7 @@ def analyse_samples(
         reader.channels,
         reader.bit_depth,
         list(reader.notes),
+        list(reader.problems),
     )
 
 

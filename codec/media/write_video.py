@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import MediaError, UnsupportedMediaError, UsageError
 from .audio import Resampler, Samples
-from .read_video import AAC_RATES, ITU709, LAYOUTS, SWSCALE, one_line, untagged_matrix
+from .guard import one_line
+from .read_video import AAC_RATES, ITU709, LAYOUTS, SWSCALE, untagged_matrix
 
 if TYPE_CHECKING:
     from .read_video import Pixels

@@ -227,7 +227,7 @@ def encode_video(
         data, chosen = files.finish() if most is None else files.within(most, clock.seconds)
         if progress is not None:
             progress(1.0)
-    return EncodedVideo(data, chosen, reader.height, reader.width, clock.frames, clock.seconds, notes)
+    return EncodedVideo(data, chosen, reader.height, reader.width, clock.frames, clock.seconds, notes, reader.problems)
 
 
 def _part(progress: Progress | None, begin: float, end: float) -> Progress | None:

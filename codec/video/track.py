@@ -46,7 +46,7 @@ class SoundWanted:
 def encode_track(
     reader: VideoReader, wanted: SoundWanted, most: float, max_samples: int, progress: Progress | None = None
 ) -> tuple[CodedSound | None, list[str]]:
-    """The sound of a video, coded, None if it has no samples; and notes.
+    """The sound of a video, coded, None if it has no samples; and notes. What is damaged goes into ``reader.problems``.
 
     Args:   most: thousands of bits a second that are fine for the sound if it was not said.
     Raises: RateError if the sound cannot be coded with what was said; MediaError.
@@ -61,6 +61,7 @@ def encode_track(
             search = Search(len(tokenizer.codebook_sizes), kbps)
             tokens = analyse_samples(source, tokenizer, None, True, progress, max(0, -start), search)
             notes = list(source.notes)
+            reader.problems += [f"its sound: {said}" for said in source.problems if said not in reader.problems]
     except MediaError as error:
         raise type(error)(f"{error} (its sound; --no-sound leaves it out)") from error
     if start < 0:
