@@ -176,7 +176,7 @@ def decode_sound(
     """A span of a sound, in memory."""
     blocks = list(decode_blocks(tok, model, span, levels, progress))
     header = tok.sound
-    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth)
+    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth, layout=header.layout)
 
 
 def write_sound(
@@ -197,7 +197,9 @@ def write_sound(
     header = tok.sound
     with (
         seekable(target) as file,
-        AudioWriter(file, suffix, name, header.sample_rate, header.channels, header.bit_depth) as writer,
+        AudioWriter(
+            file, suffix, name, header.sample_rate, header.channels, header.bit_depth, layout=header.layout
+        ) as writer,
     ):
         for block in decode_blocks(tok, model, span, levels, progress):
             writer.write(block)

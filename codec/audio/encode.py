@@ -62,6 +62,7 @@ class SoundTokens:
     Attributes:
         codes: ``[signals, K, t]``.
         errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
+        layout: positions of the channels, see :mod:`..media.layout`.
         notes, problems: of the source, what could not be kept, and what is damaged or missing.
     """
 
@@ -73,6 +74,7 @@ class SoundTokens:
     bit_depth: int
     notes: list[str]
     problems: list[str] = field(default_factory=list)
+    layout: int = 0
 
     @property
     def seconds(self) -> float:
@@ -164,6 +166,7 @@ def analyse_samples(
         reader.bit_depth,
         list(reader.notes),
         list(reader.problems),
+        reader.layout,
     )
 
 
@@ -234,6 +237,7 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
         coded_rate=RATE,
         stride=FRAME,
         segment=SEGMENT,
+        layout=tokens.layout,
     )
 
 

@@ -9,16 +9,18 @@ declares none (AAC without an edit list), they are part of the sound. Time stamp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
 from ..errors import MediaError, UnsupportedMediaError, UsageError
 from .guard import Media, one_line, open_media, video_streams
+from .layout import CUSTOMARY, described, layout_name
 from .sound_stream import Samples, SoundStream
 
 AUDIO_SUFFIXES_IN = (
@@ -164,14 +166,21 @@ class AudioWriter:
     """A WAV or FLAC file that is written block by block; a context manager.
 
     Args:    target: binary file object that can seek.  suffix: ".wav" or ".flac".  bit_depth: more than 16 gives 24.
+             layout: mask of the channels' positions, see :mod:`.layout`; 0 if there is nothing to tell.
     Raises:  UsageError for another suffix, MediaError for what the format cannot hold.
     """
 
     def __init__(
-        self, target: BinaryIO, suffix: str, name: str, sample_rate: int, channels: int, bit_depth: int = 16
+        self,
+        target: BinaryIO,
+        suffix: str,
+        name: str,
+        sample_rate: int,
+        channels: int,
+        bit_depth: int = 16,
+        *,
+        layout: int = 0,
     ) -> None:
-        import soundfile
-
         if suffix.lower() not in AUDIO_SUFFIXES_OUT:
             raise UsageError(f"cannot write {suffix or 'no suffix'}: use one of {', '.join(AUDIO_SUFFIXES_OUT)}")
         if suffix.lower() == ".flac" and (channels > FLAC_CHANNELS or sample_rate > FLAC_RATE):
@@ -181,42 +190,113 @@ class AudioWriter:
             )
         self.name, self.bits = name, 24 if bit_depth > 16 else 16
         self.clipped = 0
-        self.error = soundfile.LibsndfileError
-        try:
-            self.file = soundfile.SoundFile(
-                target, "w", sample_rate, channels, f"PCM_{self.bits}", format=suffix[1:].upper()
+        self._guessed = suffix.lower() == ".flac" and channels > 2 and not layout
+        self._positions = described(CUSTOMARY[channels]) if channels in CUSTOMARY else ""
+        if layout:
+            self._sink: _Plain | _Placed = _Placed(
+                target, suffix.lower(), name, sample_rate, self.bits, layout_name(layout, channels)
             )
-        except (soundfile.LibsndfileError, TypeError) as error:
-            raise MediaError(f"{name}: {one_line(error)}") from error
+        else:
+            self._sink = _Plain(target, suffix, name, sample_rate, self.bits, channels)
 
     def __enter__(self) -> AudioWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(self.error):
-            self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._sink.close(kind is not None)
 
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
         top = 2 ** (self.bits - 1)
         values = np.round(samples.T.astype(np.float64) * top)
         self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-        whole = np.clip(values, -top, top - 1).astype(np.int32) << (32 - self.bits)
-        try:
-            self.file.write(whole)
-        except (self.error, OSError) as error:
-            raise MediaError(f"{self.name}: {one_line(error)}") from error
+        self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
 
     @property
     def notes(self) -> list[str]:
         """What the file could not hold."""
-        return [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        notes = [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        if self._guessed:
+            notes.append(f"where the channels belong is not known: .flac takes them for {self._positions}")
+        return notes
+
+
+class _Plain:
+    """A file whose channels have no positions, by libsndfile."""
+
+    def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, channels: int) -> None:
+        import soundfile
+
+        self.name, self.shift, self.error = name, 32 - bits, soundfile.LibsndfileError
+        try:
+            self.file = soundfile.SoundFile(
+                target, "w", sample_rate, channels, f"PCM_{bits}", format=suffix[1:].upper()
+            )
+        except (soundfile.LibsndfileError, TypeError) as error:
+            raise MediaError(f"{name}: {one_line(error)}") from error
+
+    def write(self, whole: npt.NDArray[np.int32]) -> None:
+        """``[n, channels]`` integers of the file's bits."""
+        try:
+            self.file.write(whole << self.shift)
+        except (self.error, OSError) as error:
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+    def close(self, failed: bool) -> None:
+        try:
+            self.file.close()
+        except (self.error, OSError) as error:
+            if not failed:
+                raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+
+class _Placed:
+    """A file that says where its channels belong, by FFmpeg: WAVE_FORMAT_EXTENSIBLE, or a tag of FLAC."""
+
+    def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, layout: str) -> None:
+        import av
+
+        self.name, self.bits, self.layout, self.rate, self.at = name, bits, layout, sample_rate, 0
+        self.errors = (av.FFmpegError, ValueError, OSError)
+        self.format = "s16" if bits == 16 else "s32"
+        options = {"fflags": "+bitexact"} | ({"rf64": "auto"} if suffix == ".wav" else {})
+        try:
+            self.container: Any = av.open(target, "w", format=suffix[1:], options=options)
+            codec = "flac" if suffix == ".flac" else f"pcm_s{bits}le"
+            self.stream: Any = self.container.add_stream(codec, rate=sample_rate, layout=layout)
+            self.stream.codec_context.format = self.format
+        except self.errors as error:
+            raise MediaError(f"{name}: {one_line(error)}") from error
+
+    def write(self, whole: npt.NDArray[np.int32]) -> None:
+        """``[n, channels]`` integers of the file's bits."""
+        import av
+
+        if not len(whole):
+            return
+        rows = whole.astype(np.int16) if self.bits == 16 else whole << 8
+        frame = av.AudioFrame.from_ndarray(rows.reshape(1, -1), format=self.format, layout=self.layout)
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.at, Fraction(1, self.rate)
+        self.at += len(whole)
+        try:
+            self.container.mux(self.stream.encode(frame))
+        except self.errors as error:
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+    def close(self, failed: bool) -> None:
+        try:
+            if not failed:
+                self.container.mux(self.stream.encode(None))
+            self.container.close()
+        except self.errors as error:
+            if not failed:
+                raise MediaError(f"{self.name}: {one_line(error)}") from error
 
 
 def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[str]:
     """Write a whole sound; see :class:`AudioWriter`. Returns what the file could not hold."""
     channels = len(sound.samples)
-    with AudioWriter(target, suffix, name, sound.sample_rate, channels, sound.bit_depth) as writer:
+    with AudioWriter(target, suffix, name, sound.sample_rate, channels, sound.bit_depth, layout=sound.layout) as writer:
         for begin in range(0, sound.samples.shape[1], BLOCK):
             writer.write(sound.samples[:, begin : begin + BLOCK])
         return writer.notes

@@ -45,7 +45,6 @@ VIDEO_SUFFIXES_IN = (
 )  # fmt: skip
 _ABSOLUTE = {"mpegts", "mpeg"}  # their clocks begin anywhere
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 SWSCALE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000  # bicubic, full chroma both ways, accurate rounding, exact
 _ITU601, ITU709 = 5, 1  # swscale's numbers of matrices
 _MATRICES = {1: ITU709, 4: 4, 5: _ITU601, 6: _ITU601, 7: 7, 9: 9, 10: 9}  # from FFmpeg's numbers of colour spaces
