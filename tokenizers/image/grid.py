@@ -15,17 +15,19 @@ a discriminator with g_a frozen, and invents plausible texture where the bits di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens, TokenSpec
+from .base import ImageTokenizer
 from .layers import PATCH, STRIDE, blocks, channels_last, halo_cells
+from .tiling import decode_tiled, encode_tiled
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def synthesis_net(config: ImageGridConfig) -> nn.Sequential:
     )
 
 
-class ImageGrid(Tokenizer):
+class ImageGrid(ImageTokenizer):
     """Convolutional picture tokenizer of stride 16 with residual SimVQ levels as rate dial; see the module's text."""
 
     config_class = ImageGridConfig
@@ -170,6 +172,21 @@ class ImageGrid(Tokenizer):
         z_q = z_q.contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return ((net(z_q) + 1) / 2).clamp(0, 1)
+
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        return encode_tiled(self, pixels, progress=progress)
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_synthesis(synthesis)
+        return decode_tiled(self, tokens, channels, synthesis, progress=progress)
 
     def check_levels(self, levels: int | None) -> int:
         if levels is None:

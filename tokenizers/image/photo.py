@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
 from ...entropy.hyperprior.prior import HyperPrior
 from ...entropy.hyperprior.walk import CODE_MAX, Walk
-from ..api import Tokenizer
 from ..graphed import Graphed
 from ..quantize.base import ABSENT
 from ..tokens import Tokens, TokenSpec
+from .base import ImageTokenizer
 from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
@@ -178,7 +178,7 @@ class PhotoNets(nn.Module):
         return torch.exp(self.log_inverse(quality))
 
 
-class ImagePhoto(Tokenizer):
+class ImagePhoto(ImageTokenizer):
     """Photographs as codes of a scalar quantiser; see the module's text.
 
     Codes are made in windows of ``WINDOW`` cells along both axes, from the top left on; inside a window a code says
@@ -306,6 +306,25 @@ class ImagePhoto(Tokenizer):
         return self.synthesise_tiled(
             self.walk_windows(tokens.codes[0].cpu().numpy(), steps), steps, (height, width), channels
         )
+
+    @torch.no_grad()
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        steps = quality_steps(DEFAULT_QUALITY if quality is None else quality)
+        latents = self.analyse_tiled(pixels, progress=progress)
+        codes = pack_codes(self.quantise_windows(latents, steps), latents.shape[1:])
+        return Tokens(torch.from_numpy(codes)[None], self.spec(pixels.shape[0], pixels.shape[1], steps / 100))
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels)
 
     # ---------------------------------------------------------------- the parts
 

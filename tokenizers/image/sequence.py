@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
 from ..quantize.base import ABSENT, Quantizer
 from ..quantize.binary import BSQ, LFQ
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens, TokenSpec
+from .base import ImageTokenizer
 
 CORE = 256  # pixels from one window to the next
 MARGIN = 8  # pixels that a window sees and paints beyond its core, on each side
@@ -176,7 +176,7 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(last(F.gelu(h, approximate="tanh")), COARSE)
 
 
-class ImageSequence(Tokenizer):
+class ImageSequence(ImageTokenizer):
     """See the module's text. The rate dial is the number of tokens, of every window or of all together."""
 
     config_class = ImageSequenceConfig
@@ -302,6 +302,21 @@ class ImageSequence(Tokenizer):
             if progress is not None:
                 progress(min(1.0, top / height))
         return out
+
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        return self.encode_tiled(pixels, False, progress)[0]
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels, progress)
 
     def window_rows(self, tokens: Tokens) -> Iterator[Tensor]:
         """Decoded windows, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""
