@@ -29,8 +29,7 @@ from .registry import TOKEN_MODELS
 from .video.format import detokenize_video
 
 if TYPE_CHECKING:
-    from ..tokenizers.api import Tokenizer
-    from ..tokenizers.tokens import Tokens, TokenSpec
+    from ..tokenizers.tokens import Tokens
 
 
 _THINGS = {"audio": "a sound", "video": "a video"}
@@ -162,7 +161,7 @@ def detokenize_file(
         loaded = load_model(model or tokens.spec.model, pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))
-        if not _made_by(tokens.spec, tokenizer):
+        if not tokenizer.accepts(tokens.spec):
             raise MediaError(f"{src}: the tokens do not say what {tokenizer.name} makes: {tokens.spec}")
         if tokenizer.modality == "audio":
             return detokenize_sound(tokens, loaded, str(src), file, dst)
@@ -191,26 +190,3 @@ def detokenize_file(
         if file is not None:
             write_image(picture, file, Path(str(dst)).suffix, str(dst))
         return picture
-
-
-def _made_by(spec: TokenSpec, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer makes tokens that say this of themselves."""
-    from ..tokenizers.audio.grvq import AudioGRVQ
-    from ..tokenizers.image.grid import ImageGrid
-    from ..tokenizers.image.photo import ImagePhoto
-    from ..tokenizers.image.sequence import ImageSequence
-    from ..tokenizers.video.grid import VideoGrid
-
-    if isinstance(tokenizer, AudioGRVQ):
-        return len(spec.size) == 1 and any(spec == tokenizer.spec(spec.size[0], n) for n in (1, 2, 3))
-    if isinstance(tokenizer, VideoGrid):
-        rate = spec.sample_rate
-        valid = rate is None or (isinstance(rate, (int, float)) and 1e-3 < rate < 1e6)
-        return valid and len(spec.size) == 3 and spec == tokenizer.spec(*spec.size, rate)
-    if len(spec.size) != 2:
-        return False
-    height, width = spec.size
-    if isinstance(tokenizer, ImagePhoto):
-        valid = isinstance(spec.quality, (int, float)) and 0 <= spec.quality <= 100
-        return valid and spec == tokenizer.spec(height, width, spec.quality or 0.0)
-    return isinstance(tokenizer, (ImageGrid, ImageSequence)) and spec == tokenizer.spec(height, width)

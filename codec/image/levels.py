@@ -91,7 +91,7 @@ def file_tokens(
     wanted = min(levels or header.layers, header.layers)
     tokenizer = loaded.tokenizer
     assert isinstance(tokenizer, (ImageGrid, ImageSequence))
-    spec = tokenizer.spec(header.height, header.width)
+    spec = tokenizer.spec((header.height, header.width))
     if spec.grid != header.grid:  # checked first: a stride of 1 would ask for 256 times the memory
         raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
     most = wanted if isinstance(tokenizer, ImageGrid) else tokenizer.config.tokens

@@ -72,7 +72,7 @@ def photo_file_tokens(tok: TokFile, model: Model, levels: int | None) -> Tokens:
     photo, header = photo_model(model), tok.picture
     walks, _ = read_walks(tok, photo, levels)
     codes = torch.from_numpy(pack_codes(walks, header.grid))
-    return Tokens(codes[None], photo.spec(header.height, header.width, header.quality / 100))
+    return Tokens(codes[None], photo.spec((header.height, header.width), quality=header.quality / 100))
 
 
 def build_photo(
@@ -290,7 +290,7 @@ def photo_tokens(
     steps = round(100 * (DEFAULT_QUALITY if quality is None else quality))
     latents = model.analyse_tiled(torch.from_numpy(pixels), progress=progress)
     codes = pack_codes(model.quantise_windows(latents, steps), latents.shape[1:])
-    return Tokens(torch.from_numpy(codes)[None], model.spec(pixels.shape[0], pixels.shape[1], steps / 100))
+    return Tokens(torch.from_numpy(codes)[None], model.spec(tuple(pixels.shape[:2]), quality=steps / 100))
 
 
 def photo_file_of_tokens(tokens: Tokens, model: ImagePhoto) -> bytes:
@@ -322,7 +322,7 @@ def read_walks(
     stand for later layers that are missing. What is lost is noted in ``tok.problems``.
     """
     header = tok.picture
-    if header.segment != WINDOW or header.grid != model.spec(header.height, header.width, 0).grid:
+    if header.segment != WINDOW or header.grid != model.spec((header.height, header.width), quality=0).grid:
         raise ChunkError(f"the header's segments or stride are not those of {header.model}")
     if header.layers > len(model.entropy.slices):
         raise ChunkError(f"the header has {header.layers} layers, {header.model} at most {len(model.entropy.slices)}")

@@ -58,16 +58,11 @@ def decompress_segment(
 
 def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Model) -> None:
     """Fill the first layer of a lost segment of ``codes [K, h, w]`` in place, given what lies around it."""
-    from ...tokenizers.image.grid import ImageGrid
-
-    codewords = None
-    if isinstance(model.tokenizer, ImageGrid):
-        codewords = [level.codebook.detach().float().cpu().numpy() for level in model.tokenizer.codebooks]
     top, left, bottom, right = box
     y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
     window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
     # Lost neighbours in the window are filled as well, but only to go on from: each has a turn of its own.
-    filled = model.prior.conceal(window, codewords, levels=1)
+    filled = model.prior.conceal(window, model.tokenizer.codewords(), levels=1)
     codes[0, top:bottom, left:right] = filled[0, top - y : bottom - y, left - x : right - x]
 
 

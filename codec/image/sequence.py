@@ -116,7 +116,7 @@ def encode_sequence(
     if rate.levels is not None:
         raise UsageError(f"the rate dial of {tokenizer.name} is its tokens: use --tokens, --bytes or --quality")
     height, width = pixels.shape[:2]
-    windows = math.prod(tokenizer.spec(height, width).grid)
+    windows = math.prod(tokenizer.spec((height, width)).grid)
     most, all_of_them = rate.most_bytes(height * width), windows * tokenizer.config.tokens
     total = rate.tokens
     if total is not None and not windows <= total <= all_of_them:

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
+from ..api import Tokenizer, tables
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .layers import PATCH, STRIDE, blocks, channels_last, halo_cells
 
 
@@ -88,6 +90,7 @@ class ImageGrid(Tokenizer):
     int8_largest = 27
     int8_codebooks = 127
     modality = "image"
+    strides = (STRIDE, STRIDE)
 
     config: ImageGridConfig
 
@@ -118,16 +121,8 @@ class ImageGrid(Tokenizer):
         """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
         return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
 
-    def spec(self, height: int, width: int) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return tables(self.codebooks)
 
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
@@ -143,7 +138,7 @@ class ImageGrid(Tokenizer):
         # Replicated borders cost fewer bits than black ones; decode() cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         codes = self.quantizer.encode(self.latents(x), levels)
-        return Tokens(codes, self.spec(height, width))
+        return Tokens(codes, self.spec((height, width)))
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``z_e [B, D, h, w]``."""

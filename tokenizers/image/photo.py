@@ -33,7 +33,7 @@ from ...entropy.hyperprior.walk import CODE_MAX, Walk
 from ..api import Tokenizer
 from ..graphed import Graphed
 from ..quantize.base import ABSENT
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
@@ -195,6 +195,8 @@ class ImagePhoto(Tokenizer):
         "nets.synthesis.fine.",
     )  # fmt: skip
     modality = "image"
+    strides = (STRIDE, STRIDE)
+    varies = ("quality",)
     dial = "quality"
 
     config: ImagePhotoConfig
@@ -254,18 +256,6 @@ class ImagePhoto(Tokenizer):
         n8, n16 = self.config.synthesis_blocks
         return -(-(16 + 16 * n16 + 8 * n8 + 8) // STRIDE)
 
-    def spec(self, height: int, width: int, quality: float) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-            quality=quality,
-        )
-
     # ---------------------------------------------------------------- pictures and tokens
 
     @torch.no_grad()
@@ -283,7 +273,7 @@ class ImagePhoto(Tokenizer):
             torch.from_numpy(pack_codes(self.quantise_windows(y, steps), y.shape[1:]))
             for y in self.latents(pad_to_cells(x)).cpu().numpy()
         ]
-        return Tokens(torch.stack(codes), self.spec(height, width, steps / 100))
+        return Tokens(torch.stack(codes), self.spec((height, width), quality=steps / 100))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:

@@ -53,7 +53,7 @@ def encode_tiled(
     Memory:  one tile with its halo, whatever H and W are.
     """
     height, width, _ = pixels.shape
-    spec = model.spec(height, width)
+    spec = model.spec((height, width))
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
     h, w = spec.grid
     todo = list(tiles(h, w, model.analysis_halo, cells))
