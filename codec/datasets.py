@@ -20,10 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..tokenizers.api import Tokenizer
-from ..tokenizers.audio.grvq import AudioGRVQ
-from ..tokenizers.image.grid import ImageGrid
-from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
-from ..tokenizers.image.sequence import ImageSequence
+from ..tokenizers.image.photo import DEFAULT_QUALITY
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .corpus.megatron import sequencer_maker
@@ -85,8 +82,8 @@ class TokenDataset(Dataset[Tensor]):
         self.device = device
         self.quality = quality
         self.generator = generator
-        if quality is not None and tokenizer.dial != "quality":
-            raise UsageError(f"the rate dial of {tokenizer.name} is {tokenizer.dial}, not a quality")
+        if quality is not None and tokenizer.rate_control != "quality":
+            raise UsageError(f"the rate dial of {tokenizer.name} is {tokenizer.rate_control}, not a quality")
         self._spec = _smallest_spec(tokenizer, quality)
         if levels is not None and not 1 <= levels <= len(self._spec.codebook_sizes):
             raise UsageError(f"levels of {tokenizer.name} are 1 to {len(self._spec.codebook_sizes)}, got {levels}")
@@ -263,15 +260,10 @@ def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
     """The spec of a signal of one cell."""
-    if isinstance(tokenizer, AudioGRVQ):
-        spec = tokenizer.spec(1)
-    elif isinstance(tokenizer, ImagePhoto):
-        spec = tokenizer.spec(1, 1, DEFAULT_QUALITY if quality is None else quality)
-    elif not isinstance(tokenizer, (ImageGrid, ImageSequence)):
+    if tokenizer.modality not in SUFFIXES:
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, datasets are of pictures and sounds")
-    else:
-        spec = tokenizer.spec(1, 1)
-    return dataclasses.replace(spec, size=spec.strides)
+    about = {"quality": DEFAULT_QUALITY if quality is None else quality} if "quality" in tokenizer.varies else {}
+    return tokenizer.spec(tokenizer.strides, **about)
 
 
 def _window(crop: int | float | tuple[int, int], spec: TokenSpec) -> tuple[int, ...]:

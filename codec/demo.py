@@ -77,7 +77,8 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     shown: dict[Path, list[Result]] = {path: [] for path in paths}
     for coder in coders:
         table = Table(title=f"{coder.name} on {coder.device}", box=SIMPLE, padding=0)  # fits 80 columns
-        columns = "picture", coder.dial, "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+        measured = "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+        columns = "picture", coder.rate_control, "synthesis", *measured
         for name in columns:
             text = name in ("picture", "synthesis")
             table.add_column(name, justify="left" if text else "right", no_wrap=not text)

@@ -6,13 +6,13 @@ import functools
 import importlib
 from typing import TYPE_CHECKING
 
+from .container.fields import FIT, Header
 from .errors import ModelError
-from .registry import FITTED, MODALITY_NAMES, PRIOR_NAMES, format_target, prior_kinds
+from .registry import format_target
 
 if TYPE_CHECKING:
-    from .container.fields import Header
+    from ..tokenizers.api import Tokenizer
     from .contract import Format
-    from .models import Model
 
 
 @functools.cache
@@ -22,26 +22,20 @@ def _load(target: str) -> Format:
     return found
 
 
-def format_of(modality: str, layout: str, name: str) -> Format:
-    """The format of a modality's files with a layout. Raises ModelError, which calls the model ``name``."""
+def format_of(tokenizer: Tokenizer) -> Format:
+    """The format of what a tokenizer makes. Raises ModelError if there is none."""
     try:
-        return _load(format_target(modality, layout))
+        return _load(format_target(tokenizer.modality, tokenizer.rate_control))
     except KeyError:
-        raise ModelError(f"{name}: no format for {modality} with such an entropy model") from None
-
-
-def format_of_model(model: Model) -> Format:
-    """The format of the files that a model makes."""
-    layout = next(kind.layout for kind in prior_kinds().values() if kind.wire_id == model.prior.wire_id)
-    return format_of(model.tokenizer.modality, layout, model.tokenizer.name)
-
-
-def format_of_header(header: Header) -> Format:
-    """The format of a file."""
-    layout = prior_kinds()[PRIOR_NAMES[header.prior]].layout
-    return format_of(MODALITY_NAMES[header.modality], layout, header.model)
+        what = f"{tokenizer.modality} whose rate is set by {tokenizer.rate_control}"
+        raise ModelError(f"{tokenizer.name} is a model for {what}, of which there are no files") from None
 
 
 def fitted_format() -> Format:
     """The format of videos that need no model."""
-    return format_of("video", "fit", FITTED)
+    return _load(format_target("video", "fit"))
+
+
+def needs_model(header: Header) -> bool:
+    """Whether a file is decoded by a model that it does not hold."""
+    return header.prior != FIT

@@ -31,8 +31,8 @@ class Rate:
         return [names[f.name] for f in fields(self) if getattr(self, f.name) is not None]
 
     def __post_init__(self) -> None:
-        if len(self.given) > 1:
-            raise UsageError(f"give one of quality, levels, tokens, bpp, kbps and bytes, not {' and '.join(self.given)}")
+        if len(given := self.given) > 1:
+            raise UsageError(f"give one of quality, levels, tokens, bpp, kbps and bytes, not {' and '.join(given)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
         if self.bpp is not None and not 0 < self.bpp < float("inf"):
@@ -253,10 +253,10 @@ class TokenizeShort(TypedDict, total=False):
     device: str
 
 
-O = TypeVar("O", EncodeOptions, DecodeOptions, TokenizeOptions)
+Options = TypeVar("Options", EncodeOptions, DecodeOptions, TokenizeOptions)
 
 
-def with_short_forms(options: O, short: Any) -> O:
+def with_short_forms(options: Options, short: Any) -> Options:
     """``options`` with short forms in their places: fields of it, of its rate and of its sound.
 
     Raises: TypeError for a name that none of them has, UsageError for a value that makes no sense.

@@ -10,7 +10,7 @@ class Progress:
     """Told how work goes on. This one ignores it; override :meth:`update` to show it."""
 
     def update(self, share: float | None = None, *, frames: int | None = None, note: str = "") -> None:
-        """share: of the work that is done, 0 to 1.  frames: of a video that are done.  note: a line on how it stands."""
+        """share: of the work that is done, 0 to 1.  frames: of a video that are done.  note: how it stands."""
 
     def part(self, begin: float, end: float) -> Progress:
         """Progress of a part of the work, which goes from one share of the whole to another."""

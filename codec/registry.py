@@ -2,7 +2,7 @@
 
 Packages that are not ours add entropy models and formats with :func:`register_prior` and :func:`register_format`, or
 with entry points of the groups ``tokodec.priors`` (objects: :class:`PriorKind`) and ``tokodec.formats`` (names:
-"modality layout"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
+"modality rate"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
 """
 
 from __future__ import annotations
@@ -52,26 +52,24 @@ class PriorKind:
         wire_id: in headers of `.tok` files; 64 to 255 are for packages that are not ours.
         file: its file in a model's folder; "" if it has none.
         target: "module:class", relative to the package `tokodec` if it begins with a dot; "" if it has none.
-        layout: which format of a modality its files have, see ``FORMATS``.
     """
 
     wire_id: int
     file: str
     target: str
-    layout: str = "levels"
 
 
 _PRIORS = {  # best first
-    "hyperprior": PriorKind(3, "hyperprior.safetensors", ".entropy.hyperprior.prior:HyperPrior", "quality"),
+    "hyperprior": PriorKind(3, "hyperprior.safetensors", ".entropy.hyperprior.prior:HyperPrior"),
     "context": PriorKind(2, "context.safetensors", ".entropy.context.prior:ContextPrior"),
-    "tail": PriorKind(4, "tail.safetensors", ".entropy.tail:TailPrior", "tokens"),
+    "tail": PriorKind(4, "tail.safetensors", ".entropy.tail:TailPrior"),
     "static": PriorKind(1, "prior.safetensors", ".entropy.static:StaticPrior"),
-    "fit": PriorKind(5, "", "", "fit"),  # segments hold networks of their own
+    "fit": PriorKind(5, "", ""),  # segments hold networks of their own
 }
 _ADDED: dict[str, PriorKind] = {}
 OTHERS = range(64, 256)  # wire ids for packages that are not ours
 
-# (modality, layout) -> "module:class" of the Format, relative to this package.
+# (modality, what sets the rate of its models) -> "module:class" of the Format, relative to this package.
 _FORMATS = {
     ("image", "levels"): ".image.levels:LevelsFormat",
     ("image", "quality"): ".image.quality:QualityFormat",
@@ -95,12 +93,12 @@ def register_prior(name: str, kind: PriorKind) -> None:
     add_row(_ADDED, name, kind, "entropy model")
 
 
-def register_format(modality: str, layout: str, target: str) -> None:
+def register_format(modality: str, rate: str, target: str) -> None:
     """Make a format known: "module:class" of a :class:`~.contract.Format`. Raises ValueError if there is another."""
     if modality not in MODALITIES:
         raise ValueError(f"unknown modality {modality!r}")
-    if _FORMATS.setdefault((modality, layout), target) != target:
-        raise ValueError(f"there is another format of {modality} files with the layout {layout!r}")
+    if _FORMATS.setdefault((modality, rate), target) != target:
+        raise ValueError(f"there is another format of {modality} models whose rate is set by {rate!r}")
 
 
 @functools.cache
@@ -116,10 +114,10 @@ def prior_kinds() -> dict[str, PriorKind]:
     return {**_ADDED, **_PRIORS}
 
 
-def format_target(modality: str, layout: str) -> str:
+def format_target(modality: str, rate: str) -> str:
     """ "module:class" of a format. Raises KeyError if there is none."""
     _add_installed()
-    return _FORMATS[modality, layout]
+    return _FORMATS[modality, rate]
 
 
 class _PriorNames(Mapping[int, str]):

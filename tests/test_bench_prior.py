@@ -41,7 +41,7 @@ FEW = ["--device", "cpu", "--seconds", "0.001"]
 
 def random_context(seed: int, tokenizer: ImageGrid) -> ContextPrior:
     torch.manual_seed(seed)
-    codewords = [level.codebook.detach().float().numpy() for level in tokenizer.codebooks]
+    codewords = tokenizer.codewords()
     schedules = [refinement(2, steps) for steps in (8, 4, 2)]
     offsets = [offsets_within(2, (1.0, 1.0))] * 3
     net = ContextNet(codewords, schedules, offsets, [LevelShape(8, 16, 16, 1, 8)] * 3)
@@ -355,7 +355,7 @@ def test_nearest_copies_level_by_level() -> None:
 def test_fillers_keep_what_is_there_and_fill_what_they_say(model: Path, inputs: list[Input]) -> None:
     _, static, context = load_priors(str(model), "cpu")
     tokenizer = conceal.load_tokenizer(model, "cpu")
-    codewords = [level.codebook.detach().float().numpy() for level in tokenizer.codebooks]
+    codewords = tokenizer.codewords()
     ways = conceal.fillers(static, context, codewords)
     assert tuple(ways) == FILLERS
     codes = same_grid(inputs)

@@ -229,7 +229,7 @@ def test_a_damaged_chunk_costs_its_own_segment(
         top, left, bottom, right = header.segment_box(segment)
         expected[:, layer:, top:bottom, left:right] = -1
         if layer == 0:
-            codewords = [level.codebook.detach().numpy() for level in image_grid(tiny).codebooks]
+            codewords = tiny.tokenizer.codewords()
             filled = tiny.prior.conceal(np.full((3, 1, 1), -1), codewords)
             expected[:, :1, top:bottom, left:right] = int(filled[0, 0, 0])
         assert torch.equal(tokens.codes, expected)

@@ -62,7 +62,7 @@ def test_what_is_compared_is_what_a_decoder_makes(tmp_path: Path, monkeypatch: p
     path = clip(tmp_path / "x.wav", 100 * FRAME)
     tokenizer = model()
     codes = torch.from_numpy(analysed(path, Search(len(tokenizer.codebook_sizes), n_steps=0)).codes.astype(np.int64))
-    x_hat = tokenizer.decode(Tokens(codes, tokenizer.spec(100 * FRAME)))[0, 0]
+    x_hat = tokenizer.decode(Tokens(codes, tokenizer.spec((100 * FRAME,))))[0, 0]
     x = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     begin = 0
     assert len(seen) > 2

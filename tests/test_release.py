@@ -63,8 +63,8 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     (entry,) = [entry for entry in list_models() if entry["name"] == name]
     tokenizer = load_model(name).tokenizer
     assert entry["modality"] == tokenizer.modality
-    assert entry["dial"] == tokenizer.dial
-    if tokenizer.dial == "levels":
+    assert entry["rate_control"] == tokenizer.rate_control
+    if tokenizer.rate_control == "levels":
         assert entry["codebook_sizes"] == list(tokenizer.codebook_sizes)
 
 

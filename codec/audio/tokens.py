@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from ...tokenizers.audio.grvq import RATE
+from ...tokenizers.audio.grvq import RATE, channels_of
 from ...tokenizers.tokens import Tokens
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES
 from ..container.read import TokFile
@@ -25,7 +25,7 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
     """Tokens ``[signals, K, t]`` of a file; levels that no segment has are left out."""
     codes = read_codes(tok, model, levels)
     held = max(1, int((codes >= 0).any(axis=(0, 2)).sum()))
-    spec = audio_tokenizer(model).spec((tok.sound.coded_samples,), signals=len(codes))
+    spec = audio_tokenizer(model).spec((tok.sound.coded_samples,), channels=channels_of(len(codes)))
     return Tokens(torch.from_numpy(codes[:, :held]), spec)
 
 
@@ -45,7 +45,7 @@ def media_codes(
         notes.append(f"the {found.channels} channels are the same, tokens are of one")
     n = -(-found.samples * RATE // found.sample_rate)
     codes = torch.from_numpy(found.codes.astype(np.int64))
-    return Tokens(codes, tokenizer.spec((n,), signals=len(codes))), notes
+    return Tokens(codes, tokenizer.spec((n,), channels=channels_of(len(codes)))), notes
 
 
 def file_of_codes(tokens: Tokens, model: Model) -> bytes:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
+from ..registry import MODALITIES, MODALITY_NAMES
 from .chunks import (
     AHED,
     ALPH,
@@ -35,7 +36,6 @@ from .chunks import (
     read_sound_head,
     scan,
 )
-from ..registry import MODALITIES, MODALITY_NAMES
 from .fields import SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def media_codes(
         notes += ["the sound is not part of tokens"] * reader.has_sound
         notes += ["uneven times of frames are not part of tokens"] * (times.ticks is not None)
         rate = None if times.rate is None else float(times.rate)
-        spec = tokenizer.spec((times.frames, reader.height, reader.width), rate=rate)
+        spec = tokenizer.spec((times.frames, reader.height, reader.width), sample_rate=rate)
     return Tokens(torch.from_numpy(np.concatenate(cells, axis=1)[None]), spec), notes
 
 
@@ -67,7 +67,7 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         codes = np.full((1, *header.grid), -1, dtype=np.int64)
     clock = clock_of(tok)
     rate = None if clock.rate is None else float(clock.rate)
-    spec = video_tokenizer(model).spec((header.frames, header.height, header.width), rate=rate)
+    spec = video_tokenizer(model).spec((header.frames, header.height, header.width), sample_rate=rate)
     return Tokens(torch.from_numpy(codes[None]), spec)
 
 

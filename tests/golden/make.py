@@ -179,7 +179,7 @@ def make_context() -> None:
     CONTEXT.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(TINY / name, CONTEXT)
-    codewords = [level.codebook.detach().numpy() for level in ImageGrid.from_pretrained(TINY).codebooks]
+    codewords = ImageGrid.from_pretrained(TINY).codewords()
     shape = LevelShape(features=8, width=16, hidden=16, blocks=1, digit=8)
     schedules = [refinement(2, steps) for steps in (8, 4, 2, 1)]  # the last is the filler's
     net = ContextNet(codewords, schedules, [offsets_within(2, (1, 1))] * 4, [shape] * 4)

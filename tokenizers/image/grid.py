@@ -18,13 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..api import tables
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .base import ImageTokenizer
 from .layers import PATCH, STRIDE, blocks, channels_last, halo_cells
 from .tiling import decode_tiled, encode_tiled
@@ -90,6 +93,7 @@ class ImageGrid(ImageTokenizer):
     int8_largest = 27
     int8_codebooks = 127
     modality = "image"
+    strides = (STRIDE, STRIDE)
 
     config: ImageGridConfig
 
@@ -120,16 +124,8 @@ class ImageGrid(ImageTokenizer):
         """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
         return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
 
-    def spec(self, height: int, width: int) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return tables(self.codebooks)
 
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
@@ -145,7 +141,7 @@ class ImageGrid(ImageTokenizer):
         # Replicated borders cost fewer bits than black ones; decode() cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         codes = self.quantizer.encode(self.latents(x), levels)
-        return Tokens(codes, self.spec(height, width))
+        return Tokens(codes, self.spec((height, width)))
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``z_e [B, D, h, w]``."""

@@ -32,7 +32,7 @@ from ...entropy.hyperprior.prior import HyperPrior
 from ...entropy.hyperprior.walk import CODE_MAX, Walk
 from ..graphed import Graphed
 from ..quantize.base import ABSENT
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .base import ImageTokenizer
 from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
@@ -195,7 +195,9 @@ class ImagePhoto(ImageTokenizer):
         "nets.synthesis.fine.",
     )  # fmt: skip
     modality = "image"
-    dial = "quality"
+    strides = (STRIDE, STRIDE)
+    varies = ("quality",)
+    rate_control = "quality"
 
     config: ImagePhotoConfig
     entropy_hash: Tensor
@@ -254,18 +256,6 @@ class ImagePhoto(ImageTokenizer):
         n8, n16 = self.config.synthesis_blocks
         return -(-(16 + 16 * n16 + 8 * n8 + 8) // STRIDE)
 
-    def spec(self, height: int, width: int, quality: float) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-            quality=quality,
-        )
-
     # ---------------------------------------------------------------- pictures and tokens
 
     @torch.no_grad()
@@ -283,7 +273,7 @@ class ImagePhoto(ImageTokenizer):
             torch.from_numpy(pack_codes(self.quantise_windows(y, steps), y.shape[1:]))
             for y in self.latents(pad_to_cells(x)).cpu().numpy()
         ]
-        return Tokens(torch.stack(codes), self.spec(height, width, steps / 100))
+        return Tokens(torch.stack(codes), self.spec((height, width), quality=steps / 100))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -314,7 +304,7 @@ class ImagePhoto(ImageTokenizer):
         steps = quality_steps(DEFAULT_QUALITY if quality is None else quality)
         latents = self.analyse_tiled(pixels, progress=progress)
         codes = pack_codes(self.quantise_windows(latents, steps), latents.shape[1:])
-        return Tokens(torch.from_numpy(codes)[None], self.spec(pixels.shape[0], pixels.shape[1], steps / 100))
+        return Tokens(torch.from_numpy(codes)[None], self.spec(tuple(pixels.shape[:2]), quality=steps / 100))
 
     def decode_picture(
         self,

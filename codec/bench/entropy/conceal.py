@@ -194,7 +194,7 @@ def bench_conceal(
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")
-        codewords = [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
+        codewords = tokenizer.codewords()
         ways = fillers(static, context, codewords)
         fills: list[Fill] = []
         intact: dict[str, float] = {}

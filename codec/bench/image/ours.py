@@ -66,7 +66,7 @@ def dial_settings(tokenizer: Tokenizer, qualities: Sequence[float] | None = None
 
     Raises: UsageError for a quality outside of 0 to 100, for none, and for qualities of a model whose dial is levels.
     """
-    if tokenizer.dial != "quality":
+    if tokenizer.rate_control != "quality":
         if qualities is not None:
             raise UsageError(f"the rate dial of {tokenizer.name} is its levels: leave the qualities out")
         return tuple(Setting(levels=n) for n in range(1, len(tokenizer.codebook_sizes) + 1))
@@ -97,7 +97,7 @@ def prepare(
         raise UsageError(f"{tokenizer.name} is not a model for pictures")
     synthesis = getattr(tokenizer.config, "synthesis", None)
     names = tuple(synthesis) if isinstance(synthesis, (tuple, list)) else ("",)
-    by_quality = tokenizer.dial == "quality"
+    by_quality = tokenizer.rate_control == "quality"
     if strict and effort and not by_quality:
         raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
     settings = dial_settings(tokenizer, qualities if by_quality or strict else None)
