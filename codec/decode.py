@@ -7,8 +7,9 @@ What a format does is in the wings: image/, audio/ and video/.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -23,6 +24,7 @@ from .progress import Progress, as_progress
 from .registry import MODALITIES, MODALITY_NAMES
 
 if TYPE_CHECKING:
+    import numpy as np
     from typing_extensions import Unpack
 
     from ..tokenizers.tokens import Tokens
@@ -97,3 +99,29 @@ def file_tokens(
     if loaded is None:
         raise ModelError(f"a file of {tok.header.model} holds networks, no tokens")
     return wing.tokens_of(tok, loaded, levels), loaded
+
+
+def video_frames(
+    tok: TokFile,
+    *,
+    options: DecodeOptions | None = None,
+    progress: Progress | Callable[[float], None] | None = None,
+    **short: Unpack[DecodeShort],
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The frames of a parsed video with their times in seconds, one by one, ``[H, W, 3]`` uint8.
+
+    Only what lies between ``start`` and ``end`` is decoded. What is lost is noted in ``tok.problems``.
+
+    Args:   options, progress, short: as in :func:`decode_file`.
+    Raises: a :class:`~.errors.TokodecError`.
+    """
+    from .video.clock import clock_of
+    from .video.decode import decode_frames, part_of
+    from .video.format import AnyVideoFormat
+
+    options = with_short_forms(options or DecodeOptions(), short)
+    options = replace(options, device=pick_device(options.device))
+    part = part_of(clock_of(tok), options.start, options.end)  # says so if the file is no video
+    wing, loaded = format_and_model(tok, options.model, options.device)
+    assert isinstance(wing, AnyVideoFormat)
+    return decode_frames(tok, wing.frames_of(tok, loaded, options), part, as_progress(progress))

@@ -20,9 +20,8 @@ from tokodec.codec.container.chunks import FRAME, LAYR, pack_chunk, pack_layer_p
 from tokodec.codec.container.fields import SIGNATURE, ImageHeader, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.errors import FormatError, ModelError
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.image.segments import compress_tokens, fewest_levels
 from tokodec.codec.media.write_image import encode_alpha
 from tokodec.codec.models import Model, load_model

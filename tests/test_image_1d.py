@@ -20,10 +20,9 @@ import tokodec
 from tokodec.codec.bench.shares import bench_shares
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.image.segments import compress_tokens
 from tokodec.codec.media.read_image import Picture
 from tokodec.codec.metrics.picture import psnr
@@ -304,15 +303,15 @@ def test_sizes_and_qualities(sequence_model: Path) -> None:
 
 def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(source().read())
-    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", str(sequence_model), tokens=40)
-    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", str(sequence_model))
+    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", model=str(sequence_model), tokens=40)
+    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", model=str(sequence_model))
     detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(sequence_model))
     assert (tmp_path / "b.tok").read_bytes() == done.data
     picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(sequence_model))
     decoded = decode_file(tmp_path / "a.tok", model=str(sequence_model)).picture
     assert isinstance(picture_of_tokens, Picture)
     assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)
-    assert tokenize_file(tmp_path / "a.png", None, str(sequence_model)).tokens.n_levels == 12
+    assert tokenize_file(tmp_path / "a.png", None, model=str(sequence_model)).tokens.n_levels == 12
 
 
 def test_as_a_dataset(sequence_model: Path, folder: Path) -> None:

@@ -26,7 +26,7 @@ from tokodec.codec.container.fields import AudioHeader, read_header, write_heade
 from tokodec.codec.container.read import modality_of, read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.contract import Decoded
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
@@ -39,7 +39,6 @@ from tokodec.codec.errors import (
     TruncatedError,
     UsageError,
 )
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.models import load_model
 from tokodec.tokenizers.audio.grvq import AudioGRVQ
@@ -527,7 +526,7 @@ def test_tokens_of_sounds(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_names_are_part_of_the_package(tmp_path: Path) -> None:
     path = save(tmp_path / "a.wav", sound(30_000))
-    done = tokodec.encode_file(path, tmp_path / "a.tok", str(GOLDEN), kbps=6)
+    done = tokodec.encode_file(path, tmp_path / "a.tok", model=str(GOLDEN), kbps=6)
     assert done.kbps <= 6
     assert tokodec.decode_file(tmp_path / "a.tok", model=str(GOLDEN)).sound.samples.shape == (1, 30_000)
 

@@ -64,11 +64,11 @@ class VideoSetting:
 
     @property
     def label(self) -> str:
-        if self.rate_control == "file":
+        if self.dial == "file":
             return "as it is"
-        if self.rate_control == "levels":
+        if self.dial == "levels":
             return f"{self.value:g} level{'s' * (self.value != 1)}"
-        return f"{self.value:g} {self.rate_control}" if self.rate_control == "kbit/s" else f"{self.rate_control} {self.value:g}"
+        return f"{self.value:g} {self.dial}" if self.dial == "kbit/s" else f"{self.dial} {self.value:g}"
 
 
 @dataclass(frozen=True)

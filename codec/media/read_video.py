@@ -294,7 +294,7 @@ def _video_streams(container: Any) -> list[Any]:
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
-def moves(source: Path | BinaryIO, name: str) -> bool:
+def has_video_stream(source: Path | BinaryIO, name: str) -> bool:
     """Whether a container (MP4, Matroska, Ogg, ...) has a video track. Raises MediaError if it cannot be opened."""
     if isinstance(source, Path):
         container = _open(source, name)

@@ -15,7 +15,7 @@ from ...decode import decode_file
 from ...encode import encode_file
 from ...errors import UsageError
 from ...models import load_model, pick_device
-from ...registry import DEFAULT_MODELS
+from ...registry import MODALITIES
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0, 65.0, 80.0, 90.0, 100.0)
 
@@ -66,7 +66,7 @@ def dial_settings(tokenizer: Tokenizer, qualities: Sequence[float] | None = None
 
     Raises: UsageError for a quality outside of 0 to 100, for none, and for qualities of a model whose dial is levels.
     """
-    if tokenizer.rate_control != "quality":
+    if tokenizer.dial != "quality":
         if qualities is not None:
             raise UsageError(f"the rate dial of {tokenizer.name} is its levels: leave the qualities out")
         return tuple(Setting(levels=n) for n in range(1, len(tokenizer.codebook_sizes) + 1))
@@ -90,14 +90,14 @@ def prepare(
     Raises: UsageError for settings that the model lacks.
     """
     check_effort(effort)
-    model = model or DEFAULT_MODELS["image"]
+    model = model or MODALITIES["image"].encode_model
     device = pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != "image":
         raise UsageError(f"{tokenizer.name} is not a model for pictures")
     synthesis = getattr(tokenizer.config, "synthesis", None)
     names = tuple(synthesis) if isinstance(synthesis, (tuple, list)) else ("",)
-    by_quality = tokenizer.rate_control == "quality"
+    by_quality = tokenizer.dial == "quality"
     if strict and effort and not by_quality:
         raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
     settings = dial_settings(tokenizer, qualities if by_quality or strict else None)

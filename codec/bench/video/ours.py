@@ -46,7 +46,7 @@ class VideoCoder:
     def encode(self, video: Video, setting: VideoSetting) -> Coded:
         """The whole way from a file of raw pixels to a .tok file. Raises RateError if our smallest file is larger."""
         source = io.BytesIO(video.as_file())
-        if setting.rate_control == "levels":
+        if setting.dial == "levels":
             levels, kbps = int(setting.value), None
         else:
             levels, kbps = None, setting.value
