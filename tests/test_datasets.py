@@ -145,7 +145,7 @@ def test_a_quality(pictures: Path, photo_model: Path, tiny_model: Path) -> None:
     want = tokenize_file(pictures / "a.png", None, model=str(photo_model), quality=90, device="cpu").tokens
     assert torch.equal(dataset[0], want.codes[0])
     assert dataset.tokens(0).spec.quality == 90
-    with pytest.raises(UsageError, match="not a quality"):
+    with pytest.raises(UsageError, match="quality does not set the rate"):
         dataset_of(pictures, tiny_model, quality=90)
 
 

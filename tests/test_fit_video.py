@@ -22,7 +22,7 @@ from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Encoded
 from tokodec.codec.decode import decode_file, video_frames
 from tokodec.codec.encode import encode_file
-from tokodec.codec.errors import ChunkError, ModelError, RateError, UsageError
+from tokodec.codec.errors import ChunkError, RateError, UsageError
 from tokodec.codec.info import describe
 from tokodec.codec.media.read_video import VideoReader
 from tokodec.codec.media.write_video import VideoWriter
@@ -139,24 +139,24 @@ def test_a_header_that_lies_is_refused() -> None:
     at = data.index(HEAD)
     from tokodec.codec.container.chunks import pack_chunk
 
-    with pytest.raises(ModelError, match="need no model"):
+    with pytest.raises(ChunkError, match="not a video"):
         decode_file(io.BytesIO(data[:at] + pack_chunk(HEAD, head) + data[at + 12 + len(head) :]), device="cpu")
 
 
 def test_what_users_do_wrong() -> None:
     source = media(frames=2)
     for options, message in (
-        ({"levels": 2}, "dial of video-fit is a quality"),
-        ({"tokens": 2}, "dial of video-fit is a quality"),
+        ({"levels": 2}, "does not set the rate of video-fit"),
+        ({"tokens": 2}, "does not set the rate of video-fit"),
         ({"minutes": 0.0}, "minutes must be positive"),
-        ({"prior": "static"}, "no entropy models"),
-        ({"effort": 2}, "the effort of video-fit is its minutes"),
+        ({"prior": "static"}, "prior is not an option of video-fit"),
+        ({"effort": 2}, "effort is not an option of video-fit"),
     ):
         with pytest.raises(UsageError, match=message):
             encode(source, **options)
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "png")
-    with pytest.raises(UsageError, match="video-fit is for videos"):
+    with pytest.raises(UsageError, match="video-fit is a model for video"):
         encode(picture.getvalue())
-    with pytest.raises(UsageError, match="minutes are for the model video-fit"):
+    with pytest.raises(UsageError, match="minutes is not an option of image-photo"):
         encode_file(io.BytesIO(picture.getvalue()), minutes=1.0)

@@ -287,15 +287,15 @@ def test_sizes_and_qualities(sequence_model: Path) -> None:
     with pytest.raises(RateError, match="smallest file takes"):
         encode_file(source(), model=str(sequence_model), size=50)
     for words, message in (
-        ({"levels": 2}, "rate dial of tiny-sequence is its tokens"),
+        ({"levels": 2}, "levels does not set the rate of tiny-sequence"),
         ({"tokens": 5}, "tokens of a picture of 6 windows are 6 to 72"),
         ({"tokens": 0}, "tokens must be positive"),
         ({"tokens": 9, "size": 100}, "give one of"),
-        ({"effort": 2}, "effort is for models whose rate dial is a quality"),
+        ({"effort": 2}, "effort is not an option of tiny-sequence"),
     ):
         with pytest.raises(UsageError, match=message):
             encode_file(source(), model=str(sequence_model), **words)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="not tokens"):
+    with pytest.raises(UsageError, match="tokens does not set the rate of image-photo"):
         encode_file(source(), tokens=9)
     with pytest.raises(UsageError, match="one synthesis net only"):
         decode_file(io.BytesIO(whole.data), model=str(sequence_model), synthesis="sharp")

@@ -666,7 +666,7 @@ def test_tokenize_and_detokenize(suffix: str, options: list[str], codec: Codec, 
 def test_quality_of_tokens_is_of_photo_models_only(
     codec: Codec, tiny_model: Path, photo_model: Path, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="levels, not a quality"):
+    with pytest.raises(UsageError, match="quality does not set the rate of tiny: use levels"):
         tokenize_file(source, None, model=str(tiny_model), quality=50, device="cpu")
     for quality in (-1, 100.5, float("nan")):
         with pytest.raises(UsageError, match="quality is 0 to 100"):

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Literal, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .api import Tokenizer
+from typing import Any, Literal, TypeVar
 
 GROUP = "tokodec.tokenizers"
 RateControl = Literal["levels", "quality", "tokens"]
@@ -83,7 +79,7 @@ def tokenizer_kinds() -> dict[str, TokenizerKind]:
     return _KINDS
 
 
-def load_class(name: str) -> type[Tokenizer]:
+def load_class(name: str) -> type[Any]:
     """The class of a kind. Raises ValueError for an unknown one or if its module lacks it."""
     kind = tokenizer_kinds().get(name)
     if kind is None:
@@ -91,5 +87,5 @@ def load_class(name: str) -> type[Tokenizer]:
     found = getattr(importlib.import_module(kind.module, package=__package__), name, None)
     if found is None:
         raise ValueError(f"the module {kind.module} has no class {name}")
-    loaded: type[Tokenizer] = found
+    loaded: type[Any] = found
     return loaded

@@ -17,7 +17,7 @@ from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, Rate
 from ..progress import Progress
 from .format import Extras, ImageFormat, check_header_grid, decode_pixels, extras_of, image_tokenizer
-from .segments import compress_tokens, conceal_segment, decompress_segment, image_header
+from .segments import compress_tokens, conceal_segment, decompress_segment, fewest_levels, image_header
 
 
 class LevelsFormat(ImageFormat):
@@ -39,7 +39,7 @@ class LevelsFormat(ImageFormat):
 
     def held(self, tok: TokFile, tokens: Tokens, levels: int | None) -> int:
         """The number of layers that every segment has at least, of those that are wanted."""
-        return int((tokens.codes >= 0).sum(1).min())
+        return fewest_levels(tokens)
 
     def most_levels(self, model: Model, wanted: int) -> int:
         """Levels of the codes in so many layers."""

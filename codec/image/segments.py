@@ -25,6 +25,11 @@ FEWEST = 8  # cells along it
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
+def fewest_levels(tokens: Tokens) -> int:
+    """The number of levels that every cell has at least; codes ``[1, k, h, w]``."""
+    return int((tokens.codes >= 0).sum(1).min())
+
+
 def decompress_segment(
     tok: TokFile, model: Model, segment: int, payloads: list[bytes], grid: tuple[int, int]
 ) -> np.ndarray | None:
