@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import TokodecError, UsageError
+from .progress import Progress
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 STREAM = "-"
@@ -29,11 +30,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
 MaxPixels = Annotated[int, typer.Option(help="refuse pictures, and frames of videos, with more pixels", min=1)]
 MaxSamples = Annotated[int, typer.Option(help="refuse sounds with more samples in all channels", min=1)]
 Levels = Annotated[
-    int | None, typer.Option(help="number of levels: the rate dial of token models; decoding: at most so many layers")
+    int | None, typer.Option(help="number of levels: the rate of token models; decoding: at most so many layers")
 ]
-Quality = Annotated[
-    float | None, typer.Option("--quality", "-q", help="0 to 100: the rate dial of models for photographs")
-]
+Quality = Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100: the rate of models for photographs")]
 Sound = Annotated[bool, typer.Option(help="keep the sound of a video")]
 SoundModel = Annotated[str | None, typer.Option(help="model of a video's sound: release name, folder or hub id")]
 Effort = Annotated[
@@ -46,35 +45,31 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-class Bar:
-    """A bar on stderr for work that takes longer than a moment: called with the share that is done, it shows that and
-    the time left, and the speed if it is told of frames. Without shares it shows that something is being done."""
+class Bar(Progress):
+    """A bar on stderr for work that takes longer than a moment: it shows the share that is done and the time left, and
+    the speed if it is told of frames. Without shares it shows that something is being done."""
 
     def __init__(self, what: str, quiet: bool) -> None:
         self.what, self.quiet, self.begin = what, quiet, time.monotonic()
         self.bar: Any = None
 
-    def __call__(self, share: float) -> None:
-        self._show(completed=share, total=1.0)
-
-    def tell(self, line: str) -> None:
-        """How it stands."""
-        self._show(speed=line)
-
-    def count(self, frames: int) -> None:
-        """So many frames are done."""
-        speed = frames / max(1e-9, time.monotonic() - self.begin)
-        self._show(speed=f"{speed:.1f} frames/s")
+    def update(self, share: float | None = None, *, frames: int | None = None, note: str = "") -> None:
+        fields: dict[str, Any] = {} if share is None else {"completed": share, "total": 1.0}
+        if frames is not None:
+            fields["speed"] = f"{frames / max(1e-9, time.monotonic() - self.begin):.1f} frames/s"
+        if note:
+            fields["speed"] = note
+        self._show(**fields)
 
     def _show(self, **fields: Any) -> None:
         if self.quiet or not sys.stderr.isatty() or time.monotonic() - self.begin < SLOW:
             return
         if self.bar is None:
+            from rich import progress
             from rich.console import Console
-            from rich.progress import Progress, TextColumn
 
-            columns = *Progress.get_default_columns(), TextColumn("{task.fields[speed]}")
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            columns = *progress.Progress.get_default_columns(), progress.TextColumn("{task.fields[speed]}")
+            self.bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
             self.bar.add_task(self.what, total=None, speed="")
             self.bar.start()
         self.bar.update(0, **fields)

@@ -26,7 +26,7 @@ from .metrics.picture import as_rgb, ms_ssim, psnr
 from .metrics.spectra import mel_distance
 from .metrics.spectrogram import levels, spectrogram
 from .models import load_model, pick_device
-from .registry import DEFAULT_MODELS, TOKEN_MODELS
+from .registry import MODALITIES
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
@@ -65,7 +65,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     if not paths:
         raise UsageError(f"no sample pictures in {samples}")
     # Loading and what happens only once are no part of the times below.
-    names = [model] if model else list(dict.fromkeys([DEFAULT_MODELS["image"], TOKEN_MODELS["image"]]))
+    names = [model] if model else [MODALITIES["image"].encode_model, MODALITIES["image"].token_model]
     coders = [prepare(name, device, QUALITIES) for name in names]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,8 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     shown: dict[Path, list[Result]] = {path: [] for path in paths}
     for coder in coders:
         table = Table(title=f"{coder.name} on {coder.device}", box=SIMPLE, padding=0)  # fits 80 columns
-        columns = "picture", coder.dial, "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+        measured = "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
+        columns = "picture", coder.rate_control, "synthesis", *measured
         for name in columns:
             text = name in ("picture", "synthesis")
             table.add_column(name, justify="left" if text else "right", no_wrap=not text)
@@ -117,8 +118,8 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
 def demo_sounds(paths: list[Path], out: Path, device: str, console: Console) -> None:
     """The part of :func:`run_demo` for sounds."""
     device = pick_device(device)
-    load_model(DEFAULT_MODELS["audio"], device)  # no part of the times below
-    table = Table(title=f"{DEFAULT_MODELS['audio']} on {device}", box=SIMPLE, padding=0)
+    load_model(MODALITIES["audio"].encode_model, device)  # no part of the times below
+    table = Table(title=f"{MODALITIES['audio'].encode_model} on {device}", box=SIMPLE, padding=0)
     for name in ("sound", "asked kbps", "kbps", "bytes", "mel distance", "encode s", "decode s"):
         table.add_column(name, justify="left" if name == "sound" else "right", no_wrap=name != "sound")
     sheets = []
@@ -175,7 +176,9 @@ def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
     """One file at a setting of the rate dial, decoded once by every synthesis net."""
     target = out / (f"{path.stem}-{setting.levels}.tok" if setting.levels else f"{path.stem}-q{setting.quality:g}.tok")
     start = time.perf_counter()
-    encode_file(path, target, coder.model, setting.quality, levels=setting.levels, device=coder.device, force=True)
+    encode_file(
+        path, target, model=coder.model, quality=setting.quality, levels=setting.levels, device=coder.device, force=True
+    )
     encode_s = time.perf_counter() - start
     results = []
     for synthesis in coder.synthesis:

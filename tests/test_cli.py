@@ -847,14 +847,14 @@ def test_failures_of_ours_are_one_line_and_leave_nothing_behind(
 def test_a_disk_that_refuses_in_the_middle(
     codec: Codec, tiny: list[str], photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokodec.codec import decode
+    from tokodec.codec.image import format as image_format
 
     def half(picture: object, file: io.BufferedWriter, *_: object) -> list[str]:
         file.write(b"half a picture")
         raise OSError(28, "No space left on device")
 
     codec("encode", photo, *tiny)
-    monkeypatch.setattr(decode, "write_image", half)
+    monkeypatch.setattr(image_format, "write_image", half)
     done = codec("decode", photo.with_suffix(".tok"), "-o", photo.parent / "x.png", *tiny)
     assert done.code != 0
     assert len(done.err) == 1

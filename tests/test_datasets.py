@@ -86,7 +86,7 @@ def test_items_are_the_codes_of_the_tokenizer(pictures: Path, tiny_model: Path) 
     assert len(dataset) == 4
     assert dataset.codebook_sizes == (64, 32, 16)
     for i, name in enumerate(ORDER):
-        want = tokenize_file(pictures / name, None, str(tiny_model), device="cpu").tokens
+        want = tokenize_file(pictures / name, None, model=str(tiny_model), device="cpu").tokens
         assert torch.equal(dataset[i], want.codes[0])
         assert dataset[i].dtype == torch.int64
         assert dataset.tokens(i).spec == want.spec
@@ -131,7 +131,7 @@ def test_sounds(sound_model: Path, tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, sound_model)
     assert [path.name for path in dataset.files] == ["1.wav", "2.wav"]
     for i in range(2):
-        want = tokenize_file(dataset.files[i], None, str(sound_model), device="cpu").tokens
+        want = tokenize_file(dataset.files[i], None, model=str(sound_model), device="cpu").tokens
         assert want.codes.shape[0] == i + 1
         assert torch.equal(dataset[i], want.codes[0])
         assert dataset.tokens(i).spec.channels == "mono"
@@ -142,10 +142,10 @@ def test_sounds(sound_model: Path, tmp_path: Path) -> None:
 
 def test_a_quality(pictures: Path, photo_model: Path, tiny_model: Path) -> None:
     dataset = dataset_of(pictures, photo_model, quality=90)
-    want = tokenize_file(pictures / "a.png", None, str(photo_model), quality=90, device="cpu").tokens
+    want = tokenize_file(pictures / "a.png", None, model=str(photo_model), quality=90, device="cpu").tokens
     assert torch.equal(dataset[0], want.codes[0])
     assert dataset.tokens(0).spec.quality == 90
-    with pytest.raises(UsageError, match="not a quality"):
+    with pytest.raises(UsageError, match="quality does not set the rate"):
         dataset_of(pictures, tiny_model, quality=90)
 
 

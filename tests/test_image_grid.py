@@ -479,7 +479,7 @@ def test_wrong_configuration_class() -> None:
 
 
 def test_tokens_check_themselves(model: ImageGrid) -> None:
-    spec = model.spec(20, 40)  # a grid of 2 x 3
+    spec = model.spec((20, 40))  # a grid of 2 x 3
     good = torch.zeros(1, 3, 2, 3, dtype=torch.int64)
     assert Tokens(good, spec).n_levels == 3
     assert Tokens(good[:, :1] - 1, spec).n_levels == 1  # absent codes are allowed

@@ -70,7 +70,7 @@ def test_encoding_a_list_of_files_encodes_no_neighbour(piped: bool, tmp_path: Pa
         path = tmp_path / f"innocent{number}.m4a"
         path.write_text(text, newline="")
         with pytest.raises(UnsupportedMediaError, match="never opened"):
-            encode_file(io.BytesIO(path.read_bytes()) if piped else path, tmp_path / "out.tok", str(sound_model))
+            encode_file(io.BytesIO(path.read_bytes()) if piped else path, tmp_path / "out.tok", model=str(sound_model))
         assert not (tmp_path / "out.tok").exists()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokodec.codec.errors import MediaError, OutputExistsError, UnsupportedMediaError, UsageError
 from tokodec.codec.files import atomic_output
-from tokodec.codec.generate.files import generate_files
+from tokodec.codec.generate.files import SampleOptions, generate_files
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.media.kind import media_kind
 from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
@@ -435,4 +435,4 @@ def test_generators_refuse_videos_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     save(path, clip(2, 16, 16), [Fraction(0), FILM])
     with pytest.raises(UnsupportedMediaError, match=r"a\.mp4: a video, and only pictures and sounds can be used here"):
-        generate_files(tmp_path / "out", prompt=path)
+        generate_files(tmp_path / "out", SampleOptions(prompt=path))

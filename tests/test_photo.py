@@ -495,7 +495,7 @@ def test_a_model_of_the_other_class(photo_model: Path, tiny_model: Path) -> None
         ImageGrid.from_pretrained(photo_model)
     with pytest.raises(ValueError, match="holds a ImageGrid, not a ImagePhoto"):
         ImagePhoto.from_pretrained(tiny_model)
-    assert (ImageGrid.dial, ImagePhoto.dial) == ("levels", "quality")
+    assert (ImageGrid.rate_control, ImagePhoto.rate_control) == ("levels", "quality")
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

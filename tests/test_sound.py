@@ -27,7 +27,7 @@ from tokodec.codec.container.fields import AudioHeader, read_header, write_heade
 from tokodec.codec.container.read import modality_of, read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.contract import Decoded
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
@@ -40,7 +40,6 @@ from tokodec.codec.errors import (
     TruncatedError,
     UsageError,
 )
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import Samples, Sound, read_audio, write_audio
 from tokodec.codec.models import load_model
 from tokodec.tokenizers.audio.grvq import AudioGRVQ
@@ -164,7 +163,7 @@ def test_positions_of_channels_come_back_and_are_checked(tmp_path: Path) -> None
     assert read_tok(data).sound.layout == 0x60F
     assert decode(data).sound.layout == 0x60F
     for suffix in (".wav", ".flac"):
-        decode_file(io.BytesIO(data), tmp_path / f"b{suffix}", str(GOLDEN))
+        decode_file(io.BytesIO(data), tmp_path / f"b{suffix}", model=str(GOLDEN))
         found = read_audio(tmp_path / f"b{suffix}", "b")
         assert (found.layout, found.samples.shape) == (0x60F, (6, 5000))
         assert np.abs(found.samples - decode(data).sound.samples).max() < 2**-15
@@ -557,7 +556,7 @@ def test_tokens_of_sounds(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_names_are_part_of_the_package(tmp_path: Path) -> None:
     path = save(tmp_path / "a.wav", sound(30_000))
-    done = tokodec.encode_file(path, tmp_path / "a.tok", str(GOLDEN), kbps=6)
+    done = tokodec.encode_file(path, tmp_path / "a.tok", model=str(GOLDEN), kbps=6)
     assert done.kbps <= 6
     assert tokodec.decode_file(tmp_path / "a.tok", model=str(GOLDEN)).sound.samples.shape == (1, 30_000)
 

@@ -398,7 +398,7 @@ def test_what_is_refused(model: VideoGrid) -> None:
     with pytest.raises(ValueError, match="m > 0"):
         StreamingVideoDecoder(model).push(torch.zeros(1, 3, 0, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="do not fit a grid"):
-        Tokens(torch.zeros(1, 1, 3, 1, 1, dtype=torch.int64), model.spec(5, 16, 16))
+        Tokens(torch.zeros(1, 1, 3, 1, 1, dtype=torch.int64), model.spec((5, 16, 16)))
     for wrong in ({"channels": (8, 8)}, {"analysis_time": (2, 1)}, {"synthesis_time": (1,)}, {"codebook_sizes": ()}):
         with pytest.raises(ValueError, match=r"entries|at least one"):
             replace(TINY, **wrong)

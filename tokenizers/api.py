@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib
 import json
+import operator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from . import variants, weights
 from .folders import CONFIG_FILE, find_model, read_config
-from .registry import TOKENIZER_CLASSES
+from .quantize.codebook import CodebookQuantizer
+from .registry import RateControl, load_class
+from .tokens import Tokens, TokenSpec
 from .variants import BASE_HASH, LEFT, RIGHT
 
-if TYPE_CHECKING:
-    from .tokens import Tokens
-
+MIN_RATE, MAX_RATE = 1e-3, 1e6  # samples or frames a second that a spec may say
 
 T = TypeVar("T", bound="Tokenizer")
 
@@ -31,6 +34,11 @@ class Tokenizer(nn.Module, abc.ABC):
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
     ``int8_largest`` the largest of these integers, and in ``half_weights`` prefixes among them that stay float16.
     ``int8_codebooks``: the largest integer of a codeword, which has a step of its own; 0: float16.
+
+    What tokens mean is said by class attributes, from which :meth:`spec` is made: ``modality``, ``strides``, ``first``
+    (see :class:`~.tokens.TokenSpec`), ``channels`` (meanings that the channels of a signal can have, the usual one
+    first), ``sample_rate`` (None if signals have rates of their own, or none), and ``varies``: the fields of a spec
+    beside its size that differ from signal to signal.
     """
 
     config_class: ClassVar[type[Any]]
@@ -39,7 +47,12 @@ class Tokenizer(nn.Module, abc.ABC):
     half_weights: tuple[str, ...] = ()
     int8_codebooks: ClassVar[int] = 0
     modality: ClassVar[str]
-    dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
+    strides: ClassVar[tuple[int, ...]]
+    first: ClassVar[int | None] = None
+    channels: ClassVar[tuple[str, ...]] = ("rgb",)
+    sample_rate: ClassVar[float | None] = None
+    varies: ClassVar[tuple[str, ...]] = ()
+    rate_control: ClassVar[RateControl] = "levels"  # what sets the rate of encode()
 
     name: str
     weights_hash: str
@@ -69,14 +82,68 @@ class Tokenizer(nn.Module, abc.ABC):
     def decode(self, tokens: Tokens) -> Tensor:
         """Tokens to signal."""
 
+    def spec(self, size: tuple[int, ...], **about: Any) -> TokenSpec:
+        """Say what the tokens of a signal mean.
+
+        Args:
+            size: lengths along the grid axes: (H, W) of a picture, (n,) samples, (T, H, W) of a clip.
+            about: what else differs from signal to signal, by the names of the fields of a :class:`~.tokens.TokenSpec`
+                that are in ``varies``: ``quality`` (0 to 100), ``channels`` (one of the class attribute's) or
+                ``sample_rate`` (frames a second, or None).
+        Raises: ValueError for a size of another rank, another field, or a value out of its range.
+        """
+        if unknown := set(about) - set(self.varies):
+            raise ValueError(f"tokens of {self.name} do not differ in {', '.join(sorted(unknown))}")
+        size = tuple(operator.index(n) for n in size)
+        if len(size) != len(self.strides) or min(size) < 0:
+            raise ValueError(f"a signal of {self.name} has {len(self.strides)} lengths, got {size}")
+        fields = {"channels": self.channels[0], "sample_rate": self.sample_rate, **about}
+        if fields["channels"] not in self.channels:
+            raise ValueError(f"channels of {self.name} are {', '.join(self.channels)}, got {fields['channels']!r}")
+        if "quality" in self.varies and not _within(fields.get("quality"), 0, 100):
+            raise ValueError(f"quality is 0 to 100, got {fields.get('quality')!r}")
+        rate = fields["sample_rate"]
+        if rate is not None and not _within(rate, MIN_RATE, MAX_RATE):
+            raise ValueError(f"sample_rate is {MIN_RATE:g} to {MAX_RATE:g} a second, got {rate!r}")
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=self.strides,
+            size=size,
+            first=self.first,
+            **fields,
+        )
+
+    def accepts(self, spec: TokenSpec) -> bool:
+        """Whether this model, with these weights, makes tokens that say this of themselves: all of it, no less."""
+        return self._mismatch(spec) is None
+
+    def _mismatch(self, spec: TokenSpec) -> str | None:
+        """What a spec says that this model's tokens do not, None if nothing."""
+        try:
+            own = self.spec(spec.size, **{name: getattr(spec, name) for name in self.varies})
+        except (TypeError, ValueError) as error:  # a value of another type, or out of its range
+            return str(error)
+        names = [field.name for field in dataclasses.fields(spec)]
+        return next((f"{n} is {getattr(own, n)}, not {getattr(spec, n)}" for n in names
+                     if getattr(own, n) != getattr(spec, n)), None)  # fmt: skip
+
+    def codewords(self) -> list[npt.NDArray[np.float32]] | None:
+        """The table ``[N_k, D]`` of every codebook, coarse to fine; None if codes are no numbers of codewords."""
+        return None
+
     def check_tokens(self, tokens: Tokens) -> None:
-        """Raise ValueError unless ``tokens`` come from this model with these weights."""
+        """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""
         spec = tokens.spec
         if (spec.model, spec.weights_hash) != (self.name, self.weights_hash):
             raise ValueError(
                 f"tokens of {spec.model} {spec.weights_hash or '(unsaved)'}"
                 f" given to {self.name} {self.weights_hash or '(unsaved)'}"
             )
+        if wrong := self._mismatch(spec):
+            raise ValueError(f"the tokens do not say what {self.name} makes: {wrong}")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
@@ -108,19 +175,27 @@ class Tokenizer(nn.Module, abc.ABC):
             ValueError: the folder is damaged, or holds another class than ``cls``.
         """
         folder = find_model(name)
+        found = load_class(read_config(folder)["class"])
+        if not issubclass(found, cls):
+            raise ValueError(f"{folder} holds a {found.__name__}, not a {cls.__name__}")
+        model: T = found.load(folder)
+        return model.eval()
+
+    @classmethod
+    def load(cls: type[T], folder: Path) -> T:
+        """The model in a folder, whose ``config.json`` names this class. Override it to load weights in another way.
+
+        Raises: ValueError if the folder is damaged.
+        """
         found = read_config(folder)
-        module = importlib.import_module("." + TOKENIZER_CLASSES[found["class"]], package=__package__)
-        model_class = getattr(module, found["class"])
-        if not issubclass(model_class, cls):
-            raise ValueError(f"{folder} holds a {found['class']}, not a {cls.__name__}")
-        config_class = model_class.config_class
+        config_class = cls.config_class
         known = {field.name for field in dataclasses.fields(config_class)}
         unknown = set(found["config"]) - known
         if unknown:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()}
         try:
-            model = model_class(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
+            model = cls(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
         except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
             raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
         (state, weights_hash), parts = weights.load_hashed(folder / weights.WEIGHTS_FILE), folder
@@ -136,7 +211,22 @@ class Tokenizer(nn.Module, abc.ABC):
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
         model.weights_hash = weights_hash
         model.load_parts(parts)
-        return model.eval()
+        return model
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    """Whether this is a number in that range; NaN is not, nor is True."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def tables(levels: Iterable[nn.Module]) -> list[npt.NDArray[np.float32]]:
+    """The codewords ``[N, D]`` of quantizers with a codebook each, as :meth:`Tokenizer.codewords` gives them."""
+    found = []
+    for level in levels:
+        assert isinstance(level, CodebookQuantizer)
+        with torch.no_grad(), torch.autocast(level.codebook.device.type, enabled=False):
+            found.append(level.codebook.float().cpu().numpy())
+    return found
 
 
 def config_text(model: Tokenizer, base: str | None = None) -> str:
@@ -156,8 +246,6 @@ def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, 
         base_hash: its weights hash.
         change: ``NAME``, or ``NAME.left`` and ``NAME.right``; see the module's text.
     """
-    from .folders import CONFIG_FILE
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {**change, BASE_HASH: torch.tensor(list(bytes.fromhex(base_hash)), dtype=torch.uint8)}

@@ -7,14 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .registry import TOKENIZER_CLASSES
+from .registry import tokenizer_kinds
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
 
 
-def released_models(classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> list[str]:
+def released_models(classes: Collection[str] | None = None) -> list[str]:
     """Names of the models of these classes that come with the package; tokenizers, where nothing else is said."""
+    classes = tokenizer_kinds() if classes is None else classes
     folders = [p.parent for p in ASSETS.glob(f"*/{CONFIG_FILE}")]
     return sorted(folder.name for folder in folders if class_of(folder) in classes)
 
@@ -24,10 +25,10 @@ def class_of(folder: Path) -> str:
     return str(json.loads((folder / CONFIG_FILE).read_text())["class"])
 
 
-def find_model(name: str | Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> Path:
+def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path:
     """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError.
 
-    Args:   classes: only releases of these count; what a folder holds, its reader will tell.
+    Args:   classes: only releases of these count, tokenizers by default; what a folder holds, its reader will tell.
     """
     path = Path(name)
     if (path / CONFIG_FILE).is_file():
@@ -49,8 +50,9 @@ def find_model(name: str | Path, classes: Collection[str] = tuple(TOKENIZER_CLAS
     raise FileNotFoundError(f"no model {str(name)!r}: give a folder with a {CONFIG_FILE}{known}{hint}")
 
 
-def read_config(folder: Path, classes: Collection[str] = tuple(TOKENIZER_CLASSES)) -> dict[str, Any]:
+def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[str, Any]:
     """Parsed ``config.json`` of a model of one of these classes, its shape checked. Raises ValueError."""
+    classes = tokenizer_kinds() if classes is None else classes
     path = folder / CONFIG_FILE
     try:
         found = json.loads(path.read_text())

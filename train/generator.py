@@ -139,7 +139,7 @@ def new_generator(recipe: dict[str, Any], tokenizer: Tokenizer, folder: str) -> 
     """The untrained generator of a recipe. Raises ValueError for settings that make no sense."""
     conf = dict(recipe["model"])
     window, digits, dropout = conf.pop("window"), conf.pop("digits"), conf.pop("dropout")
-    spec = tokenizer.spec(*window)  # type: ignore[operator]
+    spec = tokenizer.spec(tuple(window))
     trees = trees_of(tokenizer, folder, conf["levels"]) if digits else []
     config = GeneratorConfig(spec, bases=tuple(tuple(tree.bases) for tree in trees), **conf)
     return Generator(config, trees, recipe["name"], dropout)

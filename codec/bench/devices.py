@@ -26,20 +26,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ...tokenizers.image.photo import ImagePhoto
-from ..container.fields import MODALITIES
 from ..container.read import read_tok
-from ..decode import decode_file
+from ..decode import decode_file, file_tokens
 from ..encode import encode_file
 from ..errors import MediaError, UsageError
 from ..files import open_output
-from ..image.levels import file_tokens
 from ..media.audio import AUDIO_SUFFIXES_IN
 from ..media.kind import Kind, media_kind
 from ..media.read_image import IMAGE_SUFFIXES_IN
 from ..media.read_video import VIDEO_SUFFIXES_IN
 from ..models import load_model, pick_device
 from ..provenance import as_json, commit, machine
-from ..registry import DEFAULT_MODELS
+from ..registry import MODALITIES
 from .inputs import picture_files
 
 KINDS: dict[Kind, str] = {"image": "pictures", "audio": "sounds", "video": "videos"}
@@ -108,7 +106,7 @@ def bench_file(
     if source is not None:
 
         def encode() -> bytes:
-            return encode_file(io.BytesIO(source), None, model, quality, device=device).data
+            return encode_file(io.BytesIO(source), None, model=model, quality=quality, device=device).data
 
         theirs = encode()
         same_file = theirs == data
@@ -153,7 +151,7 @@ def bench_devices(
     Raises:  a TokodecError: nothing there, or a model whose rate dial is not a quality.
     """
     device = pick_device(device)
-    name = model or DEFAULT_MODELS["image"]
+    name = model or MODALITIES["image"].encode_model
     tokenizer = load_model(name, device).tokenizer
     if not isinstance(tokenizer, ImagePhoto):
         raise UsageError(f"{tokenizer.name} has no quality for a rate dial")
@@ -167,7 +165,11 @@ def bench_devices(
     work += [(p.name, p, quality) for p in paths for quality in qualities]
     for label, path, quality in work:
         source = read_bytes(path)
-        data = source if quality is None else encode_file(io.BytesIO(source), None, name, quality, device="cpu").data
+        data = (
+            source
+            if quality is None
+            else encode_file(io.BytesIO(source), None, model=name, quality=quality, device="cpu").data
+        )
         picture = None if quality is None else source
         extent = (read_tok(data).picture.height, read_tok(data).picture.width)
         if extent not in seen:

@@ -23,13 +23,12 @@ from rich.table import Table
 
 from ..audio.decode import audio_tokenizer
 from ..container.read import read_tok
-from ..decode import decode_file
+from ..decode import decode_file, file_tokens
 from ..encode import encode_file
 from ..files import open_output
-from ..image.levels import file_tokens
 from ..models import load_model, pick_device
 from ..provenance import as_json, commit, machine
-from ..registry import DEFAULT_MODELS
+from ..registry import MODALITIES
 from .clips import clip_files
 
 
@@ -51,7 +50,7 @@ def bench_sound(name: str, source: bytes, kbps: float, model: str, device: str) 
     """Measure one file of a sound; its codes ``[signals, K, t]`` as the CPU makes and reads them."""
 
     def encode(where: str) -> bytes:
-        return encode_file(io.BytesIO(source), None, model, kbps=kbps, device=where).data
+        return encode_file(io.BytesIO(source), None, model=model, kbps=kbps, device=where).data
 
     def codes(data: bytes, where: str) -> np.ndarray:
         return file_tokens(read_tok(data), model, where)[0].codes.cpu().numpy()
@@ -78,7 +77,7 @@ def bench_sound_devices(
 
     Raises: a TokodecError: nothing there, or a model that is not for sounds.
     """
-    device, name = pick_device(device), model or DEFAULT_MODELS["audio"]
+    device, name = pick_device(device), model or MODALITIES["audio"].encode_model
     tokenizer = audio_tokenizer(load_model(name, device))
     console, digest, rows = Console(), hashlib.sha256(), []
     for path in clip_files(folder, limit):

@@ -38,7 +38,7 @@ from ..files import open_output
 from ..media.read_video import Pixels, VideoReader
 from ..models import Model, load_model, model_for, pick_device
 from ..provenance import as_json, commit, machine, versions
-from ..registry import DEFAULT_MODELS, FITTED
+from ..registry import FITTED, MODALITIES
 from ..video.segments import Codes, read_segment, segment_payload, video_tokenizer
 from .devices import read_bytes
 from .videos import video_files
@@ -176,7 +176,7 @@ def level_sizes(parts: Sequence[Codes]) -> tuple[int, ...]:
 
 
 def encode_on(path: Path, levels: int | None, model: str, device: str) -> bytes:
-    return encode_file(path, None, model, levels=levels, device=device, sound=False).data
+    return encode_file(path, None, model=model, levels=levels, device=device, sound=False).data
 
 
 def bench_clip(path: Path, levels: int | None, model: str, device: str) -> tuple[VideoRow, list[Codes]]:
@@ -230,7 +230,7 @@ def bench_video_devices(
     Args:    folder: with videos, or with .tok files if it holds any.  levels: of the files made here, all if None.
     Raises:  a TokodecError: nothing there, or a model that is not for videos.
     """
-    device, name = pick_device(device), model or DEFAULT_MODELS["video"]
+    device, name = pick_device(device), model or MODALITIES["video"].encode_model
     tokenizer = video_tokenizer(load_model(name, device))
     paths = sorted(folder.glob("*.tok"))[:limit] or video_files(folder, limit)
     digest, rows, seen = hashlib.sha256(), [], set()

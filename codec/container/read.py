@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
+from ..registry import MODALITIES, MODALITY_NAMES
 from .chunks import (
     AHED,
     ALPH,
@@ -35,7 +36,7 @@ from .chunks import (
     read_sound_head,
     scan,
 )
-from .fields import KINDS, MODALITIES, SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
+from .fields import SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
 
 if TYPE_CHECKING:
     from .fields import Header
@@ -65,7 +66,7 @@ class TokFile:
     def picture(self) -> ImageHeader:
         """The header of a picture. Raises ChunkError if the file holds something else."""
         if not isinstance(self.header, ImageHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a picture")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a picture")
         return self.header
 
     @property
@@ -74,14 +75,14 @@ class TokFile:
         if self.track is not None:
             return self.track[0]
         if not isinstance(self.header, AudioHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a sound")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a sound")
         return self.header
 
     @property
     def video(self) -> VideoHeader:
         """The header of a video. Raises ChunkError if the file holds something else."""
         if not isinstance(self.header, VideoHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a video")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a video")
         return self.header
 
     def sound_payload(self, segment: int) -> bytes | None:
@@ -192,7 +193,7 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
 def modality_of(start: bytes) -> int | None:
     """The modality, from the first ``PEEK`` bytes of a file; None if they are not those of one."""
     whole = len(start) >= PEEK and start.startswith(SIGNATURE) and start[len(SIGNATURE) + 1 :].startswith(HEAD)
-    return start[PEEK - 1] if whole and start[PEEK - 1] in MODALITIES else None
+    return start[PEEK - 1] if whole and start[PEEK - 1] in MODALITY_NAMES else None
 
 
 def _cut_head(data: bytes, start: int) -> bool:

@@ -15,9 +15,13 @@ from typing import BinaryIO, Literal
 from ..errors import MediaError, UnsupportedMediaError
 from .audio import AUDIO_SUFFIXES_IN
 from .guard import references
-from .read_video import VIDEO_SUFFIXES_IN, moves
+from .read_image import IMAGE_SUFFIXES_IN
+from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
 Kind = Literal["image", "audio", "video"]
+
+MODALITY_SUFFIXES = {"image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN, "video": VIDEO_SUFFIXES_IN}
+SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix in suffixes)
 
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
@@ -101,7 +105,7 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
 def _container_kind(source: Path | BinaryIO, suffix: str, unknown: Kind = "audio") -> Kind:
     """By the tracks; where they cannot be read, by the suffix: reading will tell what is wrong."""
     try:
-        return "video" if moves(source, "") else "audio"
+        return "video" if has_video_stream(source, "") else "audio"
     except MediaError:
         return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else unknown
 

@@ -310,7 +310,7 @@ class VideoReader:
         return reader, reader.start - self._origin
 
 
-def moves(source: Path | BinaryIO, name: str) -> bool:
+def has_video_stream(source: Path | BinaryIO, name: str) -> bool:
     """Whether a container (MP4, Matroska, Ogg, ...) has a video track. Raises MediaError if it cannot be opened."""
     here = None if isinstance(source, Path) else source.tell()
     try:

@@ -94,7 +94,7 @@ class RefinedEncoder:
         """Bits of a latent, and half the binary logarithm of the squared error of decoded frames."""
         latents = self.tokenizer.config.dim * codes[0, 0].numel()
         bits = float(self.model.prior.bits(codes[0].cpu().numpy()).sum())
-        spec = self.tokenizer.spec(*x.shape[2:])
+        spec = self.tokenizer.spec(tuple(x.shape[2:]))
         x_hat = self.tokenizer.decode(Tokens(codes, spec))
         error = float(((x_hat * 255).round() - x).square().mean())
         return bits / latents + 0.5 * math.log2(max(error, 1e-6))

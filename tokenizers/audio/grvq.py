@@ -19,16 +19,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Tokenizer
+from ..api import Tokenizer, tables
 from ..quantize.base import ABSENT
 from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 
 RATE = 24000  # samples a second
@@ -131,6 +133,10 @@ class AudioGRVQ(Tokenizer):
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 95
     modality = "audio"
+    strides = (FRAME,)
+    channels = ("mono", "mid-side", "separate")
+    sample_rate = float(RATE)
+    varies = ("channels",)
 
     config: AudioGRVQConfig
 
@@ -152,13 +158,17 @@ class AudioGRVQ(Tokenizer):
     @property
     def codebooks(self) -> list[Tensor]:
         """``[N_k, D / groups]`` of every level, in the order of the codes."""
+        return [level.codebook for level in self._levels]
+
+    @property
+    def _levels(self) -> list[SimVQ]:
         found = []
         for k in range(len(self.config.codebook_sizes)):
             for group in self.quantizer.groups:
                 assert isinstance(group, ResidualQuantizer)
                 level = group.levels[k]
                 assert isinstance(level, SimVQ)
-                found.append(level.codebook)
+                found.append(level)
         return found
 
     @property
@@ -171,18 +181,9 @@ class AudioGRVQ(Tokenizer):
             past[rate] += sum(conv.past for conv in convs)
         return past[0] + -(-(past[1] + WINDOW // HOP) // 2)
 
-    def spec(self, samples: int, signals: int = 1) -> TokenSpec:
-        """What the tokens of ``signals`` signals of so many samples mean: two of them are middle and side."""
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(FRAME,),
-            size=(samples,),
-            channels={1: "mono", 2: "mid-side"}.get(signals, "separate"),
-            sample_rate=float(RATE),
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        """``[N_k, D / groups]`` of every level of every group, in the order of the codes."""
+        return tables(self._levels)
 
     # ---------------------------------------------------------------- whole signals
 
@@ -216,7 +217,7 @@ class AudioGRVQ(Tokenizer):
         if lengths is not None:
             frames = torch.tensor([-(-length // FRAME) for length in lengths], device=x.device)
             codes = torch.where(torch.arange(codes.shape[2], device=x.device) < frames[:, None, None], codes, ABSENT)
-        return Tokens(codes, self.spec(n))
+        return Tokens(codes, self.spec((n,)))
 
     def codes(
         self,
@@ -287,6 +288,11 @@ class AudioGRVQ(Tokenizer):
         parts = pieces.unflatten(2, (WINDOW // HOP, HOP)).unbind(2)
         n = len(parts) - 1
         return sum((F.pad(part, (0, 0, i, n - i)) for i, part in enumerate(parts)), start=torch.zeros(()))
+
+
+def channels_of(signals: int) -> str:
+    """What so many signals of a sound are, as :class:`~..tokens.TokenSpec` says it: two of them are middle and side."""
+    return {1: "mono", 2: "mid-side"}.get(signals, "separate")
 
 
 def is_short(x: Tensor, frames: int) -> bool:

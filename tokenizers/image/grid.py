@@ -15,17 +15,22 @@ a discriminator with g_a frozen, and invents plausible texture where the bits di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
+from ..api import tables
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
+from .base import ImageTokenizer
 from .layers import PATCH, STRIDE, blocks, channels_last, halo_cells
+from .tiling import decode_tiled, encode_tiled
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def synthesis_net(config: ImageGridConfig) -> nn.Sequential:
     )
 
 
-class ImageGrid(Tokenizer):
+class ImageGrid(ImageTokenizer):
     """Convolutional picture tokenizer of stride 16 with residual SimVQ levels as rate dial; see the module's text."""
 
     config_class = ImageGridConfig
@@ -88,6 +93,7 @@ class ImageGrid(Tokenizer):
     int8_largest = 27
     int8_codebooks = 127
     modality = "image"
+    strides = (STRIDE, STRIDE)
 
     config: ImageGridConfig
 
@@ -118,16 +124,8 @@ class ImageGrid(Tokenizer):
         """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
         return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
 
-    def spec(self, height: int, width: int) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return tables(self.codebooks)
 
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
@@ -143,7 +141,7 @@ class ImageGrid(Tokenizer):
         # Replicated borders cost fewer bits than black ones; decode() cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         codes = self.quantizer.encode(self.latents(x), levels)
-        return Tokens(codes, self.spec(height, width))
+        return Tokens(codes, self.spec((height, width)))
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``z_e [B, D, h, w]``."""
@@ -170,6 +168,21 @@ class ImageGrid(Tokenizer):
         z_q = z_q.contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return ((net(z_q) + 1) / 2).clamp(0, 1)
+
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        return encode_tiled(self, pixels, progress=progress)
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_synthesis(synthesis)
+        return decode_tiled(self, tokens, channels, synthesis, progress=progress)
 
     def check_levels(self, levels: int | None) -> int:
         if levels is None:

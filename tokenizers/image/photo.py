@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
 from ...entropy.hyperprior.prior import HyperPrior
 from ...entropy.hyperprior.walk import CODE_MAX, Walk
-from ..api import Tokenizer
 from ..graphed import Graphed
 from ..quantize.base import ABSENT
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
+from .base import ImageTokenizer
 from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
@@ -178,7 +178,7 @@ class PhotoNets(nn.Module):
         return torch.exp(self.log_inverse(quality))
 
 
-class ImagePhoto(Tokenizer):
+class ImagePhoto(ImageTokenizer):
     """Photographs as codes of a scalar quantiser; see the module's text.
 
     Codes are made in windows of ``WINDOW`` cells along both axes, from the top left on; inside a window a code says
@@ -195,7 +195,9 @@ class ImagePhoto(Tokenizer):
         "nets.synthesis.fine.",
     )  # fmt: skip
     modality = "image"
-    dial = "quality"
+    strides = (STRIDE, STRIDE)
+    varies = ("quality",)
+    rate_control = "quality"
 
     config: ImagePhotoConfig
     entropy_hash: Tensor
@@ -254,18 +256,6 @@ class ImagePhoto(Tokenizer):
         n8, n16 = self.config.synthesis_blocks
         return -(-(16 + 16 * n16 + 8 * n8 + 8) // STRIDE)
 
-    def spec(self, height: int, width: int, quality: float) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-            quality=quality,
-        )
-
     # ---------------------------------------------------------------- pictures and tokens
 
     @torch.no_grad()
@@ -283,7 +273,7 @@ class ImagePhoto(Tokenizer):
             torch.from_numpy(pack_codes(self.quantise_windows(y, steps), y.shape[1:]))
             for y in self.latents(pad_to_cells(x)).cpu().numpy()
         ]
-        return Tokens(torch.stack(codes), self.spec(height, width, steps / 100))
+        return Tokens(torch.stack(codes), self.spec((height, width), quality=steps / 100))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -306,6 +296,25 @@ class ImagePhoto(Tokenizer):
         return self.synthesise_tiled(
             self.walk_windows(tokens.codes[0].cpu().numpy(), steps), steps, (height, width), channels
         )
+
+    @torch.no_grad()
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        steps = quality_steps(DEFAULT_QUALITY if quality is None else quality)
+        latents = self.analyse_tiled(pixels, progress=progress)
+        codes = pack_codes(self.quantise_windows(latents, steps), latents.shape[1:])
+        return Tokens(torch.from_numpy(codes)[None], self.spec(tuple(pixels.shape[:2]), quality=steps / 100))
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels)
 
     # ---------------------------------------------------------------- the parts
 

@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
+from ..api import tables
 from ..quantize.base import ABSENT, Quantizer
 from ..quantize.binary import BSQ, LFQ
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
+from .base import ImageTokenizer
 
 CORE = 256  # pixels from one window to the next
 MARGIN = 8  # pixels that a window sees and paints beyond its core, on each side
@@ -176,14 +177,15 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(last(F.gelu(h, approximate="tanh")), COARSE)
 
 
-class ImageSequence(Tokenizer):
+class ImageSequence(ImageTokenizer):
     """See the module's text. The rate dial is the number of tokens, of every window or of all together."""
 
     config_class = ImageSequenceConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 15
     modality = "image"
-    dial = "tokens"
+    strides = (CORE, CORE)
+    rate_control = "tokens"
 
     config: ImageSequenceConfig
 
@@ -203,16 +205,14 @@ class ImageSequence(Tokenizer):
         """Of every token; all are written with the same codebook."""
         return (self.config.codebook_size,) * self.config.tokens
 
-    def spec(self, height: int, width: int) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(CORE, CORE),
-            size=(height, width),
-            channels="rgb",
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        """The same table for every token: of SimVQ the codebook, of binary codes all their sign vectors."""
+        if isinstance(self.quantizer, SimVQ):
+            (table,) = tables([self.quantizer])
+        else:
+            indices = torch.arange(self.config.codebook_size, device=self.device)
+            table = self.quantizer.decode(indices[:, None]).cpu().numpy()
+        return [table] * self.config.tokens
 
     # ---------------------------------------------------------------- pictures and tokens
 
@@ -233,7 +233,7 @@ class ImageSequence(Tokenizer):
             raise ValueError("give the tokens of every window or the total, not both")
         if tokens is not None and not 1 <= tokens <= most:
             raise ValueError(f"tokens is 1 to {most}, got {tokens}")
-        spec = self.spec(*x.shape[2:])
+        spec = self.spec(tuple(x.shape[2:]))
         windows = to_windows(x)  # [B, h, w, 3, 272, 272]
         codes = self.codes(windows.flatten(0, 2))[:, :tokens]  # [B * h * w, n]
         if total is not None:
@@ -269,7 +269,7 @@ class ImageSequence(Tokenizer):
                  none if not asked for.
         """
         height, width, _ = pixels.shape
-        spec = self.spec(height, width)
+        spec = self.spec((height, width))
         h, w = spec.grid
         x = pixels.permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
         where = inside(height, width)
@@ -302,6 +302,21 @@ class ImageSequence(Tokenizer):
             if progress is not None:
                 progress(min(1.0, top / height))
         return out
+
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        return self.encode_tiled(pixels, False, progress)[0]
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels, progress)
 
     def window_rows(self, tokens: Tokens) -> Iterator[Tensor]:
         """Decoded windows, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""

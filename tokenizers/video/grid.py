@@ -29,17 +29,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer
+from ..api import Tokenizer, tables
 from ..image.grid import ImageGrid
 from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
 from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
 
 GROUP = 4  # frames of a cell; the first cell of a clip has one
@@ -144,6 +146,9 @@ class VideoGrid(Tokenizer):
     int8_largest = 11
     int8_codebooks = 11
     modality = "video"
+    strides = (GROUP, STRIDE, STRIDE)
+    first = FIRST
+    varies = ("sample_rate",)
 
     config: VideoGridConfig
     hold: Tensor
@@ -200,19 +205,8 @@ class VideoGrid(Tokenizer):
                 step //= 2
         return past
 
-    def spec(self, frames: int, height: int, width: int, rate: float | None = None) -> TokenSpec:
-        """What the tokens of a clip mean. rate: frames a second, if it is known."""
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(GROUP, STRIDE, STRIDE),
-            size=(frames, height, width),
-            channels="rgb",
-            sample_rate=rate,
-            first=FIRST,
-        )
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return tables(self.codebooks)
 
     # ---------------------------------------------------------------- whole clips
 
@@ -226,7 +220,7 @@ class VideoGrid(Tokenizer):
         _check_clip(x)
         stream = StreamingVideoEncoder(self, levels)
         codes = torch.cat([stream.push(x), stream.finish()], 2)
-        return Tokens(codes, self.spec(x.shape[2], x.shape[3], x.shape[4], rate))
+        return Tokens(codes, self.spec(tuple(x.shape[2:]), sample_rate=rate))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:

@@ -14,13 +14,12 @@ from ....tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEnco
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
 from ...contract import Encoded, check_effort
-from ...decode import decode_file
+from ...decode import decode_file, file_tokens
 from ...encode import encode_file
 from ...errors import UsageError
-from ...image.levels import file_tokens
 from ...metrics.spectrogram import Mono
 from ...models import load_model, pick_device
-from ...registry import DEFAULT_MODELS
+from ...registry import MODALITIES
 from ..clips import RATE, Timed, timed
 
 KBPS = (0.75, 1.5, 3.0, 6.0)
@@ -50,7 +49,7 @@ def prepare_sound(model: str | None, device: str, kbps: Sequence[float], effort:
     chosen = tuple(sorted(set(kbps)))
     if not chosen or not all(rate > 0 and math.isfinite(rate) for rate in chosen):
         raise UsageError("rates are numbers above 0, in kbit/s")
-    model = model or DEFAULT_MODELS["audio"]
+    model = model or MODALITIES["audio"].encode_model
     device = pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if not isinstance(tokenizer, AudioGRVQ):

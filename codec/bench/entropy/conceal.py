@@ -32,7 +32,7 @@ from ...media.write_image import write_image
 from ...metrics import picture as metrics_picture
 from ...models import pick_device
 from ...provenance import as_json
-from ...registry import TOKEN_MODELS
+from ...registry import MODALITIES
 from ..inputs import input_files, load_priors, origin
 from ..timing import numbers, plain_console, said
 from .prior import where
@@ -190,11 +190,11 @@ def bench_conceal(
         make_folder(save)
     console = plain_console()
     with open_output(out, force=True) as file, torch.no_grad():
-        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
+        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")
-        codewords = [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
+        codewords = tokenizer.codewords()
         ways = fillers(static, context, codewords)
         fills: list[Fill] = []
         intact: dict[str, float] = {}

@@ -33,7 +33,7 @@ from ...media.audio import AUDIO_SUFFIXES_IN
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import Model, pick_device
 from ...provenance import as_json, commit, machine, versions
-from ...registry import GENERATORS
+from ...registry import MODALITIES
 from ...tokens import tokenize_file
 from ..inputs import input_files
 from ..timing import numbers, plain_console, said, torch_threads
@@ -140,7 +140,7 @@ def bench_generator(
     paths = input_files(inputs, suffixes, "media or tokens")[:limit]
     console = plain_console()
     with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
-        generator, loaded = load_pair(model or GENERATORS["image"], tokenizer, device)
+        generator, loaded = load_pair(model or MODALITIES["image"].generator, tokenizer, device)
         home = tokenizer or generator.config.window.model
         grids, names, short = [], [], 0
         for path in paths:

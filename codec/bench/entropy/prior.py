@@ -32,15 +32,13 @@ from ...image.segments import segment_cells
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import pick_device
 from ...provenance import as_json
-from ...registry import TOKEN_MODELS
+from ...registry import MODALITIES
 from ..inputs import input_files, load_priors, origin, read_inputs
 from ..timing import LEAST_RUNS, SEED, WARM_UP, numbers, plain_console, quartiles, said, torch_threads
 from .large import LARGE, LARGE_CODERS, print_large, time_large
 
 if TYPE_CHECKING:
     from ..inputs import Columns, Input
-
-
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,7 @@ def bench_prior(
     paths = input_files(inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
     console = plain_console()
     with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
-        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
+        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         found = read_inputs(paths, model, device, folder, static)
         report: dict[str, Any] = {
             **origin(folder, static, context, device),

@@ -15,7 +15,7 @@ from ...decode import decode_file
 from ...encode import encode_file
 from ...errors import UsageError
 from ...models import load_model, pick_device
-from ...registry import DEFAULT_MODELS
+from ...registry import MODALITIES
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0, 65.0, 80.0, 90.0, 100.0)
 
@@ -90,7 +90,7 @@ def prepare(
     Raises: UsageError for settings that the model lacks.
     """
     check_effort(effort)
-    model = model or DEFAULT_MODELS["image"]
+    model = model or MODALITIES["image"].encode_model
     device = pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != "image":
