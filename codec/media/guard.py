@@ -36,7 +36,8 @@ _TEXTS = (  # what a text that points to media begins with, in lower case, and w
     (b"v=0\no=", "a session description (SDP)"),
     (b"rtsptext", "an address (RTSP)"),
 )
-_NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf"}  # boxes on the way to a track's references
+_NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf"}  # boxes on the way to those looked at
+_CLAIMS = {b"tkhd": 1 << 24, b"stsz": 1 << 23, b"trun": 1 << 20}  # boxes, and what they may claim in any case
 
 
 def references(head: bytes) -> str | None:
@@ -174,9 +175,23 @@ def _refuse_references(file: BinaryIO, name: str) -> None:
                 noun = "a movie of references (QuickTime)"
             elif kind == b"dref" and _is_elsewhere(file, start, end):
                 noun = "a movie with a track in another file (QuickTime)"
+            elif kind in _CLAIMS and (claim := _claim(file, kind, start, end)) > max(size, _CLAIMS[kind]):
+                raise MediaError(f"{name}: damaged: a {kind.decode()} box claims {claim}")
     file.seek(begin)
     if noun is not None:
         raise UnsupportedMediaError(f"{name}: {noun}: other files are never opened from within one; give those instead")
+
+
+def _claim(file: BinaryIO, kind: bytes, start: int, end: int) -> int:
+    """The number of a track, or of samples that take no bytes in a table, for each of which FFmpeg takes time."""
+    file.seek(start)
+    data = file.read(min(24, max(0, end - start)))
+    if kind == b"tkhd":  # ISO/IEC 14496-12, 8.3.2
+        return int.from_bytes(data[20:24] if data[:1] == b"\1" else data[12:16], "big")
+    if kind == b"stsz":  # 8.7.3.2
+        return int.from_bytes(data[8:12], "big") if any(data[4:8]) else 0
+    each = int.from_bytes(data[1:4], "big") >> 8 & 0xF  # 8.8.8, a trun
+    return 0 if each else int.from_bytes(data[4:8], "big")
 
 
 def _is_elsewhere(file: BinaryIO, start: int, end: int) -> bool:
