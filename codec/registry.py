@@ -2,7 +2,7 @@
 
 Packages that are not ours add entropy models and formats with :func:`register_prior` and :func:`register_format`, or
 with entry points of the groups ``tokodec.priors`` (objects: :class:`PriorKind`) and ``tokodec.formats`` (names:
-"modality rate"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
+"modality.rate"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def register_format(modality: str, rate: str, target: str) -> None:
 def _add_installed() -> None:
     add_entry_points("tokodec.priors", register_prior, PriorKind)
     for point in entry_points(group="tokodec.formats"):
-        register_format(*point.name.split(" ", 1), point.value)
+        modality, _, rate = point.name.partition(".")
+        register_format(modality, rate, point.value)
 
 
 def prior_kinds() -> dict[str, PriorKind]:
