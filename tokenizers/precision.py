@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,17 +30,19 @@ def whole_float32(device: torch.device) -> Iterator[None]:
             with _whole_on_cuda():
                 yield
         else:
-            with _whole((torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)):
+            mkldnn: Any = torch.backends.mkldnn
+            with _whole(mkldnn.matmul, mkldnn.conv):
                 yield
 
 
 @contextmanager
 def _whole_on_cuda() -> Iterator[None]:
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     try:  # PyTorch refuses to read the older settings where the newer ones were used, and to compute with a mix
         before = cuda.allow_tf32, cudnn.allow_tf32
     except RuntimeError:
-        with _whole((cuda, cudnn.conv, cudnn.rnn)):
+        with _whole(cuda, cudnn.conv, cudnn.rnn):
             yield
         return
     cuda.allow_tf32 = False
@@ -51,16 +54,16 @@ def _whole_on_cuda() -> Iterator[None]:
 
 
 @contextmanager
-def _whole(parts: tuple[object, ...]) -> Iterator[None]:
+def _whole(*parts: Any) -> Iterator[None]:
     """Set ``fp32_precision`` of these parts of ``torch.backends`` to "ieee" where it is less."""
-    less = [(part, part.fp32_precision) for part in parts if part.fp32_precision not in WHOLE]  # type: ignore[attr-defined]
+    less = [(part, part.fp32_precision) for part in parts if part.fp32_precision not in WHOLE]
     for part, _ in less:
-        part.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
         for part, before in less:
-            part.fp32_precision = before  # type: ignore[attr-defined]
+            part.fp32_precision = before
 
 
 def require_float32(module: nn.Module, name: str) -> None:

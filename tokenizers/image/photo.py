@@ -268,6 +268,7 @@ class ImagePhoto(Tokenizer):
         Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), an empty picture or another
                  quality.
         """
+        self.require_float32()
         x = to_pictures(x, self.device)
         check_pixels(x)
         steps = quality_steps(quality)
@@ -310,7 +311,6 @@ class ImagePhoto(Tokenizer):
     @torch.no_grad()
     def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
         """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
-        self.require_float32()
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
         with whole_float32(self.device):
             scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
@@ -348,6 +348,7 @@ class ImagePhoto(Tokenizer):
 
         Args: progress: called with the share that is done.
         """
+        self.require_float32()
         height, width, _ = pixels.shape
         h, w = -(-height // STRIDE), -(-width // STRIDE)
         y: npt.NDArray[np.float32] = np.empty((self.config.latents, h, w), dtype=np.float32)
