@@ -226,7 +226,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageSequenceConfig(**change)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a picture batch is"):
+    with pytest.raises(ValueError, match=r"pictures are a float tensor \[B, 3, H, W\]"):
         small().encode(torch.zeros(3, 8, 8))
 
 

@@ -445,7 +445,7 @@ def test_what_stays_float16_and_codewords_with_steps_of_their_own(tmp_path: Path
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8), (1, 3, 8, 0), (0, 3, 8, 8)])
 def test_what_is_no_picture_batch(shape: tuple[int, ...], model: ImageGrid) -> None:
-    with pytest.raises(ValueError, match="picture batch"):
+    with pytest.raises(ValueError, match="pictures are a float tensor"):
         model.encode(torch.zeros(shape))
 
 

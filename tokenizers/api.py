@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import variants, weights
 from .folders import CONFIG_FILE, find_model, read_config
+from .precision import require_float32
 from .quantize.codebook import CodebookQuantizer
 from .registry import RateControl, load_class
 from .tokens import Tokens, TokenSpec
@@ -68,6 +69,10 @@ class Tokenizer(nn.Module, abc.ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def require_float32(self) -> None:
+        """Raise DtypeError unless all weights are float32: codes and signals are made in it alone."""
+        require_float32(self, self.name)
 
     @property
     @abc.abstractmethod
@@ -136,6 +141,11 @@ class Tokenizer(nn.Module, abc.ABC):
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""
+        if not isinstance(tokens, Tokens):
+            raise ValueError(
+                f"decode takes Tokens, got a {type(tokens).__name__}; codes alone are Tokens(codes, model.spec(size))"
+            )
+        self.require_float32()
         spec = tokens.spec
         if (spec.model, spec.weights_hash) != (self.name, self.weights_hash):
             raise ValueError(

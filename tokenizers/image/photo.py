@@ -31,6 +31,8 @@ from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
 from ...entropy.hyperprior.prior import HyperPrior
 from ...entropy.hyperprior.walk import CODE_MAX, Walk
 from ..graphed import Graphed
+from ..inputs import check_pixels, to_pictures
+from ..precision import whole_float32
 from ..quantize.base import ABSENT
 from ..tokens import Tokens
 from .base import ImageTokenizer
@@ -262,11 +264,13 @@ class ImagePhoto(ImageTokenizer):
     def encode(self, x: Tensor, quality: float = DEFAULT_QUALITY) -> Tokens:
         """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, K, ceil(H/16), ceil(W/16)]``.
 
-        Args:    quality: 0 to 100, the rate dial.
-        Raises:  ValueError for other shapes, an empty picture or another quality.
+        Args:    x: of any floating-point type, or uint8.  quality: 0 to 100, the rate dial.
+        Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), an empty picture or another
+                 quality.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
+        self.require_float32()
+        x = to_pictures(x, self.device)
+        check_pixels(x)
         steps = quality_steps(quality)
         height, width = x.shape[2:]
         codes = [
@@ -320,16 +324,15 @@ class ImagePhoto(ImageTokenizer):
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``y [B, M, h, w]`` before the gain."""
-        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would move codes away from the CPU's
-            return self.nets.analysis(x)
+        with whole_float32(self.device):
+            return self.nets.analysis((2 * x - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
         """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
-        scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with whole_float32(self.device):
+            scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
             z = self.nets.hyper_analysis(scaled)
         return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps)
 
@@ -352,8 +355,8 @@ class ImagePhoto(ImageTokenizer):
         return self._synthesise(latents, torch.full((len(latents),), steps / QUALITY_STEPS, device=self.device))
 
     def _pixels(self, latents: Tensor, quality: Tensor) -> Tensor:
-        y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with whole_float32(self.device):
+            y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
             return ((self.nets.synthesis(y, quality) + 1) / 2).clamp(0, 1)
 
     @torch.no_grad()
@@ -364,6 +367,7 @@ class ImagePhoto(ImageTokenizer):
 
         Args: progress: called with the share that is done.
         """
+        self.require_float32()
         height, width, _ = pixels.shape
         h, w = -(-height // STRIDE), -(-width // STRIDE)
         y: npt.NDArray[np.float32] = np.empty((self.config.latents, h, w), dtype=np.float32)

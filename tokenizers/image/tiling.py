@@ -69,6 +69,7 @@ def encode_tiled(
     Returns: tokens with codes ``[1, K, h, w]`` on the CPU, those of ``model.encode`` on the whole picture.
     Memory:  one tile with its halo, whatever H and W are.
     """
+    model.require_float32()
     height, width, _ = pixels.shape
     spec = model.spec((height, width))
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
