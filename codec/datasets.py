@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.audio.grvq import AudioGRVQ
+from ..tokenizers.folders import as_text
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
 from ..tokenizers.image.sequence import ImageSequence
@@ -28,7 +29,7 @@ from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequenc
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
-from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
+from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
 from .files import atomic_output
 from .media.audio import AUDIO_SUFFIXES_IN
 from .media.read_image import IMAGE_SUFFIXES_IN
@@ -52,7 +53,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, folder or hub id.
+        model: release name, path of a folder, or hub id, see :mod:`..tokenizers.folders`.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
@@ -80,8 +81,8 @@ class TokenDataset(Dataset[Tensor]):
         generator: torch.Generator | None = None,
         quality: float | None = None,
     ) -> None:
-        tokenizer = load_model(str(model), pick_device(_device(device))).tokenizer
-        self.model = str(model)
+        tokenizer = load_model(as_text(model), pick_device(_device(device))).tokenizer
+        self.model = as_text(model)
         self.device = device
         self.quality = quality
         self.generator = generator
@@ -196,7 +197,7 @@ class TokenDataset(Dataset[Tensor]):
         """Tokens that were kept; None if there are none, or they cannot be read: they are made anew then."""
         try:
             return self._check(load_tokens(kept), kept) if kept.is_file() else None
-        except (MediaError, ModelError):
+        except TokodecError:
             return None
 
     # ---------------------------------------------------------------- windows

@@ -15,7 +15,7 @@ from .container.fields import MAX_PIXELS, SIGNATURE
 from .container.read import read_tok
 from .container.write import write_tok
 from .contract import Tokenized
-from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens
+from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .errors import FormatError, MediaError, ModelError, UsageError
 from .files import open_output, read_bytes
 from .image.levels import decode_pixels, encode_tokens, file_tokens
@@ -159,7 +159,7 @@ def detokenize_file(
 
     with open_output(dst, force) as file:
         tokens = load_tokens(src)
-        loaded = load_model(model or tokens.spec.model, pick_device(device))
+        loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))
         if not _made_by(tokens.spec, tokenizer):
