@@ -22,8 +22,9 @@ Inputs = Annotated[list[str], typer.Argument(help="files or folders; - is standa
 Output = Annotated[
     str | None, typer.Option("--out", "-o", help="file, or folder for several inputs; - is standard output")
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="release name, folder or hub id")]
-GeneratorOption = Annotated[str | None, typer.Option("--model", "-m", help="generator: release name, folder or hub id")]
+HOW_NAMED = "release name, path of a folder, or hf:USER/MODEL"
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=HOW_NAMED)]
+GeneratorOption = Annotated[str | None, typer.Option("--model", "-m", help=f"generator: {HOW_NAMED}")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
@@ -34,7 +35,7 @@ Levels = Annotated[
 ]
 Quality = Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100: the rate of models for photographs")]
 Sound = Annotated[bool, typer.Option(help="keep the sound of a video")]
-SoundModel = Annotated[str | None, typer.Option(help="model of a video's sound: release name, folder or hub id")]
+SoundModel = Annotated[str | None, typer.Option(help=f"model of a video's sound: {HOW_NAMED}")]
 Effort = Annotated[
     int, typer.Option(help="0 to 10: none to 160 steps towards better codes, each longer than encoding without")
 ]

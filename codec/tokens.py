@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .container.fields import SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
-from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens
+from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
 from .files import open_output, read_bytes
@@ -117,7 +117,7 @@ def detokenize_file(
     """
     with open_output(dst, force) as file:
         tokens = load_tokens(src)
-        loaded = load_model(model or tokens.spec.model, pick_device(device))
+        loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))
         if not tokenizer.accepts(tokens.spec):

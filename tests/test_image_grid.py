@@ -531,8 +531,8 @@ def test_a_hub_name_loads_through_the_hub_if_it_is_installed(tiny_model: Path, m
         return str(tiny_model)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    assert Tokenizer.from_pretrained("somebody/tiny").name == "tiny"
+    assert Tokenizer.from_pretrained("hf:somebody/tiny").name == "tiny"
     assert asked == [("somebody/tiny", ["*.json", "*.safetensors", "README.md"])]  # nothing that could be run
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match=r"tokodec\[hub\]"):
-        Tokenizer.from_pretrained("somebody/tiny")
+        Tokenizer.from_pretrained("hf:somebody/tiny")

@@ -6,7 +6,8 @@ import abc
 import dataclasses
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import variants, weights
+from .budget import Budget
 from .folders import CONFIG_FILE, find_model, read_config
 from .precision import require_float32
 from .quantize.codebook import CodebookQuantizer
@@ -25,6 +27,8 @@ from .variants import BASE_HASH, LEFT, RIGHT
 
 MIN_RATE, MAX_RATE = 1e-3, 1e6  # samples or frames a second that a spec may say
 
+# What settings of wrong types and numbers lead to.
+BROKEN_SETTINGS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -204,16 +208,16 @@ class Tokenizer(nn.Module, abc.ABC):
         if unknown:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()}
-        try:
-            model = cls(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
-        except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
-            raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
+        with _settings(folder):
+            config = config_class(**settings)
         (state, weights_hash), parts = weights.load_hashed(folder / weights.WEIGHTS_FILE), folder
         if "base" in found:
             parts = variants.find_base(folder, found["base"])
             base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
             variants.check_base(state, base_hash, folder)
             state = variants.merge(base, state)
+        with _settings(folder), Budget(state):  # "meta" tensors would cost an import of 0.8 s
+            model = cls(config, found["name"])
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -237,6 +241,16 @@ def tables(levels: Iterable[nn.Module]) -> list[npt.NDArray[np.float32]]:
         with torch.no_grad(), torch.autocast(level.codebook.device.type, enabled=False):
             found.append(level.codebook.float().cpu().numpy())
     return found
+
+
+@contextmanager
+def _settings(folder: Path) -> Iterator[None]:
+    """Around what takes the settings of a ``config.json``, with the errors that wrong types and numbers lead to."""
+    try:
+        yield
+    except BROKEN_SETTINGS as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / CONFIG_FILE}: {detail or type(error).__name__}") from error
 
 
 def config_text(model: Tokenizer, base: str | None = None) -> str:

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from ...entropy.integer import OneThread
+from ...tokenizers.folders import is_release
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES
-from ..errors import UsageError, WeightsMismatchError
+from ..errors import ModelError, UsageError, WeightsMismatchError
 from ..files import atomic_output
 from ..image.format import decode_pixels, image_tokenizer
 from ..media.audio import Sound, read_audio, resample, write_audio
@@ -187,6 +188,11 @@ def load_pair(model: str, tokenizer: str | None, device: str) -> tuple[Generator
     device = pick_device(device)
     generator = load_generator(model, device)
     window = generator.config.window
+    if tokenizer is None and not is_release(window.model):  # no file leads to a folder or to the network
+        raise ModelError(
+            f"{generator.name} makes tokens of {window.model[:64]!r}, which does not come with tokodec;"
+            " give its folder with --tokenizer"
+        )
     loaded = load_model(tokenizer or window.model, device)
     own = loaded.tokenizer
     if (own.name, own.weights_hash) != (window.model, window.weights_hash):
