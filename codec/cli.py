@@ -33,11 +33,12 @@ from .console import (
     progress_bar,
     say,
 )
-from .container.fields import IMAGE, VERSION
+from .container.fields import IMAGE, SIGNATURE, VERSION
 from .container.read import PEEK, modality_of
-from .errors import TokodecError, UsageError
+from .errors import ReaderGoneError, TokodecError, UsageError
 from .flags import CorpusFlags, DecodeFlags, EncodeFlags, Flags, GenerateFlags, TokenizeFlags, with_flags
 from .registry import MODALITIES, MODALITY_NAMES
+from .terminal import run_process
 
 app = typer.Typer(
     help="Learned compression: pictures, sounds and videos to small .tok files and back.",
@@ -163,7 +164,7 @@ def info(
     def one(src: str, _: str) -> int:
         from .files import read_bytes
 
-        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src), src)
+        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src, SIGNATURE), src)
         if as_json:
             print(json.dumps(found))
         else:
@@ -357,7 +358,7 @@ def demo(
 
 def main() -> None:
     """Entry point: runs a command and turns every error into one line and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_process(run, sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -368,6 +369,8 @@ def run(arguments: list[str]) -> int:
         if code == EXIT_INTERRUPTED:  # typer turns KeyboardInterrupt into this code, in silence
             say("codec: interrupted")
         return code if isinstance(code, int) else 0
+    except (ReaderGoneError, BrokenPipeError):  # `| head` has seen enough
+        return 0
     except TokodecError as error:
         if debug:
             traceback.print_exc()
@@ -376,13 +379,10 @@ def run(arguments: list[str]) -> int:
     except _CommandError as error:  # unknown options, missing arguments, no arguments at all
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message.startswith("Usage:"):  # a command without arguments
-            say(message)
+            print(message, file=sys.stderr)
         elif message:
             say(f"codec: {' '.join(message.split())}; see codec --help")
         return EXIT_USER
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except (KeyboardInterrupt, typer.Abort):
         say("codec: interrupted")
         return EXIT_INTERRUPTED

@@ -307,7 +307,8 @@ def make_folder(folder: Path) -> Path:
 def test_folders(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
     done = codec("encode", folder, "-o", tmp_path / "deep" / "out", *tiny)
-    assert (done.code, done.out, len(done.err)) == (0, b"", 3)
+    assert (done.code, done.out, len(done.err)) == (0, b"", 4)
+    assert done.err[0] == f"codec: {folder}: 1 file (notes.txt) left out, of no kind that is read here"
     assert names(tmp_path / "deep" / "out") == ["0.tok", "1.tok", "2.tok"]
     done = codec("decode", tmp_path / "deep" / "out", "-o", tmp_path / "back", "--format", "webp", *tiny)
     assert done.code == 0
@@ -324,6 +325,7 @@ def test_one_file_into_a_folder(codec: Codec, tiny: list[str], photo: Path, tmp_
 
 def test_one_bad_file_does_not_stop_the_others(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
+    (folder / "notes.txt").unlink()
     (folder / "1.png").write_bytes(b"no picture")
     done = codec("encode", folder, tmp_path / "missing.png", "-o", tmp_path / "out", "--quiet", *tiny)
     assert (done.code, done.out, len(done.err)) == (2, b"", 3)
@@ -353,11 +355,12 @@ def test_plans_that_are_refused(codec: Codec, tiny: list[str], photo: Path, tmp_
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(photo, other / "photo.png")
+    shutil.copy(photo, other / "second.png")
     for arguments, word in (
         ((photo, other / "photo.png", "-o", tmp_path / "out"), "both be written"),
         ((photo, photo), "both be written"),
         ((photo, other / "photo.png", "-o", "-"), "standard output"),
-        ((photo, other / "photo.png", "-o", photo), "cannot make the folder"),
+        ((photo, other / "second.png", "-o", photo), "cannot make the folder"),
         ((tmp_path / "empty",), "no .png"),
         ((photo, "-o", tmp_path / "no" / "folder.tok"), "does not exist"),
         ((tmp_path / "missing.png",), "no such file"),
