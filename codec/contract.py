@@ -52,6 +52,7 @@ class Encoded:
         notes: what could not be kept, one line each.
         quality: of models whose rate it sets, else None.
         tokens: in all, of models whose rate is their number, else None.
+        problems: what is damaged or missing in the source, of which the rest was encoded, one line each.
     """
 
     data: bytes
@@ -62,6 +63,7 @@ class Encoded:
     seconds: float = 0.0
     tokens: int | None = None
     frames: int = 0
+    problems: list[str] = field(default_factory=list)
 
     @property
     def bpp(self) -> float:

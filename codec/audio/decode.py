@@ -175,7 +175,7 @@ def decode_sound(
     """A span of a sound, in memory."""
     blocks = list(decode_blocks(tok, model, span, levels, progress))
     header = tok.sound
-    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth)
+    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth, layout=header.layout)
 
 
 def write_sound(
@@ -189,7 +189,13 @@ def write_sound(
     with (
         seekable(sink.file) as file,
         AudioWriter(
-            file, sink.suffix, sink.name, header.sample_rate, header.channels, bit_depth=header.bit_depth
+            file,
+            sink.suffix,
+            sink.name,
+            header.sample_rate,
+            header.channels,
+            bit_depth=header.bit_depth,
+            layout=header.layout,
         ) as writer,
     ):
         for block in decode_blocks(tok, model, span, options.levels, progress):

@@ -8,7 +8,7 @@ own number of levels, and samples are never in memory all at once; an hour of co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,8 @@ class SoundTokens:
     Attributes:
         codes: ``[signals, K, t]``.
         errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
+        layout: positions of the channels, see :mod:`..media.layout`.
+        notes, problems: of the source, what could not be kept, and what is damaged or missing.
     """
 
     codes: Codes
@@ -70,6 +72,8 @@ class SoundTokens:
     channels: int
     bit_depth: int
     notes: list[str]
+    problems: list[str] = field(default_factory=list)
+    layout: int = 0
 
     @property
     def seconds(self) -> float:
@@ -143,6 +147,8 @@ def analyse_samples(
         channels=reader.channels,
         bit_depth=reader.bit_depth,
         notes=list(reader.notes),
+        problems=list(reader.problems),
+        layout=reader.layout,
     )
 
 
@@ -213,6 +219,7 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
         coded_rate=RATE,
         stride=FRAME,
         segment=SEGMENT,
+        layout=tokens.layout,
     )
 
 

@@ -23,7 +23,7 @@ class AudioFormat(Format):
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
         data, levels, tokens = encode_sound(source, model, options, progress)
-        return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
+        return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds, problems=tokens.problems)
 
     def decode(
         self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
@@ -37,8 +37,7 @@ class AudioFormat(Format):
         return Decoded(None, tok.header, 1, tok.problems, notes)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        tokens, notes = media_codes(source.data, source.name, model, options.levels)
-        return Tokenized(tokens, [], notes)
+        return media_codes(source.data, source.name, model, options.levels)
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         return file_codes(tok, model, levels)

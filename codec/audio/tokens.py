@@ -12,6 +12,7 @@ from ...tokenizers.audio.grvq import RATE, channels_of
 from ...tokenizers.tokens import Tokens
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES
 from ..container.read import TokFile
+from ..contract import Tokenized
 from ..errors import MediaError, UsageError
 from ..media.audio import AudioReader, Samples, Sound
 from .decode import audio_tokenizer, read_codes, to_channels
@@ -29,10 +30,8 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
     return Tokens(torch.from_numpy(codes[:, :held]), spec)
 
 
-def media_codes(
-    source: Path | BinaryIO, name: str, model: Model, levels: int | None = None
-) -> tuple[Tokens, list[str]]:
-    """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it, one line each."""
+def media_codes(source: Path | BinaryIO, name: str, model: Model, levels: int | None = None) -> Tokenized:
+    """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it."""
     tokenizer = audio_tokenizer(model)
     with AudioReader(source, name, MAX_SAMPLES) as reader:
         found = analyse_samples(reader, tokenizer, levels)
@@ -45,7 +44,8 @@ def media_codes(
         notes.append(f"the {found.channels} channels are the same, tokens are of one")
     n = -(-found.samples * RATE // found.sample_rate)
     codes = torch.from_numpy(found.codes.astype(np.int64))
-    return Tokens(codes, tokenizer.spec((n,), channels=channels_of(len(codes)))), notes
+    tokens = Tokens(codes, tokenizer.spec((n,), channels=channels_of(len(codes))))
+    return Tokenized(tokens, found.problems, notes)
 
 
 def file_of_codes(tokens: Tokens, model: Model) -> bytes:

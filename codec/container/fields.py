@@ -27,6 +27,7 @@ MAX_TICK = (1 << 31) - 1  # of both parts of its fraction, as FFmpeg has it
 MAX_GROUP = 64  # frames of a video's cell
 MAX_CELLS = 1 << 23  # of a video's segment
 MAX_CHANNELS = 8
+MAX_LAYOUT = (1 << 18) - 1  # all positions of WAVEFORMATEXTENSIBLE
 RATES = (1000, 768_000)  # samples a second that make sense
 MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised by --max-samples
 
@@ -98,6 +99,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("coded_rate", "u32", "samples a second of the signals, Hz", *RATES),
         Field("stride", "u16", "samples of a signal that a frame spans", 1, 65535),
         Field("segment", "u16", "frames of a segment", 1, MAX_FRAMES),
+        Field("layout", "u32", 'positions of the channels, see "Sounds"; 0: not told', 0, MAX_LAYOUT, optional=True),
     ),
     VIDEO: (
         Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
@@ -185,6 +187,7 @@ class AudioHeader:
     coded_rate: int
     stride: int
     segment: int
+    layout: int = 0
     prior: int = 2
     modality: int = AUDIO
 
@@ -195,6 +198,10 @@ class AudioHeader:
             raise HeaderError(f"header field layers: a sound has 1, not {self.layers}")
         if self.signals not in (1, self.channels):
             raise HeaderError(f"header field signals: {self.signals} is neither 1 nor the {self.channels} channels")
+        if self.layout and self.layout.bit_count() != self.channels:
+            raise HeaderError(
+                f"header field layout: {self.layout:#x} has not as many positions as {self.channels} channels"
+            )
 
     @property
     def coded_samples(self) -> int:

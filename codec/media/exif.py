@@ -8,7 +8,7 @@ import struct
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .guard import DECODER_ERRORS
+from .pillow_guard import DECODER_ERRORS
 
 ORIENTATION = 0x0112
 _RESOLUTION = (0x011A, 0x011B, 0x0128)  # along x and y, and its unit

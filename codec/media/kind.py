@@ -8,11 +8,13 @@ it as one. Other pictures that move (APNG, WebP, AVIF) stay pictures, whose read
 from __future__ import annotations
 
 import io
+import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from ..errors import MediaError, UnsupportedMediaError
 from .audio import AUDIO_SUFFIXES_IN
+from .guard import references
 from .read_image import IMAGE_SUFFIXES_IN
 from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
@@ -23,34 +25,48 @@ SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix
 
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
-    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64",
+    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"RIFX", b"\x0b\x77", b"wvpk", b"TTA1",
+    b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01", b"Creative Voice File",
+    b"NIST_1A",
 )  # fmt: skip
 _CONTAINER_STARTS = (
-    b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01",
+    b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",
 )  # fmt: skip
-_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"DKIF")
+_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF")
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jxl ")
 
 
 def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
-    """What a media file holds, and the source to read it from: a stream that cannot seek is read into memory.
+    """What a media file holds, and the source to read it from: what cannot seek, pipes with names too, is read into
+    memory, once and in order; but for what begins as nothing that is known.
 
     A file that cannot be opened is a picture unless its suffix says otherwise; reading it will tell what is wrong.
     """
+    suffix = ""
     if isinstance(source, Path):
+        suffix = source.suffix
         try:
             with source.open("rb") as file:
                 start = file.read(_LOOK)
+                if not stat.S_ISREG(source.stat().st_mode):
+                    source = _in_memory(start, file)
         except OSError:
             start = b""
-        return _kind(start, source.suffix, source), source
+        return _kind(start, suffix, source), source
     if not source.seekable():
-        source = io.BytesIO(source.read())
+        source = _in_memory(source.read(_LOOK), source)
     here = source.tell()
     start = source.read(_LOOK)
     source.seek(here)
     return _kind(start, "", source), source
+
+
+def _in_memory(start: bytes, rest: BinaryIO) -> BinaryIO:
+    """A stream as a file that can seek. What begins with zeros only, as /dev/zero, is not read on: it may not end."""
+    while len(start) < _LOOK and (more := rest.read(_LOOK - len(start))):
+        start += more
+    return io.BytesIO(start + rest.read() if start.strip(b"\0") else start)
 
 
 def refuse_videos(kind: Kind, name: str) -> None:
@@ -60,8 +76,12 @@ def refuse_videos(kind: Kind, name: str) -> None:
 
 
 def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
+    if references(start) is not None:  # whose reader refuses it by name
+        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else "audio"
     if start[:4] == b"RIFF":
-        return {b"WAVE": "audio", b"AVI ": "video"}.get(start[8:12], "image")  # type: ignore[return-value]
+        if start[8:12] == b"AVI ":
+            return _container_kind(source, suffix, unknown="video")
+        return "audio" if start[8:12] == b"WAVE" else "image"
     if start[4:8] == b"ftyp":
         brand = start[8:12]
         if brand in _PICTURE_BRANDS:
@@ -69,7 +89,9 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
         return "audio" if brand in _SOUND_BRANDS else _container_kind(source, suffix)
     if start.startswith(_CONTAINER_STARTS) or start[4:8] in (b"moov", b"mdat", b"wide"):
         return _container_kind(source, suffix)
-    if start.startswith(_VIDEO_STARTS) or any(start[i : i + 1] == start[i + 188 : i + 189] == b"G" for i in (0, 4)):
+    if any(start[i : i + 1] == start[i + 188 : i + 189] == b"G" for i in (0, 4)):  # MPEG transport stream
+        return _container_kind(source, suffix, unknown="video")
+    if start.startswith(_VIDEO_STARTS):
         return "video"
     if start.startswith(_SOUND_STARTS) or _mpeg_audio(start):
         return "audio"
@@ -80,12 +102,12 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
     return "audio" if suffix.lower() in AUDIO_SUFFIXES_IN and not _picture(start) else "image"
 
 
-def _container_kind(source: Path | BinaryIO, suffix: str) -> Kind:
+def _container_kind(source: Path | BinaryIO, suffix: str, unknown: Kind = "audio") -> Kind:
     """By the tracks; where they cannot be read, by the suffix: reading will tell what is wrong."""
     try:
         return "video" if has_video_stream(source, "") else "audio"
     except MediaError:
-        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else "audio"
+        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else unknown
 
 
 def _is_animated(source: Path | BinaryIO) -> bool:

@@ -25,8 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
 from . import png
 from .exif import dropped_metadata, read_exif, read_xmp, tiff_exif
-from .guard import DECODER_ERRORS, one_line, pillow_without_limits
 from .jpeg import JPEG_END, JpegScan, scan_jpeg
+from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
 from .profile import CodePoints, fitting_profile, profile_of_code_points, profile_of_gamma
 from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages

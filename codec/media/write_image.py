@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from ..errors import MediaError, TokodecError, UnsupportedMediaError
 from ..files import Output, atomic_output
 from .exif import descriptive
-from .guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
 from .profile import fitting_profile
 from .raster import bands
 

@@ -190,4 +190,4 @@ def _track(tok: TokFile, part: Part) -> tuple[SoundTrack, Span] | None:
     if begin >= end:
         return None
     where = Fraction(start + begin, rate) - part.begin
-    return SoundTrack(rate, header.channels, header.bit_depth, where), Span(begin, end)
+    return SoundTrack(rate, header.channels, header.bit_depth, where, header.layout), Span(begin, end)

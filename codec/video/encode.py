@@ -199,7 +199,13 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
         data, chosen = files.finish() if most is None else files.within(most, clock.seconds)
         progress.update(1.0)
     return Encoded(
-        data, int(chosen.max()), pixels=pixels, notes=notes, seconds=float(clock.seconds), frames=clock.frames
+        data,
+        int(chosen.max()),
+        pixels=pixels,
+        notes=notes,
+        seconds=float(clock.seconds),
+        frames=clock.frames,
+        problems=reader.problems,
     )
 
 

@@ -56,8 +56,7 @@ class VideoFormat(AnyVideoFormat):
         return segment_frames_of(tok, model, options.levels)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        tokens, notes = media_codes(source, model, options.levels, options.max_pixels)
-        return Tokenized(tokens, [], notes)
+        return media_codes(source, model, options.levels, options.max_pixels)
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         """Tokens of a file of one segment. Raises UsageError for more."""

@@ -18,6 +18,7 @@ from ...tokenizers.video.tiling import FrameDecoder, FrameEncoder
 from ..container.fields import MAX_CELLS, MAX_FRAMES, MAX_PIXELS, VideoHeader
 from ..container.read import TokFile
 from ..container.write import write_video
+from ..contract import Tokenized
 from ..errors import UsageError
 from ..files import seekable
 from ..media.read_video import VideoReader
@@ -33,10 +34,8 @@ if TYPE_CHECKING:
 RATE = 25.0  # frames a second of tokens that do not tell theirs
 
 
-def media_codes(
-    source: Source, model: Model, levels: int | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Tokens, list[str]]:
-    """Tokens ``[1, K, t, h, w]`` of a video, and what they do not tell of it, one line each."""
+def media_codes(source: Source, model: Model, levels: int | None = None, max_pixels: int = MAX_PIXELS) -> Tokenized:
+    """Tokens ``[1, K, t, h, w]`` of a video, and what they do not tell of it."""
     tokenizer = video_tokenizer(model)
     with VideoReader(source.data, source.name, max_pixels) as reader:
         clock = ClockMaker(reader.time_base, source.name)
@@ -52,7 +51,7 @@ def media_codes(
         notes += ["uneven times of frames are not part of tokens"] * (times.ticks is not None)
         rate = None if times.rate is None else float(times.rate)
         spec = tokenizer.spec((times.frames, reader.height, reader.width), sample_rate=rate)
-    return Tokens(torch.from_numpy(np.concatenate(cells, axis=1)[None]), spec), notes
+    return Tokenized(Tokens(torch.from_numpy(np.concatenate(cells, axis=1)[None]), spec), reader.problems, notes)
 
 
 def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:

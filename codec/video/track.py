@@ -24,7 +24,7 @@ SOUND_SHARE = 5  # then a fifth of it
 def encode_track(
     reader: VideoReader, options: EncodeOptions, most: float, progress: Progress = SILENT
 ) -> tuple[CodedSound | None, list[str]]:
-    """The sound of a video, coded, None if it has no samples; and notes.
+    """The sound of a video, coded, None if it has no samples; and notes. What is damaged goes into ``reader.problems``.
 
     Args:   most: thousands of bits a second that are fine for the sound if it was not said.
     Raises: RateError if the sound cannot be coded with what was said; MediaError.
@@ -43,6 +43,7 @@ def encode_track(
                 source, tokenizer, errors=True, progress=progress, skip=max(0, -start), search=search
             )
             notes = list(source.notes)
+            reader.problems += [f"its sound: {said}" for said in source.problems if said not in reader.problems]
     except MediaError as error:
         raise type(error)(f"{error} (its sound; --no-sound leaves it out)") from error
     if start < 0:

@@ -148,7 +148,14 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
                 quality = fit.quality
         data = write_video(header, payloads, chunk, track)
     return Encoded(
-        data, 1, pixels=math.prod(shape), notes=notes, quality=quality, seconds=float(times.seconds), frames=shape[0]
+        data,
+        1,
+        pixels=math.prod(shape),
+        notes=notes,
+        quality=quality,
+        seconds=float(times.seconds),
+        frames=shape[0],
+        problems=reader.problems,
     )
 
 
