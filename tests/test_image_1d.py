@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -469,7 +470,8 @@ def test_codewords_start_when_quantizing_does(
 def test_crops_keep_all_numbers_of_tokens() -> None:
     trainer = script.Trainer.__new__(script.Trainer)
     trainer.model, trainer.device = small(), torch.device("cpu")
-    trainer.generator, trainer.recipe = torch.Generator().manual_seed(0), {"data": {"whole": 0.25}}
+    trainer.generator = torch.Generator().manual_seed(0)
+    trainer.recipe = SimpleNamespace(data=SimpleNamespace(whole=0.25))
     kept = trainer.kept(4000)
     counts = torch.bincount(kept, minlength=13)
     assert counts[0] == 0
