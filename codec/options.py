@@ -86,6 +86,12 @@ class SoundOptions:
     model: str | None = None
 
 
+def check_effort(effort: int) -> None:
+    """Raise UsageError for what is no effort."""
+    if effort not in range(len(EFFORTS)):
+        raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {effort}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
     """How a medium is encoded.
@@ -116,8 +122,7 @@ class EncodeOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.effort not in range(len(EFFORTS)):
-            raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {self.effort}")
+        check_effort(self.effort)
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"minutes must be positive, got {self.minutes:g}")
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import tokodec
-from tokodec.codec.bench.shares import bench_shares
+from tokodec.codec.bench.image.allocation import bench_allocation
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.decode import decode_file, file_tokens
@@ -340,10 +340,10 @@ def test_damage_stays_in_its_segment(sequence_model: Path) -> None:
     assert not bool((tokens.codes[:, 1:, :, 8:] >= 0).any())
 
 
-def test_bench_of_shares(
+def test_bench_of_token_allocation(
     sequence_model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
+    report = bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
     assert [(row["way"], row["tokens"]) for row in report["means"]] == [("alike", 12), ("shared", 12)]
     assert len(report["rows"]) == 2
     for row in report["rows"]:
@@ -359,10 +359,10 @@ def test_bench_of_shares(
     assert json.loads((tmp_path / "out" / "shares.json").read_text())["rows"] == json.loads(as_json(report))["rows"]
     assert Image.open(tmp_path / "out" / "sheet-1.png").size == (600, 280)
     assert "no figure" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="there is no nothing"):
-        bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
+    with pytest.raises(UsageError, match=r"nothing\.png is not among"):
+        bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
     with pytest.raises(UsageError, match="not a number of tokens"):
-        bench_shares(folder, tmp_path / "out", "image-photo", "cpu")
+        bench_allocation(folder, tmp_path / "out", "image-photo", "cpu")
 
 
 # --------------------------------------------------------------------------------------------------------- one command

@@ -1,29 +1,23 @@
-"""Timing on CPUs and GPUs, and how times are shown."""
+"""Timing on CPUs and GPUs."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import importlib.util
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ..errors import UsageError
 
 LEAST_RUNS = 5
+WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
+SEED = 0  # of random weights and codes
 Search = Callable[[], Tensor]
 OURS = "ours"
-
-
-# -------------------------------------------------------------------------------------------------- time and memory
 
 
 def synchronize(device: str) -> None:
@@ -91,42 +85,17 @@ def show_ms(value: float | None) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.0f}"
 
 
-WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
-SEED = 0  # of the random weights and codes of the large codebooks
+def show_range(low: float | None, high: float | None) -> str:
+    """Quartiles of milliseconds."""
+    return "-" if low is None else f"{show_ms(low)}..{show_ms(high)}"
 
 
-# ------------------------------------------------------------------------------------------------------- the whole
-
-
-@contextmanager
-def torch_threads(n: int | None) -> Iterator[None]:
-    """PyTorch with n threads on the CPU; the number before comes back."""
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# ------------------------------------------------------------------------------------------------------ printing
-
-
-def plain_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-def said(console: Console, line: str) -> None:
-    """Print one line as it is."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def numbers(title: str, first: str, *headings: str) -> Table:
-    """An empty table: a column of names, then columns of numbers."""
-    table = Table(title=title, box=SIMPLE, padding=(0, 1), title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def torch_versions(*packages: str) -> dict[str, str | None]:
+    """Of PyTorch with its build, of CUDA, and of packages that times depend on; None for what is absent."""
+    found: dict[str, str | None] = {"torch": str(torch.__version__), "cuda": torch.version.cuda}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -8,7 +8,6 @@ numbers are code lengths of models: only the integer priors make files.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import time
 from collections.abc import Sequence
@@ -25,18 +24,18 @@ from ....tokenizers.quantize.base import ABSENT
 from ....tokenizers.tokens import Tokens
 from ...corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ...errors import MediaError, UsageError, WeightsMismatchError
-from ...files import open_output
 from ...generate.bits import code_bits, priors_of, whole_windows
 from ...generate.files import load_pair
 from ...generate.model import Generator, Uncached
 from ...media.audio import AUDIO_SUFFIXES_IN
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import Model, pick_device
-from ...provenance import as_json, commit, machine, versions
+from ...provenance import origin
 from ...registry import MODALITIES
 from ...tokens import tokenize_file
 from ..inputs import input_files
-from ..timing import numbers, plain_console, said, torch_threads
+from ..report import Table, json_file, plain_console, print_table, said
+from ..run import torch_threads
 
 if TYPE_CHECKING:
     from ...generate.bits import BitsRow
@@ -119,6 +118,7 @@ def bench_generator(
     model: str | None = None,
     tokenizer: str | None = None,
     device: str = "auto",
+    *,
     samples: int = 4,
     full: bool = False,
     seed: int = 0,
@@ -134,12 +134,12 @@ def bench_generator(
     Raises:  a TokodecError.
     """
     device = pick_device(device)
-    if samples < 1 or (threads is not None and threads < 1):
-        raise UsageError("samples and threads are at least 1")
+    if samples < 1:
+        raise UsageError("samples are at least 1")
     suffixes = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES)
     paths = input_files(inputs, suffixes, "media or tokens")[:limit]
     console = plain_console()
-    with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
+    with torch_threads(threads), json_file(out) as write, torch.no_grad():
         generator, loaded = load_pair(model or MODALITIES["image"].generator, tokenizer, device)
         home = tokenizer or generator.config.window.model
         grids, names, short = [], [], 0
@@ -160,10 +160,7 @@ def bench_generator(
             "tokenizer": loaded.tokenizer.name,
             "tokenizer_hash": loaded.tokenizer.weights_hash,
             "prior_hashes": {name: prior.hash for name, prior in priors.items()},
-            "machine": machine(device),
-            "versions": versions(),
-            "commit": commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **origin(device),
             "inputs": names,
             "windows": windows,
             "too_small": short,
@@ -175,24 +172,22 @@ def bench_generator(
         said(console, f"{generator.name} {generator.weights_hash}: {what}")
         print_bits(rows, console)
         print_speed(speed, console)
-        if file is not None:
-            file.write(as_json(report).encode())
+        write(report)
     return report
 
 
 def print_bits(rows: Sequence[BitsRow], console: Console) -> None:
-    headings = [f"level {k + 1}" for k in range(len(rows[0].levels))]
-    table = numbers("bits a code, the same tokens", "model", *headings, "a cell", "an id", "of the generator")
+    heads = ["model", *(f"level {k + 1}" for k in range(len(rows[0].levels))), "a cell", "an id", "of the generator"]
+    cells = []
     for r in rows:
         share = f"{r.cell / rows[0].cell:.1%}" if rows[0].cell else "-"
-        table.add_row(r.model, *(f"{b:.3f}" for b in r.levels), f"{r.cell:.3f}", f"{r.token:.3f}", share)
-    console.print(table)
+        cells.append(("", [r.model, *(f"{b:.3f}" for b in r.levels), f"{r.cell:.3f}", f"{r.token:.3f}", share]))
+    print_table(console, Table(heads, cells), "bits a code, the same tokens")
 
 
 def print_speed(speed: Speed, console: Console) -> None:
-    table = numbers(f"sampling, {speed.samples} x {speed.ids} ids", "", "seconds", "ids/s")
-    table.add_row("with KV cache", f"{speed.cached_s:.2f}", f"{speed.cached_ids_s:.0f}")
-    table.add_row("without", f"{speed.uncached_s:.2f}", f"{speed.uncached_ids_s:.0f}")
-    console.print(table)
+    ways = (("with KV cache", speed.cached_s, speed.cached_ids_s), ("without", speed.uncached_s, speed.uncached_ids_s))
+    rows = [("", [name, f"{seconds:.2f}", f"{ids:.0f}"]) for name, seconds, ids in ways]
+    print_table(console, Table(["", "seconds", "ids/s"], rows), f"sampling, {speed.samples} x {speed.ids} ids")
     timed = "all passes" if speed.passes == speed.ids else f"{speed.passes} passes at evenly spaced lengths"
     said(console, f"{speed.ratio:.1f} times as fast with the cache; without it {timed} were timed")

@@ -17,7 +17,8 @@ from rich.console import Console
 from ....entropy.context.net import ContextNet, LevelShape
 from ....entropy.context.prior import ContextPrior
 from ....entropy.schedule import offsets_within, refinement
-from ..timing import LEAST_RUNS, SEED, WARM_UP, numbers, one_line, said
+from ..report import Table, grouped, number, print_table, said
+from ..timing import LEAST_RUNS, SEED, WARM_UP, one_line
 
 LARGE = {16384: LevelShape(), 262144: LevelShape(features=16, digit=32)}  # codewords -> network
 LARGE_GRID = (64, 64)
@@ -165,20 +166,14 @@ def time_large(name: str, n: int, seconds: float, device: str) -> LargeRow:
 
 
 def print_large(rows: Sequence[LargeRow], console: Console) -> None:
-    table = numbers(
-        "large codebooks: codes per second", "\ncoder", "\ncodewords", "symbols\nat a time", "\ncompress",
-        "\ndecompress", "\nboth", "tables of\n64x64, MiB",
-    )  # fmt: skip
-    for i, row in enumerate(rows):
-        if i and row.codewords != rows[i - 1].codewords:
-            table.add_section()
+    cells = []
+    for row in rows:
         rates = (row.compress_codes_s, row.decompress_codes_s, row.codes_s)
-        table.add_row(
-            row.coder, str(row.codewords), "-" if row.symbols is None else str(row.symbols),
-            *("-" if rate is None else f"{rate:.0f}" for rate in rates),
-            "-" if row.tables_mib is None else f"{row.tables_mib:.0f}",
-        )  # fmt: skip
-    console.print(table)
+        own = [row.coder, str(row.codewords), number(row.symbols, 0)]
+        cells.append([*own, *(number(rate, 0) for rate in rates), number(row.tables_mib, 0)])
+    heads = ["coder", "codewords", "symbols\nat a time", "compress", "decompress", "both", "tables of\n64x64, MiB"]
+    table = Table(heads, grouped([row.codewords for row in rows], cells))
+    print_table(console, table, "large codebooks: codes per second")
     said(console, "ours: random weights, 8 steps over a grid of 64 x 64, digits of at most 256 values")
     said(console, "peers: made-up tables, there before the clock starts; a table each: a grid needs all of them")
     for row in rows:
