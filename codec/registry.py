@@ -141,6 +141,14 @@ class _PriorNames(Mapping[int, str]):
 PRIOR_NAMES: Mapping[int, str] = _PriorNames()
 
 
+def default_generator(modality: str) -> str:
+    """The default of `codec generate`. Raises UsageError for a modality that has none."""
+    name = MODALITIES[modality].generator
+    if name is None:
+        raise UsageError(f"no generator of {modality} comes with tokodec: name one with --model")
+    return name
+
+
 def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:
     """The model for what a file holds. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
     if tune is None:

@@ -34,7 +34,7 @@ from ..media.read_image import Picture, read_image
 from ..media.write_image import write_image
 from ..models import Model, load_model, pick_device
 from ..progress import Progress, as_progress
-from ..registry import MODALITIES
+from ..registry import MODALITIES, default_generator
 from .model import Generator, load_generator
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def generate_files(
     n, prompt = options.n, options.prompt
     kind: Kind = "image" if prompt is None else media_kind(Path(prompt))[0]
     refuse_videos(kind, str(prompt))
-    generator, loaded = load_pair(options.model or _default_generator(kind), options.tokenizer, options.device)
+    generator, loaded = load_pair(options.model or default_generator(kind), options.tokenizer, options.device)
     modality = loaded.tokenizer.modality
     if prompt is not None and modality != kind:
         raise UsageError(f"{generator.name} is a generator for {modality}, and {prompt} is {MODALITIES[kind].noun}")
@@ -159,12 +159,6 @@ def generate_files(
         tiles += [s.pixels if isinstance(s, Picture) else spectrogram(s.samples[0]) for s in samples]
         write_image(Picture(sheet(tiles)), outputs[-1], ".png", SHEET)
     return Generated(samples, files, notes)
-
-
-def _default_generator(kind: Kind) -> str:
-    model = MODALITIES[kind].generator
-    assert model is not None, "videos were refused"
-    return model
 
 
 @contextmanager
