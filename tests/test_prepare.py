@@ -8,10 +8,11 @@ from tokodec.codec.container.fields import ImageHeader
 from tokodec.codec.container.read import MAX_PROBLEMS, read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.errors import UsageError
-from tokodec.codec.image.prepare import COLOURS_ONLY, KEEP, fill_transparent, parse_keep, prepare
+from tokodec.codec.image.prepare import fill_transparent, prepare
 from tokodec.codec.image.segments import picture_of
 from tokodec.codec.media.profile import CodePoints, profile_of_code_points, profile_of_gamma
 from tokodec.codec.media.read_image import Picture
+from tokodec.codec.options import COLOURS_ONLY, KEEP, EncodeOptions, parse_keep, with_short_forms
 
 P3 = profile_of_code_points(CodePoints(12, 13), gray=False)
 XMP = b"<x:xmpmeta/>"
@@ -144,3 +145,16 @@ def test_hidden_colours_are_told() -> None:
     assert (hidden.pixels == (200, 100, 50)).all()
     plain = picture(alpha=alpha)
     assert prepare(plain).notes == []
+
+
+def test_short_forms_of_keep() -> None:
+    def kept(**short: object) -> frozenset[str]:
+        return with_short_forms(EncodeOptions(), short).keep
+
+    assert kept() == KEEP
+    assert kept(metadata=False) == COLOURS_ONLY
+    assert kept(keep="exif") == kept(keep=frozenset({"exif"})) == {"exif"}
+    with pytest.raises(UsageError, match="not both"):
+        kept(keep="exif", metadata=False)
+    with pytest.raises(UsageError, match="got gps"):
+        EncodeOptions(keep=frozenset({"gps"}))

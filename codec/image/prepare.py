@@ -9,25 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import UsageError
 from ..media.profile import to_srgb
 from ..media.raster import bands
 from ..media.read_image import Picture
+from ..options import KEEP
 
-KEEP = frozenset({"icc", "exif", "xmp"})  # all there is
-COLOURS_ONLY = frozenset({"icc"})  # --no-metadata
 _CELL = 16  # pixels along the edge of a cell of colours that are spread under what is transparent
 _SWEEPS = 8
-
-
-def parse_keep(text: str) -> frozenset[str]:
-    """Names with commas, or "all" or "none". Raises UsageError for others."""
-    names = frozenset(name for part in text.split(",") if (name := part.strip().lower()))
-    if names in ({"all"}, {"none"}):
-        return KEEP if names == {"all"} else frozenset()
-    if not names or names - KEEP:
-        raise UsageError(f"what can be kept is icc, exif and xmp, or all or none, got {text!r}")
-    return names
 
 
 def prepare(picture: Picture, keep: frozenset[str] = KEEP) -> Picture:
