@@ -222,6 +222,8 @@ def plan(
     for source in sources:
         src = source.name
         pipe = src != STREAM and is_stream(Path(src))  # not to be opened to learn its kind: it can be read once
+        if pipe and (out is None or (into and not isinstance(suffix, str))):
+            raise UsageError(f"{src} is a pipe or a device: name the output with -o")
         end = "" if pipe and not into else suffix_of(src)
         if out is not None and not into:
             _refuse_inputs([src], [(src, out)])
@@ -231,8 +233,6 @@ def plan(
             planned.append((src, Path(out) / source.folder, end))
         elif src == STREAM:
             return [(src, STREAM)]
-        elif pipe:
-            raise UsageError(f"{src} is a pipe or a device: name the output with -o")
         else:
             planned.append((src, Path(src).parent, end))
     pairs = _named(planned)

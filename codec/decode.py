@@ -62,7 +62,7 @@ def decode_file(
     options = replace(options, device=pick_device(options.device))
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         try:
             most_samples = None if options.sound is None else options.max_samples
             tok = read_tok(read_bytes(src, SIGNATURE), options.max_pixels, most_samples)  # 4

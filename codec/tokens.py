@@ -47,7 +47,7 @@ def tokenize_file(
     options = replace(options, device=pick_device(options.device))
     if dst is not None and Path(dst).suffix.lower() not in TOKEN_SUFFIXES:
         raise UsageError(f"{dst}: tokens are written as {' or '.join(TOKEN_SUFFIXES)}")
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         if Path(src).suffix.lower() in TOKEN_SUFFIXES:
             done: Tokenized | None = Tokenized(_loaded_tokens(src, options))
         else:
@@ -115,7 +115,7 @@ def detokenize_file(
     Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         tokens = load_tokens(src)
         loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer

@@ -2,7 +2,7 @@
 
 ::
 
-    signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+    signature  version | HEAD | iCCP eXIF xMPP | LAYR (layer 0, all segments) | ALPH | LAYR (layer 1) ... | iNDX | TEND
     of a video:        | HEAD | TIME AHED | LAYR AUDL ... (by time) | TEND
 
 Segments are squares of a picture's grid, or spans of time.
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .fields import Header
 
 
+MAX_PROBLEMS = 100  # lines that are told of one file
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
 PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 
@@ -124,8 +125,9 @@ class TokFile:
         return payloads
 
     def damaged(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
+        """Put a line on ``problems``, each once and ``MAX_PROBLEMS`` of them: a file may have a fault in every byte."""
+        if len(self.problems) <= MAX_PROBLEMS and problem not in self.problems:
+            self.problems.append(problem if len(self.problems) < MAX_PROBLEMS else "more is damaged")
 
     def metadata(self, kind: bytes) -> bytes | None:
         payload = self.payload(kind)

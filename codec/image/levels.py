@@ -28,7 +28,7 @@ class LevelsFormat(ImageFormat):
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
         tokens = image_tokenizer(model).encode_picture(torch.from_numpy(picture.pixels), progress=progress.update)
         layers = compress_tokens(tokens, model)
-        return build_file(tokens, layers, model, extras_of(picture, options.metadata), options.rate)
+        return build_file(tokens, layers, model, extras_of(picture), options.rate)
 
     def pixels(
         self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
@@ -95,7 +95,7 @@ def build_file(tokens: Tokens, layers: list[list[bytes]], model: Model, extras: 
     )
 
     def build(n: int) -> bytes:
-        return write_tok(replace(header, layers=n), layers[:n], extras.alpha, extras.icc, extras.exif)
+        return extras.write(replace(header, layers=n), layers[:n])
 
     n = rate.choose_levels(build, len(layers), height * width)
     return Encoded(build(n), n, height * width)

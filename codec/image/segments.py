@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..container.chunks import ALPH, EXIF, ICCP
+from ..container.chunks import ALPH, EXIF, ICCP, XMPP
 from ..container.fields import (
     ImageHeader,
 )
@@ -67,7 +67,8 @@ def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
         except FormatError as error:
             tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
     notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
-    return Picture(pixels, alpha, tok.metadata(ICCP), tok.metadata(EXIF), header.bit_depth, notes)
+    icc, exif, xmp = tok.metadata(ICCP), tok.metadata(EXIF), tok.metadata(XMPP)
+    return Picture(pixels, alpha, icc, exif, header.bit_depth, notes, xmp)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
