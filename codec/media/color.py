@@ -56,9 +56,8 @@ class Conversion:
         known = primaries if primaries in _XY else 9 if transfer in TRANSFERS else 1
         self.matrix = (np.linalg.inv(_to_xyz(1)) @ _to_xyz(known)).T.astype(np.float32)
         self.luminance = _to_xyz(known)[1].astype(np.float32)
-        codes = 255 * (np.arange(1 << 12) / 4095.0) ** (1 / _GAMMA)
+        codes = 255 * (np.arange(1 << 12) / 4095.0) ** (2 / _GAMMA)  # by the root of light: dark codes are many
         self.codes = np.round(codes).astype(np.uint8)
-        self.dark = np.round(255 * (np.arange(1 << 12) / 4095.0 / 64) ** (1 / _GAMMA)).astype(np.uint8)
 
     def __call__(self, rgb: npt.NDArray[np.uint16]) -> Pixels:
         """``[H, W, 3]`` uint16, full scale 65535, to uint8."""
@@ -74,10 +73,7 @@ class Conversion:
                 over = np.maximum(most - _KNEE, 0)
                 shown = 1 - (1 - _KNEE) * np.exp(-over / (1 - _KNEE))  # of the largest, where it is over the knee
                 x = np.where(over > 0, x * (shown / np.maximum(most, _KNEE)), x)
-            x = np.minimum(x, 1)
-            bright = self.codes[np.round(x * 4095).astype(np.int32)]
-            dark = self.dark[np.round(np.minimum(x, 1 / 64) * (64 * 4095)).astype(np.int32)]
-            out[top : top + _ROWS] = np.where(x < 1 / 64, dark, bright)
+            out[top : top + _ROWS] = self.codes[np.round(np.sqrt(np.minimum(x, 1)) * 4095).astype(np.int32)]
         return out
 
 

@@ -63,16 +63,21 @@ class Media:
 
 
 class _Bytes:
-    """What FFmpeg sees of a file: bytes without a name, from where the file object stands on."""
+    """What FFmpeg sees of a file: bytes without a name, from where the file object stands on, ``most`` of them."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, most: int | None = None) -> None:
         self._file, self._begin = file, file.tell()
+        size = file.seek(0, io.SEEK_END) - self._begin
+        self._size = size if most is None else min(most, size)
+        file.seek(self._begin)
 
     def read(self, n: int = -1) -> bytes:
-        return self._file.read(n)
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if n < 0 else min(n, left))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset + (self._begin if whence == io.SEEK_SET else 0), whence) - self._begin
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        return self._file.seek(self._begin + base + offset) - self._begin
 
     def tell(self) -> int:
         return self._file.tell() - self._begin
@@ -131,10 +136,8 @@ def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
     try:
         _refuse_references(file, name)
         around = extent(file)
-        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
         try:
-            # FFmpeg is handed an open file, so it never looks at a name, nor opens anything.
-            container = av.open(_Bytes(file), container_options=options, metadata_errors="replace")
+            container = _demuxer(file, around)
         except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
             why = "; ".join(filter(None, (one_line(error), around.lacks)))
             raise MediaError(f"{name}: not {noun} that can be read, or a damaged one ({why})") from error
@@ -143,6 +146,21 @@ def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
             file.close()
         raise
     return Media(container, around, file, own)
+
+
+def _demuxer(file: BinaryIO, around: Extent) -> Any:
+    """PyAV's container. FFmpeg is handed an open file, so it never looks at a name, nor opens anything."""
+    import av
+
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+    begin = file.tell()
+    try:
+        return av.open(_Bytes(file), container_options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError):
+        if not around.whole:  # a file that is cut off within the head of a fragment has whole fragments before it
+            raise
+        file.seek(begin)
+        return av.open(_Bytes(file, around.whole), container_options=options, metadata_errors="replace")
 
 
 def _refuse_references(file: BinaryIO, name: str) -> None:

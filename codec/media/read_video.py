@@ -21,6 +21,7 @@ which H.264 holds an odd side, and players in hardware refuse it, which a note s
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -134,6 +135,7 @@ class VideoReader:
         self.frames = int(stream.frames)
         self._count = self._moved = self._corrupt = self._bad = 0
         self._last: Fraction | None = None
+        self._packet = b""  # the first one
         self._origin = Fraction(0)
         if self._container.format.name in _ABSOLUTE:
             starts = [track.start_time * track.time_base for track in (stream, *sounds) if track.start_time is not None]
@@ -145,11 +147,13 @@ class VideoReader:
         first = next(self._decoded, None)
         if first is None:
             why = f"damaged: {self.problems[0]}" if self.problems else "holds no frames"
-            raise MediaError(f"{self.name}: {f'damaged: none of its {self._bad} frames' if self._bad else why}")
+            if self._bad:
+                why = f"damaged: none of its {self._bad} frames can be decoded"
+            raise MediaError(f"{self.name}: {'; '.join(filter(None, (why, self._media.extent.lacks)))}")
         self._size = (first.width, first.height)
         self._matrix = _matrix_of(first, self._size)
         self._conversion, notes = conversion_for(first)
-        self._turn, turned = _turn_of(first)
+        self._turn, turned = _turn_of(first, self._packet)
         if self._turn is None:
             self.notes.append("the file asks for a rotation by an angle that is not right: not applied")
         self.height, self.width = (self._size[0], self._size[1]) if turned else (self._size[1], self._size[0])
@@ -272,6 +276,8 @@ class VideoReader:
             except self._errors:
                 self._bad += bool(packet.size)
                 continue
+            if not self._packet:
+                self._packet = bytes(packet)
             yield from frames
 
     def _time(self, frame: Any) -> Fraction:
@@ -363,17 +369,42 @@ def rgb_pixels(frame: Any, matrix: int, conversion: Conversion | None = None) ->
 _Turn = tuple[bool, bool, bool]  # rows become columns; then columns, then rows in reverse
 
 
-def _turn_of(frame: Any) -> tuple[_Turn | None, bool]:
+_EXIF_TURNS: dict[int, _Turn] = {  # by the orientation of EXIF
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+def _orientation(packet: bytes) -> int:
+    """What the EXIF block of a JPEG asks for, 1 to 8; 1 if there is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(packet), formats=["JPEG"]) as picture:
+            found = picture.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError):
+        return 1
+    return found if found in _EXIF_TURNS else 1
+
+
+def _turn_of(frame: Any, packet: bytes) -> tuple[_Turn | None, bool]:
     """What a frame's display matrix asks for, None if it cannot be had; and whether rows become columns.
+
+    packet: the coded frame.
 
     The matrix takes a pixel (x, y), y downwards, to (a x + c y, b x + d y).
     """
     try:
         found = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
-    except ValueError:  # PyAV does not know every kind of side data (EXIF in frames of Motion JPEG)
-        angle = frame.rotation % 360
-        turns = {0: (False, False, False), 90: (True, False, True), 180: (False, True, True), 270: (True, True, False)}
-        return turns.get(angle), angle in (90, 270)
+    except ValueError:  # PyAV does not know every kind of side data: this is EXIF, in frames of Motion JPEG
+        turn = _EXIF_TURNS[_orientation(packet)]
+        return turn, turn[0]
     if not found:
         return (False, False, False), False
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(found[0]))

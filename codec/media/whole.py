@@ -17,10 +17,17 @@ _MOST_BOXES = 10_000
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes that a file lacks at its end, at least, and those of a further file that follows it; 0 if nobody knows."""
+    """Of a file in bytes, 0 if nobody knows.
+
+    Attributes:
+        missing: that it lacks at its end, at least.
+        further: of a further file that follows it.
+        whole: up to the last box of ISO media that is whole, if the next one is not.
+    """
 
     missing: int = 0
     further: int = 0
+    whole: int = 0
 
     @property
     def lacks(self) -> str | None:
@@ -39,7 +46,12 @@ def extent(file: BinaryIO) -> Extent:
     try:
         head = file.read(64)
         size = file.seek(0, io.SEEK_END) - begin
-        return Extent(max(0, _stated(file, begin, head, size) - size), _further(file, begin, head, size))
+        missing = max(0, _stated(file, begin, head, size) - size)
+        whole = 0
+        if missing and head[4:8] == b"ftyp":
+            stops = [stop - begin for _, _, stop in boxes(file, begin, begin + size, set())]
+            whole = max((stop for stop in stops if stop <= size), default=0)
+        return Extent(missing, _further(file, begin, head, size), whole)
     finally:
         file.seek(begin)
 
