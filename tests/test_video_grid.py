@@ -359,11 +359,11 @@ def test_the_default_fits_the_picture_tokenizer_and_the_budget() -> None:
 
 def test_a_saved_model_comes_back(model: VideoGrid, tmp_path: Path) -> None:
     copy = random_model()
-    copy.save_pretrained(tmp_path)
+    written = copy.save_pretrained(tmp_path)
     loaded = Tokenizer.from_pretrained(tmp_path)
     assert isinstance(loaded, VideoGrid)
     assert (loaded.config, loaded.name, loaded.modality) == (TINY, "tiny-video", "video")
-    assert loaded.weights_hash == copy.weights_hash
+    assert loaded.weights_hash == written
     again = VideoGrid.from_pretrained(tmp_path)
     x = clip(6)
     tokens = loaded.encode(x)

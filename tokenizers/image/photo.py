@@ -196,6 +196,7 @@ class ImagePhoto(ImageTokenizer):
         "nets.analysis.leave.", "nets.synthesis.enter.", "nets.synthesis.coarse.", "nets.synthesis.up.",
         "nets.synthesis.fine.",
     )  # fmt: skip
+    synthesis_weights = ("nets.synthesis.", "nets.log_inverse.")
     modality = "image"
     strides = (STRIDE, STRIDE)
     varies = ("quality",)
@@ -231,6 +232,8 @@ class ImagePhoto(ImageTokenizer):
         if (entropy.latents, entropy.hyper) != (self.config.latents, self.config.hyper):
             raise ValueError("the entropy model has other channels than the nets")
         self._entropy = entropy
+        if entropy.hash != bytes(self.entropy_hash.tolist()).hex():  # codes have a meaning together with it only
+            self.weights_hash = ""
 
     def save_parts(self, folder: Path) -> None:
         self.entropy.save_pretrained(folder)
