@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from tokodec.codec.errors import ChunkError, MediaError, UnsupportedMediaError
 from tokodec.codec.media import raster as raster_module
 from tokodec.codec.media import read_image as image_module
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import profile_of_gamma
-from tokodec.codec.media.read_image import IMAGE_SUFFIXES_IN, Picture, decode_alpha, read_image
+from tokodec.codec.media.read_image import IMAGE_SUFFIXES_IN, decode_alpha, read_image
 from tokodec.codec.media.write_image import IMAGE_SUFFIXES_OUT, encode_alpha, write_image
 
 LIMIT = 1 << 20

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tokodec.codec.errors import MediaError
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import (
     CodePoints,
     fitting_profile,
@@ -17,7 +18,7 @@ from tokodec.codec.media.profile import (
     profile_of_gamma,
     to_srgb,
 )
-from tokodec.codec.media.read_image import Picture, read_image
+from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.write_image import write_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

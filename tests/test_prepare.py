@@ -10,8 +10,8 @@ from tokodec.codec.container.write import write_tok
 from tokodec.codec.errors import UsageError
 from tokodec.codec.image.prepare import fill_transparent, prepare
 from tokodec.codec.image.segments import picture_of
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import CodePoints, profile_of_code_points, profile_of_gamma
-from tokodec.codec.media.read_image import Picture
 from tokodec.codec.options import COLOURS_ONLY, KEEP, EncodeOptions, parse_keep, with_short_forms
 
 P3 = profile_of_code_points(CodePoints(12, 13), gray=False)

@@ -40,7 +40,7 @@ from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.audio.grvq import RATE, AudioGRVQ
-from ..tokenizers.image.grid import ImageGrid
+from ..tokenizers.image.base import ImageTokenizer
 from ..tokenizers.tokens import TokenSpec
 from ..tokenizers.video.grid import VideoGrid
 from .data.audio import list_sounds, read_mono
@@ -104,7 +104,9 @@ class Trainer:
         self.net, self.device, self.recipe = net.to(device), device, recipe
         self.levels = list(levels)
         self.samplers = {
-            k: LevelSampler(sizes, net.orders[k], net.nets[k].tree.leaf, net.schedules[k], net.offsets[k], device)
+            k: LevelSampler(
+                sizes, net.orders[k], net.nets[k].tree.leaf, net.schedules[k], offsets=net.offsets[k], device=device
+            )
             for k in levels
         }
         self.loss = {k: 1.0 if net.names[k] == CONCEAL else recipe["data"]["loss"] for k in levels}
@@ -255,14 +257,14 @@ def read_grids(
         if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
             raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
         return grids, spec, tokenizer
-    if not isinstance(tokenizer, (ImageGrid, AudioGRVQ, VideoGrid)):
+    if not isinstance(tokenizer, (ImageTokenizer, AudioGRVQ, VideoGrid)):
         raise ValueError("pictures, sounds and videos want a tokenizer for them; for other tokens use --tokens")
     own: dict[str, npt.NDArray[Any]] = {}
 
     def put(name: str, codes: Codes) -> None:
         own[f"{name}.{len(own):08d}.{ranks.rank}"] = np.ascontiguousarray(codes, dtype=np.int32)
 
-    if not isinstance(tokenizer, ImageGrid):
+    if not isinstance(tokenizer, ImageTokenizer):
         for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
             listed = list_clips if isinstance(tokenizer, VideoGrid) else list_sounds
             paths = listed(folders) if folders else []
@@ -383,7 +385,7 @@ def run(arguments: argparse.Namespace, recipe: dict[str, Any]) -> None:
     floats = {f"{name}/{k}": np.array(bits) for name, found in parent.items() for k, bits in found.items()}
     floats = ranks.share(arguments.out, "floats", floats)
     if prior is not None:
-        report(arguments, recipe, prior, floats, grids, stores, order0, trainer.steps)
+        report(arguments, recipe, prior, floats, grids=grids, stores=stores, order0=order0, steps=trainer.steps)
 
 
 def collect(

@@ -10,14 +10,15 @@ from ..container.fields import (
 )
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError
-from ..media.read_image import Picture, decode_alpha
+from ..media.picture import Picture
+from ..media.read_image import decode_alpha
 from ..models import Model
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ...tokenizers.tokens import Tokens
-    from ..media.read_image import Picture
+    from ..media.picture import Picture
 
 
 SEGMENT = 1024  # pixels along the edge of a segment
@@ -68,7 +69,7 @@ def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
             tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
     notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
     icc, exif, xmp = tok.metadata(ICCP), tok.metadata(EXIF), tok.metadata(XMPP)
-    return Picture(pixels, alpha, icc, exif, header.bit_depth, notes, xmp)
+    return Picture(pixels, alpha, icc, exif, bit_depth=header.bit_depth, notes=notes, xmp=xmp)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:

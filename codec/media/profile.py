@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 if TYPE_CHECKING:
-    from .read_image import Picture
+    from .picture import Picture
 
 Curve = bytes  # data of a tag of type curv or para
 _D50 = (0.9642, 1.0, 0.8249)

@@ -18,7 +18,7 @@ from .profile import fitting_profile
 from .raster import bands
 
 if TYPE_CHECKING:
-    from .read_image import Picture
+    from .picture import Picture
 
 
 IMAGE_SUFFIXES_OUT = (".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm", ".jpg", ".jpeg", ".avif")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...codec.corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ...entropy.schedule import Schedule
 from ...tokenizers.audio.grvq import FRAME, AudioGRVQ
-from ...tokenizers.image.grid import ImageGrid
+from ...tokenizers.image.base import ImageTokenizer
 from ...tokenizers.tokens import TokenSpec
 from ...tokenizers.video.grid import VideoGrid
 
@@ -48,7 +48,7 @@ MAX_ZOOM = 1.3
 
 
 @torch.no_grad()
-def picture_views(tokenizer: ImageGrid, picture: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
+def picture_views(tokenizer: ImageTokenizer, picture: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
     """Codes ``[K, h, w]`` of a picture ``[H, W, 3]`` uint8 as it is, or of ``views > 0`` random crops of it.
 
     Crops are reduced or enlarged, mirrored, and at places that are not on the grid: a shift by less than a cell gives

@@ -66,7 +66,7 @@ def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
     if len(data) < at + n * _GROUP.size + _COUNT.size:
         raise ValueError("a fitted clip ends in its header")
     groups = tuple(Group(*_GROUP.unpack_from(data, at + i * _GROUP.size)) for i in range(n))
-    shape = FitShape(frames, height, width, groups, margin, channels, hidden)
+    shape = FitShape(frames, height, width, groups, margin=margin, channels=channels, hidden=hidden)
     shapes = [shape.grids(g) for g in groups]
     if sum(math.prod(s) for own in shapes for s in own) > MAX_CELLS:
         raise ValueError(f"a fitted clip has more than {MAX_CELLS} cells")
