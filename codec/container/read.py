@@ -12,7 +12,7 @@ Needs nothing but the standard library, so `codec info` answers without torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
@@ -233,6 +233,24 @@ def _read_track(tok: TokFile, max_samples: int | None) -> None:
         )
     for key in [key for key in tok.places if key[0] == AUDL and key[2] >= header.n_segments]:
         tok.damaged(f"AUDL chunk at byte {tok.places.pop(key)} does not belong there")
+    _bound_track(tok)
+
+
+def _bound_track(tok: TokFile) -> None:
+    """See that what is there of a video's sound, and not what it claims, bounds the work of decoding it."""
+    assert tok.track is not None
+    header, start = tok.track
+    there = [key[2] for key in tok.places if key[0] == AUDL]
+    if len(there) * MAX_MISSING >= header.n_segments:
+        return
+    frames = header.segment_span(max(there, default=-1))[1] if there else 0
+    samples = min(header.samples, frames * header.stride * header.sample_rate // header.coded_rate)
+    if not samples or len(there) * MAX_MISSING < max(there) + 1:
+        tok.damaged(f"the sound is lost: {len(there)} of its {header.n_segments} segments are there")
+        tok.track = None
+        return
+    tok.damaged(f"of the sound only the first {samples / header.sample_rate:.2f} s are there")
+    tok.track = replace(header, samples=samples), start
 
 
 def _read_index(tok: TokFile) -> bool:

@@ -208,9 +208,10 @@ class AudioWriter:
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
         top = 2 ** (self.bits - 1)
-        values = np.round(samples.T.astype(np.float64) * top)
-        self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-        self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
+        for begin in range(0, samples.shape[1], BLOCK):
+            values = np.round(samples[:, begin : begin + BLOCK].T.astype(np.float64) * top)
+            self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
+            self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
 
     @property
     def notes(self) -> list[str]:
