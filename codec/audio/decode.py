@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..options import DecodeOptions
 
 
+PIECE = 1 << 22  # samples of all channels that are resampled and written at once
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
 
 
@@ -117,7 +118,8 @@ def decode_blocks(
     skip = span.begin - first * FRAME * header.sample_rate // RATE
     left = span.end - span.begin
     resampler = Resampler(RATE, header.sample_rate, header.signals)
-    signals = _signals(tok, model, first, last, levels)
+    piece = max(1, PIECE * RATE // (header.sample_rate * header.channels))
+    signals = _pieces(_signals(tok, model, first, last, levels), piece)
     done = False
     while left and not done:
         block = next(signals, None)
@@ -132,6 +134,13 @@ def decode_blocks(
         if made.shape[1]:
             yield to_channels(made, header.channels)
         progress.update(1 - left / (span.end - span.begin))
+
+
+def _pieces(blocks: Iterator[Samples], n: int) -> Iterator[Samples]:
+    """Blocks ``[signals, m]`` in pieces of at most n samples: at a high rate a block has very many."""
+    for block in blocks:
+        for begin in range(0, block.shape[1], n):
+            yield block[:, begin : begin + n]
 
 
 def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | None) -> Iterator[Samples]:
@@ -173,9 +182,12 @@ def decode_sound(
     tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress = SILENT
 ) -> Sound:
     """A span of a sound, in memory."""
-    blocks = list(decode_blocks(tok, model, span, levels, progress))
-    header = tok.sound
-    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth, layout=header.layout)
+    header, done = tok.sound, 0
+    samples = np.empty((header.channels, span.end - span.begin), dtype=np.float32)
+    for block in decode_blocks(tok, model, span, levels, progress):
+        samples[:, done : done + block.shape[1]] = block
+        done += block.shape[1]
+    return Sound(samples[:, :done], header.sample_rate, header.bit_depth, layout=header.layout)
 
 
 def write_sound(
