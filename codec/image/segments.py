@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..container.chunks import ALPH, EXIF, ICCP, XMPP
-from ..container.fields import (
-    ImageHeader,
-)
+from ..container.fields import USUAL_CELLS, USUAL_SPAN, ImageHeader
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError
 from ..media.picture import Picture
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from ..media.picture import Picture
 
 
-SEGMENT = 1024  # pixels along the edge of a segment
-FEWEST = 8  # cells along it
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
@@ -85,7 +81,7 @@ def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
 
 def segment_cells(stride: int) -> int:
     """Cells along the edge of a segment of a picture."""
-    return max(FEWEST, SEGMENT // stride)
+    return max(USUAL_CELLS, USUAL_SPAN // stride)
 
 
 def image_header(tokens: Tokens, model: Model, layers: int) -> ImageHeader:

@@ -252,7 +252,7 @@ class ContextPrior(JointPrior):
             there = (~lost).nonzero()[:, 0]
             run.know(there, flat[k, there])
             close = torch.from_numpy(np.flatnonzero((np.abs(level.offsets) <= 1).all(1))).to(self.device)
-            near = run.layout.neighbours[:, close]  # [n, 3^ndim]
+            near = run.layout.near(torch.arange(n, device=self.device), close)  # [n, 3^ndim]
             while bool(lost.any()):
                 held = torch.cat([~lost, lost.new_zeros(1)])
                 cells = (lost & held[near].any(1)).nonzero()[:, 0]
@@ -260,7 +260,7 @@ class ContextPrior(JointPrior):
                     cells = lost.nonzero()[:, 0]
                 found = []
                 for block in cells.split(max(1, PROBABILITIES // level.tree.code.size)):
-                    p = level.probabilities(run.hidden(run.layout.neighbours[block].view(-1), len(block)))
+                    p = level.probabilities(run.hidden(run.layout.near(block).view(-1), len(block)))
                     if tables is None or rest is None:
                         found.append(p.argmax(1))
                         continue
