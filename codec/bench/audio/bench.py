@@ -29,7 +29,7 @@ from ..curves import group_by, means
 from ..metrics import SOUND_METRICS, Metric, choose_sound_metrics, measure_sound
 from ..options import AudioOptions
 from ..page import Exhibit
-from ..report import plural, print_report
+from ..report import plural
 from ..run import Bench, Findings, Row, run
 from . import opus
 from .neural import SOUND_BASELINES, find_sound_baselines, load_sound_baseline
@@ -74,6 +74,8 @@ class SoundBench(Bench):
     """What sounds add to the runner."""
 
     things = "sounds"
+    sections = staticmethod(sections)
+    page = staticmethod(audio_page)
 
     def __init__(self, options: AudioOptions, show: Sequence[str]) -> None:
         self.options, self.show = options, set(show)
@@ -155,11 +157,6 @@ class SoundBench(Bench):
             "peers": {peer.name: peer.described for peer in self.peers},
             "baselines": {name: SOUND_BASELINES[name] for name in self.timed},
         }
-
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
-        parts = sections(report)
-        print_report(parts, report, out)
-        return audio_page(report, found.exhibits, parts)
 
 
 def row(clip: Clip, codec: str, role: str, times: tuple[Timed[Any], Timed[Any]], **fields: Any) -> Row:

@@ -35,7 +35,6 @@ from ..curves import METHOD, Curve, compare, group_by, mean_point, means, places
 from ..metrics import KEYS, bench_extra, check_bench_extra, choose_metrics, measure
 from ..options import ImageOptions
 from ..page import Exhibit, Version
-from ..report import print_report
 from ..run import Bench, Findings, Row, run
 from .compressai import Baseline, check_baselines, load_baseline
 from .ours import PhotoCoder, prepare
@@ -77,6 +76,8 @@ class PhotoBench(Bench):
     things = "pictures"
     memory_clip = "picture"
     reader = ("clips:read_photo", {})
+    sections = staticmethod(sections)
+    page = staticmethod(image_page)
 
     def __init__(self, options: ImageOptions, paths: Sequence[Path], show: Sequence[str]) -> None:
         self.options = options
@@ -153,11 +154,6 @@ class PhotoBench(Bench):
             "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": comparisons},
             "places": places(comparisons),
         }
-
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
-        parts = sections(report)
-        print_report(parts, report, out)
-        return image_page(report, found.exhibits, parts)
 
 
 @dataclass(frozen=True)

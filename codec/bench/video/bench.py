@@ -33,7 +33,6 @@ from ..curves import METHOD, bd_rate, group_by, means, rate_at
 from ..metrics import bench_extra, check_bench_extra, measure
 from ..options import VideoOptions
 from ..page import Exhibit
-from ..report import print_report
 from ..run import Bench, Findings, Row, run
 from .ours import FileCoder, FrameCoder, prepare_files, prepare_frames, prepare_video
 from .page import player, sections, sheet, together, video_page
@@ -75,6 +74,8 @@ class VideoBench(Bench):
     """What videos add to the runner."""
 
     things = "videos"
+    sections = staticmethod(sections)
+    page = staticmethod(video_page)
 
     def __init__(self, options: VideoOptions, paths: Sequence[Path]) -> None:
         self.options, self.paths = options, paths
@@ -160,12 +161,10 @@ class VideoBench(Bench):
             "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": pairs},
         }
 
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
+    def write_more(self, found: Findings, out: Path) -> str:
         with atomic_output(out / "sheet.png", force=True) as file:
             sheet(found.exhibits).save(file, "PNG", optimize=True)
-        parts = sections(report)
-        print_report(parts, report, out, ", sheet.png")
-        return video_page(report, found.exhibits, parts)
+        return ", sheet.png"
 
 
 def row(clip: Video, codec: Contender, setting: Setting, size: int) -> Row:
