@@ -24,29 +24,21 @@ from .console import (
     EXIT_USER,
     STREAM,
     Device,
-    Effort,
-    Force,
-    GeneratorOption,
     Inputs,
-    Levels,
-    MaxPixels,
-    MaxSamples,
     ModelOption,
     Output,
-    Quality,
-    Quiet,
-    Sound,
-    SoundModel,
     each,
     expand,
     plan,
     progress_bar,
     say,
 )
-from .container import fields
-from .container import read as container
-from .container.fields import MAX_PIXELS, MAX_SAMPLES
-from .errors import TokodecError, UsageError
+from .container.fields import IMAGE, SIGNATURE, VERSION
+from .container.read import PEEK, modality_of
+from .errors import ReaderGoneError, TokodecError, UsageError
+from .flags import CorpusFlags, DecodeFlags, EncodeFlags, GenerateFlags, InputFlags, TokenizeFlags, with_flags
+from .registry import MODALITIES, MODALITY_NAMES
+from .terminal import run_process
 
 app = typer.Typer(
     help="Learned compression: pictures, sounds and videos to small .tok files and back.",
@@ -64,7 +56,7 @@ def show_version(wanted: bool) -> None:
     if wanted:
         from .. import __version__
 
-        print(f"tokodec {__version__}, format {fields.VERSION}")
+        print(f"tokodec {__version__}, format {VERSION}")
         raise typer.Exit
 
 
@@ -80,118 +72,50 @@ def common(
 
 
 @app.command()
-def encode(
-    inputs: Inputs,
-    out: Output = None,
-    model: ModelOption = None,
-    quality: Quality = None,
-    levels: Levels = None,
-    bpp: Annotated[
-        float | None, typer.Option(help="most bits per pixel of a picture or of a video's frames, whole file")
-    ] = None,
-    kbps: Annotated[
-        float | None, typer.Option(help="most thousands of bits a second of a sound or a video, whole file")
-    ] = None,
-    size: Annotated[int | None, typer.Option("--bytes", help="most bytes, whole file")] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="tokens of a picture in all: the rate dial of sequence models, shared by content")
-    ] = None,
-    prior: Annotated[
-        str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
-    ] = None,
-    tune: Annotated[
-        str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")
-    ] = None,
-    effort: Effort = 0,
-    minutes: Annotated[
-        float | None, typer.Option(help="time that -m video-fit may take, 3 by default; Ctrl-C ends it early")
-    ] = None,
-    metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True,
-    sound: Sound = True,
-    sound_kbps: Annotated[
-        float | None, typer.Option(help="of a video's sound; by default 3 a channel, at most a fifth of --kbps")
-    ] = None,
-    sound_model: SoundModel = None,
-    device: Device = "auto",
-    force: Force = False,
-    quiet: Quiet = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    max_samples: MaxSamples = MAX_SAMPLES,
-) -> None:
-    """Encode pictures, sounds and videos to .tok files."""
+@with_flags
+def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
+    """Encode pictures, sounds and videos to .tok files. Exit code 3 says that an input was damaged and encoded as far
+    as it goes."""
     from .encode import encode_file
-    from .media.audio import AUDIO_SUFFIXES_IN
-    from .media.read_image import IMAGE_SUFFIXES_IN
-    from .media.read_video import VIDEO_SUFFIXES_IN
+    from .media.kind import SUFFIXES_IN
 
-    pairs = plan(inputs, out, ".tok", IMAGE_SUFFIXES_IN + AUDIO_SUFFIXES_IN + VIDEO_SUFFIXES_IN)
+    pairs = plan(inputs, out, ".tok", SUFFIXES_IN, flags.recursive)
 
     def one(src: str, dst: str) -> int:
-        with progress_bar(src, quiet or len(pairs) > 1) as progress:
+        with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
             done = encode_file(
                 sys.stdin.buffer if src == STREAM else src,
                 sys.stdout.buffer if dst == STREAM else dst,
-                model,
-                quality,
-                levels=levels,
-                bpp=bpp,
-                size=size,
-                kbps=kbps,
-                tokens=tokens,
-                prior=prior,
-                tune=tune,
-                effort=effort,
-                device=device,
-                force=force,
-                metadata=metadata,
-                max_pixels=max_pixels,
-                max_samples=max_samples,
-                sound=sound,
-                sound_kbps=sound_kbps,
-                sound_model=sound_model,
-                minutes=minutes,
+                force=flags.force,
                 progress=progress,
-                count=progress.count,
-                report=progress.tell,
+                **flags.short,
             )
-        for note in done.notes:
+        for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
-        if not quiet:
-            dial = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
-            dial = dial if done.tokens is None else f"{done.tokens} tokens"
+        if not flags.quiet:
+            control = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
+            control = control if done.tokens is None else f"{done.tokens} tokens"
             rate = f"{done.kbps:.3f} kbps" if done.seconds else f"{done.bpp:.4f} bpp"
-            say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {dial}")
-        return 0
+            say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {control}")
+        return EXIT_DAMAGED if done.problems else 0
 
-    each(pairs, one, quiet)
+    each(pairs, one, flags.quiet)
 
 
 @app.command()
+@with_flags
 def decode(
     inputs: Inputs,
     out: Output = None,
-    model: ModelOption = None,
-    levels: Levels = None,
-    synthesis: Annotated[
-        str | None, typer.Option(help="which synthesis net, e.g. faithful (least error) or sharp (most natural)")
-    ] = None,
-    start: Annotated[float | None, typer.Option(help="seconds of a sound or video to begin at")] = None,
-    end: Annotated[float | None, typer.Option(help="seconds of a sound or video to end at")] = None,
     format: Annotated[
         str | None, typer.Option(help="output format where -o does not say it, e.g. png, webp, flac, mp4, mkv")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse damaged or cut-off files")] = False,
-    sound: Sound = True,
-    sound_model: SoundModel = None,
-    device: Device = "auto",
-    force: Force = False,
-    quiet: Quiet = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    max_samples: MaxSamples = MAX_SAMPLES,
+    *,
+    flags: DecodeFlags,
 ) -> None:
     """Decode .tok files to pictures, sounds and videos. Exit code 3 says that a file was damaged and decoded as far as
     it goes."""
-    from .decode import DEFAULT_SUFFIXES, decode_file
+    from .decode import decode_file
 
     given = None if format is None else "." + format.lstrip(".")
 
@@ -200,52 +124,34 @@ def decode(
             return given
         try:
             with Path(src).open("rb") as file:
-                modality = container.modality_of(file.read(container.PEEK))
+                modality = modality_of(file.read(PEEK))
         except OSError:
             modality = None
-        return DEFAULT_SUFFIXES[modality or fields.IMAGE]
+        return MODALITIES[MODALITY_NAMES[modality or IMAGE]].suffix
 
-    pairs = plan(inputs, out, suffix, (".tok",))
+    pairs = plan(inputs, out, suffix, (".tok",), flags.recursive)
 
     def one(src: str, dst: str) -> int:
-        with progress_bar(src, quiet or len(pairs) > 1) as progress:
+        with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
             done = decode_file(
                 sys.stdin.buffer if src == STREAM else src,
                 sys.stdout.buffer if dst == STREAM else dst,
-                model,
-                levels=levels,
-                synthesis=synthesis,
-                start=start,
-                end=end,
                 format=given if dst == STREAM or not Path(dst).suffix else None,
-                device=device,
-                force=force,
-                strict=strict,
-                max_pixels=max_pixels,
-                max_samples=max_samples,
-                sound=sound,
-                sound_model=sound_model,
+                force=flags.force,
                 progress=progress,
-                count=progress.count,
+                **flags.short,
             )
         for problem in done.problems:
             say(f"codec: {src}: {problem}")
-        header = done.header
-        picture = isinstance(header, fields.ImageHeader)
+        picture = done.header.modality == IMAGE
         for note in done.notes + (done.picture.notes if picture else []):
             say(f"codec: {src}: {note}")
-        if not quiet and isinstance(header, fields.ImageHeader):
-            size = f"{header.width} x {header.height} pixels"
-            say(f"{src} -> {dst}: {size}, {done.levels} of {done.layers} layers")
-        elif not quiet and isinstance(header, fields.AudioHeader):
-            channels = f"{header.channels} channel{'s' * (header.channels > 1)}"
-            say(f"{src} -> {dst}: {header.seconds:.3f} s in the file, {channels}, {header.sample_rate} Hz")
-        elif not quiet and isinstance(header, fields.VideoHeader):
-            size = f"{header.width} x {header.height} pixels"
-            say(f"{src} -> {dst}: {size}, {header.frames} frames in the file")
+        if not flags.quiet:
+            layers = f", {done.levels} of {done.layers} layers" if picture else ""
+            say(f"{src} -> {dst}: {done.header.summary}{layers}")
         return EXIT_DAMAGED if done.problems else 0
 
-    each(pairs, one, quiet)
+    each(pairs, one, flags.quiet)
 
 
 @app.command()
@@ -259,7 +165,7 @@ def info(
     def one(src: str, _: str) -> int:
         from .files import read_bytes
 
-        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src), src)
+        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src, SIGNATURE), src)
         if as_json:
             print(json.dumps(found))
         else:
@@ -298,23 +204,14 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
 
 
 @app.command()
+@with_flags
 def tokenize(
     inputs: Inputs,
     out: Output = None,
-    model: ModelOption = None,
-    quality: Quality = None,
-    levels: Levels = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="order of the ids in a .bin corpus: levels (the default) or interleaved")
-    ] = None,
-    digits: Annotated[
-        bool, typer.Option("--digits", help="large codes as two or three ids of a .bin corpus, a smaller vocabulary")
-    ] = False,
     format: Annotated[str, typer.Option(help="npz or safetensors, where -o does not say it")] = "npz",
-    device: Device = "auto",
-    force: Force = False,
-    quiet: Quiet = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    *,
+    corpus: CorpusFlags,
+    flags: TokenizeFlags,
 ) -> None:
     """Pictures, sounds, videos or .tok files to integer codes, without decoding them: a file each (.npz or
     .safetensors), or all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora
@@ -324,46 +221,45 @@ def tokenize(
     from .corpus.megatron import CORPUS_SUFFIXES, megatron_writer, sequencer_maker
     from .corpus.token_files import TOKEN_SUFFIXES
     from .corpus.webdataset import webdataset_writer
-    from .media.audio import AUDIO_SUFFIXES_IN
-    from .media.read_image import IMAGE_SUFFIXES_IN
-    from .media.read_video import VIDEO_SUFFIXES_IN
+    from .media.kind import SUFFIXES_IN
     from .models import load_model, pick_device
     from .tokens import tokenize_file
 
-    wanted = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, *VIDEO_SUFFIXES_IN, ".tok")
+    wanted = (*SUFFIXES_IN, ".tok")
     suffix = "" if out is None else Path(out).suffix.lower()
-    if suffix != ".bin" and (pattern is not None or digits):
-        raise UsageError(f"{'--digits' if pattern is None else '--pattern'} is for a .bin corpus: name one with -o")
+    if suffix != ".bin" and (corpus.pattern is not None or corpus.digits):
+        option = "--digits" if corpus.pattern is None else "--pattern"
+        raise UsageError(f"{option} is for a .bin corpus: name one with -o")
 
     def read(src: str, dst: str | None) -> Tokenized:
-        done = tokenize_file(
-            src, dst, model, levels=levels, quality=quality, device=device, force=force, max_pixels=max_pixels
-        )
+        done = tokenize_file(src, dst, force=flags.force, **flags.short)
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         return done
 
     def one(src: str, dst: str) -> int:
         done = read(src, dst)
-        if not quiet:
+        if not flags.quiet:
             say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
         return EXIT_DAMAGED if done.problems else 0
 
     if out is None or suffix not in CORPUS_SUFFIXES:
-        each(plan(inputs, out, "." + format.lstrip("."), wanted), one, quiet)
+        each(plan(inputs, out, "." + format.lstrip("."), wanted, flags.recursive), one, flags.quiet)
         return
-    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES))
+    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive)
     if suffix == ".tar":
         named = keys_of(sources, out)
-        writer: Any = webdataset_writer(out, force)
+        writer: Any = webdataset_writer(out, flags.force)
     else:
+        pattern, model, device = corpus.pattern, flags.model, flags.device
         if pattern in ROWS:
             raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
-        if digits and model is not None:
+        if corpus.digits and model is not None:
             _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
         named = [(Path(src).name, src) for src in sources]
-        writer = megatron_writer(out, sequencer_maker(pattern or "levels", digits, model, device), force)
-    write_corpus(writer, named, out, lambda src: read(src, None), quiet)
+        maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)
+        writer = megatron_writer(out, maker, flags.force)
+    write_corpus(writer, named, out, lambda src: read(src, None), flags.quiet)
 
 
 def keys_of(sources: list[str], out: str) -> list[tuple[str, str]]:
@@ -404,6 +300,7 @@ def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Call
 
 
 @app.command()
+@with_flags
 def detokenize(
     inputs: Inputs,
     out: Output = None,
@@ -412,72 +309,40 @@ def detokenize(
     format: Annotated[
         str | None, typer.Option(help="tok, or a format of pictures, sounds or videos, where -o does not say it")
     ] = None,
-    device: Device = "auto",
-    force: Force = False,
-    quiet: Quiet = False,
+    *,
+    flags: InputFlags,
 ) -> None:
     """Integer codes (.npz or .safetensors) to pictures, sounds, videos or .tok files."""
     from .corpus.token_files import token_modality
     from .tokens import detokenize_file
 
     def suffix(src: str) -> str:
-        if format is not None:
-            return "." + format.lstrip(".")
-        return {"audio": ".wav", "video": ".mp4"}.get(token_modality(src), ".png")
+        return MODALITIES[token_modality(src)].suffix if format is None else "." + format.lstrip(".")
 
     def one(src: str, dst: str) -> int:
-        detokenize_file(src, dst, model, synthesis=synthesis, device=device, force=force)
-        if not quiet:
+        detokenize_file(src, dst, model, synthesis=synthesis, device=flags.device, force=flags.force)
+        if not flags.quiet:
             say(f"{src} -> {dst}")
         return 0
 
-    each(plan(inputs, out, suffix, (".npz", ".safetensors")), one, quiet)
+    each(plan(inputs, out, suffix, (".npz", ".safetensors"), flags.recursive), one, flags.quiet)
 
 
 @app.command()
+@with_flags
 def generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the samples and a sheet of all of them")],
-    model: GeneratorOption = None,
-    prompt: Annotated[Path | None, typer.Option(help="picture or sound whose beginning is kept")] = None,
-    keep: Annotated[
-        float | None, typer.Option(help="of the prompt: share of a picture's rows (0.5), seconds of a sound (1)")
-    ] = None,
-    number: Annotated[int, typer.Option("-n", help="samples")] = 8,
-    temperature: Annotated[float, typer.Option(help="below 1 safer, above 1 wilder; 0: the most probable id")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="choose among the k most probable ids only")] = None,
-    top_p: Annotated[float | None, typer.Option(help="only among the ids that have this probability together")] = None,
-    seed: Annotated[int, typer.Option(help="of the random numbers", min=0)] = 0,
-    levels: Annotated[int | None, typer.Option(help="only so many levels of codes")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="the generator's tokenizer, if it is not a release")] = None,
-    synthesis: Annotated[str | None, typer.Option(help="which synthesis net of a picture, faithful or sharp")] = None,
-    device: Device = "auto",
-    force: Force = False,
-    quiet: Quiet = False,
+    *,
+    flags: GenerateFlags,
 ) -> None:
     """New pictures or sounds from a generator; with a prompt, the rest of a picture or of a sound."""
-    from .generate.files import generate_files
+    from .generate.files import SampleOptions, generate_files
 
-    with progress_bar(str(out), quiet) as progress:
-        done = generate_files(
-            out,
-            model,
-            prompt,
-            keep,
-            number,
-            tokenizer=tokenizer,
-            levels=levels,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            synthesis=synthesis,
-            device=device,
-            force=force,
-            progress=progress,
-        )
+    with progress_bar(str(out), flags.quiet) as progress:
+        done = generate_files(out, SampleOptions(**flags.short), force=flags.force, progress=progress)
     for note in done.notes:
-        say(f"codec: {prompt or out}: {note}")
-    if not quiet:
+        say(f"codec: {flags.prompt or out}: {note}")
+    if not flags.quiet:
         say(f"{len(done.samples)} samples -> {out}, all of them in {done.files[-1]}")
 
 
@@ -494,7 +359,7 @@ def demo(
 
 def main() -> None:
     """Entry point: runs a command and turns every error into one line and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_process(run, sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -505,6 +370,8 @@ def run(arguments: list[str]) -> int:
         if code == EXIT_INTERRUPTED:  # typer turns KeyboardInterrupt into this code, in silence
             say("codec: interrupted")
         return code if isinstance(code, int) else 0
+    except (ReaderGoneError, BrokenPipeError):  # `| head` has seen enough
+        return 0
     except TokodecError as error:
         if debug:
             traceback.print_exc()
@@ -513,13 +380,10 @@ def run(arguments: list[str]) -> int:
     except _CommandError as error:  # unknown options, missing arguments, no arguments at all
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message.startswith("Usage:"):  # a command without arguments
-            say(message)
+            print(message, file=sys.stderr)
         elif message:
             say(f"codec: {' '.join(message.split())}; see codec --help")
         return EXIT_USER
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except (KeyboardInterrupt, typer.Abort):
         say("codec: interrupted")
         return EXIT_INTERRUPTED

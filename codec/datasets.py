@@ -20,24 +20,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..tokenizers.api import Tokenizer
-from ..tokenizers.audio.grvq import AudioGRVQ
-from ..tokenizers.image.grid import ImageGrid
-from ..tokenizers.image.photo import DEFAULT_QUALITY, ImagePhoto
-from ..tokenizers.image.sequence import ImageSequence
+from ..tokenizers.folders import as_text
+from ..tokenizers.image.photo import DEFAULT_QUALITY
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
-from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
+from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
 from .files import atomic_output
-from .media.audio import AUDIO_SUFFIXES_IN
-from .media.read_image import IMAGE_SUFFIXES_IN
+from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
 from .tokens import tokenize_file
 
 __all__ = ["SequenceCollate", "TokenDataset"]
 
-SUFFIXES = {"image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN}
 CACHE_SUFFIX = ".tokens"  # a .npz file, not called so: a dataset over a folder around the cache must not find it
 CACHE_VERSION = 1  # another one where the same file would give other codes with the same weights
 
@@ -52,7 +48,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, folder or hub id.
+        model: release name, path of a folder, or hub id, see :mod:`..tokenizers.folders`.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
@@ -80,13 +76,13 @@ class TokenDataset(Dataset[Tensor]):
         generator: torch.Generator | None = None,
         quality: float | None = None,
     ) -> None:
-        tokenizer = load_model(str(model), pick_device(_device(device))).tokenizer
-        self.model = str(model)
+        tokenizer = load_model(as_text(model), pick_device(_device(device))).tokenizer
+        self.model = as_text(model)
         self.device = device
         self.quality = quality
         self.generator = generator
-        if quality is not None and tokenizer.dial != "quality":
-            raise UsageError(f"the rate dial of {tokenizer.name} is {tokenizer.dial}, not a quality")
+        if quality is not None and tokenizer.rate_control != "quality":
+            raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
         self._spec = _smallest_spec(tokenizer, quality)
         if levels is not None and not 1 <= levels <= len(self._spec.codebook_sizes):
             raise UsageError(f"levels of {tokenizer.name} are 1 to {len(self._spec.codebook_sizes)}, got {levels}")
@@ -96,7 +92,7 @@ class TokenDataset(Dataset[Tensor]):
             raise UsageError("a generator chooses windows: give the size of the crop as well")
         self.cache = None if cache is None else Path(cache)
         given = [folders] if isinstance(folders, (str, Path)) else folders
-        wanted = (*SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
+        wanted = (*MODALITY_SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
         self.files = [path for folder in given for path in _files(Path(folder), wanted)]
         if not self.files:
             raise UsageError(f"no files for {tokenizer.name} in {', '.join(map(str, given)) or 'no folder'}")
@@ -158,7 +154,7 @@ class TokenDataset(Dataset[Tensor]):
         if kept is not None and (found := self._cached(kept)) is not None:
             return found
         quality = None if path.suffix.lower() == ".tok" else self.quality
-        done = tokenize_file(path, None, self.model, quality=quality, device=_device(self.device))
+        done = tokenize_file(path, model=self.model, quality=quality, device=_device(self.device))
         if done.problems:
             raise MediaError(f"{path}: {done.problems[0]}")
         tokens = self._check(done.tokens, path)
@@ -196,7 +192,7 @@ class TokenDataset(Dataset[Tensor]):
         """Tokens that were kept; None if there are none, or they cannot be read: they are made anew then."""
         try:
             return self._check(load_tokens(kept), kept) if kept.is_file() else None
-        except (MediaError, ModelError):
+        except TokodecError:
             return None
 
     # ---------------------------------------------------------------- windows
@@ -263,15 +259,10 @@ def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
     """The spec of a signal of one cell."""
-    if isinstance(tokenizer, AudioGRVQ):
-        spec = tokenizer.spec(1)
-    elif isinstance(tokenizer, ImagePhoto):
-        spec = tokenizer.spec(1, 1, DEFAULT_QUALITY if quality is None else quality)
-    elif not isinstance(tokenizer, (ImageGrid, ImageSequence)):
+    if tokenizer.modality not in ("image", "audio"):
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, datasets are of pictures and sounds")
-    else:
-        spec = tokenizer.spec(1, 1)
-    return dataclasses.replace(spec, size=spec.strides)
+    about = {"quality": DEFAULT_QUALITY if quality is None else quality} if "quality" in tokenizer.varies else {}
+    return tokenizer.spec(tokenizer.strides, **about)
 
 
 def _window(crop: int | float | tuple[int, int], spec: TokenSpec) -> tuple[int, ...]:

@@ -1,113 +1,128 @@
-"""`.tok` -> media file. The twin of encode.py: step N here undoes step N there.
+"""`.tok` -> media file. The twin of encode.py.
 
-6. read    2. load the model    5. pick the layers    4. codes    3. pixels, tile by tile    1. write the media
+4. read    2. load the model    3. its format decodes    1. and writes
 
-Steps 3 to 5 of models whose rate dial is a quality are in photo.py; sounds and videos, which are never in memory as a
-whole (sounds are if that is asked for), are in sound.py and video.py.
+What a format does is in the wings: image/, audio/ and video/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .audio.format import decode_sound_file
-from .container.fields import (
-    AUDIO,
-    IMAGE,
-    MAX_PIXELS,
-    MAX_SAMPLES,
-    VIDEO,
-    AudioHeader,
-    ImageHeader,
-    VideoHeader,
-)
-from .container.read import read_tok
-from .errors import FormatError, ModelError, UsageError
+from .container.fields import SIGNATURE
+from .container.read import TokFile, read_tok
+from .contract import Decoded, Format, Sink
+from .errors import FormatError, ModelError
 from .files import open_output, read_bytes
-from .image.levels import decode_picture
-from .media.read_image import Picture
-from .media.write_image import write_image
-from .models import model_for, pick_device
-from .video.format import decode_video_file
+from .formats import fitted_format, format_of, needs_model
+from .models import Model, model_for, pick_device
+from .options import DecodeOptions, with_short_forms
+from .progress import Progress, as_progress
+from .registry import MODALITIES, MODALITY_NAMES
 
 if TYPE_CHECKING:
-    from .contract import Decoded
+    import numpy as np
+    from typing_extensions import Unpack
 
-
-DEFAULT_SUFFIXES = {IMAGE: ".png", AUDIO: ".wav", VIDEO: ".mp4"}
+    from ..tokenizers.tokens import Tokens
+    from .options import DecodeShort
 
 
 def decode_file(
     src: str | Path | BinaryIO,
     dst: str | Path | BinaryIO | None = None,
-    model: str | None = None,
     *,
-    levels: int | None = None,
-    synthesis: str | None = None,
-    start: float | None = None,
-    end: float | None = None,
+    options: DecodeOptions | None = None,
     format: str | None = None,
-    device: str = "auto",
     force: bool = False,
-    strict: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    max_samples: int = MAX_SAMPLES,
-    sound: bool = True,
-    sound_model: str | None = None,
-    progress: Callable[[float], None] | None = None,
-    count: Callable[[int], None] | None = None,
+    progress: Progress | Callable[[float], None] | None = None,
+    **short: Unpack[DecodeShort],
 ) -> Decoded:
     """Decode a `.tok` file to a picture, a sound or a video.
+
+    >>> decode_file("photo.tok", "photo.png")
+    >>> decode_file("song.tok", "chorus.flac", start=31.5, end=50)
 
     Args:
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None, and of a video nothing is decoded then.
-        model: folder or name to take the weights from; the file's own model by default.
-        levels: decode at most so many layers.
-        synthesis: which synthesis net, e.g. "faithful" or "sharp"; the model's default if None.
-        start, end: seconds of a sound or a video; only what lies between is decoded, of a video from the frame on that
-            is shown at ``start``.
-        format: suffix of the output format where the name of ``dst`` has none; ".png", ".wav" or ".mp4" by
-            default.
-        device: "auto", "cpu" or "cuda".
+        options: what is asked for, see :class:`~.options.DecodeOptions`.
+        format: suffix of the output format where the name of ``dst`` has none; ".png", ".wav" or ".mp4" by default.
         force: overwrite ``dst``.
-        strict: raise FormatError for a damaged or truncated file instead of decoding what is left.
-        max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all channels.
-        sound: decode the sound of a video.  sound_model: folder or name to take its weights from.
-        progress: called with the share of the work that is done, now and then.
-        count: called with the number of a video's frames that are done.
+        progress: told how the work goes on; a function is called with the share that is done.
+        short: fields of ``options`` and of its sound (``sound``: whether it is decoded, ``sound_model``).
 
     Raises: a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.
     """
+    options = with_short_forms(options or DecodeOptions(), short)
+    options = replace(options, device=pick_device(options.device))
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         try:
-            tok = read_tok(read_bytes(src), max_pixels, max_samples if sound else None)  # 6
-            suffix = suffix or DEFAULT_SUFFIXES[tok.header.modality]
-            names = suffix, str(dst)
-            if synthesis is not None and not isinstance(tok.header, ImageHeader):
-                raise UsageError(f"{tok.header.model} has one synthesis net only")
-            if isinstance(tok.header, VideoHeader):
-                of_sound = "--sound-model (or leave the sound out: --no-sound)"
-                hear = partial(model_for, tok.sound, sound_model, pick_device(device), of_sound) if tok.track else None
-                moments = start, end
-                decoded = decode_video_file(
-                    tok, file, names, model, hear if sound else None, device, levels, moments, strict, progress, count
-                )
-            elif isinstance(tok.header, AudioHeader):
-                decoded = decode_sound_file(tok, file, names, model, device, levels, (start, end), strict, progress)
-            else:
-                if (start, end) != (None, None):
-                    raise UsageError(f"{name} holds a picture, which has no start and end")
-                decoded = decode_picture(tok, model, device, levels, synthesis, progress)
+            most_samples = None if options.sound is None else options.max_samples
+            tok = read_tok(read_bytes(src, SIGNATURE), options.max_pixels, most_samples)  # 4
+            suffix = suffix or MODALITIES[MODALITY_NAMES[tok.header.modality]].suffix
+            sink = None if file is None else Sink(file, suffix, str(dst))
+            wing, loaded = format_and_model(tok, options.model, options.device)  # 2
+            wing.check(options.given, f"{name}, a file of {tok.header.model}")
+            decoded = wing.decode(tok, loaded, options, sink, as_progress(progress))  # 3
+            if options.strict and tok.problems:
+                raise FormatError(tok.problems[0])
         except (FormatError, ModelError) as error:
             raise type(error)(f"{name}: {error}") from error
-        if strict and tok.problems:
-            raise FormatError(f"{name}: {tok.problems[0]}")
-        if file is not None and isinstance(decoded.media, Picture):
-            decoded.notes += write_image(decoded.media, file, suffix, str(dst))  # 1
     return decoded
+
+
+def format_and_model(tok: TokFile, model: str | None, device: str) -> tuple[Format, Model | None]:
+    """What a file is decoded with. Raises ModelError if it is not there or another one.
+
+    Args: model: folder or name to take the weights from; the file's own model if None.
+    """
+    if not needs_model(tok.header):
+        return fitted_format(), None
+    loaded = model_for(tok.header, model, device)
+    return format_of(loaded.tokenizer), loaded
+
+
+def file_tokens(
+    tok: TokFile, model: str | None = None, device: str = "auto", levels: int | None = None
+) -> tuple[Tokens, Model]:
+    """Tokens of a parsed file and the model that they belong to. What is lost is noted in ``tok.problems``.
+
+    Raises: UsageError for a file that holds no tokens, and for a video of several segments.
+    """
+    wing, loaded = format_and_model(tok, model, pick_device(device))
+    if loaded is None:
+        raise ModelError(f"a file of {tok.header.model} holds networks, no tokens")
+    return wing.tokens_of(tok, loaded, levels), loaded
+
+
+def video_frames(
+    tok: TokFile,
+    *,
+    options: DecodeOptions | None = None,
+    progress: Progress | Callable[[float], None] | None = None,
+    **short: Unpack[DecodeShort],
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The frames of a parsed video with their times in seconds, one by one, ``[H, W, 3]`` uint8.
+
+    Only what lies between ``start`` and ``end`` is decoded. What is lost is noted in ``tok.problems``.
+
+    Args:   options, progress, short: as in :func:`decode_file`.
+    Raises: a :class:`~.errors.TokodecError`.
+    """
+    from .video.clock import clock_of
+    from .video.decode import decode_frames, part_of
+    from .video.format import AnyVideoFormat
+
+    options = with_short_forms(options or DecodeOptions(), short)
+    options = replace(options, device=pick_device(options.device))
+    part = part_of(clock_of(tok), options.start, options.end)  # says so if the file is no video
+    wing, loaded = format_and_model(tok, options.model, options.device)
+    assert isinstance(wing, AnyVideoFormat)
+    return decode_frames(tok, wing.frames_of(tok, loaded, options), part, as_progress(progress))

@@ -26,7 +26,7 @@ from .metrics.picture import as_rgb, ms_ssim, psnr
 from .metrics.spectra import mel_distance
 from .metrics.spectrogram import levels, spectrogram
 from .models import load_model, pick_device
-from .registry import DEFAULT_MODELS, TOKEN_MODELS
+from .registry import MODALITIES
 from .settings import Setting, rate_settings, synthesis_nets
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -77,7 +77,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     if not paths:
         raise UsageError(f"no sample pictures in {samples}")
     # Loading and what happens only once are no part of the times below.
-    names = [model] if model else list(dict.fromkeys([DEFAULT_MODELS["image"], TOKEN_MODELS["image"]]))
+    names = [model] if model else [MODALITIES["image"].encode_model, MODALITIES["image"].token_model]
     coders = [prepare(name, pick_device(device)) for name in names]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def prepare(model: str, device: str) -> Coder:
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != "image":
         raise UsageError(f"{tokenizer.name} is not a model for pictures")
-    settings = rate_settings(tokenizer, QUALITIES if tokenizer.dial == "quality" else None)
+    settings = rate_settings(tokenizer, QUALITIES if tokenizer.rate_control == "quality" else None)
     grey = io.BytesIO(b"P6\n64 64\n255\n" + bytes(3 * 64 * 64))
     tok = io.BytesIO(encode_file(grey, model=model, device=device, **settings[-1].rate).data)
     for net in synthesis_nets(tokenizer):
@@ -144,8 +144,8 @@ def prepare(model: str, device: str) -> Coder:
 def demo_sounds(paths: list[Path], out: Path, device: str, console: Console) -> None:
     """The part of :func:`run_demo` for sounds."""
     device = pick_device(device)
-    load_model(DEFAULT_MODELS["audio"], device)  # no part of the times below
-    table = Table(title=f"{DEFAULT_MODELS['audio']} on {device}", box=SIMPLE, padding=0)
+    load_model(MODALITIES["audio"].encode_model, device)  # no part of the times below
+    table = Table(title=f"{MODALITIES['audio'].encode_model} on {device}", box=SIMPLE, padding=0)
     for name in ("sound", "asked kbps", "kbps", "bytes", "mel distance", "encode s", "decode s"):
         table.add_column(name, justify="left" if name == "sound" else "right", no_wrap=name != "sound")
     sheets = []
@@ -202,7 +202,7 @@ def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
     """One file at a setting of the rate dial, decoded once by every synthesis net."""
     target = out / f"{path.stem}-{'q' * (setting.control == 'quality')}{setting.value:g}.tok"
     start = time.perf_counter()
-    encode_file(path, target, coder.model, device=coder.device, force=True, **setting.rate)
+    encode_file(path, target, model=coder.model, device=coder.device, force=True, **setting.rate)
     encode_s = time.perf_counter() - start
     results = []
     for synthesis in coder.synthesis:

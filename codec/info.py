@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .container.chunks import ALPH, AUDL, EXIF, FRAME, ICCP, LAYR, TIME
-from .container.fields import HYPERPRIOR, VERSION, AudioHeader, VideoHeader, header_fields
+from .container.fields import HYPERPRIOR, VERSION, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
 
@@ -44,7 +44,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     video = _video(tok) if isinstance(header, VideoHeader) else {}
     found |= {
         "bytes": len(data),
-        **_rate(tok, len(data)),
+        **header.rates(len(data)),
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
@@ -72,14 +72,3 @@ def _video(tok: TokFile) -> dict[str, Any]:
             "sound_channels": header.channels,
         }
     return found
-
-
-def _rate(tok: TokFile, size: int) -> dict[str, float]:
-    header = tok.header
-    if isinstance(header, AudioHeader):
-        return {"seconds": round(header.seconds, 6), "kbps": round(8e-3 * size / header.seconds, 6)}
-    if isinstance(header, VideoHeader):
-        seconds = float(header.tick * ((header.frames - 1) * header.duration + header.last))
-        bpp = 8 * size / (header.frames * header.height * header.width)
-        return {"seconds": round(seconds, 6), "kbps": round(8e-3 * size / seconds, 6), "bpp": round(bpp, 6)}
-    return {"bpp": round(8 * size / (header.height * header.width), 6)}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .container.fields import FIT, PRIORS, Header
-from .container.fields import MODALITIES as MODALITY_NAMES
+from ..tokenizers.registry import tokenizer_kinds
+from .container.fields import FIT, Header
 from .errors import ModelError, UsageError, WeightsMismatchError
-from .registry import DIALS, FITTED, GENERATOR, MODALITIES, PRIOR_FILES
+from .registry import FITTED, GENERATOR, MODALITY_NAMES, PRIOR_NAMES, prior_kinds
 
 if TYPE_CHECKING:
-    from ..entropy.hyperprior.prior import HyperPrior
-    from ..entropy.prior import Prior
+    import torch
+
     from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
@@ -26,66 +27,91 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenize
 
 @dataclass(frozen=True)
 class Model:
-    """What a file is made with."""
+    """What a file is made with. entropy: its entropy model; None if it has none, and there is none by default."""
 
     tokenizer: Tokenizer
-    prior: Any  # a Prior; a HyperPrior, which is part of the tokenizer, if the rate dial is a quality
+    entropy: Any
+
+    @property
+    def prior(self) -> Any:
+        """The entropy model: a Prior; a HyperPrior, which is part of the tokenizer, if its rate is a quality.
+
+        Raises: ModelError if there is none.
+        """
+        if self.entropy is None:
+            raise ModelError(f"{self.tokenizer.name} has no entropy model: train one with tokodec.train.prior")
+        return self.entropy
 
     @property
     def trees(self) -> list[CodeTree]:
         """The digits of every codebook's codes, coarse to fine. Raises UsageError if the entropy model has none."""
-        trees: list[CodeTree] | None = getattr(self.prior, "trees", None)
+        trees: list[CodeTree] | None = getattr(self.entropy, "trees", None)
         if trees is None:
             raise UsageError(f"{self.tokenizer.name} has no digits: only context priors write codes in digits")
         return trees
 
 
-def pick_device(device: str) -> str:
-    """Resolve "auto" to "cuda" where there is a GPU, else "cpu". Raises UsageError for what is not there."""
+def pick_device(device: str | torch.device) -> str:
+    """Resolve "auto" to "cuda" where there is a GPU, else "cpu".
+
+    Args:    device: "auto", "cpu", "cuda", "cuda:1" and so on, or a `torch.device`.
+    Returns: "cpu", "cuda" (the GPU that is PyTorch's current one) or "cuda:N" (another one).
+    Raises:  UsageError for what is not there.
+    """
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}: use auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    kind, _, number = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or str(device).endswith(":") or not (number.isdecimal() or not number):
+        raise UsageError(f"unknown device {str(device)!r}: use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return kind
+    if not torch.cuda.is_available():
         raise UsageError("no CUDA GPU here: use --device cpu")
-    return device
+    if number and int(number) >= torch.cuda.device_count():
+        raise UsageError(f"no GPU {number} here: they are numbered 0 to {torch.cuda.device_count() - 1}")
+    return kind if not number or int(number) == torch.cuda.current_device() else f"{kind}:{int(number)}"
 
 
-def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:
+def load_model(name: str, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
 
-    Args:   prior: "hyperprior", "context" or "static"; the first of these that the model has if None.
+    A model without an entropy model whose rate is a number of levels is used with codes of fixed lengths.
+
+    Args:   prior: name of an entropy model, see registry.py; the first there that the model has if None.
     Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
     """
     from ..tokenizers.folders import find_model
 
-    if prior is not None and prior not in PRIOR_FILES:
+    kinds = prior_kinds()
+    if prior is not None and prior not in kinds:
         raise UsageError(f"unknown entropy model {prior!r}: use context or static")
     try:
         folder = find_model(name)
-        there = [kind for kind, file in PRIOR_FILES.items() if (folder / file).is_file()]
-        kind = prior or next(iter(there), "static")
-        if prior is not None and there and prior not in there:
-            raise ValueError(f"{name} has no entropy model {prior!r}, only {' and '.join(map(repr, there))}")
         device = pick_device(device)
-        files = (WEIGHTS_FILE, CONFIG_FILE, PRIOR_FILES["hyperprior"])
+        files = (WEIGHTS_FILE, CONFIG_FILE, kinds["hyperprior"].file)
         tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
-        loaded = _prior_of(tokenizer) or _load_prior(folder, kind, device, _written(folder, PRIOR_FILES[kind]))
+        entropy = getattr(tokenizer, "entropy", None)  # part of the tokenizer, if its rate is a quality
+        if entropy is None:
+            entropy = _find_prior(folder, prior, tokenizer, device)
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
-    if loaded.codebook_sizes != tokenizer.codebook_sizes:
-        raise ModelError(f"the entropy model {kind!r} in {folder} has other codebook sizes than the tokenizer")
-    return Model(tokenizer, loaded)
+    if entropy is not None and entropy.codebook_sizes != tokenizer.codebook_sizes:
+        raise ModelError(f"the entropy model in {folder} has other codebook sizes than the tokenizer")
+    return Model(tokenizer, entropy)
 
 
-def _prior_of(tokenizer: Tokenizer) -> HyperPrior | None:
-    """The entropy model that is part of a tokenizer, if one is."""
-    from ..entropy.hyperprior.prior import HyperPrior
-
-    found = getattr(tokenizer, "entropy", None)
-    return found if isinstance(found, HyperPrior) else None
+def _find_prior(folder: Path, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
+    """An entropy model of a folder, or one of fixed lengths, None if there is neither. Raises ValueError."""
+    there = [name for name, kind in prior_kinds().items() if kind.file and (folder / kind.file).is_file()]
+    if prior is not None and prior not in there and (there or prior != "static"):
+        known = " and ".join(map(repr, there)) or "none"
+        raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {known}")
+    if there:
+        name = prior or there[0]
+        return _load_prior(folder, name, device, _written(folder, prior_kinds()[name].file))
+    return _uniform(tokenizer.codebook_sizes) if tokenizer.rate_control == "levels" else None
 
 
 def _written(folder: Path, *files: str) -> tuple[int, ...]:
@@ -101,24 +127,23 @@ def _load_tokenizer(folder: Path, device: str, written: tuple[int, ...]) -> Toke
 
 
 @functools.lru_cache(maxsize=4)
-def _load_prior(folder: Path, kind: str, device: str, written: tuple[int, ...]) -> Prior:
-    if kind == "static":
-        from ..entropy.static import StaticPrior
-
-        return StaticPrior.from_pretrained(folder)
-    if kind == "tail":
-        from ..entropy.tail import TailPrior
-
-        return TailPrior.from_pretrained(folder)
-    from ..entropy.context.prior import ContextPrior
-
-    return ContextPrior.from_pretrained(folder, device)
+def _load_prior(folder: Path, name: str, device: str, written: tuple[int, ...]) -> Any:
+    module, attribute = prior_kinds()[name].target.split(":")
+    package = __package__.rpartition(".")[0]
+    return getattr(importlib.import_module(module, package), attribute).from_pretrained(folder, device)
 
 
-def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
+@functools.lru_cache(maxsize=4)
+def _uniform(codebook_sizes: tuple[int, ...]) -> Any:
+    from ..entropy.static import StaticPrior
+
+    return StaticPrior.uniform(codebook_sizes)
+
+
+def load(name: str | Path = "image-grid", device: str | torch.device = "auto") -> Tokenizer:
     """Load a tokenizer by release name, folder or hub id, ready for inference.
 
-    Args:   device: "auto" (a GPU if there is one), "cpu" or "cuda".
+    Args:   device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" and so on, or a `torch.device`.
     Raises: ModelError if there is none of that name or it is damaged.
     """
     from ..tokenizers.api import Tokenizer
@@ -129,7 +154,7 @@ def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
         raise ModelError(" ".join(str(error).split())) from error
 
 
-def model_for(header: Header, name: str | None, device: str, option: str = "--model") -> Model:
+def model_for(header: Header, name: str | None, device: str = "auto", option: str = "--model") -> Model:
     """The model that a file was made with, from its header; ``name`` overrides where to look.
 
     option: of the command line, in which a name can be given.
@@ -146,8 +171,9 @@ def model_for(header: Header, name: str | None, device: str, option: str = "--mo
         raise ModelError(
             f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}"
         )
-    model = load_model(name or header.model, device, PRIORS[header.prior])
-    tokenizer, prior = model.tokenizer, model.prior
+    wanted = PRIOR_NAMES[header.prior]
+    model = load_model(name or header.model, device, wanted)
+    tokenizer, prior = model.tokenizer, model.entropy
     if tokenizer.modality != MODALITY_NAMES[header.modality]:
         kind = MODALITY_NAMES[header.modality]
         raise ModelError(f"the file is of kind {kind}, {tokenizer.name} is a model for {tokenizer.modality}")
@@ -156,12 +182,15 @@ def model_for(header: Header, name: str | None, device: str, option: str = "--mo
             f"the file was made with weights {header.weights_hash} of {header.model},"
             f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with {option}"
         )
-    if (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
+    if prior is None or (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
+        if wanted == "static" and header.prior_hash == _uniform(tokenizer.codebook_sizes).hash:
+            return Model(tokenizer, _uniform(tokenizer.codebook_sizes))  # it has got tables of its own since then
+        own = "none" if prior is None else f"{PRIOR_NAMES[prior.wire_id]} {prior.hash}"
         raise WeightsMismatchError(
-            f"the file was made with entropy model {PRIORS[header.prior]} {header.prior_hash},"
-            f" {tokenizer.name} has {PRIORS[prior.wire_id]} {prior.hash}; give the right folder with {option}"
+            f"the file was made with entropy model {wanted} {header.prior_hash},"
+            f" {tokenizer.name} has {own}; give the right folder with {option}"
         )
-    if tokenizer.dial == "levels" and header.layers > len(tokenizer.codebook_sizes):
+    if tokenizer.rate_control == "levels" and header.layers > len(tokenizer.codebook_sizes):
         raise ModelError(f"the file has {header.layers} layers, {tokenizer.name} only {len(tokenizer.codebook_sizes)}")
     return model
 
@@ -181,21 +210,22 @@ def list_models() -> list[dict[str, Any]]:
     found = []
     for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
         entry = json.loads(config.read_text())
-        if entry["class"] not in MODALITIES:
+        kind = tokenizer_kinds().get(entry["class"])
+        if kind is None:
             continue
         parts = config.parent.parent / entry["base"] if "base" in entry else config.parent  # released beside its base
         found.append(
             {
                 "name": entry["name"],
                 "class": entry["class"],
-                "modality": MODALITIES[entry["class"]],
+                "modality": kind.modality,
                 "base": entry.get("base"),
                 "codebook_sizes": _codebook_sizes(entry["config"]),
-                "dial": DIALS.get(entry["class"], "levels"),
+                "rate_control": kind.rate_control,
                 "synthesis": entry["config"].get("synthesis", []),
                 "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
                 "weights_hash": weights_hash_of(config.parent),
-                "priors": [kind for kind, file in PRIOR_FILES.items() if (parts / file).is_file()],
+                "priors": [name for name, k in prior_kinds().items() if k.file and (parts / k.file).is_file()],
                 "folder": str(config.parent),
             }
         )

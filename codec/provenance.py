@@ -33,7 +33,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": processor,
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
 
 

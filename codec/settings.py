@@ -46,9 +46,9 @@ def rate_settings(tokenizer: Tokenizer, qualities: Sequence[float] | None = None
 
     Raises: UsageError for a quality outside of 0 to 100, for none, and for qualities of a model that has levels.
     """
-    if tokenizer.dial != "quality":
+    if tokenizer.rate_control != "quality":
         if qualities is not None:
-            raise UsageError(f"the rate dial of {tokenizer.name} is its levels: leave the qualities out")
+            raise UsageError(f"the rate of {tokenizer.name} is its levels: leave the qualities out")
         return tuple(Setting("levels", n) for n in range(1, len(tokenizer.codebook_sizes) + 1))
     chosen = sorted(set(QUALITIES if qualities is None else qualities))
     if not chosen or not all(0 <= quality <= 100 for quality in chosen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,21 +45,6 @@ class Prior(abc.ABC):
         """
 
     @abc.abstractmethod
-    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
-        """Codes ``[k, *grid]`` of several grids, each with a k of its own, to one payload.
-
-        For signals in many short segments: a payload of its own for each level would cost some 4 bytes more a level.
-        Raises ValueError as :meth:`compress` does.
-        """
-
-    @abc.abstractmethod
-    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
-        """Inverse of :meth:`compress_joint`, for grids of one size; ``levels`` is the k of each.
-
-        Raises: ValueError if the payload is not one that :meth:`compress_joint` makes for these.
-        """
-
-    @abc.abstractmethod
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         """Ideal code length of codes ``[k, *grid]`` in bits, one number a level, ``[k]``."""
 
@@ -83,10 +68,39 @@ class Prior(abc.ABC):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the prior's file into ``folder``, packed (see :mod:`.packed`), and take its hash."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
-        plain = save(arrays, metadata={"wire_id": str(self.wire_id)})
-        packed.write(Path(folder) / self.file, plain)
-        self.hash = packed.hash_of(plain)
+        self.hash = save_prior(self.arrays(), self.wire_id, Path(folder) / self.file)
+
+
+class JointPrior(Prior):
+    """A prior that can also code several grids in one payload."""
+
+    @abc.abstractmethod
+    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
+        """Codes ``[k, *grid]`` of several grids, each with a k of its own, to one payload.
+
+        For signals in many short segments: a payload of its own for each level would cost some 4 bytes more a level.
+        Raises ValueError as :meth:`compress` does.
+        """
+
+    @abc.abstractmethod
+    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
+        """Inverse of :meth:`compress_joint`, for grids of one size; ``levels`` is the k of each.
+
+        Raises: ValueError if the payload is not one that :meth:`compress_joint` makes for these.
+        """
+
+
+def prior_bytes(arrays: Mapping[str, npt.NDArray[Any]], wire_id: int) -> bytes:
+    """The file of an entropy model, not packed."""
+    found = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return bytes(save(found, metadata={"wire_id": str(wire_id)}))
+
+
+def save_prior(arrays: Mapping[str, npt.NDArray[Any]], wire_id: int, path: Path) -> str:
+    """Write the file of an entropy model, packed. Returns its hash."""
+    plain = prior_bytes(arrays, wire_id)
+    packed.write(path, plain)
+    return packed.hash_of(plain)
 
 
 def read_prior_arrays(folder: str | Path, file: str) -> tuple[dict[str, npt.NDArray[Any]], str]:
@@ -94,7 +108,11 @@ def read_prior_arrays(folder: str | Path, file: str) -> tuple[dict[str, npt.NDAr
     path = Path(folder) / file
     try:
         plain = packed.read(path)
-        return load(plain), packed.hash_of(plain)
+        arrays = load(plain)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds a number that is not finite")
+        return arrays, packed.hash_of(plain)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot read entropy model {path}: {error}") from error
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .prior import Codes, Prior, check_codes, check_levels, read_prior_arrays
+from . import packed
+from .prior import Codes, JointPrior, check_codes, check_levels, prior_bytes, read_prior_arrays
 from .tables import check_table, frequency_table, table_bits
 
 STATIC_FILE = "prior.safetensors"
 
 
-class StaticPrior(Prior):
+class StaticPrior(JointPrior):
     """Order-0 entropy model.
 
     Args: tables: ``[N_k]`` integers each, valid by :func:`~.tables.check_table`. Raises ValueError otherwise.
@@ -44,7 +45,17 @@ class StaticPrior(Prior):
         return cls([frequency_table(np.asarray(c, dtype=np.int64) + 1) for c in counts])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> StaticPrior:
+    def uniform(cls, codebook_sizes: Sequence[int]) -> StaticPrior:
+        """All codes alike: codes of a fixed length, for a tokenizer that has no entropy model of its own.
+
+        It is the same for the same sizes everywhere, so that files made with it need no file to be decoded.
+        """
+        prior = cls([frequency_table(np.ones(n, dtype=np.int64)) for n in codebook_sizes])
+        prior.hash = packed.hash_of(prior_bytes(prior.arrays(), cls.wire_id))
+        return prior
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> StaticPrior:
         """Read ``prior.safetensors``. Raises ValueError if it is missing or damaged."""
         arrays, digest = read_prior_arrays(folder, STATIC_FILE)
         names = [f"table.{k}" for k in range(len(arrays))]

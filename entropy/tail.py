@@ -85,7 +85,7 @@ class TailPrior(Prior):
         return cls(np.stack([frequency_table(own + 1) for own in joint]), table_of, lengths)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> TailPrior:
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> TailPrior:
         """Read ``tail.safetensors``. Raises ValueError if it is missing or damaged."""
         arrays, digest = read_prior_arrays(folder, TAIL_FILE)
         names = [f"length.{i}" for i in range(len(arrays) - 2)]
@@ -153,12 +153,6 @@ class TailPrior(Prior):
             begin = end
         longest = max(1, int(counts.max(initial=0)))
         return flat[:longest].reshape(longest, *grid)
-
-    def compress_joint(self, parts: Sequence[Codes]) -> bytes:
-        raise ValueError("sequences that may end early have a payload for each layer")
-
-    def decompress_joint(self, payload: bytes, levels: Sequence[int], grid: tuple[int, ...]) -> list[Codes]:
-        raise ValueError("sequences that may end early have a payload for each layer")
 
     def bits(self, codes: Codes) -> npt.NDArray[np.float64]:
         """Of every place ``[k]``; what the lengths of a layer cost is counted with its first place."""

@@ -109,8 +109,8 @@ def test_our_rows_are_our_files(rows: list[dict[str, str]], pictures: Path, mode
         rgb = tmp_path / "rgb.png"
         Image.fromarray(as_rgb(pictures / r["picture"])).save(rgb)
         tok, png = tmp_path / "x.tok", tmp_path / "x.png"
-        encode_file(rgb, tok, model, levels=int(r["levels"]), device="cpu", force=True)
-        decode_file(tok, png, model, synthesis=r["synthesis"], device="cpu", force=True)
+        encode_file(rgb, tok, model=model, levels=int(r["levels"]), device="cpu", force=True)
+        decode_file(tok, png, model=model, synthesis=r["synthesis"], device="cpu", force=True)
         assert int(r["bytes"]) == tok.stat().st_size
         assert float(r["bpp"]) == 8 * tok.stat().st_size / (SIZE[0] * SIZE[1])
         mse = np.square(as_rgb(rgb).astype(float) - as_rgb(png)).mean()

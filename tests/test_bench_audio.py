@@ -34,10 +34,9 @@ from tokodec.codec.bench.contender import Coded, Timed
 from tokodec.codec.bench.options import AudioOptions
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import Sound, resample, write_audio
 from tokodec.codec.metrics import spectrogram
 from tokodec.codec.settings import Setting
@@ -331,10 +330,10 @@ def test_our_rows_are_our_files(rows: list[dict[str, str]], sounds: Path, model:
         wav, tok = tmp_path / "x.wav", tmp_path / "x.tok"
         wav.write_bytes(clip.wav)
         if r["reached"] == "True":
-            encode_file(wav, tok, model, kbps=float(r["asked_kbps"]), device="cpu", force=True)
+            encode_file(wav, tok, model=model, kbps=float(r["asked_kbps"]), device="cpu", force=True)
             assert float(r["kbps"]) <= float(r["asked_kbps"])
         else:
-            encode_file(wav, tok, model, levels=1, device="cpu", force=True)
+            encode_file(wav, tok, model=model, levels=1, device="cpu", force=True)
             assert float(r["kbps"]) > float(r["asked_kbps"])
         data = tok.read_bytes()
         assert int(r["bytes"]) == len(data)

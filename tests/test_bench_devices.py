@@ -18,8 +18,8 @@ from PIL import Image
 from tokodec.codec.bench import devices
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
+from tokodec.codec.decode import file_tokens
 from tokodec.codec.encode import encode_file
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.models import Model, load_model
 from tokodec.codec.video.segments import read_segment, segment_payload, video_tokenizer
@@ -52,7 +52,7 @@ def test_a_device_beside_itself(
     assert bench(pictures, "-m", photo_model, "--qualities", "20,80", "-o", out) == 0
     report: dict[str, Any] = json.loads(out.read_text())
     files = [
-        (name, q, encode_file(pictures / name, None, str(photo_model), q, device="cpu").data)
+        (name, q, encode_file(pictures / name, None, model=str(photo_model), quality=q, device="cpu").data)
         for name in NAMES
         for q in (20.0, 80.0)
     ]
@@ -114,7 +114,7 @@ def test_sounds_on_a_device_beside_itself(
     out = tmp_path / "found.json"
     assert bench(sounds, "-m", sound_model, "-o", out) == 0  # at 3 kbit/s
     report: dict[str, Any] = json.loads(out.read_text())
-    files = [encode_file(p, None, str(sound_model), kbps=3, device="cpu").data for p in sorted(sounds.iterdir())]
+    files = [encode_file(p, None, model=str(sound_model), kbps=3, device="cpu").data for p in sorted(sounds.iterdir())]
     assert [row["bytes_cpu"] for row in report["rows"]] == [len(data) for data in files]
     assert [row["seconds"] for row in report["rows"]] == [9000 / 24000, 30000 / 24000]
     read = [file_tokens(read_tok(data), str(sound_model), "cpu")[0].codes.numpy() for data in files]
@@ -174,7 +174,7 @@ def test_videos_on_a_device_beside_itself(
     out = tmp_path / "found.json"
     assert bench(videos, "-m", video_model, "-o", out) == 0
     report: dict[str, Any] = json.loads(out.read_text())
-    files = [encode_file(videos / name, None, str(video_model), device="cpu").data for name in SIZES]
+    files = [encode_file(videos / name, None, model=str(video_model), device="cpu").data for name in SIZES]
     read = [segments(data, video_model) for data in files]
     rows = report["rows"]
     assert [(r["name"], (r["frames"], r["height"], r["width"])) for r in rows] == list(SIZES.items())
@@ -198,7 +198,7 @@ def test_videos_on_a_device_beside_itself(
     folder = tmp_path / "files"
     folder.mkdir()
     for levels in (1, 2):
-        encode_file(videos / "b.mkv", folder / f"{levels}.tok", str(video_model), levels=levels, device="cpu")
+        encode_file(videos / "b.mkv", folder / f"{levels}.tok", model=str(video_model), levels=levels, device="cpu")
     assert bench(folder, "-m", video_model, "-o", out) == 0
     found = json.loads(out.read_text())["rows"]
     assert [(r["name"], r["codes"]) for r in found] == [("1.tok", [12]), ("2.tok", [12, 12])]
@@ -268,7 +268,9 @@ def test_codes_chosen_otherwise_are_counted(
             w.write(np.full((48, 32, 3), 255, dtype=np.uint8), Fraction(i, 25), Fraction(1, 25))
     monkeypatch.setattr(devices, "encode", other)
     expected = [
-        np.concatenate(segments(encode_file(videos / name, None, str(video_model), device="cpu").data, video_model))
+        np.concatenate(
+            segments(encode_file(videos / name, None, model=str(video_model), device="cpu").data, video_model)
+        )
         for name in ("b.mkv", "other.mkv.part")
     ]
     row = one_row(videos, video_model, tmp_path / "found.json")

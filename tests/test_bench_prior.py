@@ -42,7 +42,7 @@ FEW = ["--device", "cpu", "--seconds", "0.001"]
 
 def random_context(seed: int, tokenizer: ImageGrid) -> ContextPrior:
     torch.manual_seed(seed)
-    codewords = [level.codebook.detach().float().numpy() for level in tokenizer.codebooks]
+    codewords = tokenizer.codewords()
     schedules = [refinement(2, steps) for steps in (8, 4, 2)]
     offsets = [offsets_within(2, (1.0, 1.0))] * 3
     net = ContextNet(codewords, schedules, offsets, [LevelShape(8, 16, 16, 1, 8)] * 3)
@@ -153,7 +153,7 @@ def test_tok_files_hold_the_same_codes(
     report: dict[str, Any], pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in SIZES:
-        encode_file(pictures / name, tmp_path / Path(name).with_suffix(".tok"), str(model), device="cpu")
+        encode_file(pictures / name, tmp_path / Path(name).with_suffix(".tok"), model=str(model), device="cpu")
     assert run(["bench", "prior", str(tmp_path), "--model", str(model), *FEW]) == 0
     assert report["tables_sha256"] in capsys.readouterr().out
 
@@ -356,7 +356,7 @@ def test_nearest_copies_level_by_level() -> None:
 def test_fillers_keep_what_is_there_and_fill_what_they_say(model: Path, inputs: list[Input]) -> None:
     _, static, context = load_priors(str(model), "cpu")
     tokenizer = conceal.load_tokenizer(model, "cpu")
-    codewords = [level.codebook.detach().float().numpy() for level in tokenizer.codebooks]
+    codewords = tokenizer.codewords()
     ways = conceal.fillers(static, context, codewords)
     assert tuple(ways) == FILLERS
     codes = same_grid(inputs)
@@ -449,10 +449,10 @@ def test_users_mistakes_are_one_line(
     (tmp_path / "two.npz").write_bytes(dump_tokens(with_codes(codes[:2], inputs[0]), ".npz"))
     batch = Tokens(torch.from_numpy(np.stack([codes, codes])), inputs[0].spec)
     (tmp_path / "batch.npz").write_bytes(dump_tokens(batch, ".npz"))
-    encode_file(picture, tmp_path / "whole.tok", str(model), device="cpu")
+    encode_file(picture, tmp_path / "whole.tok", model=str(model), device="cpu")
     data = (tmp_path / "whole.tok").read_bytes()
     (tmp_path / "cut.tok").write_bytes(data[:-20])
-    encode_file(picture, tmp_path / "static.tok", str(model), prior="static", device="cpu")
+    encode_file(picture, tmp_path / "static.tok", model=str(model), prior="static", device="cpu")
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "context.safetensors").write_bytes(b"nothing")

@@ -33,13 +33,13 @@ from tokodec.codec.bench.video.ours import VideoCoder, prepare_frames, prepare_v
 from tokodec.codec.bench.video.peers import VIDEO_PEERS, find_video_peer
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
+from tokodec.codec.decode import video_frames
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, TokodecError, UsageError
 from tokodec.codec.media.read_video import VideoReader
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.metrics import picture as metrics_picture
 from tokodec.codec.settings import Setting
-from tokodec.codec.video.decode import decode_frames
 
 FRAMES = 9
 NAMES = ["a.mp4", "b.mkv"]
@@ -422,7 +422,7 @@ def test_files_are_measured_as_they_are(tmp_path: Path) -> None:
     found = [point[key] for key in ("codec", "kind", "setting", "bytes")]
     assert found == ["video-fit", "ours", "as it is", len(data)]
     assert point["encode_s"] is report["aggregates"][0]["encode_fps"] is None
-    decoded = [pixels for _, pixels in decode_frames(read_tok(data), "cpu")]
+    decoded = [pixels for _, pixels in video_frames(read_tok(data), device="cpu")]
     source = read_video(folder / "a.mp4").frames
     assert point["psnr"] == pytest.approx(
         np.mean([metrics_picture.psnr(a, b) for a, b in zip(source, decoded, strict=True)])

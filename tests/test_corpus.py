@@ -223,7 +223,9 @@ def test_tokens_of_files_with_digits(
 ) -> None:
     """Digits are those of the context prior; what is read back needs no model."""
     model = golden / "context" if name == "tiny_model" else request.getfixturevalue(name)
-    items = [(p.name, tokenize_file(p, None, str(model), device="cpu").tokens) for p in sorted(model.glob("*.tok"))]
+    items = [
+        (p.name, tokenize_file(p, None, model=str(model), device="cpu").tokens) for p in sorted(model.glob("*.tok"))
+    ]
     if name == "sound_model":
         static = model / "static.tok"
         items = [(n, t) for n, t in items if n != static.name]
@@ -325,7 +327,7 @@ def test_megatron_corpora_that_are_refused(tmp_path: Path) -> None:
 
 
 def test_digits_that_a_model_does_not_have(tiny_model: Path, photo_model: Path, golden: Path) -> None:
-    tokens = tokenize_file(golden / "gray.tok", None, str(tiny_model), device="cpu").tokens
+    tokens = tokenize_file(golden / "gray.tok", None, model=str(tiny_model), device="cpu").tokens
     with pytest.raises(UsageError, match="tiny has no digits"):  # a static prior alone
         sequencer_maker(digits=True, model=str(tiny_model), device="cpu")(tokens.spec)
     with pytest.raises(ModelError, match="tokens of tiny"):

@@ -20,9 +20,8 @@ from tokodec.codec.container.chunks import FRAME, LAYR, pack_chunk, pack_layer_p
 from tokodec.codec.container.fields import SIGNATURE, ImageHeader, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.errors import FormatError, ModelError
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.image.segments import compress_tokens, fewest_levels
 from tokodec.codec.media.write_image import encode_alpha
 from tokodec.codec.models import Model, load_model
@@ -229,7 +228,7 @@ def test_a_damaged_chunk_costs_its_own_segment(
         top, left, bottom, right = header.segment_box(segment)
         expected[:, layer:, top:bottom, left:right] = -1
         if layer == 0:
-            codewords = [level.codebook.detach().numpy() for level in image_grid(tiny).codebooks]
+            codewords = tiny.tokenizer.codewords()
             filled = tiny.prior.conceal(np.full((3, 1, 1), -1), codewords)
             expected[:, :1, top:bottom, left:right] = int(filled[0, 0, 0])
         assert torch.equal(tokens.codes, expected)
@@ -496,4 +495,4 @@ def test_a_file_cannot_make_us_open_a_folder_or_a_hub(
     monkeypatch.chdir(tiny_model.parent)  # a folder "tiny" lies right here
     with pytest.raises(ModelError, match="tiny, which does not come with tokodec; give its folder with --model"):
         decode_file(io.BytesIO(many), device="cpu")
-    assert decode_file(io.BytesIO(many), model="tiny", device="cpu").problems == []
+    assert decode_file(io.BytesIO(many), model="./tiny", device="cpu").problems == []

@@ -20,13 +20,12 @@ from tokodec.codec.container.fields import write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Encoded
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, video_frames
 from tokodec.codec.encode import encode_file
-from tokodec.codec.errors import ChunkError, ModelError, RateError, UsageError
+from tokodec.codec.errors import ChunkError, RateError, UsageError
 from tokodec.codec.info import describe
 from tokodec.codec.media.read_video import VideoReader
 from tokodec.codec.media.write_video import VideoWriter
-from tokodec.codec.video.decode import decode_frames
 from tokodec.codec.video.fit import format as fit_video
 from tokodec.codec.video.fit.optimize import Fit
 from tokodec.codec.video.fit.payload import read_fitted
@@ -79,7 +78,7 @@ def test_the_golden_file_decodes_to_its_integers_and_pixels() -> None:
     assert hashlib.sha256(grids).hexdigest() == EXPECTED["grids"]
     weights = b"".join(w.integers.astype("<i4").tobytes() + bytes([w.exponent]) for w in fitted.weights.values())
     assert hashlib.sha256(weights).hexdigest() == EXPECTED["weights"]
-    found = np.concatenate([pixels for _, pixels in decode_frames(tok, "cpu")])
+    found = np.concatenate([pixels for _, pixels in video_frames(tok, device="cpu")])
     with Image.open(GOLDEN / "clip.png") as im:
         assert np.abs(np.asarray(im.convert("RGB")).astype(int) - found).max() <= 1
 
@@ -108,10 +107,10 @@ def test_segments_are_on_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(media()).data
     tok = read_tok(data)
     assert (tok.video.segment, tok.video.n_segments) == (3, 3)
-    whole = [pixels for _, pixels in decode_frames(tok, "cpu")]
+    whole = [pixels for _, pixels in video_frames(tok, device="cpu")]
     payloads = [tok.payload(LAYR, 0, s) or b"" for s in range(3)]
     damaged = read_tok(write_video(tok.video, [payloads[0], payloads[1][:-4], payloads[2]]))
-    found = [pixels for _, pixels in decode_frames(damaged, "cpu")]
+    found = [pixels for _, pixels in video_frames(damaged, device="cpu")]
     assert len(damaged.problems) == 1
     assert "frames 3 to 5 are lost" in damaged.problems[0]
     for i, (a, b) in enumerate(zip(found, whole, strict=True)):
@@ -140,24 +139,24 @@ def test_a_header_that_lies_is_refused() -> None:
     at = data.index(HEAD)
     from tokodec.codec.container.chunks import pack_chunk
 
-    with pytest.raises(ModelError, match="need no model"):
+    with pytest.raises(ChunkError, match="not a video"):
         decode_file(io.BytesIO(data[:at] + pack_chunk(HEAD, head) + data[at + 12 + len(head) :]), device="cpu")
 
 
 def test_what_users_do_wrong() -> None:
     source = media(frames=2)
     for options, message in (
-        ({"levels": 2}, "dial of video-fit is a quality"),
-        ({"tokens": 2}, "dial of video-fit is a quality"),
+        ({"levels": 2}, "does not set the rate of video-fit"),
+        ({"tokens": 2}, "does not set the rate of video-fit"),
         ({"minutes": 0.0}, "minutes must be positive"),
-        ({"prior": "static"}, "no entropy models"),
-        ({"effort": 2}, "the effort of video-fit is its minutes"),
+        ({"prior": "static"}, "prior is not an option of video-fit"),
+        ({"effort": 2}, "effort is not an option of video-fit"),
     ):
         with pytest.raises(UsageError, match=message):
             encode(source, **options)
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "png")
-    with pytest.raises(UsageError, match="video-fit is for videos"):
+    with pytest.raises(UsageError, match="video-fit is a model for video"):
         encode(picture.getvalue())
-    with pytest.raises(UsageError, match="minutes are for the model video-fit"):
+    with pytest.raises(UsageError, match="minutes is not an option of image-photo"):
         encode_file(io.BytesIO(picture.getvalue()), minutes=1.0)

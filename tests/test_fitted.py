@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tokodec.codec.video.fit import optimize as fit_module
-from tokodec.codec.video.fit.optimize import Fit, Progress, default_groups
+from tokodec.codec.video.fit.optimize import Fit, FitProgress, default_groups
 from tokodec.codec.video.fit.payload import Fitted, read_fitted, write_fitted
 from tokodec.entropy.fitted.codes import (
     LIMIT,
@@ -166,7 +166,7 @@ def test_all_kinds_of_groups_in_windows() -> None:
 
 
 def test_a_fit_keeps_to_its_time_and_tells_of_it() -> None:
-    seen: list[Progress] = []
+    seen: list[FitProgress] = []
     fit = Fit(scene(), FitShape(16, 32, 32, default_groups(16, 32, 32)), bit_cost=0.01)
     begin = time.monotonic()
     fit.run(2.0, seen.append, every=0.1)

@@ -19,7 +19,7 @@ from PIL import Image
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.generate.files import fit, generate_files, sheet, spectrogram
+from tokodec.codec.generate.files import SampleOptions, fit, generate_files, sheet, spectrogram
 from tokodec.codec.generate.model import Generator
 from tokodec.codec.media.read_image import Picture
 from tokodec.tokenizers.api import Tokenizer
@@ -224,9 +224,10 @@ def test_a_picture_is_completed(
     photo = tmp_path / "photo.png"
     noise = np.random.default_rng(1).integers(0, 256, (48, 48, 3)).astype(np.uint8)
     Image.fromarray(noise).save(photo)
-    done = generate_files(
-        tmp_path / "a", str(trained["image"]), photo, 0.4, 2, tokenizer=str(tiny_model), device="cpu", levels=2
+    options = SampleOptions(
+        model=str(trained["image"]), prompt=photo, keep=0.4, n=2, tokenizer=str(tiny_model), device="cpu", levels=2
     )
+    done = generate_files(tmp_path / "a", options)
     tokenizer = Tokenizer.from_pretrained(tiny_model)
     x = torch.from_numpy(noise[:16]).permute(2, 0, 1)[None].float() / 255
     known = tokenizer.encode(x).codes[0, :2]

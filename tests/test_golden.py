@@ -17,12 +17,12 @@ from tokodec.codec.container import fields as container_fields
 from tokodec.codec.container.chunks import ALPH, EXIF, ICCP, LAYR
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.image import quality as photo
-from tokodec.codec.image.levels import file_tokens
-from tokodec.codec.image.quality import photo_file, photo_file_of_tokens, read_walks
+from tokodec.codec.image.format import Extras
+from tokodec.codec.image.quality import QualityFormat, photo_file, read_walks
 from tokodec.codec.image.segments import compress_tokens
-from tokodec.codec.models import load_model
+from tokodec.codec.models import Model, load_model
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.packed import read
 from tokodec.tokenizers.image.photo import ImagePhoto
@@ -232,12 +232,12 @@ def test_photo_codes_give_the_same_bytes(
     header = tok.picture
     tokens, _ = file_tokens(tok, str(PHOTO), "cpu")
     if (header.alpha, header.channels, header.bit_depth) == (0, 3, 8):
-        assert photo_file_of_tokens(tokens, photo_tokenizer) == data
+        assert QualityFormat().pack(tokens, Model(photo_tokenizer, photo_tokenizer.entropy)) == data
     walks = [
         photo_tokenizer.entropy.walk(walk.z, walk.codes, header.quality)
         for _, walk in read_walks(tok, photo_tokenizer)[0]
     ]
-    metadata = photo.Metadata(header.channels, header.bit_depth, tok.payload(ALPH))
+    metadata = Extras(header.channels, header.bit_depth, tok.payload(ALPH))
     again = photo_file(photo_tokenizer, walks, header.quality, (header.height, header.width), metadata)
     assert name == "extras" or again == data  # zlib's output may change between its versions
     for segment in range(header.n_segments):

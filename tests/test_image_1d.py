@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,9 @@ import tokodec
 from tokodec.codec.bench.image.allocation import bench_allocation
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.image.segments import compress_tokens
 from tokodec.codec.media.read_image import Picture
 from tokodec.codec.metrics.picture import psnr
@@ -227,7 +227,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageSequenceConfig(**change)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a picture batch is"):
+    with pytest.raises(ValueError, match=r"pictures are a float tensor \[B, 3, H, W\]"):
         small().encode(torch.zeros(3, 8, 8))
 
 
@@ -288,15 +288,15 @@ def test_sizes_and_qualities(sequence_model: Path) -> None:
     with pytest.raises(RateError, match="smallest file takes"):
         encode_file(source(), model=str(sequence_model), size=50)
     for words, message in (
-        ({"levels": 2}, "rate dial of tiny-sequence is its tokens"),
+        ({"levels": 2}, "levels does not set the rate of tiny-sequence"),
         ({"tokens": 5}, "tokens of a picture of 6 windows are 6 to 72"),
         ({"tokens": 0}, "tokens must be positive"),
         ({"tokens": 9, "size": 100}, "give one of"),
-        ({"effort": 2}, "effort is for models whose rate dial is a quality"),
+        ({"effort": 2}, "effort is not an option of tiny-sequence"),
     ):
         with pytest.raises(UsageError, match=message):
             encode_file(source(), model=str(sequence_model), **words)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="not tokens"):
+    with pytest.raises(UsageError, match="tokens does not set the rate of image-photo"):
         encode_file(source(), tokens=9)
     with pytest.raises(UsageError, match="one synthesis net only"):
         decode_file(io.BytesIO(whole.data), model=str(sequence_model), synthesis="sharp")
@@ -304,15 +304,15 @@ def test_sizes_and_qualities(sequence_model: Path) -> None:
 
 def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(source().read())
-    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", str(sequence_model), tokens=40)
-    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", str(sequence_model))
+    done = encode_file(tmp_path / "a.png", tmp_path / "a.tok", model=str(sequence_model), tokens=40)
+    tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", model=str(sequence_model))
     detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(sequence_model))
     assert (tmp_path / "b.tok").read_bytes() == done.data
     picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(sequence_model))
     decoded = decode_file(tmp_path / "a.tok", model=str(sequence_model)).picture
     assert isinstance(picture_of_tokens, Picture)
     assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)
-    assert tokenize_file(tmp_path / "a.png", None, str(sequence_model)).tokens.n_levels == 12
+    assert tokenize_file(tmp_path / "a.png", None, model=str(sequence_model)).tokens.n_levels == 12
 
 
 def test_as_a_dataset(sequence_model: Path, folder: Path) -> None:
@@ -470,7 +470,8 @@ def test_codewords_start_when_quantizing_does(
 def test_crops_keep_all_numbers_of_tokens() -> None:
     trainer = script.Trainer.__new__(script.Trainer)
     trainer.model, trainer.device = small(), torch.device("cpu")
-    trainer.generator, trainer.recipe = torch.Generator().manual_seed(0), {"data": {"whole": 0.25}}
+    trainer.generator = torch.Generator().manual_seed(0)
+    trainer.recipe = SimpleNamespace(data=SimpleNamespace(whole=0.25))
     kept = trainer.kept(4000)
     counts = torch.bincount(kept, minlength=13)
     assert counts[0] == 0

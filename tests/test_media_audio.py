@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -40,14 +41,15 @@ def save(path: Path, x: Samples, rate: int = RATE, subtype: str | None = None) -
     return path
 
 
-def save_av(path: Path, x: Samples, codec: str, rate: int = RATE) -> Path:
+def save_av(path: Path, x: Samples, codec: str, rate: int = RATE, layout: str | None = None, **options: str) -> Path:
     """A file that libsndfile does not write."""
-    with av.open(str(path), "w") as container:
-        layout = "mono" if len(x) == 1 else "stereo"
+    with av.open(str(path), "w", container_options=options) as container:
+        layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(x)]
         stream = container.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x), format="fltp", layout=layout)
-        frame.sample_rate, frame.pts = rate, 0  # so that the file declares the encoder's delay
+        packed = np.ascontiguousarray(x.T.reshape(1, -1))
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)  # so that delays are declared
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -103,6 +105,115 @@ def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path: Path) -> None:
     assert abs(sound.samples.shape[1] - 48_000) < 2048
     n = min(sound.samples.shape[1], 48_000)
     assert snr(x[:, 4000 : n - 2000], sound.samples[:, 4000 : n - 2000]) > 15
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.mka", "b.mka", "a.flac", "a.opus", "a.wav"])
+def test_eight_channels_are_read(name: str, tmp_path: Path) -> None:
+    codec = {"b.mka": "pcm_s16le", "a.flac": "flac", "a.mka": "flac", "a.opus": "libopus"}
+    x = tone(30_000, 8, 48000)
+    path = save_av(tmp_path / name, x, codec.get(name, "pcm_s16le" if name == "a.wav" else "aac"), 48000)
+    found = read_audio(path, name).samples
+    assert found.shape[0] == 8
+    assert abs(found.shape[1] - 30_000) < 1024
+    n = min(found.shape[1], 30_000) - 2000
+    for channel in (0, 1, 2, 4, 5, 6, 7):  # the fourth has low tones only
+        assert snr(x[channel : channel + 1, 2000:n], found[channel : channel + 1, 2000:n]) > 10, channel
+
+
+STREAMS = [  # what a pipe is filled with, whose writer knows no end, and raw streams
+    ("a.mp3", "libmp3lame", "mp3", {"write_xing": "0"}),
+    ("a.flac", "flac", "flac", {}),
+    ("a.wav", "pcm_s16le", "wav", {}),
+    ("b.wav", "libmp3lame", "wav", {}),
+    ("a.ac3", "ac3", "ac3", {}),
+    ("a.eac3", "eac3", "eac3", {}),
+    ("a.mp2", "mp2", "mp2", {}),
+    ("a.aac", "aac", "adts", {}),
+    ("a.ts", "mp2", "mpegts", {}),
+    ("a.mkv", "flac", "matroska", {}),
+    ("a.au", "pcm_s16be", "au", {}),
+    ("a.avi", "libmp3lame", "avi", {}),
+    ("a.wv", "wavpack", "wv", {}),
+    ("a.tta", "tta", "tta", {}),
+    ("a.mpg", "mp2", "mpeg", {}),
+    ("a.flv", "aac", "flv", {}),
+    ("a.wma", "wmav2", "asf", {}),
+]
+
+
+@pytest.mark.parametrize("seekable", [True, False])
+@pytest.mark.parametrize(("name", "codec", "muxer", "options"), STREAMS)
+def test_sounds_are_as_long_as_they_are_whatever_they_say(
+    name: str, codec: str, muxer: str, options: dict[str, str], seekable: bool, tmp_path: Path
+) -> None:
+    x = tone(5 * 44100, rate=44100)
+    path, buffer = tmp_path / name, Filling() if not seekable else io.BytesIO()
+    with av.open(buffer, "w", format=muxer, container_options=options) as container:
+        stream = container.add_stream(codec, rate=44100, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        stream.bit_rate = 64_000
+        if codec == "libmp3lame":
+            stream.codec_context.options = {"compression_level": "9"}
+        frame = av.AudioFrame.from_ndarray(x, format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.write_bytes(buffer.getvalue())
+    assert media_kind(path)[0] == "audio"
+    sound = read_audio(path, name)
+    assert sound.problems == []
+    assert abs(sound.samples.shape[1] - 5 * 44100) <= 3000  # what the encoder adds
+
+
+class Filling(io.BytesIO):
+    """A pipe that is written to."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def test_a_size_that_was_never_filled_in_is_no_size(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.wav", tone(50_000)).read_bytes()
+    at = data.index(b"data") + 4
+    for size in (0, 0xFFFFFFFF, 0x7FFFFFFF):
+        path = tmp_path / "b.wav"
+        path.write_bytes(
+            data[:4] + size.to_bytes(4, "little") + data[8:at] + size.to_bytes(4, "little") + data[at + 4 :]
+        )
+        found = read_audio(path, "b.wav")
+        assert (found.samples.shape, found.problems) == ((1, 50_000), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp3", "libmp3lame"),
+        ("a.aac", "aac"),
+        ("a.flac", "flac"),
+        ("a.ogg", "sndfile"),
+        ("a.mka", "flac"),
+        ("a.ts", "mp2"),
+    ],
+)
+def test_joined_files_are_read_to_the_end(name: str, codec: str, tmp_path: Path) -> None:
+    """As `cat a.mp3 a.mp3` gives."""
+    x = tone(48_000, rate=48000)
+    path = save(tmp_path / name, x, 48000) if codec == "sndfile" else save_av(tmp_path / name, x, codec, 48000)
+    one = read_audio(path, name).samples.shape[1]
+    path.write_bytes(path.read_bytes() * 2)
+    both = read_audio(path, name)
+    assert abs(both.samples.shape[1] - 2 * one) <= 3000
+    assert both.problems == []
+    second = both.samples[0, one + 8000 : 2 * one - 8000]
+    assert np.sqrt(np.square(second).mean()) == pytest.approx(0.4 / 2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.m4a"])
+def test_a_second_file_that_cannot_be_read_is_said(name: str, tmp_path: Path) -> None:
+    path = save_av(tmp_path / name, tone(), "aac") if name == "a.m4a" else save(tmp_path / name, tone())
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() * 2)
+    assert f"a further file of {size} bytes follows in it and is not read" in read_audio(path, name).problems
 
 
 def test_blocks_are_the_whole(tmp_path: Path) -> None:
@@ -165,11 +276,39 @@ def test_what_is_not_there_or_a_folder_is_one_line(tmp_path: Path) -> None:
         read_audio(tmp_path / "x.wav", "x")
 
 
-def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.flac", tone(100_000))
-    path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(MediaError, match=r"damaged|cut off|missing"):
-        read_audio(path, "a.flac")
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("a.flac", "samples of each channel"),
+        ("a.wav", "bytes"),
+        ("a.aiff", "bytes"),
+        ("a.caf", "bytes"),
+        ("a.w64", "bytes"),
+        ("a.ogg", "bytes"),
+        ("a.mka", "bytes"),
+        ("a.wv", "samples of each channel"),
+        ("a.tta", "samples of each channel"),
+    ],
+)
+def test_of_a_file_that_is_cut_off_what_is_whole_is_kept_and_said(name: str, missing: str, tmp_path: Path) -> None:
+    x = tone(100_000) + 0.01 * np.random.default_rng(0).normal(size=(1, 100_000)).astype(np.float32)
+    codec = {"a.mka": "flac", "a.wv": "wavpack", "a.tta": "tta"}.get(name)
+    path = save(tmp_path / name, x) if codec is None else save_av(tmp_path / name, x, codec)
+    whole = read_audio(path, name)
+    assert whole.problems == []
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    sound = read_audio(path, name)
+    n = sound.samples.shape[1]
+    assert 20_000 < n < 60_000
+    assert np.allclose(sound.samples, whole.samples[:, :n], atol=1e-6)
+    assert any(problem.startswith("cut off: ") and missing in problem for problem in sound.problems)
+
+
+def test_a_movie_without_its_index_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = save_av(tmp_path / "a.m4a", tone(100_000), "aac")
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(MediaError, match=r"a\.m4a: not a sound .*; cut off: at least \d+ bytes are missing"):
+        read_audio(path, "a.m4a")
 
 
 def test_limits(tmp_path: Path) -> None:

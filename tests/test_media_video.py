@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokodec.codec.errors import MediaError, OutputExistsError, UnsupportedMediaError, UsageError
 from tokodec.codec.files import atomic_output
-from tokodec.codec.generate.files import generate_files
+from tokodec.codec.generate.files import SampleOptions, generate_files
 from tokodec.codec.media.audio import Samples
 from tokodec.codec.media.kind import media_kind
 from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
@@ -304,8 +304,8 @@ def test_what_is_no_video_is_one_line(tmp_path: Path) -> None:
     cases = {
         "empty.mp4": (b"", "the file is empty"),
         "text.mp4": (b"no video at all\n" * 100, unknown),
-        "list.m3u8": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", unknown),
-        "list.ffconcat": (b"ffconcat version 1.0\nfile 'a.mp4'\n", unknown),
+        "list.m3u8": (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "a playlist"),
+        "list.ffconcat": (b"ffconcat version 1.0\nfile 'a.mp4'\n", "a list of files"),
     }
     for name, (data, message) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -332,7 +332,7 @@ def test_a_sound_is_no_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".y4m"])
-def test_a_file_that_is_cut_off_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_of_a_file_that_is_cut_off_what_is_whole_is_kept_and_said(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     times = [Fraction(i, 4) for i in range(16)]
     rng = np.random.default_rng(0)
@@ -345,9 +345,21 @@ def test_a_file_that_is_cut_off_is_refused(suffix: str, tmp_path: Path) -> None:
         if suffix == ".y4m":  # it does not say how long it is
             assert len(load(path)[1]) == 7
             break
-        with pytest.raises(MediaError, match=r"cut off|damaged|no frames") as caught:
-            load(path)
-        assert "\n" not in str(caught.value)
+        if suffix == ".mp4":  # its index comes last
+            with pytest.raises(MediaError, match=r"cut off: at least \d+ bytes are missing") as caught:
+                load(path)
+            assert "\n" not in str(caught.value)
+            continue
+        if keep == len(data) // 20:
+            with pytest.raises(MediaError, match=r"cut off|damaged|no frames"):
+                load(path)
+            continue
+        reader, found = load(path)
+        assert 4 < len(found) < 12
+        assert [frame.time for frame in found] == times[: len(found)]
+        assert found[-1].duration == Fraction(1, 4)  # it is not stretched to the end that was
+        end = float(times[len(found) - 1] + Fraction(1, 4))
+        assert f"cut off: it ends after {end:.2f} s and not 4.00 s" in reader.problems
 
 
 def test_bytes_that_are_wrong_are_a_video_or_an_error(tmp_path: Path) -> None:
@@ -423,4 +435,4 @@ def test_generators_refuse_videos_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     save(path, clip(2, 16, 16), [Fraction(0), FILM])
     with pytest.raises(UnsupportedMediaError, match=r"a\.mp4: a video, and only pictures and sounds can be used here"):
-        generate_files(tmp_path / "out", prompt=path)
+        generate_files(tmp_path / "out", SampleOptions(prompt=path))

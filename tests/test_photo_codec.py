@@ -25,12 +25,12 @@ from tokodec.codec.container.fields import SIGNATURE, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.corpus.token_files import load_tokens
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import FormatError, ModelError, RateError, UsageError
 from tokodec.codec.image import quality as photo
-from tokodec.codec.image.levels import file_tokens
-from tokodec.codec.image.quality import LAYERS, Metadata, PhotoFile, photo_file
+from tokodec.codec.image.format import Extras
+from tokodec.codec.image.quality import LAYERS, PhotoFile, photo_file
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
@@ -145,10 +145,10 @@ def test_the_default_quality(codec: Codec, tiny: list[str], source: Path, photo_
     assert codec("encode", source, *tiny).err[0].endswith("quality 50")
     assert codec("encode", source, "-o", source.parent / "50.tok", "-q", 50, *tiny).code == 0
     assert source.with_suffix(".tok").read_bytes() == (source.parent / "50.tok").read_bytes()
-    made = encode_file(source, None, str(photo_model), device="cpu")
+    made = encode_file(source, None, model=str(photo_model), device="cpu")
     assert made.quality == 50
     assert made.data == source.with_suffix(".tok").read_bytes()
-    assert encode_file(source, None, str(photo_model), 3.21, device="cpu").quality == 3.21
+    assert encode_file(source, None, model=str(photo_model), quality=3.21, device="cpu").quality == 3.21
 
 
 def test_info(codec: Codec, tiny: list[str], source: Path) -> None:
@@ -183,7 +183,7 @@ def test_dials_and_nets_that_the_model_lacks(codec: Codec, tiny: list[str], sour
 
 
 def test_encoding_twice_gives_the_same_bytes(tiny: list[str], source: Path, photo_model: Path) -> None:
-    first, second = (encode_file(source, None, str(photo_model), 70, device="cpu").data for _ in range(2))
+    first, second = (encode_file(source, None, model=str(photo_model), quality=70, device="cpu").data for _ in range(2))
     assert first == second
 
 
@@ -202,8 +202,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def limits(large: Path, photo_model: Path) -> tuple[int, int]:
     """Bytes of ``large`` at quality 0 and 100."""
     return (
-        len(encode_file(large, None, str(photo_model), 0, device="cpu").data),
-        len(encode_file(large, None, str(photo_model), 100, device="cpu").data),
+        len(encode_file(large, None, model=str(photo_model), quality=0, device="cpu").data),
+        len(encode_file(large, None, model=str(photo_model), quality=100, device="cpu").data),
     )
 
 
@@ -213,23 +213,23 @@ def test_bytes_are_a_limit_that_is_nearly_reached(
 ) -> None:
     most = round(limits[0] + share * (limits[1] - limits[0]))
     for rate in ({"size": most}, {"bpp": (8 * most + 7.9) / 256**2}):
-        made = encode_file(large, None, str(photo_model), device="cpu", **rate)
+        made = encode_file(large, None, model=str(photo_model), device="cpu", **rate)
         assert 0.97 * most <= len(made.data) <= most
         assert made.quality is not None
-        assert made.data == encode_file(large, None, str(photo_model), made.quality, device="cpu").data
+        assert made.data == encode_file(large, None, model=str(photo_model), quality=made.quality, device="cpu").data
 
 
 def test_rates_beyond_the_range(
     codec: Codec, large: Path, limits: tuple[int, int], tiny: list[str], photo_model: Path, tmp_path: Path
 ) -> None:
-    best = encode_file(large, None, str(photo_model), size=10**12, device="cpu")
+    best = encode_file(large, None, model=str(photo_model), size=10**12, device="cpu")
     assert (best.quality, len(best.data)) == (100, limits[1])
-    assert encode_file(large, None, str(photo_model), bpp=1e300, device="cpu").quality == 100
+    assert encode_file(large, None, model=str(photo_model), bpp=1e300, device="cpu").quality == 100
     for rate in (("--bytes", limits[0] - 1), ("--bpp", 8 * (limits[0] - 1) / 256**2), ("--bytes", 1)):
         done = codec("encode", large, "-o", tmp_path / "x.tok", *rate, *tiny)
         assert_user_error(done, f"{limits[0]} bytes", str(limits[0] - 1) if rate[1] != 1 else "1")
     with pytest.raises(RateError):
-        encode_file(large, None, str(photo_model), size=5, device="cpu")
+        encode_file(large, None, model=str(photo_model), size=5, device="cpu")
     assert names(tmp_path) == []
 
 
@@ -239,9 +239,12 @@ def test_the_limit_counts_everything_in_the_file(tmp_path: Path, photo_model: Pa
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png", icc_profile=bytes(range(256)) * 8)
     Image.fromarray(smooth_noise(40, 1100)).save(tmp_path / "wide.png")
     for name in ("a.png", "wide.png"):
-        low, high = (len(encode_file(tmp_path / name, None, str(photo_model), q, device="cpu").data) for q in (0, 100))
+        low, high = (
+            len(encode_file(tmp_path / name, None, model=str(photo_model), quality=q, device="cpu").data)
+            for q in (0, 100)
+        )
         for most in np.linspace(low, high, 5).round().astype(int).tolist():
-            made = encode_file(tmp_path / name, None, str(photo_model), size=most, device="cpu")
+            made = encode_file(tmp_path / name, None, model=str(photo_model), size=most, device="cpu")
             assert 0.97 * most <= len(made.data) <= most
 
 
@@ -249,9 +252,9 @@ def test_few_qualities_are_tried(model: ImagePhoto) -> None:
     """Each costs a walk over the whole picture."""
     pixels = smooth_noise(256, 256)
     y = model.analyse_tiled(torch.from_numpy(pixels))
-    low, high = (len(PhotoFile(model, y, (256, 256), Metadata(3, 8)).at(q)) for q in (0, 10000))
+    low, high = (len(PhotoFile(model, y, (256, 256), Extras(3, 8)).at(q)) for q in (0, 10000))
     for most in np.geomspace(low, high, 7).astype(int).tolist():
-        files = PhotoFile(model, y, (256, 256), Metadata(3, 8))
+        files = PhotoFile(model, y, (256, 256), Extras(3, 8))
         files.within(most)
         assert len(files.tried) <= 2 + photo.TRIES
 
@@ -345,7 +348,7 @@ def test_layers_follow_the_size_of_a_segment(photo_model: Path, tmp_path: Path) 
             for part in (y[..., :64], y[..., 64:])
             if part.size
         ]
-        data = photo_file(model, walks, 5000, (16 * h, 16 * w), Metadata(3, 8))
+        data = photo_file(model, walks, 5000, (16 * h, 16 * w), Extras(3, 8))
         header = read_tok(data).picture
         payload = len(data) - LAYER_BYTES * header.layers * len(walks)
         expected = {next(n for most, n in LAYERS if payload * scale / len(walks) <= most) for scale in (0.95, 1.05)}
@@ -357,7 +360,7 @@ def test_layers_follow_the_size_of_a_segment(photo_model: Path, tmp_path: Path) 
 def test_few_slices_make_few_layers(model: ImagePhoto) -> None:
     y = np.random.default_rng(0).normal(0, 1500, (10, 64, 64)).astype(np.float32)
     walk = model.entropy.quantise(y, np.zeros((6, 16, 16), np.float32), 5000)
-    data = photo_file(model, [walk], 5000, (1024, 1024), Metadata(3, 8))
+    data = photo_file(model, [walk], 5000, (1024, 1024), Extras(3, 8))
     assert len(data) > LAYERS[2][0]
     assert read_tok(data).header.layers == 3
 
@@ -663,11 +666,11 @@ def test_tokenize_and_detokenize(suffix: str, options: list[str], codec: Codec, 
 def test_quality_of_tokens_is_of_photo_models_only(
     codec: Codec, tiny_model: Path, photo_model: Path, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="levels, not a quality"):
-        tokenize_file(source, None, str(tiny_model), quality=50, device="cpu")
+    with pytest.raises(UsageError, match="quality does not set the rate of tiny: use levels"):
+        tokenize_file(source, None, model=str(tiny_model), quality=50, device="cpu")
     for quality in (-1, 100.5, float("nan")):
         with pytest.raises(UsageError, match="quality is 0 to 100"):
-            tokenize_file(source, None, str(photo_model), quality=quality, device="cpu")
+            tokenize_file(source, None, model=str(photo_model), quality=quality, device="cpu")
 
 
 def test_prefixes_of_tokens(codec: Codec, tiny: list[str], source: Path) -> None:
@@ -735,9 +738,9 @@ def test_two_segments_decode_like_their_tokens(segments: Small, model: ImagePhot
 def test_progress_is_monotone_and_ends_at_1(photo_model: Path, tmp_path: Path) -> None:
     Image.fromarray(smooth_noise(20, 1100)).save(tmp_path / "x.png")
     encoded: list[float] = []
-    encode_file(tmp_path / "x.png", tmp_path / "x.tok", str(photo_model), device="cpu", progress=encoded.append)
+    encode_file(tmp_path / "x.png", tmp_path / "x.tok", model=str(photo_model), device="cpu", progress=encoded.append)
     decoded: list[float] = []
-    decode_file(tmp_path / "x.tok", None, str(photo_model), device="cpu", progress=decoded.append)
+    decode_file(tmp_path / "x.tok", None, model=str(photo_model), device="cpu", progress=decoded.append)
     for shares in (encoded, decoded):
         assert len(shares) > 1
         assert shares == sorted(shares)

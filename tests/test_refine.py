@@ -15,12 +15,13 @@ from tokodec.codec import cli
 from tokodec.codec.bench.image.bench import load_reused
 from tokodec.codec.bench.image.ours import prepare
 from tokodec.codec.bench.image.peers import find_peers
-from tokodec.codec.contract import EFFORTS
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
 from tokodec.codec.image.refine import Refiner, grown
 from tokodec.codec.models import load_model
+from tokodec.codec.options import EFFORTS
+from tokodec.codec.progress import as_progress
 from tokodec.entropy.hyperprior.relaxed import RelaxedPrior
 from tokodec.entropy.hyperprior.walk import Walk
 from tokodec.tokenizers.folders import ASSETS
@@ -145,7 +146,7 @@ def test_windows_of_any_size_are_never_worse(metric: str, size: tuple[int, ...],
     refiner, walks = refiner_of(other, smooth_noise(*size), 3, 5000)
     assert len(walks) == (1 if max(size) < 1024 else 2)
     shares: list[float] = []
-    after = refiner.refine(walks, 5000, shares.append)
+    after = refiner.refine(walks, 5000, as_progress(shares.append))
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert len(shares) == 3 * len(walks)
@@ -183,7 +184,9 @@ def test_boxes_grow_inside_the_grid() -> None:
 def test_files_decode_to_what_was_chosen(source: Path, model: ImagePhoto, photo_model: Path) -> None:
     pixels = np.array(Image.open(source))
     for quality in (0, 60):
-        plain, done = (encode_file(source, None, str(photo_model), quality, effort=e, device="cpu") for e in (0, 2))
+        plain, done = (
+            encode_file(source, None, model=str(photo_model), quality=quality, effort=e, device="cpu") for e in (0, 2)
+        )
         assert (done.quality, done.notes) == (quality, [])
         assert done.data != plain.data
         (source.parent / "a.tok").write_bytes(done.data)
@@ -195,8 +198,10 @@ def test_files_decode_to_what_was_chosen(source: Path, model: ImagePhoto, photo_
 
 
 def test_no_effort_is_the_default(source: Path, photo_model: Path) -> None:
-    default = encode_file(source, None, str(photo_model), 60, device="cpu").data
-    none, little = (encode_file(source, None, str(photo_model), 60, device="cpu", effort=e).data for e in (0, 1))
+    default = encode_file(source, None, model=str(photo_model), quality=60, device="cpu").data
+    none, little = (
+        encode_file(source, None, model=str(photo_model), quality=60, device="cpu", effort=e).data for e in (0, 1)
+    )
     assert none == default
     assert little != default
 
@@ -204,17 +209,17 @@ def test_no_effort_is_the_default(source: Path, photo_model: Path) -> None:
 def test_rates_are_met_with_effort(tmp_path: Path, photo_model: Path) -> None:
     path, name = tmp_path / "large.png", str(photo_model)
     Image.fromarray(smooth_noise(192, 192)).save(path)
-    low, high = (len(encode_file(path, None, name, q, device="cpu").data) for q in (0, 100))
+    low, high = (len(encode_file(path, None, model=name, quality=q, device="cpu").data) for q in (0, 100))
     for share in (0.1, 0.6):
         most = round(low + share * (high - low))
-        made = encode_file(path, None, name, size=most, effort=2, device="cpu")
+        made = encode_file(path, None, model=name, size=most, effort=2, device="cpu")
         assert 0.97 * most <= len(made.data) <= most
         assert made.quality is not None
-        assert made.data == encode_file(path, None, name, made.quality, effort=2, device="cpu").data
-    assert len(encode_file(path, None, name, size=low, effort=1, device="cpu").data) <= low
-    assert encode_file(path, None, name, size=10**9, effort=1, device="cpu").quality == 100
+        assert made.data == encode_file(path, None, model=name, quality=made.quality, effort=2, device="cpu").data
+    assert len(encode_file(path, None, model=name, size=low, effort=1, device="cpu").data) <= low
+    assert encode_file(path, None, model=name, size=10**9, effort=1, device="cpu").quality == 100
     with pytest.raises(RateError, match="smallest file"):
-        encode_file(path, None, name, size=40, effort=1, device="cpu")
+        encode_file(path, None, model=name, size=40, effort=1, device="cpu")
 
 
 def test_mistakes(

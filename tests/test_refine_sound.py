@@ -12,11 +12,12 @@ import torch
 
 from tokodec.codec.audio import encode as sounds
 from tokodec.codec.audio import refine as refine_sound
-from tokodec.codec.audio.encode import Search, SoundTokens, analyse_sound
+from tokodec.codec.audio.encode import Search, SoundTokens, analyse_samples
 from tokodec.codec.audio.refine import UNHEARD, sound_distance
-from tokodec.codec.contract import EFFORTS
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
+from tokodec.codec.media.audio import AudioReader
+from tokodec.codec.options import EFFORTS
 from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from tokodec.tokenizers.tokens import Tokens
 
@@ -37,7 +38,10 @@ def clip(path: Path, samples: int, channels: int = 1) -> Path:
 
 
 def analysed(path: Path, search: Search | None) -> SoundTokens:
-    return analyse_sound(path, "x", model(), errors=True, search=search)
+    with AudioReader(path, "x") as reader:
+        found = analyse_samples(reader, model(), errors=True, search=search)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(("samples", "channels"), [(1, 1), (FRAME, 2), (30000, 1), (30001, 2)])
@@ -62,7 +66,7 @@ def test_what_is_compared_is_what_a_decoder_makes(tmp_path: Path, monkeypatch: p
     path = clip(tmp_path / "x.wav", 100 * FRAME)
     tokenizer = model()
     codes = torch.from_numpy(analysed(path, Search(len(tokenizer.codebook_sizes), n_steps=0)).codes.astype(np.int64))
-    x_hat = tokenizer.decode(Tokens(codes, tokenizer.spec(100 * FRAME)))[0, 0]
+    x_hat = tokenizer.decode(Tokens(codes, tokenizer.spec((100 * FRAME,))))[0, 0]
     x = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     begin = 0
     assert len(seen) > 2

@@ -15,7 +15,8 @@ import tokodec
 from tokodec.codec.audio.encode import SEGMENT
 from tokodec.codec.bench.metrics import feature_distance
 from tokodec.codec.generate.model import load_generator
-from tokodec.codec.image.quality import Metadata, photo_file
+from tokodec.codec.image.format import Extras
+from tokodec.codec.image.quality import photo_file
 from tokodec.codec.media.audio import read_audio
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.metrics.picture import ms_ssim, psnr
@@ -63,8 +64,8 @@ def test_a_release_is_complete_and_small(name: str) -> None:
     (entry,) = [entry for entry in list_models() if entry["name"] == name]
     tokenizer = load_model(name).tokenizer
     assert entry["modality"] == tokenizer.modality
-    assert entry["dial"] == tokenizer.dial
-    if tokenizer.dial == "levels":
+    assert entry["rate_control"] == tokenizer.rate_control
+    if tokenizer.rate_control == "levels":
         assert entry["codebook_sizes"] == list(tokenizer.codebook_sizes)
 
 
@@ -90,7 +91,7 @@ def test_codebooks_are_used_on_the_training_set() -> None:
 
 @pytest.mark.parametrize(("levels", "most_bpp", "least_db"), [(1, 0.055, 20.2), (4, 0.190, 22.3)])
 def test_rate_and_distortion_of_a_hard_picture(levels: int, most_bpp: float, least_db: float, tmp_path: Path) -> None:
-    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", "image-grid", levels=levels)
+    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", model="image-grid", levels=levels)
     assert (tmp_path / "a.tok").stat().st_size == len(done.data)
     assert done.bpp <= most_bpp
     x_hat = tokodec.decode_file(tmp_path / "a.tok").picture.pixels
@@ -101,7 +102,7 @@ def test_the_sharp_net_is_nearer_in_deep_features_and_the_faithful_one_in_pixels
     easy = ASSETS / "kodim23.webp"
     x = read_image(easy, "sample", 1 << 20).pixels
     data = tmp_path / "a.tok"
-    tokodec.encode_file(easy, data, "image-grid", levels=1)
+    tokodec.encode_file(easy, data, model="image-grid", levels=1)
     faithful, sharp = (tokodec.decode_file(data, synthesis=s).picture.pixels for s in ("faithful", "sharp"))
     assert psnr(x, faithful) > psnr(x, sharp)
     assert feature_distance(x, sharp) < feature_distance(x, faithful)
@@ -193,7 +194,7 @@ def test_photo_files_are_within_a_percent_of_the_bits(sample: str, quality: int,
     """Everything around the payloads included, from a quarter of a bit per pixel on."""
     pixels = read_image(ASSETS / f"{sample}.webp", "sample", 1 << 20).pixels
     walks = [w for _, w in photo.quantise_windows(photo.analyse_tiled(torch.from_numpy(pixels)), 100 * quality)]
-    file = photo_file(photo, walks, 100 * quality, pixels.shape[:2], Metadata(3, 8))
+    file = photo_file(photo, walks, 100 * quality, pixels.shape[:2], Extras(3, 8))
     assert 8 * len(file) / pixels[..., 0].size > 0.24
     assert 8 * len(file) <= 1.01 * sum(photo.entropy.bits(w).sum() for w in walks)
 
@@ -242,7 +243,7 @@ def test_more_tokens_are_nearer_and_few_are_tiny_files(tmp_path: Path) -> None:
         alike.append((psnr(x, pixels), ms_ssim(x, pixels) or 0, -feature_distance(x, pixels)))
     for quality in zip(*alike, strict=True):
         assert list(quality) == sorted(quality)
-    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", "image-1d", tokens=6 * 32, device="cpu")
+    done = tokodec.encode_file(SAMPLE, tmp_path / "a.tok", model="image-1d", tokens=6 * 32, device="cpu")
     assert done.bpp < 0.008
     shared = tokodec.decode_file(tmp_path / "a.tok", device="cpu").picture.pixels
     assert psnr(x, shared) > alike[1][0]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from tokodec.codec.container.fields import AudioHeader, read_header, write_heade
 from tokodec.codec.container.read import modality_of, read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.contract import Decoded
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
@@ -39,8 +40,7 @@ from tokodec.codec.errors import (
     TruncatedError,
     UsageError,
 )
-from tokodec.codec.image.levels import file_tokens
-from tokodec.codec.media.audio import Samples
+from tokodec.codec.media.audio import Samples, Sound, read_audio, write_audio
 from tokodec.codec.models import load_model
 from tokodec.tokenizers.audio.grvq import AudioGRVQ
 
@@ -142,6 +142,35 @@ def test_header_comes_back_and_is_checked() -> None:
     for name, value in wrong.items():
         with pytest.raises(HeaderError, match=name):
             AudioHeader(**{**values, name: value})
+
+
+def test_positions_of_channels_come_back_and_are_checked(tmp_path: Path) -> None:
+    """An optional field at the end of the header: files without it are as they were."""
+    plain = write_header(HEADER)
+    for mask in (0x3, 0x30, 0x201):
+        header = replace(HEADER, layout=mask)
+        assert write_header(header) == plain + mask.to_bytes(4, "little")
+        assert read_header(write_header(header)) == header
+    assert read_header(plain).layout == 0  # type: ignore[union-attr]
+    for mask in (0x1, 0x7, 1 << 18):
+        with pytest.raises(HeaderError, match="layout"):
+            replace(HEADER, layout=mask)
+    # 5.1 in FLAC with side channels, through a file and back into every format
+    x = sound(5000, 6) * np.arange(1, 7, dtype=np.float32)[:, None] / 6
+    with (tmp_path / "a.flac").open("wb") as file:
+        write_audio(Sound(x, RATE, layout=0x60F), file, ".flac", "a")
+    data = encode(tmp_path / "a.flac")
+    assert read_tok(data).sound.layout == 0x60F
+    assert decode(data).sound.layout == 0x60F
+    for suffix in (".wav", ".flac"):
+        decode_file(io.BytesIO(data), tmp_path / f"b{suffix}", model=str(GOLDEN))
+        found = read_audio(tmp_path / f"b{suffix}", "b")
+        assert (found.layout, found.samples.shape) == (0x60F, (6, 5000))
+        assert np.abs(found.samples - decode(data).sound.samples).max() < 2**-15
+    data = (tmp_path / "b.wav").read_bytes()
+    form = data[data.index(b"fmt ") + 8 :]
+    assert form[:2] == b"\xfe\xff"  # WAVE_FORMAT_EXTENSIBLE
+    assert form[20:24] == b"\x0f\x06\0\0"
 
 
 def test_what_a_file_holds_shows_at_its_start(tiny_model: Path) -> None:
@@ -527,7 +556,7 @@ def test_tokens_of_sounds(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_names_are_part_of_the_package(tmp_path: Path) -> None:
     path = save(tmp_path / "a.wav", sound(30_000))
-    done = tokodec.encode_file(path, tmp_path / "a.tok", str(GOLDEN), kbps=6)
+    done = tokodec.encode_file(path, tmp_path / "a.tok", model=str(GOLDEN), kbps=6)
     assert done.kbps <= 6
     assert tokodec.decode_file(tmp_path / "a.tok", model=str(GOLDEN)).sound.samples.shape == (1, 30_000)
 

@@ -194,6 +194,6 @@ def test_tuned_models_are_released() -> None:
     from tokodec.tokenizers.folders import released_models
 
     assert set(registry.TUNES.values()) <= set(released_models())
-    assert registry.TUNES["psnr"] == registry.DEFAULT_MODELS["image"]
+    assert registry.TUNES["psnr"] == registry.MODALITIES["image"].encode_model
     with pytest.raises(UsageError):
         registry.choose_model("image-grid", "psnr")

@@ -41,7 +41,7 @@ from tokodec.codec.container.read import TokFile, modality_of, read_tok
 from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Decoded, Encoded
 from tokodec.codec.corpus.token_files import load_tokens
-from tokodec.codec.decode import decode_file
+from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
@@ -55,13 +55,12 @@ from tokodec.codec.errors import (
     UnsupportedMediaError,
     UsageError,
 )
-from tokodec.codec.image.levels import file_tokens
 from tokodec.codec.media.audio import AudioReader, Samples
 from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
 from tokodec.codec.media.write_video import SoundTrack, VideoWriter
 from tokodec.codec.models import Model, load_model
 from tokodec.codec.video.clock import Clock, ClockMaker, clock_of
-from tokodec.codec.video.decode import decode_frames, part_of
+from tokodec.codec.video.decode import decode_frames, part_of, segment_frames_of
 from tokodec.codec.video.refine import RefinedEncoder
 from tokodec.codec.video.segments import read_segment, segment_frames
 from tokodec.entropy.static import StaticPrior
@@ -146,7 +145,8 @@ def grid() -> VideoGrid:
 
 
 def frames_of(tok: TokFile | bytes, **options: Any) -> list[tuple[Fraction, Pixels]]:
-    return list(decode_frames(tok if isinstance(tok, TokFile) else read_tok(tok), model(), **options))
+    tok = tok if isinstance(tok, TokFile) else read_tok(tok)
+    return list(decode_frames(tok, segment_frames_of(tok, model(), options.pop("levels", None)), **options))
 
 
 def same(a: Sequence[tuple[Fraction, Pixels]], b: Sequence[tuple[Fraction, Pixels]]) -> bool:
@@ -200,7 +200,7 @@ def test_golden_frames(name: str) -> None:
     """Networks may round differently on another machine."""
     loaded = load_model(str(GOLDEN), "cpu", "static" if name == "static" else "context")
     tok, expected = read_tok((GOLDEN / f"{name}.tok").read_bytes()), EXPECTED[name]
-    found = list(decode_frames(tok, loaded))
+    found = list(decode_frames(tok, segment_frames_of(tok, loaded)))
     assert [len(found), *found[0][1].shape] == expected["size"]
     assert [str(time) for time, _ in found[:12]] == expected["times"]
     assert clock_of(tok).seconds == Fraction(expected["seconds"])
@@ -218,7 +218,8 @@ def test_a_gpu_decodes_the_same_codes(name: str) -> None:
         assert codes is not None
         assert again is not None
         assert np.array_equal(codes, again)
-    pairs = zip(decode_frames(tok, model()), decode_frames(tok, other), strict=True)
+    both = (decode_frames(tok, segment_frames_of(tok, one)) for one in (model(), other))
+    pairs = zip(*both, strict=True)
     assert all(int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1 for (_, a), (_, b) in pairs)
 
 
@@ -827,7 +828,7 @@ def test_effort_finds_codes_that_are_worth_their_bits(tmp_path: Path) -> None:
         data = encode_file(path, model=folder, device="cpu", **options).data  # type: ignore[arg-type]
         tok = read_tok(data)
         assert not tok.problems
-        shown = [pixels for _, pixels in decode_frames(tok, load_model(folder, "cpu"))]
+        shown = [pixels for _, pixels in decode_frames(tok, segment_frames_of(tok, load_model(folder, "cpu")))]
         errors.append(np.mean([np.square(a - b).mean() for a, b in zip(shown, frames, strict=True)]))
         sizes.append(len(data))
         assert shares == sorted(shares)
@@ -1025,24 +1026,24 @@ def test_a_bar_shows_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr("tokodec.codec.console.SLOW", 0.0)
     with console.progress_bar("a.mp4", quiet=False) as bar:
-        bar.count(7)  # of nobody knows how many
+        bar.update(frames=7)  # of nobody knows how many
         bar.begin -= 10
-        bar.count(100)
-        bar(0.5)
+        bar.update(frames=100)
+        bar.update(0.5)
         bar.bar.refresh()
     text = screen.getvalue()
     assert "a.mp4" in text
     assert "50%" in text
     assert re.search(r"(9|10)\.\d frames/s", text)
     with console.progress_bar("b.mp4", quiet=True) as bar:
-        bar.count(7)
+        bar.update(frames=7)
     assert "b.mp4" not in screen.getvalue()
 
 
 def test_names_are_part_of_the_package(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mp4", clip(4, 16, 16))
-    tokodec.encode_file(path, tmp_path / "a.tok", str(GOLDEN))
-    done = tokodec.decode_file(tmp_path / "a.tok", tmp_path / "b.mp4", str(GOLDEN))
+    tokodec.encode_file(path, tmp_path / "a.tok", model=str(GOLDEN))
+    done = tokodec.decode_file(tmp_path / "a.tok", tmp_path / "b.mp4", model=str(GOLDEN))
     assert done.media is None
     with pytest.raises(UsageError, match="no picture was decoded"):
         _ = done.picture

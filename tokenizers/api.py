@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib
 import json
+import operator
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from . import variants, weights
+from .budget import Budget
 from .folders import CONFIG_FILE, find_model, read_config
-from .registry import TOKENIZER_CLASSES
+from .precision import require_float32
+from .quantize.codebook import CodebookQuantizer
+from .registry import RateControl, load_class
+from .stamp import Stamp, samples
+from .tokens import Tokens, TokenSpec
 from .variants import BASE_HASH, LEFT, RIGHT
 
-if TYPE_CHECKING:
-    from .tokens import Tokens
+MIN_RATE, MAX_RATE = 1e-3, 1e6  # samples or frames a second that a spec may say
 
-
+# What settings of wrong types and numbers lead to.
+BROKEN_SETTINGS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -31,6 +42,11 @@ class Tokenizer(nn.Module, abc.ABC):
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
     ``int8_largest`` the largest of these integers, and in ``half_weights`` prefixes among them that stay float16.
     ``int8_codebooks``: the largest integer of a codeword, which has a step of its own; 0: float16.
+
+    What tokens mean is said by class attributes, from which :meth:`spec` is made: ``modality``, ``strides``, ``first``
+    (see :class:`~.tokens.TokenSpec`), ``channels`` (meanings that the channels of a signal can have, the usual one
+    first), ``sample_rate`` (None if signals have rates of their own, or none), and ``varies``: the fields of a spec
+    beside its size that differ from signal to signal.
     """
 
     config_class: ClassVar[type[Any]]
@@ -39,10 +55,16 @@ class Tokenizer(nn.Module, abc.ABC):
     half_weights: tuple[str, ...] = ()
     int8_codebooks: ClassVar[int] = 0
     modality: ClassVar[str]
-    dial: ClassVar[str] = "levels"  # the rate dial of encode(): "levels" or "quality"
+    strides: ClassVar[tuple[int, ...]]
+    first: ClassVar[int | None] = None
+    channels: ClassVar[tuple[str, ...]] = ("rgb",)
+    sample_rate: ClassVar[float | None] = None
+    varies: ClassVar[tuple[str, ...]] = ()
+    rate_control: ClassVar[RateControl] = "levels"  # what sets the rate of encode()
 
     name: str
-    weights_hash: str
+    #: Prefixes of weights that only decoding uses: codes mean the same without them.
+    synthesis_weights: ClassVar[tuple[str, ...]] = ("synthesis.",)
 
     def __init__(self, config: Any, name: str) -> None:
         super().__init__()
@@ -50,11 +72,55 @@ class Tokenizer(nn.Module, abc.ABC):
             raise ValueError(f"{type(self).__name__} wants a {self.config_class.__name__}, got {type(config).__name__}")
         self.config: Any = config
         self.name = name
-        self.weights_hash = ""
+        self._weights_hash, self._stamp = "", Stamp({})
+        self._source: Path | None = None  # folder that the weights came from
+
+    @property
+    def weights_hash(self) -> str:
+        """Of the file that the weights are those of, see :class:`~.tokens.TokenSpec`; "" if they are in no file.
+
+        It becomes "" for good when weights were changed in memory: by an optimizer, `load_state_dict`, a cast, or in
+        any other way that :class:`~.stamp.Stamp` notices. A move to another device is no change.
+        """
+        if self._weights_hash and not self._stamp.holds(self._weights()):
+            self._weights_hash = ""
+        return self._weights_hash
+
+    @weights_hash.setter
+    def weights_hash(self, value: str) -> None:
+        self._weights_hash = value
+        self._stamp = Stamp(self._weights() if value else {})
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self.state_dict(keep_vars=True)
+
+    def _apply(self: T, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T:
+        """Move or cast all weights. The hash stays if they are the same afterwards."""
+        held = self.weights_hash
+        before = samples(self._weights().values()) if held else []
+        super()._apply(fn, recurse)
+        if held:
+            after = self._weights().values()
+            known = not any(t.is_meta for t in after)
+            same = known and all(map(_same, before, samples(after)))
+            self.weights_hash = held if same else ""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, where weights lie elsewhere."""
+        return {**self.__dict__, "_weights_hash": self.weights_hash, "_stamp": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weights_hash = self._weights_hash
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def require_float32(self) -> None:
+        """Raise DtypeError unless all weights are float32: codes and signals are made in it alone."""
+        require_float32(self, self.name)
 
     @property
     @abc.abstractmethod
@@ -69,21 +135,87 @@ class Tokenizer(nn.Module, abc.ABC):
     def decode(self, tokens: Tokens) -> Tensor:
         """Tokens to signal."""
 
+    def spec(self, size: tuple[int, ...], **about: Any) -> TokenSpec:
+        """Say what the tokens of a signal mean.
+
+        Args:
+            size: lengths along the grid axes: (H, W) of a picture, (n,) samples, (T, H, W) of a clip.
+            about: what else differs from signal to signal, by the names of the fields of a :class:`~.tokens.TokenSpec`
+                that are in ``varies``: ``quality`` (0 to 100), ``channels`` (one of the class attribute's) or
+                ``sample_rate`` (frames a second, or None).
+        Raises: ValueError for a size of another rank, another field, or a value out of its range.
+        """
+        if unknown := set(about) - set(self.varies):
+            raise ValueError(f"tokens of {self.name} do not differ in {', '.join(sorted(unknown))}")
+        size = tuple(operator.index(n) for n in size)
+        if len(size) != len(self.strides) or min(size) < 0:
+            raise ValueError(f"a signal of {self.name} has {len(self.strides)} lengths, got {size}")
+        fields = {"channels": self.channels[0], "sample_rate": self.sample_rate, **about}
+        if fields["channels"] not in self.channels:
+            raise ValueError(f"channels of {self.name} are {', '.join(self.channels)}, got {fields['channels']!r}")
+        if "quality" in self.varies and not _within(fields.get("quality"), 0, 100):
+            raise ValueError(f"quality is 0 to 100, got {fields.get('quality')!r}")
+        rate = fields["sample_rate"]
+        if rate is not None and not _within(rate, MIN_RATE, MAX_RATE):
+            raise ValueError(f"sample_rate is {MIN_RATE:g} to {MAX_RATE:g} a second, got {rate!r}")
+        return TokenSpec(
+            model=self.name,
+            weights_hash=self.weights_hash,
+            modality=self.modality,
+            codebook_sizes=self.codebook_sizes,
+            strides=self.strides,
+            size=size,
+            first=self.first,
+            **fields,
+        )
+
+    def accepts(self, spec: TokenSpec) -> bool:
+        """Whether this model, with these weights, makes tokens that say this of themselves: all of it, no less."""
+        return self._mismatch(spec) is None
+
+    def _mismatch(self, spec: TokenSpec) -> str | None:
+        """What a spec says that this model's tokens do not, None if nothing."""
+        try:
+            own = self.spec(spec.size, **{name: getattr(spec, name) for name in self.varies})
+        except (TypeError, ValueError) as error:  # a value of another type, or out of its range
+            return str(error)
+        names = [field.name for field in dataclasses.fields(spec)]
+        return next((f"{n} is {getattr(own, n)}, not {getattr(spec, n)}" for n in names
+                     if getattr(own, n) != getattr(spec, n)), None)  # fmt: skip
+
+    def codewords(self) -> list[npt.NDArray[np.float32]] | None:
+        """The table ``[N_k, D]`` of every codebook, coarse to fine; None if codes are no numbers of codewords."""
+        return None
+
     def check_tokens(self, tokens: Tokens) -> None:
-        """Raise ValueError unless ``tokens`` come from this model with these weights."""
+        """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""
+        if not isinstance(tokens, Tokens):
+            raise ValueError(
+                f"decode takes Tokens, got a {type(tokens).__name__}; codes alone are Tokens(codes, model.spec(size))"
+            )
+        self.require_float32()
         spec = tokens.spec
         if (spec.model, spec.weights_hash) != (self.name, self.weights_hash):
             raise ValueError(
                 f"tokens of {spec.model} {spec.weights_hash or '(unsaved)'}"
                 f" given to {self.name} {self.weights_hash or '(unsaved)'}"
             )
+        if wrong := self._mismatch(spec):
+            raise ValueError(f"the tokens do not say what {self.name} makes: {wrong}")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
+    def save_pretrained(self, folder: str | Path) -> str:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing), and entropy models.
 
         Weights are rounded on the way (int8 or float16, see ``int8_weights``): load them back to use what was released.
+        :attr:`weights_hash` is that of the file only if rounding left all as it is.
+
+        Entropy models of the folder that the weights came from are copied, as long as codes mean the same as there:
+        only weights that decoding alone uses are others. Else a warning says that there are none.
+
+        Returns: the hash of the weights that were written.
         """
         folder = Path(folder)
+        source = self._read_source()
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
         weights.save(
@@ -91,7 +223,35 @@ class Tokenizer(nn.Module, abc.ABC):
             self.int8_codebooks,
         )  # fmt: skip
         (folder / CONFIG_FILE).write_text(config_text(self))
-        self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        written, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
+        own = self.state_dict()
+        self.weights_hash = weights_hash if all(_same(own[name].cpu(), t) for name, t in written.items()) else ""
+        self._copy_priors(folder, source, written)
+        return weights_hash
+
+    def _read_source(self) -> tuple[dict[str, Tensor], Path] | None:
+        """The weights that this model was loaded from, and the folder of the parts beside them, if they are there."""
+        if self._source is None:
+            return None
+        try:
+            state, _, parts = _read_weights(self._source, read_config(self._source))
+        except ValueError:  # the folder is gone or another by now
+            return None
+        return state, parts
+
+    def _copy_priors(self, folder: Path, source: tuple[dict[str, Tensor], Path] | None, now: dict[str, Tensor]) -> None:
+        """Copy the entropy models of the source, if codes of the weights that were written ``now`` mean the same."""
+        if self._source is None or self._source.resolve() == folder.resolve():
+            return
+        before, parts = source or ({}, self._source)
+        there = {path.name for path in folder.glob("*.safetensors")}
+        priors = [path for path in sorted(parts.glob("*.safetensors")) if path.name not in there]
+        coding = [name for name in now if not name.startswith(self.synthesis_weights)]
+        if source is not None and all(name in before and _same(before[name], now[name]) for name in coding):
+            for path in priors:
+                shutil.copyfile(path, folder / path.name)
+        elif priors or source is None:
+            warnings.warn(f"{folder} has no entropy model: those of {self._source} are of other codes", stacklevel=3)
 
     def save_parts(self, folder: Path) -> None:
         """Write what a model has beside its weights; called before the weights are written."""
@@ -108,35 +268,82 @@ class Tokenizer(nn.Module, abc.ABC):
             ValueError: the folder is damaged, or holds another class than ``cls``.
         """
         folder = find_model(name)
+        found = load_class(read_config(folder)["class"])
+        if not issubclass(found, cls):
+            raise ValueError(f"{folder} holds a {found.__name__}, not a {cls.__name__}")
+        model: T = found.load(folder)
+        return model.eval()
+
+    @classmethod
+    def load(cls: type[T], folder: Path) -> T:
+        """The model in a folder, whose ``config.json`` names this class. Override it to load weights in another way.
+
+        Raises: ValueError if the folder is damaged.
+        """
         found = read_config(folder)
-        module = importlib.import_module("." + TOKENIZER_CLASSES[found["class"]], package=__package__)
-        model_class = getattr(module, found["class"])
-        if not issubclass(model_class, cls):
-            raise ValueError(f"{folder} holds a {found['class']}, not a {cls.__name__}")
-        config_class = model_class.config_class
+        config_class = cls.config_class
         known = {field.name for field in dataclasses.fields(config_class)}
         unknown = set(found["config"]) - known
         if unknown:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()}
-        try:
-            model = model_class(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
-        except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
-            raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
-        (state, weights_hash), parts = weights.load_hashed(folder / weights.WEIGHTS_FILE), folder
-        if "base" in found:
-            parts = variants.find_base(folder, found["base"])
-            base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
-            variants.check_base(state, base_hash, folder)
-            state = variants.merge(base, state)
+        with _settings(folder):
+            config = config_class(**settings)
+        state, weights_hash, parts = _read_weights(folder, found)
+        with _settings(folder), Budget(state):  # "meta" tensors would cost an import of 0.8 s
+            model = cls(config, found["name"])
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
-        model.weights_hash = weights_hash
+        model.weights_hash, model._source = weights_hash, folder
         model.load_parts(parts)
-        return model.eval()
+        return model
+
+
+def _read_weights(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], str, Path]:
+    """Weights in a folder, variants merged; their hash; and the folder that holds the parts beside them.
+
+    Raises: ValueError if they are missing or damaged.
+    """
+    state, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
+    if "base" not in config:
+        return state, weights_hash, folder
+    parts = variants.find_base(folder, config["base"])
+    base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
+    variants.check_base(state, base_hash, folder)
+    return variants.merge(base, state), weights_hash, parts
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one type and the same values."""
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    """Whether this is a number in that range; NaN is not, nor is True."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def tables(levels: Iterable[nn.Module]) -> list[npt.NDArray[np.float32]]:
+    """The codewords ``[N, D]`` of quantizers with a codebook each, as :meth:`Tokenizer.codewords` gives them."""
+    found = []
+    for level in levels:
+        assert isinstance(level, CodebookQuantizer)
+        with torch.no_grad(), torch.autocast(level.codebook.device.type, enabled=False):
+            found.append(level.codebook.float().cpu().numpy())
+    return found
+
+
+@contextmanager
+def _settings(folder: Path) -> Iterator[None]:
+    """Around what takes the settings of a ``config.json``, with the errors that wrong types and numbers lead to."""
+    try:
+        yield
+    except BROKEN_SETTINGS as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / CONFIG_FILE}: {detail or type(error).__name__}") from error
 
 
 def config_text(model: Tokenizer, base: str | None = None) -> str:
@@ -156,8 +363,6 @@ def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, 
         base_hash: its weights hash.
         change: ``NAME``, or ``NAME.left`` and ``NAME.right``; see the module's text.
     """
-    from .folders import CONFIG_FILE
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {**change, BASE_HASH: torch.tensor(list(bytes.fromhex(base_hash)), dtype=torch.uint8)}

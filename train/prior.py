@@ -39,9 +39,8 @@ from ..entropy.schedule import Schedule, offsets_within, raster, refinement
 from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
-from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from ..tokenizers.audio.grvq import RATE, AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
-from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.tokens import TokenSpec
 from ..tokenizers.video.grid import VideoGrid
 from .data.audio import list_sounds, read_mono
@@ -86,11 +85,8 @@ def build_net(
 
 def codewords_of(tokenizer: Tokenizer | None, sizes: Sequence[int]) -> list[npt.NDArray[np.floating]]:
     """``[N_k, D]`` of every level; D is 0 without a tokenizer that has them."""
-    if isinstance(tokenizer, (ImageGrid, VideoGrid)):
-        return [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
-    if isinstance(tokenizer, AudioGRVQ):
-        return [codebook.detach().float().cpu().numpy() for codebook in tokenizer.codebooks]
-    return [np.zeros((n, 0), dtype=np.float32) for n in sizes]
+    words = None if tokenizer is None else tokenizer.codewords()
+    return words or [np.zeros((n, 0), dtype=np.float32) for n in sizes]
 
 
 class Trainer:
@@ -276,8 +272,7 @@ def read_grids(
                 views = 0 if held or name == "test" else recipe["data"]["views"]
                 for codes in file_views(tokenizer, paths[i], views, generator):
                     put("held-out" if held else name, codes)
-        spec = tokenizer.spec(FRAME) if isinstance(tokenizer, AudioGRVQ) else tokenizer.spec(1, STRIDE, STRIDE)
-        return shared_grids(own, ranks, arguments.out), spec, tokenizer
+        return shared_grids(own, ranks, arguments.out), tokenizer.spec(tokenizer.strides), tokenizer
     paths = list_images(arguments.data)
     mine = range(ranks.rank, len(paths), ranks.world)
     generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
@@ -290,7 +285,7 @@ def read_grids(
         paths = list_images(arguments.test)
         for picture in read_all(paths[ranks.rank :: ranks.world]):  # in float32, as the codec has it
             put("test", picture_views(tokenizer, picture, 0, generator)[0])
-    return shared_grids(own, ranks, arguments.out), tokenizer.spec(16, 16), tokenizer
+    return shared_grids(own, ranks, arguments.out), tokenizer.spec(tokenizer.strides), tokenizer
 
 
 def file_views(tokenizer: AudioGRVQ | VideoGrid, path: Path, views: int, generator: torch.Generator) -> list[Codes]:

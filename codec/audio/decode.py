@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,12 @@ from ..container.read import TokFile
 from ..errors import ChunkError, FormatError, UsageError
 from ..files import seekable
 from ..media.audio import AudioWriter, Resampler, Samples, Sound
+from ..progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from ..contract import Sink
     from ..models import Model
-    from .encode import Progress
+    from ..options import DecodeOptions
 
 
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
@@ -55,8 +57,6 @@ def read_codes(
     if (header.coded_rate, header.stride) != (RATE, FRAME):
         raise ChunkError(f"the header's coded rate or stride is not that of {header.model}")
     total = len(tokenizer.codebook_sizes)
-    if levels is not None and levels < 1:
-        raise UsageError(f"levels must be at least 1, got {levels}")
     wanted = total if levels is None else min(levels, total)
     segments = range(header.n_segments) if segments is None else segments
     first, last = header.segment_span(segments[0])[0], header.segment_span(segments[-1])[1]
@@ -103,7 +103,7 @@ def span_of(header: AudioHeader, start: float | None, end: float | None) -> Span
 
 
 def decode_blocks(
-    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress | None = None
+    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress = SILENT
 ) -> Iterator[Samples]:
     """Samples ``[channels, n]`` of a span, block by block; decoding starts shortly before it, so that they are those
     of the whole sound. Lost segments are silent."""
@@ -131,8 +131,7 @@ def decode_blocks(
         left -= made.shape[1]
         if made.shape[1]:
             yield to_channels(made, header.channels)
-        if progress is not None:
-            progress(1 - left / (span.end - span.begin))
+        progress.update(1 - left / (span.end - span.begin))
 
 
 def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | None) -> Iterator[Samples]:
@@ -171,36 +170,36 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
 
 
 def decode_sound(
-    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress | None = None
+    tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress = SILENT
 ) -> Sound:
     """A span of a sound, in memory."""
     blocks = list(decode_blocks(tok, model, span, levels, progress))
     header = tok.sound
-    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth)
+    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth, layout=header.layout)
 
 
 def write_sound(
-    tok: TokFile,
-    model: Model,
-    span: Span,
-    target: BinaryIO,
-    suffix: str,
-    name: str,
-    levels: int | None = None,
-    strict: bool = False,
-    progress: Progress | None = None,
+    tok: TokFile, model: Model, span: Span, sink: Sink, options: DecodeOptions, progress: Progress = SILENT
 ) -> list[str]:
     """Decode a span into a WAV or FLAC file, block by block. Returns what the file could not hold.
 
-    Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
+    Raises: FormatError if it is to be strict and something is damaged; a target that cannot seek has then got nothing.
     """
     header = tok.sound
     with (
-        seekable(target) as file,
-        AudioWriter(file, suffix, name, header.sample_rate, header.channels, header.bit_depth) as writer,
+        seekable(sink.file) as file,
+        AudioWriter(
+            file,
+            sink.suffix,
+            sink.name,
+            header.sample_rate,
+            header.channels,
+            bit_depth=header.bit_depth,
+            layout=header.layout,
+        ) as writer,
     ):
-        for block in decode_blocks(tok, model, span, levels, progress):
+        for block in decode_blocks(tok, model, span, options.levels, progress):
             writer.write(block)
-        if strict and tok.problems:
+        if options.strict and tok.problems:
             raise FormatError(tok.problems[0])
         return writer.notes

@@ -8,10 +8,8 @@ own number of levels, and samples are never in memory all at once; an hour of co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +18,20 @@ from torch import Tensor
 
 from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingEncoder
 from ..allocation import Levels, fit
-from ..container.fields import MAX_SAMPLES, AudioHeader
+from ..container.fields import AudioHeader
 from ..container.write import write_tok
-from ..errors import MediaError, RateError, UsageError
+from ..errors import MediaError, RateError
 from ..media.audio import AudioReader, Resampler, Samples
+from ..progress import SILENT, Progress
 from .decode import audio_tokenizer
 from .refine import SoundRefiner
 
 if TYPE_CHECKING:
-    from ..contract import Rate
+    from ..contract import Source
     from ..models import Model
+    from ..options import EncodeOptions
 
 
-Progress = Callable[[float], None]
 Codes = npt.NDArray[np.int16]
 SEGMENT = 150  # frames of a segment: two seconds
 BLOCK = 750  # frames that go through the nets at once
@@ -62,6 +61,8 @@ class SoundTokens:
     Attributes:
         codes: ``[signals, K, t]``.
         errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
+        layout: positions of the channels, see :mod:`..media.layout`.
+        notes, problems: of the source, what could not be kept, and what is damaged or missing.
     """
 
     codes: Codes
@@ -71,6 +72,8 @@ class SoundTokens:
     channels: int
     bit_depth: int
     notes: list[str]
+    problems: list[str] = field(default_factory=list)
+    layout: int = 0
 
     @property
     def seconds(self) -> float:
@@ -82,38 +85,21 @@ def to_signals(x: Samples) -> Samples:
     return np.stack([x[0] + x[1], x[0] - x[1]]) * np.float32(0.5) if len(x) == 2 else x
 
 
-def analyse_sound(
-    source: Path | BinaryIO,
-    name: str,
-    model: AudioGRVQ,
-    levels: int | None = None,
-    errors: bool = False,
-    progress: Progress | None = None,
-    max_samples: int = MAX_SAMPLES,
-    search: Search | None = None,
-) -> SoundTokens:
-    """Codes of a sound of any rate and 1 to 8 channels, block by block.
-
-    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  search: what the codes are for.
-    Raises: MediaError for what is no sound, is damaged, or has no samples at all.
-    """
-    with AudioReader(source, name, max_samples) as reader:
-        found = analyse_samples(reader, model, levels, errors, progress, search=search)
-    if found is None:
-        raise MediaError(f"{name}: a sound without samples")
-    return found
-
-
 def analyse_samples(
     reader: AudioReader,
     model: AudioGRVQ,
     levels: int | None = None,
     errors: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     skip: int = 0,
     search: Search | None = None,
 ) -> SoundTokens | None:
-    """As :func:`analyse_sound`, of what a reader gives without its first ``skip`` samples; None if there are none."""
+    """Codes of a sound of any rate and 1 to 8 channels, block by block; None if it has no samples.
+
+    Args:   levels: of the codes, all if None.  errors: whether those are wanted.  skip: leave out so many samples.
+            search: what the codes are for.
+    Raises: MediaError for what is damaged.
+    """
     encoder = StreamingEncoder(model)
     resampler = Resampler(reader.sample_rate, RATE, reader.channels)
     codes: list[Codes] = []
@@ -146,21 +132,23 @@ def analyse_samples(
             block = block[:, max(0, block.shape[1] + skip - reader.position) :]
             same = same and bool((block == block[:1]).all())
             push(resampler(to_signals(block)))
-            if progress is not None and reader.frames:
-                progress(min(1.0, reader.position / reader.frames))
+            if reader.frames:
+                progress.update(min(1.0, reader.position / reader.frames))
         if reader.position <= skip:
             return None
         push(resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True))
         take(encoder.last_latents())
     signals = 1 if same else reader.channels
     return SoundTokens(
-        np.concatenate(codes, axis=2)[:signals],
-        np.concatenate(distances, axis=2)[:signals] if errors else None,
-        reader.position - skip,
-        reader.sample_rate,
-        reader.channels,
-        reader.bit_depth,
-        list(reader.notes),
+        codes=np.concatenate(codes, axis=2)[:signals],
+        errors=np.concatenate(distances, axis=2)[:signals] if errors else None,
+        samples=reader.position - skip,
+        sample_rate=reader.sample_rate,
+        channels=reader.channels,
+        bit_depth=reader.bit_depth,
+        notes=list(reader.notes),
+        problems=list(reader.problems),
+        layout=reader.layout,
     )
 
 
@@ -231,39 +219,27 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
         coded_rate=RATE,
         stride=FRAME,
         segment=SEGMENT,
+        layout=tokens.layout,
     )
 
 
 def encode_sound(
-    source: Path | BinaryIO,
-    name: str,
-    model: Model,
-    rate: Rate,
-    progress: Progress | None = None,
-    max_samples: int = MAX_SAMPLES,
-    n_steps: int = 0,
+    source: Source, model: Model, options: EncodeOptions, progress: Progress = SILENT
 ) -> tuple[bytes, Levels, SoundTokens]:
     """File of a sound, levels ``[segments, signals]`` in it, and its tokens.
 
-    Args:   n_steps: of descent towards better codes.
-    Raises: UsageError for a rate that sounds do not have, RateError if the smallest file is too large; MediaError.
+    Raises: UsageError for a number of levels that makes no sense, RateError if the smallest file is too large;
+            MediaError.
     """
-    tokenizer = audio_tokenizer(model)
-    n_levels = len(tokenizer.codebook_sizes)
-    if rate.bpp is not None:
-        raise UsageError("bits per pixel are for pictures: use --kbps or --bytes for a sound")
-    levels = n_levels
-    if rate.levels is not None:
-        levels = rate.levels
-        if not 1 <= levels <= n_levels:
-            raise UsageError(f"levels is 1 to {n_levels} with this model, got {levels}")
-    elif rate.quality is not None:
-        levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
-    searched = rate.kbps is not None or rate.size is not None
-    search = Search(levels, rate.kbps, rate.size, n_steps or None)
-    tokens = analyse_sound(source, name, tokenizer, levels, searched, progress, max_samples, search)
+    tokenizer, rate = audio_tokenizer(model), options.rate
+    levels = rate.fixed_levels(len(tokenizer.codebook_sizes))
+    search = Search(levels, rate.kbps, rate.size, options.n_steps or None)
+    with AudioReader(source.data, source.name, options.max_samples) as reader:
+        tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search)
+    if tokens is None:
+        raise MediaError(f"{source.name}: a sound without samples")
     files = SoundFile(model, tokens, sound_header(tokens, model))
-    if not searched:
+    if not rate.searched:
         return files.uniform(levels), np.full(files.shape, levels), tokens
     most = rate.size if rate.kbps is None else int(rate.kbps * 125 * tokens.seconds)
     assert most is not None

@@ -1,78 +1,52 @@
-"""Sounds as `.tok` files."""
+"""Sounds as `.tok` files, of models whose rate is a number of levels in each segment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
+from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..contract import EFFORTS, Decoded, Encoded
-from ..errors import UsageError
+from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..media.audio import Sound, write_audio
-from ..models import Model, load_model, model_for, pick_device
-
-if TYPE_CHECKING:
-    from ...tokenizers.tokens import Tokens
-    from ..contract import Rate
-    from ..models import Model
-
-
-def decode_sound_file(
-    tok: TokFile,
-    file: BinaryIO | None,
-    names: tuple[str, str],  # suffix, and what messages call the file
-    model: str | None,
-    device: str,
-    levels: int | None,
-    moments: tuple[float | None, float | None],
-    strict: bool,
-    progress: Callable[[float], None] | None,
-) -> Decoded:
-    from .decode import decode_sound, span_of, write_sound
-
-    span = span_of(tok.sound, *moments)
-    loaded = model_for(tok.header, model, pick_device(device))  # 2
-    if file is None:
-        return Decoded(decode_sound(tok, loaded, span, levels, progress), tok.header, 1, tok.problems)  # 5, 4, 3
-    notes = write_sound(tok, loaded, span, file, *names, levels, strict, progress)  # 5, 4, 3, 1
-    return Decoded(None, tok.header, 1, tok.problems, notes)
+from ..models import Model
+from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ..progress import Progress
+from .decode import decode_sound, span_of, write_sound
+from .encode import encode_sound
+from .tokens import file_codes, file_of_codes, media_codes, sound_of_codes
 
 
-def encode_sound_file(
-    source: Path | BinaryIO,
-    name: str,
-    chosen: str,
-    rate: Rate,
-    prior: str | None,
-    effort: int,
-    device: str,
-    max_samples: int,
-    progress: Callable[[float], None] | None,
-) -> Encoded:
-    from .encode import encode_sound
+class AudioFormat(Format):
+    """Files of sounds."""
 
-    loaded = load_model(chosen, pick_device(device), prior)  # 2
-    if loaded.tokenizer.modality != "audio":
-        raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a sound")
-    found = encode_sound(source, name, loaded, rate, progress, max_samples, EFFORTS[effort])  # 1, 3, 4, 5
-    data, levels, tokens = found
-    return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds)
+    rates = ("levels", "quality", "kbps", "bytes")
+    options = frozenset({"prior", "effort", "start", "end"})
 
+    def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
+        assert model is not None
+        data, levels, tokens = encode_sound(source, model, options, progress)
+        return Encoded(data, int(levels.max()), notes=tokens.notes, seconds=tokens.seconds, problems=tokens.problems)
 
-def detokenize_sound(
-    tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None
-) -> Sound | None:
-    from .tokens import file_of_codes, sound_of_codes
+    def decode(
+        self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
+    ) -> Decoded:
+        assert model is not None
+        span = span_of(tok.sound, options.start, options.end)
+        if sink is None:
+            sound = decode_sound(tok, model, span, options.levels, progress)
+            return Decoded(sound, tok.header, 1, tok.problems)
+        notes = write_sound(tok, model, span, sink, options, progress)
+        return Decoded(None, tok.header, 1, tok.problems, notes)
 
-    if dst is not None and Path(dst).suffix.lower() == ".tok":
-        assert file is not None
-        try:
-            file.write(file_of_codes(tokens, model))
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
-        return None
-    sound = sound_of_codes(tokens, model)
-    if file is not None:
-        write_audio(sound, file, Path(str(dst)).suffix, str(dst))
-    return sound
+    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
+        return media_codes(source.data, source.name, model, options.levels)
+
+    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
+        return file_codes(tok, model, levels)
+
+    def pack(self, tokens: Tokens, model: Model) -> bytes:
+        return file_of_codes(tokens, model)
+
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Sound:
+        sound = sound_of_codes(tokens, model)
+        if sink is not None:
+            write_audio(sound, sink.file, sink.suffix, sink.name)
+        return sound

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from ...tokenizers.audio.grvq import RATE
+from ...tokenizers.audio.grvq import RATE, channels_of
 from ...tokenizers.tokens import Tokens
-from ..container.fields import MAX_CHANNELS
+from ..container.fields import MAX_CHANNELS, MAX_SAMPLES
 from ..container.read import TokFile
-from ..errors import UsageError
-from ..media.audio import Samples, Sound
+from ..contract import Tokenized
+from ..errors import MediaError, UsageError
+from ..media.audio import AudioReader, Samples, Sound
 from .decode import audio_tokenizer, read_codes, to_channels
-from .encode import SoundFile, SoundTokens, analyse_sound, sound_header
+from .encode import SoundFile, SoundTokens, analyse_samples, sound_header
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -25,16 +26,17 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
     """Tokens ``[signals, K, t]`` of a file; levels that no segment has are left out."""
     codes = read_codes(tok, model, levels)
     held = max(1, int((codes >= 0).any(axis=(0, 2)).sum()))
-    spec = audio_tokenizer(model).spec(tok.sound.coded_samples, len(codes))
+    spec = audio_tokenizer(model).spec((tok.sound.coded_samples,), channels=channels_of(len(codes)))
     return Tokens(torch.from_numpy(codes[:, :held]), spec)
 
 
-def media_codes(
-    source: Path | BinaryIO, name: str, model: Model, levels: int | None = None
-) -> tuple[Tokens, list[str]]:
-    """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it, one line each."""
+def media_codes(source: Path | BinaryIO, name: str, model: Model, levels: int | None = None) -> Tokenized:
+    """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it."""
     tokenizer = audio_tokenizer(model)
-    found = analyse_sound(source, name, tokenizer, levels)
+    with AudioReader(source, name, MAX_SAMPLES) as reader:
+        found = analyse_samples(reader, tokenizer, levels)
+    if found is None:
+        raise MediaError(f"{name}: a sound without samples")
     notes = list(found.notes)
     if found.sample_rate != RATE:
         notes.append(f"tokens are of {RATE} Hz, the source has {found.sample_rate}")
@@ -42,7 +44,8 @@ def media_codes(
         notes.append(f"the {found.channels} channels are the same, tokens are of one")
     n = -(-found.samples * RATE // found.sample_rate)
     codes = torch.from_numpy(found.codes.astype(np.int64))
-    return Tokens(codes, tokenizer.spec(n, len(codes))), notes
+    tokens = Tokens(codes, tokenizer.spec((n,), channels=channels_of(len(codes))))
+    return Tokenized(tokens, found.problems, notes)
 
 
 def file_of_codes(tokens: Tokens, model: Model) -> bytes:
@@ -53,7 +56,15 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
     codes = tokens.codes.numpy()
     if len(codes) > MAX_CHANNELS:
         raise UsageError(f"a .tok file holds {MAX_CHANNELS} signals at most, not {len(codes)}")
-    sound = SoundTokens(codes.astype(np.int16), None, tokens.spec.size[0], RATE, len(codes), 16, [])
+    sound = SoundTokens(
+        codes=codes.astype(np.int16),
+        errors=None,
+        samples=tokens.spec.size[0],
+        sample_rate=RATE,
+        channels=len(codes),
+        bit_depth=16,
+        notes=[],
+    )
     files = SoundFile(model, sound, sound_header(sound, model))
     held = (codes >= 0).all(axis=2).sum(1)  # levels of each signal
     if (held < 1).any() or ((codes >= 0).sum(axis=(1, 2)) > held * codes.shape[2]).any():

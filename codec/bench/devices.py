@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from ..console import number_list
-from ..container.fields import FIT, MODALITIES
+from ..container.fields import FIT
 from ..container.read import read_tok
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
@@ -31,7 +31,7 @@ from ..media.kind import Kind, media_kind
 from ..media.read_video import Pixels, VideoReader
 from ..models import load_model, model_for, pick_device
 from ..provenance import origin
-from ..registry import DEFAULT_MODELS, FITTED
+from ..registry import FITTED, MODALITIES, MODALITY_NAMES
 from ..settings import Setting
 from .clips import SUFFIXES, files_in
 from .contender import timed
@@ -54,7 +54,7 @@ def folder_kind(folder: Path) -> Kind:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in files:
         if path.suffix == ".tok":
-            return MODALITIES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
+            return MODALITY_NAMES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
     suffixes = {suffix for known in SUFFIXES.values() for suffix in known}
     return next((media_kind(path)[0] for path in files if path.suffix.lower() in suffixes), "image")
 
@@ -117,11 +117,11 @@ def bench_devices(
         "audio": [Setting("kbps", kbps or 3.0)],
         "video": [None if levels is None else Setting("levels", levels)],
     }
-    device, name = pick_device(device), model or DEFAULT_MODELS[kind]
+    device, name = pick_device(device), model or MODALITIES[kind].encode_model
     tokenizer = load_model(name, device).tokenizer
     if tokenizer.modality != kind:
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
-    if kind == "image" and tokenizer.dial != "quality":
+    if kind == "image" and tokenizer.rate_control != "quality":
         raise UsageError(f"{tokenizer.name} has no quality for a rate dial")
     toks = sorted(folder.glob("*.tok"))[:limit] if kind != "audio" and folder.is_dir() else []
     work = [(path, setting) for path in toks or files_in(folder, THINGS[kind], limit) for setting in settings[kind]]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contract import Decoded, check_effort
+from ..contract import Decoded
 from ..decode import decode_file
 from ..encode import encode_file
 from ..errors import UsageError
 from ..models import load_model, pick_device
-from ..registry import DEFAULT_MODELS
+from ..options import check_effort
+from ..registry import MODALITIES
 from ..settings import Setting
 from .contender import Codec, Coded
 
@@ -65,7 +66,7 @@ def load_ours(model: str | None, modality: str, device: str, effort: int = 0) ->
     Raises:  UsageError for a model of something else, and for what is no effort.
     """
     check_effort(effort)
-    model, device = model or DEFAULT_MODELS[modality], pick_device(device)
+    model, device = model or MODALITIES[modality].encode_model, pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != modality:
         raise UsageError(f"{tokenizer.name} is not a model for {THINGS[modality]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,8 +22,13 @@ OURS = "ours"
 
 
 def synchronize(device: str) -> None:
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def current(device: str) -> AbstractContextManager[Any]:
+    """Make a device PyTorch's current one, if it is a GPU; what was before comes back."""
+    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
 
 
 def triton_testing() -> Any:
@@ -38,7 +44,7 @@ def time_ms(search: Search, seconds: float, device: str, estimate: float) -> tup
     CUDA: events around each run, L2 flushed before it, as Triton's do_bench does. CPU: the wall clock.
     At least ``LEAST_RUNS`` runs; ``estimate`` is how many seconds one takes.
     """
-    if device == "cuda":
+    if device.startswith("cuda"):
         rep = 1e3 * max(seconds, 1.2 * LEAST_RUNS * estimate)
         found = triton_testing().do_bench(search, warmup=min(100.0, rep / 4), rep=rep, quantiles=[0.5, 0.25, 0.75])
         return found[0], found[1], found[2]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import HeaderError
+from ..registry import MODALITIES, MODALITY_NAMES, PRIOR_NAMES
 
 # Like PNG's: not ASCII, shows CR/LF conversion, stops `type` on DOS.
 SIGNATURE = b"\x89TOK\r\n\x1a\n"
@@ -26,15 +27,13 @@ MAX_TICK = (1 << 31) - 1  # of both parts of its fraction, as FFmpeg has it
 MAX_GROUP = 64  # frames of a video's cell
 MAX_CELLS = 1 << 23  # of a video's segment
 MAX_CHANNELS = 8
+MAX_LAYOUT = (1 << 18) - 1  # all positions of WAVEFORMATEXTENSIBLE
 RATES = (1000, 768_000)  # samples a second that make sense
 MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised by --max-samples
-# Wire constants. Numbers are never reused.
-IMAGE, AUDIO, VIDEO = 1, 2, 3
-MODALITIES = {IMAGE: "image", AUDIO: "audio", VIDEO: "video"}
-KINDS = {IMAGE: "a picture", AUDIO: "a sound", VIDEO: "a video"}  # in messages
-PRIORS = {1: "static", 2: "context", 3: "hyperprior", 4: "tail", 5: "fit"}
-HYPERPRIOR = 3  # files of models whose rate dial is a quality: image/quality.py reads and writes them
-TAIL = 4  # files of models whose rate dial is the number of tokens
+
+# Wire constants, see registry.py. Numbers are never reused.
+IMAGE, AUDIO, VIDEO = (MODALITIES[name].wire_id for name in ("image", "audio", "video"))
+HYPERPRIOR = 3  # files of models whose rate is set by a quality
 FIT = 5  # videos whose segments hold networks of their own
 
 
@@ -73,10 +72,10 @@ class Field:
 
 # One table drives the writer, the reader, `codec info` and the table in FORMAT.md (tests/test_format_md.py).
 COMMON_FIELDS = (
-    Field("modality", "u8", "kind of signal", names=MODALITIES),
+    Field("modality", "u8", "kind of signal", names=MODALITY_NAMES),
     Field("model", "name", "name of the tokenizer"),
     Field("weights_hash", "hash", "first 8 bytes of the SHA-256 of the model's model.safetensors, unpacked"),
-    Field("prior", "u8", "kind of entropy model", names=PRIORS),
+    Field("prior", "u8", "kind of entropy model", names=PRIOR_NAMES),
     Field("prior_hash", "hash", "first 8 bytes of the SHA-256 of the entropy model's file, unpacked"),
     Field("layers", "u8", "layers that the complete file holds, coarse to fine", 1, MAX_LAYERS),
 )
@@ -100,6 +99,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("coded_rate", "u32", "samples a second of the signals, Hz", *RATES),
         Field("stride", "u16", "samples of a signal that a frame spans", 1, 65535),
         Field("segment", "u16", "frames of a segment", 1, MAX_FRAMES),
+        Field("layout", "u32", 'positions of the channels, see "Sounds"; 0: not told', 0, MAX_LAYOUT, optional=True),
     ),
     VIDEO: (
         Field("height", "u32", "rows of pixels", 1, MAX_SIDE),
@@ -162,6 +162,14 @@ class ImageHeader:
         top, left = row * self.segment, column * self.segment
         return top, left, min(top + self.segment, h), min(left + self.segment, w)
 
+    def rates(self, size: int) -> dict[str, float]:
+        """What a file of ``size`` bytes takes: bits per pixel."""
+        return {"bpp": round(8 * size / (self.height * self.width), 6)}
+
+    @property
+    def summary(self) -> str:
+        return f"{self.width} x {self.height} pixels"
+
 
 @dataclass(frozen=True)
 class AudioHeader:
@@ -179,6 +187,7 @@ class AudioHeader:
     coded_rate: int
     stride: int
     segment: int
+    layout: int = 0
     prior: int = 2
     modality: int = AUDIO
 
@@ -189,6 +198,10 @@ class AudioHeader:
             raise HeaderError(f"header field layers: a sound has 1, not {self.layers}")
         if self.signals not in (1, self.channels):
             raise HeaderError(f"header field signals: {self.signals} is neither 1 nor the {self.channels} channels")
+        if self.layout and self.layout.bit_count() != self.channels:
+            raise HeaderError(
+                f"header field layout: {self.layout:#x} has not as many positions as {self.channels} channels"
+            )
 
     @property
     def coded_samples(self) -> int:
@@ -212,6 +225,15 @@ class AudioHeader:
     @property
     def seconds(self) -> float:
         return self.samples / self.sample_rate
+
+    def rates(self, size: int) -> dict[str, float]:
+        """What a file of ``size`` bytes takes: seconds, and thousands of bits a second."""
+        return {"seconds": round(self.seconds, 6), "kbps": round(8e-3 * size / self.seconds, 6)}
+
+    @property
+    def summary(self) -> str:
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        return f"{self.seconds:.3f} s in the file, {channels}, {self.sample_rate} Hz"
 
 
 @dataclass(frozen=True)
@@ -279,6 +301,17 @@ class VideoHeader:
         t, h, w = self.segment_grid(self.n_segments - 1)
         return (self.n_segments - 1) * self.segment_grid(0)[0] + t, h, w
 
+    def rates(self, size: int) -> dict[str, float]:
+        """What a file of ``size`` bytes takes: seconds (nearly, if frames are not evenly spaced), thousands of bits a
+        second, and bits per pixel of all frames."""
+        seconds = float(self.tick * ((self.frames - 1) * self.duration + self.last))
+        bpp = 8 * size / (self.frames * self.height * self.width)
+        return {"seconds": round(seconds, 6), "kbps": round(8e-3 * size / seconds, 6), "bpp": round(bpp, 6)}
+
+    @property
+    def summary(self) -> str:
+        return f"{self.width} x {self.height} pixels, {self.frames} frames in the file"
+
 
 Header = ImageHeader | AudioHeader | VideoHeader
 HEADERS: dict[int, type[Header]] = {IMAGE: ImageHeader, AUDIO: AudioHeader, VIDEO: VideoHeader}
@@ -286,7 +319,7 @@ HEADERS: dict[int, type[Header]] = {IMAGE: ImageHeader, AUDIO: AudioHeader, VIDE
 
 def header_fields(modality: int) -> tuple[Field, ...]:
     if modality not in MODALITY_FIELDS:
-        raise HeaderError(f"header field modality: {modality} is not one of {', '.join(map(str, MODALITIES))}")
+        raise HeaderError(f"header field modality: {modality} is not one of {', '.join(map(str, MODALITY_NAMES))}")
     return COMMON_FIELDS + MODALITY_FIELDS[modality]
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+    signature  version | HEAD | iCCP eXIF xMPP | LAYR (layer 0, all segments) | ALPH | LAYR (layer 1) ... | iNDX | TEND
     of a video:        | HEAD | TIME AHED | LAYR AUDL ... (by time) | TEND
 
 Segments are squares of a picture's grid, or spans of time.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
+from ..registry import MODALITIES, MODALITY_NAMES
 from .chunks import (
     AHED,
     ALPH,
@@ -35,12 +36,13 @@ from .chunks import (
     read_sound_head,
     scan,
 )
-from .fields import KINDS, MODALITIES, SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
+from .fields import SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
 
 if TYPE_CHECKING:
     from .fields import Header
 
 
+MAX_PROBLEMS = 100  # lines that are told of one file
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
 PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 
@@ -65,7 +67,7 @@ class TokFile:
     def picture(self) -> ImageHeader:
         """The header of a picture. Raises ChunkError if the file holds something else."""
         if not isinstance(self.header, ImageHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a picture")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a picture")
         return self.header
 
     @property
@@ -74,14 +76,14 @@ class TokFile:
         if self.track is not None:
             return self.track[0]
         if not isinstance(self.header, AudioHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a sound")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a sound")
         return self.header
 
     @property
     def video(self) -> VideoHeader:
         """The header of a video. Raises ChunkError if the file holds something else."""
         if not isinstance(self.header, VideoHeader):
-            raise ChunkError(f"the file holds {KINDS[self.header.modality]}, not a video")
+            raise ChunkError(f"the file holds {MODALITIES[MODALITY_NAMES[self.header.modality]].noun}, not a video")
         return self.header
 
     def sound_payload(self, segment: int) -> bytes | None:
@@ -123,8 +125,9 @@ class TokFile:
         return payloads
 
     def damaged(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
+        """Put a line on ``problems``, each once and ``MAX_PROBLEMS`` of them: a file may have a fault in every byte."""
+        if len(self.problems) <= MAX_PROBLEMS and problem not in self.problems:
+            self.problems.append(problem if len(self.problems) < MAX_PROBLEMS else "more is damaged")
 
     def metadata(self, kind: bytes) -> bytes | None:
         payload = self.payload(kind)
@@ -192,7 +195,7 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
 def modality_of(start: bytes) -> int | None:
     """The modality, from the first ``PEEK`` bytes of a file; None if they are not those of one."""
     whole = len(start) >= PEEK and start.startswith(SIGNATURE) and start[len(SIGNATURE) + 1 :].startswith(HEAD)
-    return start[PEEK - 1] if whole and start[PEEK - 1] in MODALITIES else None
+    return start[PEEK - 1] if whole and start[PEEK - 1] in MODALITY_NAMES else None
 
 
 def _cut_head(data: bytes, start: int) -> bool:

@@ -16,7 +16,7 @@ from ...tokenizers.folders import find_model
 from ...tokenizers.tokens import Tokens
 from ..audio.encode import SEGMENT as FRAMES
 from ..image.segments import segment_cells
-from ..registry import PRIOR_FILES
+from ..registry import prior_kinds
 from .model import Generator
 
 
@@ -83,9 +83,9 @@ def priors_of(name: str | Path, device: str) -> dict[str, Prior]:
     """The entropy models "context" and "static" that a tokenizer's folder holds."""
     folder = find_model(name)
     found: dict[str, Prior] = {}
-    if (folder / PRIOR_FILES["context"]).is_file():
+    if (folder / prior_kinds()["context"].file).is_file():
         found["context"] = ContextPrior.from_pretrained(folder, device)
-    if (folder / PRIOR_FILES["static"]).is_file():
+    if (folder / prior_kinds()["static"].file).is_file():
         found["static"] = StaticPrior.from_pretrained(folder)
     return found
 

@@ -23,16 +23,18 @@ import torch
 import torch.nn.functional as F
 
 from ...entropy.integer import OneThread
+from ...tokenizers.folders import is_release
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES
-from ..errors import UsageError, WeightsMismatchError
+from ..errors import ModelError, UsageError, WeightsMismatchError
 from ..files import atomic_output
-from ..image.levels import decode_pixels, encode_tokens
+from ..image.format import decode_pixels, image_tokenizer
 from ..media.audio import Sound, read_audio, resample, write_audio
 from ..media.kind import Kind, media_kind, refuse_videos
 from ..media.read_image import Picture, read_image
 from ..media.write_image import write_image
 from ..models import Model, load_model, pick_device
-from ..registry import GENERATORS
+from ..progress import Progress, as_progress
+from ..registry import MODALITIES, default_generator
 from .model import Generator, load_generator
 
 if TYPE_CHECKING:
@@ -63,49 +65,62 @@ class Prompt(NamedTuple):
     picture: np.ndarray
 
 
-def generate_files(
-    out: str | Path,
-    model: str | None = None,
-    prompt: str | Path | None = None,
-    keep: float | None = None,
-    n: int = 8,
-    *,
-    tokenizer: str | None = None,
-    levels: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    synthesis: str | None = None,
-    device: str = "auto",
-    force: bool = False,
-    progress: Callable[[float], None] | None = None,
-) -> Generated:
-    """Write n samples and a sheet of all of them into the folder ``out``: all files, or none.
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """What is to be made.
 
-    Args:
+    Attributes:
         model: of the generator; that for the prompt's kind by default, for pictures without a prompt.
-        prompt: a picture or a sound.
+        prompt: path of a picture or a sound.
         keep: how much of it: the share of a picture's rows (half by default), the seconds of a sound (one). With 1 all
             of a picture is kept, and what is made are the rows below it.
+        n: how many samples.
         tokenizer: folder of the generator's tokenizer, if it is not a release.
-        levels, temperature, top_k, top_p: see :meth:`.generator.Generator.sample`.  seed: of the random numbers.
+        levels, temperature, top_k, top_p: see :meth:`.model.Generator.sample`.  seed: of the random numbers.
         synthesis: of tokenizers with several nets for it.
-        progress: is called with the share that is done.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    model: str | None = None
+    prompt: str | Path | None = None
+    keep: float | None = None
+    n: int = 8
+    tokenizer: str | None = None
+    levels: int | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    synthesis: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= MOST:
+            raise UsageError(f"1 to {MOST} samples are made at once, not {self.n}")
+        if self.keep is not None and self.prompt is None:
+            raise UsageError("how much to keep goes with a prompt")
+
+
+def generate_files(
+    out: str | Path,
+    options: SampleOptions | None = None,
+    *,
+    force: bool = False,
+    progress: Progress | Callable[[float], None] | None = None,
+) -> Generated:
+    """Write samples and a sheet of all of them into the folder ``out``: all files, or none.
+
     Raises: a :class:`~.errors.TokodecError`.
     """
-    if not 1 <= n <= MOST:
-        raise UsageError(f"1 to {MOST} samples are made at once, not {n}")
-    if keep is not None and prompt is None:
-        raise UsageError("how much to keep goes with a prompt")
+    options, told = options or SampleOptions(), as_progress(progress)
+    n, prompt = options.n, options.prompt
     kind: Kind = "image" if prompt is None else media_kind(Path(prompt))[0]
     refuse_videos(kind, str(prompt))
-    generator, loaded = load_pair(model or GENERATORS[kind], tokenizer, device)
+    generator, loaded = load_pair(options.model or default_generator(kind), options.tokenizer, options.device)
     modality = loaded.tokenizer.modality
     if prompt is not None and modality != kind:
-        thing = {"image": "a picture", "audio": "a sound"}[kind]
-        raise UsageError(f"{generator.name} is a generator for {modality}, and {prompt} is {thing}")
-    if modality != "image" and synthesis is not None:
+        raise UsageError(f"{generator.name} is a generator for {modality}, and {prompt} is {MODALITIES[kind].noun}")
+    if modality != "image" and options.synthesis is not None:
         raise UsageError("only tokenizers of pictures have several synthesis nets")
     suffix = ".wav" if modality == "audio" else ".png"
     folder = Path(out)
@@ -117,25 +132,24 @@ def generate_files(
         start = None
         if prompt is not None:
             read = picture_prompt if modality == "image" else sound_prompt
-            start = read(Path(prompt), KEEP[modality] if keep is None else keep, generator, loaded, notes)
-        random = torch.Generator().manual_seed(seed)
+            start = read(
+                Path(prompt), KEEP[modality] if options.keep is None else options.keep, generator, loaded, notes
+            )
+        random = torch.Generator().manual_seed(options.seed)
         samples: list[Picture | Sound] = []
         for begin in range(0, n, BATCH):
             size = min(BATCH, n - begin)
-
-            def show(share: float, begin: int = begin, size: int = size) -> None:
-                if progress is not None:
-                    progress((begin + share * size) / n)
-
+            part = told.part(begin / n, (begin + size) / n)
             try:
                 with OneThread():  # an id after the other: small products, as a prior's
                     tokens = generator.sample(
-                        size, None if start is None else start.tokens, levels=levels, temperature=temperature,
-                        top_k=top_k, top_p=top_p, generator=random, progress=show,
+                        size, None if start is None else start.tokens, levels=options.levels,
+                        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, generator=random,
+                        progress=part.update,
                     )  # fmt: skip
             except ValueError as error:
                 raise UsageError(str(error)) from error
-            samples += [decoded(tokens, i, loaded, synthesis) for i in range(size)]
+            samples += [decoded(tokens, i, loaded, options.synthesis) for i in range(size)]
         for sample, file, path in zip(samples, outputs, files, strict=False):
             if isinstance(sample, Picture):
                 write_image(sample, file, suffix, str(path))
@@ -168,6 +182,11 @@ def load_pair(model: str, tokenizer: str | None, device: str) -> tuple[Generator
     device = pick_device(device)
     generator = load_generator(model, device)
     window = generator.config.window
+    if tokenizer is None and not is_release(window.model):  # no file leads to a folder or to the network
+        raise ModelError(
+            f"{generator.name} makes tokens of {window.model[:64]!r}, which does not come with tokodec;"
+            " give its folder with --tokenizer"
+        )
     loaded = load_model(tokenizer or window.model, device)
     own = loaded.tokenizer
     if (own.name, own.weights_hash) != (window.model, window.weights_hash):
@@ -202,7 +221,7 @@ def picture_prompt(path: Path, keep: float, generator: Generator, loaded: Model,
     if not 0 < rows < total:
         what = "all rows" if rows else "no whole row"
         raise UsageError(f"{path}: {what} of {total} rows of cells would be kept; keep another share of the picture")
-    known = encode_tokens(np.ascontiguousarray(fitted[: rows * stride]), loaded)
+    known = image_tokenizer(loaded).encode_picture(torch.from_numpy(np.ascontiguousarray(fitted[: rows * stride])))
     return Prompt(with_rest(known, dataclasses.replace(window, size=size)), fitted)
 
 

@@ -1,4 +1,4 @@
-"""Better codes for one picture, found by gradient descent: `codec encode --effort`. The decoder notices nothing.
+"""Better codes for one picture, found by gradient descent: `codec encode --effort`. Bitstream-compatible.
 
 The analysis net gives latents that are good on average over pictures. From there, the latents of this picture descend
 on rate + lambda * distortion, the sum that the model was trained for, window by window::
@@ -17,7 +17,6 @@ rounding, and in Adam's settings, which are made for few steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from ...tokenizers.image.photo import ImagePhoto, cut, rate_weight
 from ...tokenizers.image.tiling import Tile
 from ..metrics.distortion import distortion
 from ..metrics.picture import MS_SSIM_SMALLEST
+from ..progress import SILENT, Progress
 
 RATE = 0.08  # of learning: most steps of the quantiser that a latent moves in one step, at the start
 BETAS = (0.7, 0.9)
@@ -39,7 +39,6 @@ SLIGHT = 0.3  # slopes in bits a step of the quantiser, below which a latent mov
 NOISE = 0.5  # width of the noise in place of rounding at the end, in steps of the quantiser; it grows from none
 MARGIN = 2  # cells around a window whose pixels count while it descends
 SMALLEST = -(-MS_SSIM_SMALLEST // STRIDE) + 1  # cells of a region, so that MS-SSIM can be taken
-Progress = Callable[[float], None]
 Box = tuple[int, int, int, int]  # top, left, bottom, right in cells; the last two excluded
 
 
@@ -69,7 +68,7 @@ class Refiner:
         self.relaxed = RelaxedPrior(model.entropy)
         self.halo = model.synthesis_halo
 
-    def refine(self, walks: list[tuple[Tile, Walk]], steps: int, progress: Progress | None = None) -> list[Walk]:
+    def refine(self, walks: list[tuple[Tile, Walk]], steps: int, progress: Progress = SILENT) -> list[Walk]:
         """Walks at least as good as ``walks``, those of :meth:`ImagePhoto.quantise_windows` at the same quality.
 
         Args: steps: the quality in hundredths.  progress: called with the share that is done.
@@ -80,7 +79,7 @@ class Refiner:
         found = []
         for i, (tile, walk) in enumerate(walks):
             best, least = walk, self.cost(walk, tile, held, steps)
-            y, z = self.descend(tile, held, steps, _window_of(progress, i, len(walks)))
+            y, z = self.descend(tile, held, steps, progress.part(i / len(walks), (i + 1) / len(walks)))
             if bool(torch.isfinite(y).all() and torch.isfinite(z).all()):
                 refined = self.model.entropy.quantise(y.cpu().numpy(), z.cpu().numpy(), steps)
                 if self.cost(refined, tile, held, steps) < least:
@@ -126,7 +125,7 @@ class Refiner:
 
     @torch.enable_grad()
     def descend(
-        self, tile: Tile, held: np.ndarray, steps: int, progress: Progress | None = None
+        self, tile: Tile, held: np.ndarray, steps: int, progress: Progress = SILENT
     ) -> tuple[Tensor, Tensor]:
         """y ``[M, h, w]``, in steps of the quantiser, and z of a window after the descent.
 
@@ -163,13 +162,9 @@ class Refiner:
             for tensor, slope in zip(found, torch.autograd.grad(loss, found), strict=True):
                 tensor.grad = slope
             optimizer.step()
-            if progress is not None:
-                progress((step + 1) / self.n_steps)
+            progress.update((step + 1) / self.n_steps)
         return found[0].detach(), found[1].detach()
 
-
-def _window_of(progress: Progress | None, i: int, n: int) -> Progress | None:
-    return None if progress is None else lambda share: progress((i + share) / n)
 
 
 def pixels_of(x_hat: Tensor, region: Box, outer: Box, x: Tensor) -> Tensor:

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..container.chunks import ALPH, EXIF, ICCP
+from ..container.chunks import ALPH, EXIF, ICCP, XMPP
 from ..container.fields import (
     ImageHeader,
 )
 from ..container.read import TokFile
-from ..errors import ChunkError, FormatError, UsageError
+from ..errors import ChunkError, FormatError
 from ..media.read_image import Picture, decode_alpha
 from ..models import Model
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ...tokenizers.api import Tokenizer
     from ...tokenizers.tokens import Tokens
     from ..media.read_image import Picture
 
 
+SEGMENT = 1024  # pixels along the edge of a segment
+FEWEST = 8  # cells along it
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
 def fewest_levels(tokens: Tokens) -> int:
     """The number of levels that every cell has at least; codes ``[1, k, h, w]``."""
     return int((tokens.codes >= 0).sum(1).min())
-
-
-def fewest_layers(tok: TokFile, levels: int | None) -> int:
-    """The number of layers that every segment has at least, of those that are wanted."""
-    header = tok.picture
-    wanted = min(levels or header.layers, header.layers)
-    return min(len(tok.segment_payloads(segment, wanted)) for segment in range(header.n_segments))
-
-
-def check_one_synthesis(model: Tokenizer, synthesis: str | None) -> None:
-    """Raise UsageError if a synthesis net was asked for by name."""
-    if synthesis is not None:
-        raise UsageError(f"{model.name} has one synthesis net only")
 
 
 def decompress_segment(
@@ -58,16 +46,11 @@ def decompress_segment(
 
 def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Model) -> None:
     """Fill the first layer of a lost segment of ``codes [K, h, w]`` in place, given what lies around it."""
-    from ...tokenizers.image.grid import ImageGrid
-
-    codewords = None
-    if isinstance(model.tokenizer, ImageGrid):
-        codewords = [level.codebook.detach().float().cpu().numpy() for level in model.tokenizer.codebooks]
     top, left, bottom, right = box
     y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
     window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
     # Lost neighbours in the window are filled as well, but only to go on from: each has a turn of its own.
-    filled = model.prior.conceal(window, codewords, levels=1)
+    filled = model.prior.conceal(window, model.tokenizer.codewords(), levels=1)
     codes[0, top:bottom, left:right] = filled[0, top - y : bottom - y, left - x : right - x]
 
 
@@ -84,19 +67,8 @@ def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
         except FormatError as error:
             tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
     notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
-    return Picture(pixels, alpha, tok.metadata(ICCP), tok.metadata(EXIF), header.bit_depth, notes)
-
-
-SEGMENT = 1024  # pixels along the edge of a segment
-FEWEST = 8  # cells along it
-
-
-def notes_of(picture: Picture, metadata: bool) -> list[str]:
-    """What could not be kept, one line each."""
-    notes = list(picture.notes)
-    if not metadata and (picture.icc or picture.exif):
-        notes.append("ICC profile and EXIF left out as asked")
-    return notes
+    icc, exif, xmp = tok.metadata(ICCP), tok.metadata(EXIF), tok.metadata(XMPP)
+    return Picture(pixels, alpha, icc, exif, header.bit_depth, notes, xmp)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
@@ -115,10 +87,8 @@ def segment_cells(stride: int) -> int:
     return max(FEWEST, SEGMENT // stride)
 
 
-def image_header(
-    tokens: Tokens, model: Model, layers: int, alpha: bool = False, channels: int = 3, bit_depth: int = 8
-) -> ImageHeader:
-    """Header of a file that holds the first ``layers`` layers of ``tokens``."""
+def image_header(tokens: Tokens, model: Model, layers: int) -> ImageHeader:
+    """Header of a file that holds the first ``layers`` layers of ``tokens``, of a picture in colour without alpha."""
     height, width = tokens.spec.size
     return ImageHeader(
         model=tokens.spec.model,
@@ -130,7 +100,5 @@ def image_header(
         width=width,
         stride=tokens.spec.strides[0],
         segment=segment_cells(tokens.spec.strides[0]),
-        channels=channels,
-        alpha=int(alpha),
-        bit_depth=bit_depth,
+        channels=3,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,34 +17,58 @@ import torch
 from ...tokenizers.image.sequence import ImageSequence, share_tokens
 from ...tokenizers.quantize.base import ABSENT
 from ...tokenizers.tokens import Tokens
-from ..container.write import write_tok
-from ..contract import Encoded, Rate
-from ..errors import RateError, UsageError
-from ..media.write_image import encode_alpha
+from ..container.read import TokFile
+from ..contract import Encoded
+from ..errors import ChunkError, RateError, UsageError
+from ..media.read_image import Picture
 from ..models import Model
-from .segments import compress_tokens, image_header, notes_of
+from ..options import EncodeOptions, Rate
+from ..progress import SILENT, Progress
+from .format import extras_of
+from .levels import LevelsFormat
+from .segments import compress_tokens, image_header
 
-if TYPE_CHECKING:
-    from ..media.read_image import Picture
+
+class SequenceFormat(LevelsFormat):
+    """Files of models whose rate is a number of tokens: layers are ranges of places in the sequences."""
+
+    rates = ("tokens", "quality", "bpp", "bytes")
+
+    def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
+        extras = extras_of(picture)
+        layers = 0
+
+        def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
+            nonlocal layers
+            layers = len(payloads)
+            header = replace(
+                image_header(tokens, model, layers),
+                channels=extras.channels,
+                alpha=int(extras.alpha is not None),
+                bit_depth=extras.bit_depth,
+            )
+            return extras.write(header, payloads)
+
+        data, total = encode_sequence(picture.pixels, model, options.rate, build, progress)
+        return Encoded(data, layers, math.prod(picture.pixels.shape[:2]), tokens=total)
+
+    def held(self, tok: TokFile, tokens: Tokens, levels: int | None) -> int:
+        header = tok.picture
+        wanted = min(levels or header.layers, header.layers)
+        return min(len(tok.segment_payloads(segment, wanted)) for segment in range(header.n_segments))
+
+    def most_levels(self, model: Model, wanted: int) -> int:
+        return sequence_tokenizer(model).config.tokens
+
+    def check_codes(self, tokens: Tokens) -> None:
+        """Windows may have few tokens."""
 
 
-def build_sequence(
-    picture: Picture, model: Model, metadata: bool, rate: Rate, progress: Callable[[float], None] | None = None
-) -> Encoded:
-    """The file of a model whose rate dial is the number of tokens."""
-    height, width, channels = picture.pixels.shape
-    alpha = None if picture.alpha is None else encode_alpha(picture.alpha)
-    icc, exif = (picture.icc, picture.exif) if metadata else (None, None)
-    layers = 0
-
-    def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
-        nonlocal layers
-        layers = len(payloads)
-        header = image_header(tokens, model, layers, alpha is not None, channels, picture.bit_depth)
-        return write_tok(header, payloads, alpha, icc, exif)
-
-    data, total = encode_sequence(picture.pixels, model, rate, build, progress)
-    return Encoded(data, layers, height * width, notes_of(picture, metadata), tokens=total)
+def sequence_tokenizer(model: Model) -> ImageSequence:
+    """Raises ChunkError if a file claims to be one of sequences, and its model is none."""
+    if not isinstance(model.tokenizer, ImageSequence):
+        raise ChunkError(f"{model.tokenizer.name} does not make sequences")
+    return model.tokenizer
 
 
 Build = Callable[[Tokens, list[list[bytes]]], bytes]  # tokens and payloads of layers and segments to a file
@@ -58,9 +82,8 @@ class Shares:
     """
 
     def __init__(self, tokens: Tokens, errors: npt.NDArray[np.float64], model: Model, build: Build) -> None:
-        assert isinstance(model.tokenizer, ImageSequence)
         self.tokens, self.errors, self.model, self.build = tokens, errors, model, build
-        self.prefixes = model.tokenizer.prefixes
+        self.prefixes = sequence_tokenizer(model).prefixes
         self.windows = math.prod(tokens.spec.grid)
 
     def shared(self, total: int) -> Tokens:
@@ -103,7 +126,7 @@ def encode_sequence(
     model: Model,
     rate: Rate,
     build: Build,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[bytes, int]:
     """``pixels [H, W, C]`` to a file, and its tokens in all.
 
@@ -111,12 +134,9 @@ def encode_sequence(
 
     Raises: UsageError for levels or tokens that make no sense, RateError for a size that is too small.
     """
-    tokenizer = model.tokenizer
-    assert isinstance(tokenizer, ImageSequence)
-    if rate.levels is not None:
-        raise UsageError(f"the rate dial of {tokenizer.name} is its tokens: use --tokens, --bytes or --quality")
+    tokenizer = sequence_tokenizer(model)
     height, width = pixels.shape[:2]
-    windows = math.prod(tokenizer.spec(height, width).grid)
+    windows = math.prod(tokenizer.spec((height, width)).grid)
     most, all_of_them = rate.most_bytes(height * width), windows * tokenizer.config.tokens
     total = rate.tokens
     if total is not None and not windows <= total <= all_of_them:
@@ -124,7 +144,7 @@ def encode_sequence(
     if rate.quality is not None:
         total = round(windows * tokenizer.config.tokens ** (rate.quality / 100))
     weigh = most is not None or total not in (None, all_of_them)
-    tokens, errors = tokenizer.encode_tiled(torch.from_numpy(pixels), weigh, progress)
+    tokens, errors = tokenizer.encode_tiled(torch.from_numpy(pixels), weigh, progress.update)
     shares = Shares(tokens, errors, model, build)
     if most is not None:
         data, kept = shares.within(most)

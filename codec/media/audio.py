@@ -1,37 +1,36 @@
 """Sounds in and out: any common file <-> float samples, block by block, so that an hour takes no more memory than a
 second.
 
-What libsndfile reads (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, CAF, ...) it reads; PyAV reads the rest (AAC, MP4 and
-Matroska). The content decides which, never the suffix. Sample counts are exact: both libraries cut off the delay and
-padding that lossy formats declare; where a file declares none (AAC without an edit list), they are part of the sound.
+FFmpeg (PyAV) reads, the content decides as what, never the suffix. A sound is as long as what was decoded of it, to the
+end of the file, whatever its header says; delay and padding that lossy formats declare are cut off, and where a file
+declares none (AAC without an edit list), they are part of the sound. Time stamps count: see :mod:`.sound_stream`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
 from ..errors import MediaError, UnsupportedMediaError, UsageError
+from .guard import Media, one_line, open_media, video_streams
+from .layout import CUSTOMARY, described, layout_name
+from .sound_stream import Samples, SoundStream
 
 AUDIO_SUFFIXES_IN = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".caf", ".w64", ".au", ".mka",
+    ".mp2", ".ac3", ".eac3", ".wv", ".tta", ".ape", ".wma", ".amr", ".dts", ".voc",
 )  # fmt: skip
 AUDIO_SUFFIXES_OUT = (".wav", ".flac")
 
 FLAC_CHANNELS, FLAC_RATE = 8, 655350  # what the format can say
 BLOCK = 1 << 16  # samples of each channel that are read and written at once
-_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 32}
-
-Samples = npt.NDArray[np.float32]  # [channels, n], full scale is -1..1
 
 
 @dataclass
@@ -43,26 +42,16 @@ class Sound:
         sample_rate: samples a second of each channel, Hz.
         bit_depth: 8, 16, 24 or 32 of the file; 16 for lossy formats.
         notes: what could not be kept, one line each.
+        layout: mask of the channels' positions, see :mod:`.layout`; 0 if there is nothing to tell.
+        problems: what was damaged or missing, one line each.
     """
 
     samples: Samples
     sample_rate: int
     bit_depth: int = 16
     notes: list[str] = field(default_factory=list)
-
-
-class _Source(Protocol):
-    frames: int  # samples of each channel, 0 if nobody knows before the end
-    sample_rate: int
-    channels: int
-    bit_depth: int
-    start: Fraction  # seconds to the first sample
-    notes: list[str]
-
-    def read(self, n: int) -> Samples:
-        """The next ``n`` samples of each channel at most, none at the end."""
-
-    def close(self) -> None: ...
+    layout: int = 0
+    problems: list[str] = field(default_factory=list)
 
 
 class AudioReader:
@@ -71,30 +60,57 @@ class AudioReader:
     Args:    source: path, or binary file object, which is read into memory if it cannot seek.
              name: what messages call it.
              max_samples: refuse sounds with more, all channels together.
-             of_video: the sound track of a video, which is refused otherwise.
-    Raises:  MediaError, one line, for what is no sound, or damaged, or has samples that are not numbers.
+             track: which of several sound tracks, from 1 on; None: the one that the file calls its default.
+    Raises:  MediaError, one line, for what is no sound, or of which nothing can be decoded, or has samples that are not
+             numbers; UsageError for a track that is not there.
 
-    Attributes: start: of a video's sound, seconds from the beginning of the time line to the first sample; else 0.
+    Attributes:
+        sample_rate, channels, bit_depth: of what :meth:`blocks` gives.
+        layout: mask of the channels' positions, see :mod:`.layout`; 0 if there is nothing to tell.
+        frames: samples of each channel that the file says there are, 0 if nobody knows before the end.
+        position: samples of each channel that were given out.
+        start: of a video's sound, seconds from the beginning of the file's clock to the first sample.
+        notes: what could not be kept.  problems: what is damaged or missing. One line each, complete at the end.
     """
 
     def __init__(
-        self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, of_video: bool = False
+        self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None
     ) -> None:
-        self.name, self.max_samples = name, max_samples
-        self._source = _open_track(source, name) if of_video else _open(source, name)
-        self.start = self._source.start
-        self.sample_rate, self.channels = self._source.sample_rate, self._source.channels
-        self.bit_depth, self.notes = self._source.bit_depth, self._source.notes
-        self.frames = self._source.frames
-        self.position = 0  # samples of each channel that were given out
+        media = open_media(source, name, "a sound")
         try:
-            if not 1 <= self.channels <= MAX_CHANNELS:
-                raise UnsupportedMediaError(f"{name}: {self.channels} channels, at most {MAX_CHANNELS} are possible")
-            if not RATES[0] <= self.sample_rate <= RATES[1]:
-                raise UnsupportedMediaError(f"{name}: {self.sample_rate} Hz is no sample rate of a sound")
-        except MediaError:
-            self.close()
+            if video_streams(media.container):
+                raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
+            self._begin(media, name, max_samples, SoundStream(media, name, track))
+        except BaseException:
+            media.close()
             raise
+
+    @classmethod
+    def of_video(
+        cls, source: Path | bytes, name: str, max_samples: int, track: int | None, picture: int
+    ) -> AudioReader:
+        """The sound of a video. picture: index of the video track, whose clock it shares."""
+        media = open_media(source, name, "a video")
+        reader = cls.__new__(cls)
+        try:
+            beside = (media.container.streams[picture],)
+            reader._begin(media, name, max_samples, SoundStream(media, name, track, beside))
+        except BaseException:
+            media.close()
+            raise
+        return reader
+
+    def _begin(self, media: Media, name: str, max_samples: int, stream: SoundStream) -> None:
+        self.name, self.max_samples, self.position = name, max_samples, 0
+        self._media, self._stream = media, stream
+        self._rest: Samples = np.zeros((stream.channels, 0), dtype=np.float32)
+        self.sample_rate, self.channels, self.bit_depth = stream.sample_rate, stream.channels, stream.bit_depth
+        self.layout, self.frames, self.start = stream.mask, stream.frames, stream.start
+        self.notes, self.problems = stream.notes, stream.problems
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise UnsupportedMediaError(f"{name}: {self.channels} channels, at most {MAX_CHANNELS} are possible")
+        if not RATES[0] <= self.sample_rate <= RATES[1]:
+            raise UnsupportedMediaError(f"{name}: {self.sample_rate} Hz is no sample rate of a sound")
 
     def __enter__(self) -> AudioReader:
         return self
@@ -103,12 +119,12 @@ class AudioReader:
         self.close()
 
     def close(self) -> None:
-        self._source.close()
+        self._media.close()
 
     def blocks(self, n: int = BLOCK) -> Iterator[Samples]:
         """The rest of the sound in blocks ``[channels, n]``, the last one shorter."""
         while True:
-            block = self._source.read(n)
+            block = self._read(n)
             if not block.shape[1]:
                 return
             wrong = ~np.isfinite(block).all(0)
@@ -120,170 +136,51 @@ class AudioReader:
                 raise MediaError(f"{self.name}: more than {self.max_samples} samples; allow more if that is intended")
             yield block
 
-
-def read_audio(source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES) -> Sound:
-    """A whole sound; see :class:`AudioReader`."""
-    with AudioReader(source, name, max_samples) as reader:
-        blocks = list(reader.blocks())
-        empty: Samples = np.zeros((reader.channels, 0), dtype=np.float32)
-        samples = np.concatenate(blocks, axis=1) if blocks else empty
-        return Sound(samples, reader.sample_rate, reader.bit_depth, reader.notes)
-
-
-def _open(source: Path | BinaryIO, name: str) -> _Source:
-    """The first library that knows what this is."""
-    if isinstance(source, Path):
-        try:
-            if source.is_dir():
-                raise MediaError(f"{name}: a folder, not a sound")
-            with source.open("rb") as file:
-                empty = not file.read(1)
-        except OSError as error:
-            raise MediaError(f"{name}: {error.strerror or error}") from error
-    else:
-        if not source.seekable():
-            source = io.BytesIO(source.read())
-        start = source.tell()
-        empty = not source.read(1)
-        source.seek(start)
-    if empty:
-        raise MediaError(f"{name}: the file is empty")
-    for kind in (_SoundfileSource, _AvSource):
-        try:
-            return kind(source, name)
-        except _NotMine:
-            if not isinstance(source, Path):
-                source.seek(start)
-    raise MediaError(f"{name}: not a sound that can be read")
-
-
-def _open_track(source: Path | BinaryIO, name: str) -> _Source:
-    """The sound track of a video."""
-    try:
-        return _AvSource(source, name, of_video=True)
-    except _NotMine as error:
-        raise MediaError(f"{name}: not a video whose sound can be read") from error
-
-
-class _NotMine(Exception):
-    """A library does not know the format."""
-
-
-class _SoundfileSource:
-    start = Fraction(0)
-
-    def __init__(self, source: Path | BinaryIO, name: str) -> None:
-        import soundfile
-
-        self.name, self.error = name, soundfile.LibsndfileError
-        try:
-            self.file = soundfile.SoundFile(str(source) if isinstance(source, Path) else source)
-        except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
-            raise _NotMine from error
-        self.sample_rate, self.channels = self.file.samplerate, self.file.channels
-        self.bit_depth = _BITS.get(self.file.subtype, 16)
-        self.notes: list[str] = []
-        if self.file.subtype in ("FLOAT", "DOUBLE", "PCM_32"):
-            self.bit_depth = 24
-            self.notes.append(f"{self.file.subtype_info} samples are kept with 24 bits")
-        self.left = self.file.frames
-        self.frames = self.left if self.left < 1 << 62 else 0
-
-    def read(self, n: int) -> Samples:
-        try:
-            block = self.file.read(n, dtype="float32", always_2d=True)
-        except (self.error, RuntimeError) as error:
-            raise MediaError(f"{self.name}: damaged: {one_line(error)}") from error
-        self.left -= len(block)
-        if len(block) < n and 0 < self.left < 1 << 62 and self.file.format in ("WAV", "FLAC", "AIFF", "WAVEX"):
-            raise MediaError(f"{self.name}: cut off: {self.left} samples of each channel are missing")
-        return np.ascontiguousarray(block.T)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-class _AvSource:
-    def __init__(self, source: Path | BinaryIO, name: str, of_video: bool = False) -> None:
-        import av
-
-        self.name, self.error = name, av.FFmpegError
-        try:
-            self.container: Any = av.open(str(source) if isinstance(source, Path) else source)
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise _NotMine from error
-        streams = self.container.streams.audio
-        if not streams:
-            self.container.close()
-            raise MediaError(f"{name}: holds no sound")
-        pictures = av.stream.Disposition.attached_pic  # the cover of a record is no video
-        if not of_video and any(not stream.disposition & pictures for stream in self.container.streams.video):
-            self.container.close()
-            raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
-        self.stream = streams[0]
-        if self.stream.codec_context is None:
-            self.container.close()
-            raise MediaError(f"{name}: no decoder for its sound")
-        self.notes = [f"only the first of {len(streams)} sound tracks is kept"] if len(streams) > 1 else []
-        self.sample_rate, self.channels = self.stream.codec_context.sample_rate, self.stream.codec_context.channels
-        self.bit_depth = 16
-        duration, base = self.stream.duration, self.stream.time_base
-        self.frames = round(duration * base * self.sample_rate) if duration and base else 0
-        self.to_planes = av.AudioResampler(format="fltp", layout=self.stream.codec_context.layout)
-        self.decoded = self._decoded()
-        self.rest: Samples = np.zeros((self.channels, 0), dtype=np.float32)
-        self.start = Fraction(0)
-        if of_video:
-            self.rest = next(self.decoded, self.rest)  # its time is known once it is decoded
-            self.start = self.begin
-
-    def _decoded(self) -> Iterator[Samples]:
-        self.begin, first = Fraction(0), True
-        try:
-            for frame in self.container.decode(self.stream):
-                if first and frame.pts is not None:
-                    self.begin = Fraction(frame.pts * frame.time_base)
-                first = False
-                for plane in self.to_planes.resample(frame):
-                    yield plane.to_ndarray().reshape(self.channels, -1).astype(np.float32)
-            for plane in self.to_planes.resample(None):
-                yield plane.to_ndarray().reshape(self.channels, -1).astype(np.float32)
-        except (self.error, ValueError) as error:
-            raise MediaError(f"{self.name}: damaged: {one_line(error)}") from error
-
-    def read(self, n: int) -> Samples:
-        parts = [self.rest]
-        have = self.rest.shape[1]
+    def _read(self, n: int) -> Samples:
+        """The next ``n`` samples of each channel at most, none at the end."""
+        parts = [self._rest]
+        have = self._rest.shape[1]
         while have < n:
-            part = next(self.decoded, None)
+            part = next(self._stream.pieces, None)
             if part is None:
                 break
             parts.append(part)
             have += part.shape[1]
         joined = np.concatenate(parts, axis=1)
-        self.rest = joined[:, n:]
+        self._rest = joined[:, n:]
         return np.ascontiguousarray(joined[:, :n])
 
-    def close(self) -> None:
-        self.container.close()
 
-
-def one_line(error: object) -> str:
-    return " ".join(str(error).split())
+def read_audio(source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None) -> Sound:
+    """A whole sound; see :class:`AudioReader`."""
+    with AudioReader(source, name, max_samples, track) as reader:
+        blocks = list(reader.blocks())
+        empty: Samples = np.zeros((reader.channels, 0), dtype=np.float32)
+        samples = np.concatenate(blocks, axis=1) if blocks else empty
+        return Sound(
+            samples, reader.sample_rate, reader.bit_depth, reader.notes, layout=reader.layout, problems=reader.problems
+        )
 
 
 class AudioWriter:
     """A WAV or FLAC file that is written block by block; a context manager.
 
     Args:    target: binary file object that can seek.  suffix: ".wav" or ".flac".  bit_depth: more than 16 gives 24.
+             layout: mask of the channels' positions, see :mod:`.layout`; 0 if there is nothing to tell.
     Raises:  UsageError for another suffix, MediaError for what the format cannot hold.
     """
 
     def __init__(
-        self, target: BinaryIO, suffix: str, name: str, sample_rate: int, channels: int, bit_depth: int = 16
+        self,
+        target: BinaryIO,
+        suffix: str,
+        name: str,
+        sample_rate: int,
+        channels: int,
+        bit_depth: int = 16,
+        *,
+        layout: int = 0,
     ) -> None:
-        import soundfile
-
         if suffix.lower() not in AUDIO_SUFFIXES_OUT:
             raise UsageError(f"cannot write {suffix or 'no suffix'}: use one of {', '.join(AUDIO_SUFFIXES_OUT)}")
         if suffix.lower() == ".flac" and (channels > FLAC_CHANNELS or sample_rate > FLAC_RATE):
@@ -293,42 +190,113 @@ class AudioWriter:
             )
         self.name, self.bits = name, 24 if bit_depth > 16 else 16
         self.clipped = 0
-        self.error = soundfile.LibsndfileError
-        try:
-            self.file = soundfile.SoundFile(
-                target, "w", sample_rate, channels, f"PCM_{self.bits}", format=suffix[1:].upper()
+        self._guessed = suffix.lower() == ".flac" and channels > 2 and not layout
+        self._positions = described(CUSTOMARY[channels]) if channels in CUSTOMARY else ""
+        if layout:
+            self._sink: _Plain | _Placed = _Placed(
+                target, suffix.lower(), name, sample_rate, self.bits, layout_name(layout, channels)
             )
-        except (soundfile.LibsndfileError, TypeError) as error:
-            raise MediaError(f"{name}: {one_line(error)}") from error
+        else:
+            self._sink = _Plain(target, suffix, name, sample_rate, self.bits, channels)
 
     def __enter__(self) -> AudioWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(self.error):
-            self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._sink.close(kind is not None)
 
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
         top = 2 ** (self.bits - 1)
         values = np.round(samples.T.astype(np.float64) * top)
         self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-        whole = np.clip(values, -top, top - 1).astype(np.int32) << (32 - self.bits)
-        try:
-            self.file.write(whole)
-        except (self.error, OSError) as error:
-            raise MediaError(f"{self.name}: {one_line(error)}") from error
+        self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
 
     @property
     def notes(self) -> list[str]:
         """What the file could not hold."""
-        return [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        notes = [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        if self._guessed:
+            notes.append(f"where the channels belong is not known: .flac takes them for {self._positions}")
+        return notes
+
+
+class _Plain:
+    """A file whose channels have no positions, by libsndfile."""
+
+    def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, channels: int) -> None:
+        import soundfile
+
+        self.name, self.shift, self.error = name, 32 - bits, soundfile.LibsndfileError
+        try:
+            self.file = soundfile.SoundFile(
+                target, "w", sample_rate, channels, f"PCM_{bits}", format=suffix[1:].upper()
+            )
+        except (soundfile.LibsndfileError, TypeError) as error:
+            raise MediaError(f"{name}: {one_line(error)}") from error
+
+    def write(self, whole: npt.NDArray[np.int32]) -> None:
+        """``[n, channels]`` integers of the file's bits."""
+        try:
+            self.file.write(whole << self.shift)
+        except (self.error, OSError) as error:
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+    def close(self, failed: bool) -> None:
+        try:
+            self.file.close()
+        except (self.error, OSError) as error:
+            if not failed:
+                raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+
+class _Placed:
+    """A file that says where its channels belong, by FFmpeg: WAVE_FORMAT_EXTENSIBLE, or a tag of FLAC."""
+
+    def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, layout: str) -> None:
+        import av
+
+        self.name, self.bits, self.layout, self.rate, self.at = name, bits, layout, sample_rate, 0
+        self.errors = (av.FFmpegError, ValueError, OSError)
+        self.format = "s16" if bits == 16 else "s32"
+        options = {"fflags": "+bitexact"} | ({"rf64": "auto"} if suffix == ".wav" else {})
+        try:
+            self.container: Any = av.open(target, "w", format=suffix[1:], options=options)
+            codec = "flac" if suffix == ".flac" else f"pcm_s{bits}le"
+            self.stream: Any = self.container.add_stream(codec, rate=sample_rate, layout=layout)
+            self.stream.codec_context.format = self.format
+        except self.errors as error:
+            raise MediaError(f"{name}: {one_line(error)}") from error
+
+    def write(self, whole: npt.NDArray[np.int32]) -> None:
+        """``[n, channels]`` integers of the file's bits."""
+        import av
+
+        if not len(whole):
+            return
+        rows = whole.astype(np.int16) if self.bits == 16 else whole << 8
+        frame = av.AudioFrame.from_ndarray(rows.reshape(1, -1), format=self.format, layout=self.layout)
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.at, Fraction(1, self.rate)
+        self.at += len(whole)
+        try:
+            self.container.mux(self.stream.encode(frame))
+        except self.errors as error:
+            raise MediaError(f"{self.name}: {one_line(error)}") from error
+
+    def close(self, failed: bool) -> None:
+        try:
+            if not failed:
+                self.container.mux(self.stream.encode(None))
+            self.container.close()
+        except self.errors as error:
+            if not failed:
+                raise MediaError(f"{self.name}: {one_line(error)}") from error
 
 
 def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[str]:
     """Write a whole sound; see :class:`AudioWriter`. Returns what the file could not hold."""
     channels = len(sound.samples)
-    with AudioWriter(target, suffix, name, sound.sample_rate, channels, sound.bit_depth) as writer:
+    with AudioWriter(target, suffix, name, sound.sample_rate, channels, sound.bit_depth, layout=sound.layout) as writer:
         for begin in range(0, sound.samples.shape[1], BLOCK):
             writer.write(sound.samples[:, begin : begin + BLOCK])
         return writer.notes

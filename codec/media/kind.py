@@ -12,41 +12,59 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from ..errors import MediaError, UnsupportedMediaError
+from ..files import stored
 from .audio import AUDIO_SUFFIXES_IN
-from .read_video import VIDEO_SUFFIXES_IN, moves
+from .guard import references
+from .read_image import IMAGE_SUFFIXES_IN
+from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
 Kind = Literal["image", "audio", "video"]
 
+MODALITY_SUFFIXES = {"image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN, "video": VIDEO_SUFFIXES_IN}
+SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix in suffixes)
+
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
-    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64",
+    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"RIFX", b"\x0b\x77", b"wvpk", b"TTA1",
+    b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01", b"Creative Voice File",
+    b"NIST_1A",
 )  # fmt: skip
 _CONTAINER_STARTS = (
-    b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01",
+    b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",
 )  # fmt: skip
-_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"DKIF")
+_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF")
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jxl ")
 
 
 def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
-    """What a media file holds, and the source to read it from: a stream that cannot seek is read into memory.
+    """What a media file holds, and the source to read it from: of what can be read only once, a copy.
 
     A file that cannot be opened is a picture unless its suffix says otherwise; reading it will tell what is wrong.
+
+    Raises: MediaError for a stream that begins like nothing that is read here: it may have no end.
     """
+    name = str(source) if isinstance(source, Path) else "standard input"
+    suffix = source.suffix if isinstance(source, Path) else ""
+    source = stored(source, lambda start: _refuse_unknown(start, name, suffix))
     if isinstance(source, Path):
         try:
             with source.open("rb") as file:
                 start = file.read(_LOOK)
         except OSError:
             start = b""
-        return _kind(start, source.suffix, source), source
-    if not source.seekable():
-        source = io.BytesIO(source.read())
+        return _kind(start, suffix, source), source
     here = source.tell()
     start = source.read(_LOOK)
     source.seek(here)
-    return _kind(start, "", source), source
+    return _kind(start, suffix, source), source
+
+
+def _refuse_unknown(start: bytes, name: str, suffix: str) -> None:
+    if _kind(start, suffix, io.BytesIO(start)) == "image":  # or anything else
+        from .read_image import refuse_unknown
+
+        refuse_unknown(start, name)
 
 
 def refuse_videos(kind: Kind, name: str) -> None:
@@ -56,8 +74,12 @@ def refuse_videos(kind: Kind, name: str) -> None:
 
 
 def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
+    if references(start) is not None:  # whose reader refuses it by name
+        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else "audio"
     if start[:4] == b"RIFF":
-        return {b"WAVE": "audio", b"AVI ": "video"}.get(start[8:12], "image")  # type: ignore[return-value]
+        if start[8:12] == b"AVI ":
+            return _container_kind(source, suffix, unknown="video")
+        return "audio" if start[8:12] == b"WAVE" else "image"
     if start[4:8] == b"ftyp":
         brand = start[8:12]
         if brand in _PICTURE_BRANDS:
@@ -65,7 +87,9 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
         return "audio" if brand in _SOUND_BRANDS else _container_kind(source, suffix)
     if start.startswith(_CONTAINER_STARTS) or start[4:8] in (b"moov", b"mdat", b"wide"):
         return _container_kind(source, suffix)
-    if start.startswith(_VIDEO_STARTS) or any(start[i : i + 1] == start[i + 188 : i + 189] == b"G" for i in (0, 4)):
+    if any(start[i : i + 1] == start[i + 188 : i + 189] == b"G" for i in (0, 4)):  # MPEG transport stream
+        return _container_kind(source, suffix, unknown="video")
+    if start.startswith(_VIDEO_STARTS):
         return "video"
     if start.startswith(_SOUND_STARTS) or _mpeg_audio(start):
         return "audio"
@@ -76,12 +100,12 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
     return "audio" if suffix.lower() in AUDIO_SUFFIXES_IN and not _picture(start) else "image"
 
 
-def _container_kind(source: Path | BinaryIO, suffix: str) -> Kind:
+def _container_kind(source: Path | BinaryIO, suffix: str, unknown: Kind = "audio") -> Kind:
     """By the tracks; where they cannot be read, by the suffix: reading will tell what is wrong."""
     try:
-        return "video" if moves(source, "") else "audio"
+        return "video" if has_video_stream(source, "") else "audio"
     except MediaError:
-        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else "audio"
+        return "video" if suffix.lower() in VIDEO_SUFFIXES_IN else unknown
 
 
 def _is_animated(source: Path | BinaryIO) -> bool:

@@ -36,20 +36,22 @@ import numpy.typing as npt
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES, MAX_SIDE
 from ..errors import MediaError, UnsupportedMediaError
 from .audio import AudioReader
+from .color import Conversion, conversion_for
+from .guard import choose_track, one_line, open_media, rereadable, video_streams
+from .timeline import Timeline
 
 VIDEO_SUFFIXES_IN = (
     ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".y4m", ".gif", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv",
     ".wmv", ".ogv", ".ivf",
 )  # fmt: skip
-# Demuxers that may look at a file. The others are never asked: playlists open further files, and addresses.
-DEMUXERS = "mov,matroska,avi,gif,yuv4mpegpipe,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,h264,hevc,m4v"
 _ABSOLUTE = {"mpegts", "mpeg"}  # their clocks begin anywhere
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 SWSCALE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000  # bicubic, full chroma both ways, accurate rounding, exact
 _ITU601, ITU709 = 5, 1  # swscale's numbers of matrices
 _MATRICES = {1: ITU709, 4: 4, 5: _ITU601, 6: _ITU601, 7: 7, 9: 9, 10: 9}  # from FFmpeg's numbers of colour spaces
-_HDR = {16: "PQ", 18: "HLG"}  # transfer functions
+# Formats in which a file that is cut off shows it, so that a last frame that is shown for long is just that.
+_TELLING = {"matroska", "mov", "avi", "gif", "ogg"}
+_LONGEST = 86_400  # seconds that a last frame may be shown
 _SLACK = Fraction(1, 2)  # seconds that a file may end before it said it would
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -75,31 +77,41 @@ class VideoReader:
     Args:    source: path, or binary file object, which is read into memory (as stored, not as frames).
              name: what messages call it.
              max_pixels: refuse larger frames, before any is decoded.
-    Raises:  MediaError, one line, for what is no video, or damaged, or has no frames; while reading also for files that
-             end before they say, for other reasons than an unfinished recording. UnsupportedMediaError for frames
-             whose size changes.
+             track, sound_track: which of several, from 1 on; None: the one that the file calls its default.
+    Raises:  MediaError, one line, for what is no video, or has no frames that can be decoded. UnsupportedMediaError for
+             frames whose size changes; UsageError for a track that is not there.
 
     Attributes:
         height, width: of a frame in pixels, after the rotation that the file asks for.
         frames: how many the file says there are (it may show less), 0 if nobody knows before the end.
         time_base: every time is a multiple of it, plus the first frame's.
         rate: nominal frames a second, None if unknown; frames need not keep to it.
-        end: when the last frame ends, seconds; None if unknown.
+        end: when the last frame ends by the file's word, seconds; None if unknown.
         pixel_aspect: width of a pixel over its height.
         has_sound: whether :meth:`sound` gives one.
-        notes: what could not be kept, a line each; complete once all frames are read.
+        notes: what could not be kept.  problems: what is damaged or missing. A line each, complete once all frames are
+            read.
 
     Memory:  a few frames: what the decoder holds to put them in order.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        source: Path | BinaryIO,
+        name: str,
+        max_pixels: int = MAX_PIXELS,
+        track: int | None = None,
+        sound_track: int | None = None,
+    ) -> None:
         import av
 
         self.name, self.max_pixels = name, max_pixels
         self.notes: list[str] = []
-        self._source = source if isinstance(source, Path) else source.read()
+        self.problems: list[str] = []
+        self._source, self._tracks = rereadable(source), (track, sound_track)
         self._errors = (av.FFmpegError, ValueError, OSError)
-        self._container: Any = _open(self._source, name)
+        self._media = open_media(self._source, name, "a video")
+        self._container = self._media.container
         try:
             self._begin()
         except BaseException:
@@ -108,6 +120,7 @@ class VideoReader:
 
     def _begin(self) -> None:
         stream = self._stream = self._choose_stream()
+        self._picture = stream.index
         coded = (stream.codec_context.width, stream.codec_context.height)
         _check_size(*coded, self.name, self.max_pixels)
         # A stream may change its size on the way: then the decoder must refuse before it allocates. It counts whole
@@ -117,54 +130,60 @@ class VideoReader:
         self.time_base = Fraction(stream.time_base)
         rate = stream.guessed_rate or stream.average_rate
         self.rate = Fraction(rate) if rate else None
-        self.has_sound = bool(self._container.streams.audio)
+        sounds = self._container.streams.audio
+        self.has_sound = any(sound.codec_context is not None for sound in sounds)
         self.frames = int(stream.frames)
-        self._count = self._moved = self._corrupt = 0
+        self._count = self._moved = self._corrupt = self._bad = 0
         self._last: Fraction | None = None
+        self._packet = b""  # the first one
         self._origin = Fraction(0)
         if self._container.format.name in _ABSOLUTE:
-            tracks = (stream, *self._container.streams.audio)
-            starts = [track.start_time * track.time_base for track in tracks if track.start_time is not None]
+            starts = [track.start_time * track.time_base for track in (stream, *sounds) if track.start_time is not None]
             self._origin = min(starts, default=self._origin)
+        beside = (choose_track(sounds, self._tracks[1], "sound", self.name)[0],) if self.has_sound else ()
+        self._timeline = Timeline(self._media, (stream, *beside))
+        self._missing = self._media.extent.missing
         self._decoded = self._decode()
         first = next(self._decoded, None)
         if first is None:
-            raise MediaError(f"{self.name}: holds no frames")
+            why = f"damaged: {self.problems[0]}" if self.problems else "holds no frames"
+            if self._bad:
+                why = f"damaged: none of its {self._bad} frames can be decoded"
+            raise MediaError(f"{self.name}: {'; '.join(filter(None, (why, self._media.extent.lacks)))}")
         self._size = (first.width, first.height)
         self._matrix = _matrix_of(first, self._size)
-        self._turn, turned = _turn_of(first)
+        self._conversion, notes = conversion_for(first)
+        self._turn, turned = _turn_of(first, self._packet)
         if self._turn is None:
             self.notes.append("the file asks for a rotation by an angle that is not right: not applied")
         self.height, self.width = (self._size[0], self._size[1]) if turned else (self._size[1], self._size[0])
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         self.pixel_aspect = 1 / aspect if turned else aspect
         self._note_losses(first)
+        self.notes += notes
         time = self._time(first)
         self._origin += min(Fraction(0), time)  # the time line begins at 0
         self.end = self._declared_end()
         self._first: Any = first
 
     def _choose_stream(self) -> Any:
-        streams = _video_streams(self._container)
+        streams = video_streams(self._container)
         if not streams:
             what = "only sound" if self._container.streams.audio else "neither pictures nor sound"
             raise MediaError(f"{self.name}: not a video: it holds {what}")
-        if len(streams) > 1:
-            self.notes.append(f"only the first of {len(streams)} video tracks is kept")
+        stream, notes = choose_track(streams, self._tracks[0], "video", self.name)
+        self.notes += notes
         if self._container.streams.subtitles:
             self.notes.append("subtitles are not kept")
-        if streams[0].codec_context is None:
-            raise MediaError(f"{self.name}: no decoder for its video track")
-        return streams[0]
+        return stream
 
     def _note_losses(self, frame: Any) -> None:
         bits = max((part.bits for part in frame.format.components), default=8)
         if bits > 8:
             self.notes.append(f"{bits} bits per sample reduced to 8")
-        if len(frame.format.components) in (2, 4) and self._is_transparent(frame):
+        beside = self._stream.metadata.get("alpha_mode") == "1"  # of VP8 and VP9: a second stream, not decoded
+        if beside or (len(frame.format.components) in (2, 4) and self._is_transparent(frame)):
             self.notes.append("the alpha channel is not kept")
-        if frame.color_trc in _HDR:
-            self.notes.append(f"high dynamic range ({_HDR[frame.color_trc]}) is kept as it is, without tone mapping")
         if frame.interlaced_frame:
             self.notes.append("interlaced: both fields of a frame are kept as its rows")
 
@@ -192,7 +211,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        self._container.close()
+        self._media.close()
 
     def __iter__(self) -> Iterator[Frame]:
         first, self._first = self._first, None
@@ -205,24 +224,61 @@ class VideoReader:
             yield Frame(*held, time - held[1])
             held, duration = (pixels, time), _duration(frame)
         pixels, time = held
-        if self.end is not None and time < self.end < time + (duration or 0) + 1:
-            duration = self.end - time
-        duration = duration or 1 / (self.rate or Fraction(25))
-        yield Frame(pixels, time, duration)
-        if self.end is not None and self.end - time - duration > max(_SLACK, 5 / (self.rate or 25)):
-            end, said = float(time + duration), float(self.end)
-            raise MediaError(f"{self.name}: cut off: it ends after {end:.2f} s and not {said:.2f} s")
+        yield Frame(pixels, time, self._last_duration(time, duration))
+        self._finish()
+
+    def _last_duration(self, time: Fraction, duration: Fraction) -> Fraction:
+        """How long the last frame is shown: to the end that the file states, unless it is cut off before that."""
+        own = duration or 1 / (self.rate or Fraction(25))
+        left = Fraction(0) if self.end is None or self._timeline.jumps else self.end - time
+        if left <= 0:
+            return own
+        missing = left - own > max(_SLACK, 5 / (self.rate or 25))
+        told = bool(_TELLING & set(self._container.format.name.split(",")))  # whether being cut off would show
+        if left > _LONGEST or (missing and (self._missing or self.problems or self._bad or not told)):
+            end, said = float(time + own), float(self.end or 0)
+            self.problems.append(f"cut off: it ends after {end:.2f} s and not {said:.2f} s")
+            return own
+        return left
+
+    def _finish(self) -> None:
+        """Notes and problems that the end tells."""
+        self.notes += self._timeline.notes
         if self._moved:
             self.notes.append(f"times of {self._moved} frames did not increase and were moved")
+        if self._bad:
+            self.problems.append(f"{self._bad} packets of the video are damaged: their frames are left out")
         if self._corrupt:
-            self.notes.append(f"{self._corrupt} frames are damaged and kept as the decoder could make them")
+            self.problems.append(f"{self._corrupt} frames are damaged and kept as the decoder could make them")
+        if self._missing and not any(problem.startswith("cut off") for problem in self.problems):
+            self.problems.append(self._media.extent.lacks or "")
+        self.problems += self._media.extent.problems
 
     def _decode(self) -> Iterator[Any]:
-        try:
-            yield from self._container.decode(self._stream)
-        except self._errors as error:
-            place = f" after frame {self._count}" if self._count else ""
-            raise MediaError(f"{self.name}: damaged{place}: {one_line(error)}") from error
+        """Frames, with damage written down."""
+        packets = self._timeline.packets
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+            except self._errors as error:
+                self.problems.append(f"damaged after frame {self._count}: {one_line(error)}")
+                with suppress(*self._errors):
+                    yield from self._stream.codec_context.decode(None)
+                return
+            if packet.size:
+                self._timeline.straighten(packet)
+            if packet.stream.index != self._picture:
+                continue
+            try:
+                frames = packet.decode()
+            except self._errors:
+                self._bad += bool(packet.size)
+                continue
+            if not self._packet:
+                self._packet = bytes(packet)
+            yield from frames
 
     def _time(self, frame: Any) -> Fraction:
         if frame.pts is not None:
@@ -244,7 +300,7 @@ class VideoReader:
         self._corrupt += bool(frame.is_corrupt)
         self._count += 1
         try:
-            pixels = rgb_pixels(frame, self._matrix)
+            pixels = rgb_pixels(frame, self._matrix, self._conversion)
         except self._errors as error:
             raise MediaError(f"{self.name}: damaged after frame {self._count}: {one_line(error)}") from error
         if self._turn:
@@ -252,60 +308,26 @@ class VideoReader:
         return pixels, time
 
     def sound(self, max_samples: int = MAX_SAMPLES) -> tuple[AudioReader, Fraction]:
-        """The first sound track, to be read block by block beside the frames, and when it begins on their time line.
+        """The sound track, to be read block by block beside the frames, and when it begins on their time line.
 
         Raises: MediaError if there is none, or it is damaged; see :class:`AudioReader`.
         """
-        source = self._source if isinstance(self._source, Path) else io.BytesIO(self._source)
-        reader = AudioReader(source, self.name, max_samples, of_video=True)
+        reader = AudioReader.of_video(self._source, self.name, max_samples, self._tracks[1], self._picture)
         return reader, reader.start - self._origin
 
 
-def _open(source: Path | bytes, name: str) -> Any:
-    """The container of a file, opened. Raises MediaError."""
-    import av
-
-    if isinstance(source, Path):
-        try:
-            if source.is_dir():
-                raise MediaError(f"{name}: a folder, not a video")
-            with source.open("rb") as file:
-                empty = not file.read(1)
-        except OSError as error:
-            raise MediaError(f"{name}: {error.strerror or error}") from error
-    else:
-        empty = not source
-    if empty:
-        raise MediaError(f"{name}: the file is empty")
-    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
-    # The protocol in front, or a name like "pipe:1" would be an address.
-    where = f"file:{source.absolute()}" if isinstance(source, Path) else io.BytesIO(source)
-    try:
-        return av.open(where, container_options=options, metadata_errors="replace")
-    except (av.FFmpegError, ValueError, OSError) as error:
-        raise MediaError(f"{name}: not a video that can be read, or a damaged one ({one_line(error)})") from error
-
-
-def _video_streams(container: Any) -> list[Any]:
-    """Video tracks, without covers of records."""
-    import av
-
-    pictures = av.stream.Disposition.attached_pic
-    return [stream for stream in container.streams.video if not stream.disposition & pictures]
-
-
-def moves(source: Path | BinaryIO, name: str) -> bool:
+def has_video_stream(source: Path | BinaryIO, name: str) -> bool:
     """Whether a container (MP4, Matroska, Ogg, ...) has a video track. Raises MediaError if it cannot be opened."""
-    if isinstance(source, Path):
-        container = _open(source, name)
-    else:
-        here = source.tell()
-        container = _open(source.read(), name)
-        source.seek(here)
+    here = None if isinstance(source, Path) else source.tell()
     try:
-        return bool(_video_streams(container))
+        media = open_media(source, name, "a video")
+        try:
+            return bool(video_streams(media.container))
+        finally:
+            media.close()
     finally:
-        container.close()
+        if here is not None and not isinstance(source, Path):
+            source.seek(here)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -331,8 +353,14 @@ def _duration(frame: Any) -> Fraction:
     return Fraction((frame.duration or 0) * (frame.time_base or 0))
 
 
-def rgb_pixels(frame: Any, matrix: int) -> Pixels:
-    """``[H, W, 3]`` uint8 of a frame of FFmpeg, whose YUV has the ``matrix`` of this number of swscale."""
+def rgb_pixels(frame: Any, matrix: int, conversion: Conversion | None = None) -> Pixels:
+    """``[H, W, 3]`` uint8 of a frame of FFmpeg, whose YUV has the ``matrix`` of this number of swscale.
+
+    conversion: of its colours to BT.709.
+    """
+    if conversion is not None:
+        deep = frame.reformat(format="rgb48le", src_colorspace=matrix, dst_colorspace=matrix, interpolation=SWSCALE)
+        return conversion(deep.to_ndarray())
     rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, interpolation=SWSCALE)
     pixels: Pixels = rgb.to_ndarray()
     return pixels
@@ -341,12 +369,42 @@ def rgb_pixels(frame: Any, matrix: int) -> Pixels:
 _Turn = tuple[bool, bool, bool]  # rows become columns; then columns, then rows in reverse
 
 
-def _turn_of(frame: Any) -> tuple[_Turn | None, bool]:
+_EXIF_TURNS: dict[int, _Turn] = {  # by the orientation of EXIF
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+def _orientation(packet: bytes) -> int:
+    """What the EXIF block of a JPEG asks for, 1 to 8; 1 if there is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(packet), formats=["JPEG"]) as picture:
+            found = picture.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError):
+        return 1
+    return found if found in _EXIF_TURNS else 1
+
+
+def _turn_of(frame: Any, packet: bytes) -> tuple[_Turn | None, bool]:
     """What a frame's display matrix asks for, None if it cannot be had; and whether rows become columns.
+
+    packet: the coded frame.
 
     The matrix takes a pixel (x, y), y downwards, to (a x + c y, b x + d y).
     """
-    found = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    try:
+        found = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    except ValueError:  # PyAV does not know every kind of side data: this is EXIF, in frames of Motion JPEG
+        turn = _EXIF_TURNS[_orientation(packet)]
+        return turn, turn[0]
     if not found:
         return (False, False, False), False
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(found[0]))
@@ -360,8 +418,3 @@ def _turn_of(frame: Any) -> tuple[_Turn | None, bool]:
 def _turned(pixels: Pixels, swap: bool, reverse_columns: bool, reverse_rows: bool) -> Pixels:
     x = pixels.transpose(1, 0, 2) if swap else pixels
     return x[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
-
-
-def one_line(error: object) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..errors import MediaError, UnsupportedMediaError, UsageError
 from .audio import Resampler, Samples
-from .read_video import AAC_RATES, ITU709, LAYOUTS, SWSCALE, one_line, untagged_matrix
+from .guard import one_line
+from .layout import CUSTOMARY, described, layout_name
+from .read_video import AAC_RATES, ITU709, SWSCALE, untagged_matrix
 
 if TYPE_CHECKING:
     from .read_video import Pixels
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES_OUT = (".mp4", ".mov", ".mkv", ".webm", ".y4m", ".gif")
 SILENT_SUFFIXES = (".y4m", ".gif")  # those that hold no sound
 CRF = {"libx264": "14", "libvpx-vp9": "18"}  # constant quality, hardly told from the frames it is given
+# Positions of channels that come back from a codec, by their masks; FLAC holds all.
+_HELD = {
+    "aac": {0x3, 0x4, 0x7, 0x107, 0x33, 0x37, 0x3F, 0x63F},
+    "libopus": {0x3, 0x4, 0x7, 0x33, 0x37, 0x3F, 0x70F, 0x63F},
+}
 AUDIO_BITS = 96_000  # a second and channel, of AAC and Opus
 
 
@@ -34,12 +41,14 @@ class SoundTrack:
         sample_rate: Hz.  channels: 1 to 8.
         bit_depth: of .mkv: more than 16 gives 24.
         start: seconds from the beginning of the time line to the first sample.
+        layout: mask of the channels' positions, see :mod:`.layout`; 0 if there is nothing to tell.
     """
 
     sample_rate: int
     channels: int
     bit_depth: int = 16
     start: Fraction = Fraction(0)
+    layout: int = 0
 
 
 class VideoWriter:
@@ -359,7 +368,6 @@ class _AvSound:
 
     def __init__(self, container: Any, suffix: str, sound: SoundTrack, notes: list[str]) -> None:
         self.container, self.channels = container, sound.channels
-        layout = LAYOUTS[sound.channels]
         options = {}
         rate = sound.sample_rate
         if suffix == ".mkv":
@@ -369,10 +377,11 @@ class _AvSound:
             if sound.channels > 2:
                 options = {"mapping_family": "1"}
         else:
-            codec, self.format = "aac", "fltp"
+            codec, self.format = "aac", "flt"
             rate = rate if rate in AAC_RATES else 48000
         if rate != sound.sample_rate:
             notes.append(f"the sound is resampled to {rate} Hz, since {suffix} does not hold {sound.sample_rate}")
+        layout = self._layout(codec, sound, suffix, notes)
         self.layout, self.rate = layout, rate
         self.resample = Resampler(sound.sample_rate, rate, sound.channels)
         self.stream = container.add_stream(codec, rate=rate, layout=layout, options=options)
@@ -381,6 +390,20 @@ class _AvSound:
         else:
             self.stream.codec_context.bit_rate = AUDIO_BITS * sound.channels
         self.place = round(sound.start * rate)  # of the next sample
+
+    def _layout(self, codec: str, sound: SoundTrack, suffix: str, notes: list[str]) -> str:
+        """The layout to write: that of the sound, or the customary one, noted, where the codec does not hold it."""
+        custom = CUSTOMARY[sound.channels]
+        mask = sound.layout or custom
+        if sound.layout and mask not in _HELD.get(codec, {mask}):
+            held = (
+                f"they are written as {described(custom)}"
+                if custom in _HELD[codec]
+                else "it does not say where they are"
+            )
+            notes.append(f"{suffix} does not hold channels at {described(mask)}: {held}")
+            return layout_name(custom, sound.channels)
+        return layout_name(mask, sound.channels)
 
     def write(self, samples: Samples, last: bool = False) -> None:
         import av
@@ -398,8 +421,7 @@ class _AvSound:
             whole = np.clip(np.round(rows.astype(np.float64) * top), -top, top - 1)
             kind = np.int16 if self.format == "s16" else np.int32
             rows = (whole.astype(np.int32) << (0 if self.format == "s16" else 8)).astype(kind)
-        if self.format != "fltp":
-            rows = rows.T.reshape(1, -1)
+        rows = rows.T.reshape(1, -1)  # packed: planes of a frame are not to be counted beyond eight
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(rows), format=self.format, layout=self.layout)
         frame.sample_rate, frame.pts, frame.time_base = self.rate, self.place, Fraction(1, self.rate)
         self.place += samples.shape[1]

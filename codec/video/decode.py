@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ...tokenizers.video.tiling import FrameDecoder
 from ..audio.decode import Span, decode_blocks
-from ..container.chunks import LAYR
 from ..container.read import TokFile
 from ..errors import FormatError, UsageError
 from ..files import seekable
 from ..media.read_video import Pixels
 from ..media.write_video import SILENT_SUFFIXES, SoundTrack, VideoWriter
+from ..progress import SILENT, Progress
 from .clock import Clock, clock_of
-from .segments import lost_segment, read_segment, video_tokenizer
+from .segments import read_segment, video_tokenizer
 
 if TYPE_CHECKING:
-    from ..contract import Count, Progress
+    from ..contract import Sink
     from ..models import Model
     from .segments import Codes
 
 
+SegmentFrames = Callable[[int], Iterator[Pixels]]  # frames of a segment, one by one; none if it is lost
 GRAY = 128  # what stands for frames that are lost from the beginning on
 
 
@@ -74,56 +75,39 @@ def _exact(moment: float) -> Fraction:
     return Fraction(moment).limit_denominator(1_000_000)
 
 
-def segment_pixels(tok: TokFile, model: Model | str, segment: int, levels: int | None = None) -> Iterator[Pixels]:
-    """Frames of a segment, one by one, none if it is lost. model: as in :func:`decode_frames`."""
+def segment_frames_of(tok: TokFile, model: Model, levels: int | None = None) -> SegmentFrames:
+    """Frames of a segment from at most so many levels, one by one, none if it is lost."""
     header = tok.video
-    if not isinstance(model, str):
+
+    def frames(segment: int) -> Iterator[Pixels]:
         codes = read_segment(tok, model, segment, levels)
         decoder = FrameDecoder(video_tokenizer(model), header.height, header.width)
         return iter(()) if codes is None else _decoded(codes, decoder)
-    from .fit.format import fitted_frames
 
-    begin, end = header.segment_span(segment)
-    payload = tok.payload(LAYR, 0, segment)
-    try:
-        if payload is None:
-            raise ValueError("missing or damaged")
-        return fitted_frames(tok, payload, end - begin, model)
-    except ValueError as error:
-        lost_segment(tok, segment, error)
-        return iter(())
+    return frames
 
 
 def decode_frames(
-    tok: TokFile,
-    model: Model | str,
-    part: Part | None = None,
-    levels: int | None = None,
-    progress: Progress | None = None,
-    count: Count | None = None,
+    tok: TokFile, segment_frames: SegmentFrames, part: Part | None = None, progress: Progress = SILENT
 ) -> Iterator[tuple[Fraction, Pixels]]:
     """Frames ``[H, W, 3]`` uint8 of a part of a video, all of it by default, with their times in seconds, one by one.
 
     Only segments of that part are decoded. A lost segment is the last good frame, or gray if there is none.
 
-    Args:   model: of the file; for a file that needs none, the device to use.  levels: decode at most so many.
-            progress: is called with the share that is done, ``count`` with frames.
+    Args: segment_frames: decodes a segment, see :meth:`.format.AnyVideoFormat.frames_of`.
     """
     header, clock = tok.video, clock_of(tok)
     first, last = (0, header.frames) if part is None else (part.first, part.last)
     good: Pixels = np.full((header.height, header.width, 3), GRAY, dtype=np.uint8)
     for segment in range(first // header.segment, -(-last // header.segment)):
         begin, end = header.segment_span(segment)
-        frames = segment_pixels(tok, model, segment, levels)
+        frames = segment_frames(segment)
         for i in range(begin, min(end, last)):
             good = next(frames, good)
             if i < first:
                 continue
             yield clock.time(i), good
-            if count is not None:
-                count(i + 1 - first)
-            if progress is not None:
-                progress((i + 1 - first) / (last - first))
+            progress.update((i + 1 - first) / (last - first), frames=i + 1 - first)
 
 
 def _decoded(codes: Codes, decoder: FrameDecoder) -> Iterator[Pixels]:
@@ -133,37 +117,42 @@ def _decoded(codes: Codes, decoder: FrameDecoder) -> Iterator[Pixels]:
 
 def write_frames(
     tok: TokFile,
-    model: Model | str,
+    segment_frames: SegmentFrames,
     part: Part,
-    target: BinaryIO,
-    suffix: str,
-    name: str,
+    sink: Sink,
     *,
-    sound: Callable[[], Model] | None = None,
-    levels: int | None = None,
+    load_sound: Callable[[], Model] | None = None,
     strict: bool = False,
-    progress: Progress | None = None,
-    count: Count | None = None,
+    progress: Progress = SILENT,
 ) -> list[str]:
     """Decode a part of a video into a file, frame by frame. Returns what the file could not hold.
 
-    Args:   model: as in :func:`decode_frames`.  sound: loads the model of the file's sound; None leaves the sound out.
+    Args:   segment_frames: as in :func:`decode_frames`.
+            load_sound: loads the model of the file's sound; None leaves the sound out.
     Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
     """
     header, clock = tok.video, clock_of(tok)
     rate = None if clock.rate is None else clock.rate.limit_denominator(1 << 20) or None
-    track = _track(tok, part) if sound is not None else None
+    track = None if load_sound is None else _track(tok, part)
     blocks: Iterator[npt.NDArray[np.float32]] = iter(())
     heard = None
     if track is not None:
         heard, span = track
-        if suffix.lower() not in SILENT_SUFFIXES:
-            assert sound is not None
-            blocks = decode_blocks(tok, sound(), span)
+        if sink.suffix.lower() not in SILENT_SUFFIXES:
+            assert load_sound is not None
+            blocks = decode_blocks(tok, load_sound(), span)
     with (
-        seekable(target) as file,
+        seekable(sink.file) as file,
         VideoWriter(
-            file, suffix, name, header.height, header.width, clock.tick, rate, heard, header.pixel_aspect
+            file,
+            sink.suffix,
+            sink.name,
+            header.height,
+            header.width,
+            time_base=clock.tick,
+            rate=rate,
+            sound=heard,
+            pixel_aspect=header.pixel_aspect,
         ) as writer,
     ):
         place = part.begin if heard is None else part.begin + heard.start  # of the next samples
@@ -178,7 +167,7 @@ def write_frames(
                 assert heard is not None
                 place += Fraction(block.shape[1], heard.sample_rate)
 
-        for i, (time, pixels) in enumerate(decode_frames(tok, model, part, levels, progress, count), start=part.first):
+        for i, (time, pixels) in enumerate(decode_frames(tok, segment_frames, part, progress), start=part.first):
             hear(time)
             end = clock.time(i) + clock.last * clock.tick if i == clock.frames - 1 else clock.time(i + 1)
             end = end if part.end is None else min(end, part.end)
@@ -201,4 +190,4 @@ def _track(tok: TokFile, part: Part) -> tuple[SoundTrack, Span] | None:
     if begin >= end:
         return None
     where = Fraction(start + begin, rate) - part.begin
-    return SoundTrack(rate, header.channels, header.bit_depth, where), Span(begin, end)
+    return SoundTrack(rate, header.channels, header.bit_depth, where, header.layout), Span(begin, end)

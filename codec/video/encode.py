@@ -13,8 +13,7 @@ from __future__ import annotations
 import io
 import tempfile
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,21 +22,21 @@ from ...tokenizers.video.grid import GROUP
 from ...tokenizers.video.tiling import FrameEncoder
 from ..allocation import Levels, Numbers, fit
 from ..container.chunks import CodedSound
-from ..container.fields import MAX_PIXELS, MAX_SAMPLES, VideoHeader
+from ..container.fields import VideoHeader
 from ..container.write import write_video
-from ..contract import EncodedVideo
-from ..errors import RateError, UsageError
+from ..contract import Encoded, Source
+from ..errors import RateError
 from ..media.read_video import VideoReader
+from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
 from .refine import RefinedEncoder
 from .segments import segment_frames, segment_payload, video_tokenizer
 from .track import SOUND_SHARE, encode_track
 
 if TYPE_CHECKING:
-    from ..contract import Count, Progress, Rate
     from ..models import Model
+    from ..options import EncodeOptions
     from .segments import Codes
-    from .track import SoundWanted
 
 
 ASIDE = 0.9  # share of the work that frames take if there is sound
@@ -127,16 +126,11 @@ class VideoFile:
 
 
 def analyse_frames(
-    reader: VideoReader,
-    files: VideoFile,
-    segment: int,
-    progress: Progress | None = None,
-    count: Count | None = None,
-    effort: int = 0,
+    reader: VideoReader, files: VideoFile, segment: int, progress: Progress = SILENT, n_steps: int = 0
 ) -> Clock:
     """Frames to codes, segment by segment of so many frames, which go into ``files``.
 
-    Args: effort: steps of descent towards better codes, see :mod:`.refine_video`.
+    Args: n_steps: gradient steps towards better codes, see :mod:`.refine`.
     """
     tokenizer, searched = video_tokenizer(files.model), files.levels is None
     clock = ClockMaker(reader.time_base, reader.name)
@@ -157,82 +151,62 @@ def analyse_frames(
 
     def refined(step: float) -> None:
         """Progress while a segment is refined, whose last frame is ``frame``."""
-        if progress is not None and (reader.frames or reader.end):
+        if reader.frames or reader.end:
             reached = done - ((done - 1) % segment + 1) * (1 - step)  # frames, in parts of this segment
-            progress(share(reached, frame.time * Fraction(reached / done)))
+            progress.update(share(reached, frame.time * Fraction(reached / done)))
 
     for done, frame in enumerate(reader, start=1):
         clock.add(frame)
         if encoder is None:
             size = reader.height, reader.width
-            if effort:
-                encoder = RefinedEncoder(files.model, *size, files.levels, effort, refined)
+            if n_steps:
+                encoder = RefinedEncoder(files.model, *size, files.levels, n_steps, refined)
             else:
                 encoder = FrameEncoder(tokenizer, *size, files.levels, searched)
         made.append(encoder.push(frame.pixels))
         if done % segment == 0:
             close()
-        if count is not None:
-            count(done)
-        if progress is not None and not effort and (reader.frames or reader.end):
-            progress(share(done, frame.time))
+        known = not n_steps and (reader.frames or reader.end)
+        progress.update(share(done, frame.time) if known else None, frames=done)
     close()
     return clock.clock(reader.rate)
 
 
-def encode_video(
-    source: Path | BinaryIO,
-    name: str,
-    model: Model,
-    rate: Rate,
-    sound: SoundWanted | None = None,
-    progress: Progress | None = None,
-    count: Count | None = None,
-    max_pixels: int = MAX_PIXELS,
-    max_samples: int = MAX_SAMPLES,
-    effort: int = 0,
-) -> EncodedVideo:
-    """File of a video. sound: None leaves it out.  effort: steps of descent towards better codes.
+def encode_video(source: Source, model: Model, options: EncodeOptions, progress: Progress = SILENT) -> Encoded:
+    """File of a video.
 
-    Raises: UsageError for a rate that videos do not have, RateError if the smallest file is too large; MediaError.
+    Raises: UsageError for a number of levels that makes no sense, RateError if the smallest file is too large;
+            MediaError.
     """
+    rate = options.rate
     n_levels = len(video_tokenizer(model).codebook_sizes)
-    if rate.tokens is not None:
-        raise UsageError(f"the rate dial of {model.tokenizer.name} is its levels, not a number of tokens")
-    levels: int | None = n_levels
-    if rate.levels is not None:
-        levels = rate.levels
-        if not 1 <= levels <= n_levels:
-            raise UsageError(f"levels is 1 to {n_levels} with this model, got {levels}")
-    elif rate.quality is not None:
-        levels = min(n_levels, 1 + int(rate.quality * n_levels / 100))
-    elif (rate.bpp, rate.kbps, rate.size) != (None, None, None):
-        levels = None
-    with VideoReader(source, name, max_pixels) as reader, VideoFile(model, levels) as files:
+    levels = None if rate.searched else rate.fixed_levels(n_levels)
+    with VideoReader(source.data, source.name, options.max_pixels) as reader, VideoFile(model, levels) as files:
         segment = segment_frames(reader.rate, reader.height, reader.width)
-        heard = reader.has_sound and sound is not None
-        clock = analyse_frames(reader, files, segment, _part(progress, 0, ASIDE if heard else 1), count, effort)
+        heard = reader.has_sound and options.sound is not None
+        clock = analyse_frames(reader, files, segment, progress.part(0, ASIDE if heard else 1), options.n_steps)
         notes = list(reader.notes)
         if reader.has_sound and not heard:
             notes.append("the sound is left out as asked")
         pixels = reader.height * reader.width * clock.frames
         most = rate.most_bytes(pixels) if rate.kbps is None else int(rate.kbps * 125 * clock.seconds)
         if heard:
-            assert sound is not None
             share = float("inf") if most is None else most / 125 / float(clock.seconds) / SOUND_SHARE
-            files.track, said = encode_track(reader, sound, share, max_samples, _part(progress, ASIDE, 1))
+            files.track, said = encode_track(reader, options, share, progress.part(ASIDE, 1))
             notes += said
         files.times = clock.chunk()
         files.header = _header(reader, model, clock, segment, files.track is not None)
         data, chosen = files.finish() if most is None else files.within(most, clock.seconds)
-        if progress is not None:
-            progress(1.0)
-    return EncodedVideo(data, chosen, reader.height, reader.width, clock.frames, clock.seconds, notes)
-
-
-def _part(progress: Progress | None, begin: float, end: float) -> Progress | None:
-    """For a part of the work, from one share of it to another."""
-    return None if progress is None else lambda share: progress(begin + share * (end - begin))
+        progress.update(1.0)
+    return Encoded(
+        data,
+        int(chosen.max()),
+        pixels=pixels,
+        notes=notes,
+        seconds=float(clock.seconds),
+        frames=clock.frames,
+        problems=reader.problems,
+    )
 
 
 def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound: bool) -> VideoHeader:

@@ -1,85 +1,70 @@
-"""Videos as `.tok` files."""
+"""Videos as `.tok` files: what all of them share, and those of models whose rate is a number of levels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+import abc
+from functools import partial
 
+from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..contract import EFFORTS, Decoded, encoded_video
-from ..errors import UsageError
-from ..models import Model, load_model, pick_device
-from .track import sound_wanted
+from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
+from ..models import Model, model_for
+from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ..progress import Progress
+from .clock import clock_of
+from .decode import SegmentFrames, part_of, segment_frames_of, write_frames
+from .encode import encode_video
+from .tokens import file_codes, file_of_codes, media_codes, write_codes
 
-if TYPE_CHECKING:
-    from ...tokenizers.tokens import Tokens
-    from ..contract import Encoded, Rate, SoundOptions
-    from ..models import Model
+NO_SOUND = "the sound is left out as asked"
+OF_SOUND = "--sound-model (or leave the sound out: --no-sound)"
 
 
-def decode_video_file(
-    tok: TokFile,
-    file: BinaryIO | None,
-    names: tuple[str, str],  # suffix, and what messages call the file
-    model: str | None,
-    sound: Callable[[], Model] | None,  # the model of its sound
-    device: str,
-    levels: int | None,
-    moments: tuple[float | None, float | None],
-    strict: bool,
-    progress: Callable[[float], None] | None,
-    count: Callable[[int], None] | None,
-) -> Decoded:
-    from .clock import clock_of
-    from .decode import part_of, write_frames
-    from .fit.format import video_model
+class AnyVideoFormat(Format):
+    """Files of videos. A subclass knows what segments hold."""
 
-    header = tok.video
-    part = part_of(clock_of(tok), *moments)
-    loaded = video_model(header, model, pick_device(device))  # 2
-    notes = ["the sound is left out as asked"] if tok.track is not None and sound is None else []
-    if file is None:
+    @abc.abstractmethod
+    def frames_of(self, tok: TokFile, model: Model | None, options: DecodeOptions) -> SegmentFrames:
+        """What decodes the frames of a segment."""
+
+    def decode(
+        self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
+    ) -> Decoded:
+        part = part_of(clock_of(tok), options.start, options.end)
+        frames = self.frames_of(tok, model, options)
+        notes = [NO_SOUND] if tok.track is not None and options.sound is None else []
+        if sink is not None:
+            load = None
+            if tok.track is not None and options.sound is not None:
+                load = partial(model_for, tok.sound, options.sound.model, options.device, OF_SOUND)
+            notes += write_frames(tok, frames, part, sink, load_sound=load, strict=options.strict, progress=progress)
         return Decoded(None, tok.header, 1, tok.problems, notes)
-    notes += write_frames(
-        tok, loaded, part, file, *names, sound=sound, levels=levels, strict=strict, progress=progress, count=count
-    )  # 5, 4, 3, 1
-    return Decoded(None, tok.header, 1, tok.problems, notes)
 
 
-def encode_video_file(
-    source: Path | BinaryIO,
-    name: str,
-    chosen: str,
-    rate: Rate,
-    prior: str | None,
-    effort: int,
-    sound: SoundOptions | None,
-    device: str,
-    limits: tuple[int, int],  # pixels of a frame, samples
-    progress: Callable[[float], None] | None,
-    count: Callable[[int], None] | None,
-) -> Encoded:
-    from .encode import encode_video
+class VideoFormat(AnyVideoFormat):
+    """Files of models whose rate is a number of levels in each segment."""
 
-    loaded = load_model(chosen, pick_device(device), prior)  # 2
-    if loaded.tokenizer.modality != "video":
-        raise UsageError(f"{chosen} is a model for {loaded.tokenizer.modality}, and {name} is a video")
-    wanted = sound_wanted(sound, device)
-    found = encode_video(source, name, loaded, rate, wanted, progress, count, *limits, EFFORTS[effort])  # 1, 3, 4, 5
-    return encoded_video(found)
+    rates = ("levels", "quality", "bpp", "kbps", "bytes")
+    options = frozenset({"prior", "effort", "start", "end", "sound-kbps", "sound-model"})
 
+    def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
+        assert model is not None
+        return encode_video(source, model, options, progress)
 
-def detokenize_video(tokens: Tokens, model: Model, name: str, file: BinaryIO | None, dst: str | Path | None) -> None:
-    from .tokens import file_of_codes, write_codes
+    def frames_of(self, tok: TokFile, model: Model | None, options: DecodeOptions) -> SegmentFrames:
+        assert model is not None
+        return segment_frames_of(tok, model, options.levels)
 
-    if file is None:
-        return
-    suffix = Path(str(dst)).suffix
-    if suffix.lower() != ".tok":
-        write_codes(tokens, model, file, suffix, str(dst))
-        return
-    try:
-        file.write(file_of_codes(tokens, model))
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
+    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
+        return media_codes(source, model, options.levels, options.max_pixels)
+
+    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
+        """Tokens of a file of one segment. Raises UsageError for more."""
+        return file_codes(tok, model, levels)
+
+    def pack(self, tokens: Tokens, model: Model) -> bytes:
+        return file_of_codes(tokens, model)
+
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> None:
+        if sink is not None:
+            write_codes(tokens, model, sink)

@@ -6,8 +6,7 @@ A `.tok` file begins anew with every segment, so its codes are those of one clip
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ...tokenizers.video.tiling import FrameDecoder, FrameEncoder
 from ..container.fields import MAX_CELLS, MAX_FRAMES, MAX_PIXELS, VideoHeader
 from ..container.read import TokFile
 from ..container.write import write_video
+from ..contract import Tokenized
 from ..errors import UsageError
 from ..files import seekable
 from ..media.read_video import VideoReader
@@ -27,19 +27,18 @@ from .clock import ClockMaker, clock_of
 from .segments import read_segment, segment_payload, video_tokenizer
 
 if TYPE_CHECKING:
+    from ..contract import Sink, Source
     from ..models import Model
 
 
 RATE = 25.0  # frames a second of tokens that do not tell theirs
 
 
-def media_codes(
-    source: Path | BinaryIO, name: str, model: Model, levels: int | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Tokens, list[str]]:
-    """Tokens ``[1, K, t, h, w]`` of a video, and what they do not tell of it, one line each."""
+def media_codes(source: Source, model: Model, levels: int | None = None, max_pixels: int = MAX_PIXELS) -> Tokenized:
+    """Tokens ``[1, K, t, h, w]`` of a video, and what they do not tell of it."""
     tokenizer = video_tokenizer(model)
-    with VideoReader(source, name, max_pixels) as reader:
-        clock = ClockMaker(reader.time_base, name)
+    with VideoReader(source.data, source.name, max_pixels) as reader:
+        clock = ClockMaker(reader.time_base, source.name)
         encoder = FrameEncoder(tokenizer, reader.height, reader.width, levels)
         cells = []
         for frame in reader:
@@ -51,8 +50,8 @@ def media_codes(
         notes += ["the sound is not part of tokens"] * reader.has_sound
         notes += ["uneven times of frames are not part of tokens"] * (times.ticks is not None)
         rate = None if times.rate is None else float(times.rate)
-        spec = tokenizer.spec(times.frames, reader.height, reader.width, rate)
-    return Tokens(torch.from_numpy(np.concatenate(cells, axis=1)[None]), spec), notes
+        spec = tokenizer.spec((times.frames, reader.height, reader.width), sample_rate=rate)
+    return Tokenized(Tokens(torch.from_numpy(np.concatenate(cells, axis=1)[None]), spec), reader.problems, notes)
 
 
 def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
@@ -67,7 +66,7 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         codes = np.full((1, *header.grid), -1, dtype=np.int64)
     clock = clock_of(tok)
     rate = None if clock.rate is None else float(clock.rate)
-    spec = video_tokenizer(model).spec(header.frames, header.height, header.width, rate)
+    spec = video_tokenizer(model).spec((header.frames, header.height, header.width), sample_rate=rate)
     return Tokens(torch.from_numpy(codes[None]), spec)
 
 
@@ -110,12 +109,15 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
     return write_video(header, [segment_payload(codes, model)])
 
 
-def write_codes(tokens: Tokens, model: Model, target: BinaryIO, suffix: str, name: str) -> None:
+def write_codes(tokens: Tokens, model: Model, sink: Sink) -> None:
     """Tokens ``[1, k, t, h, w]`` to a media file, cell by cell."""
     frames, height, width = tokens.spec.size
     rate = rate_of(tokens)
     decoder = FrameDecoder(video_tokenizer(model), height, width)
-    with seekable(target) as file, VideoWriter(file, suffix, name, height, width, 1 / rate, rate) as writer:
+    with (
+        seekable(sink.file) as file,
+        VideoWriter(file, sink.suffix, sink.name, height, width, time_base=1 / rate, rate=rate) as writer,
+    ):
         done = 0
         for cell in tokens.codes[0].numpy().swapaxes(0, 1):
             for pixels in decoder.push(cell)[: frames - done]:

@@ -29,7 +29,7 @@ from ..integer import (
     CONCEAL,
     OneThread,
 )
-from ..prior import Codes, Prior, check_codes, check_levels, read_prior_arrays
+from ..prior import Codes, JointPrior, check_codes, check_levels, read_prior_arrays
 from ..tables import PRECISION
 from ..tree import CodeTree
 from .level import ContextLevel, LevelRun, start_run
@@ -43,7 +43,7 @@ CONTEXT_FILE = "context.safetensors"
 PROBABILITIES = 1 << 24  # elements of a block of whole distributions, in concealment
 
 
-class ContextPrior(Prior):
+class ContextPrior(JointPrior):
     """Context model over grids of any number of axes; see the module's text.
 
     Args: arrays: as in ``context.safetensors``: for each level k names that start with "k.", and maybe "conceal.".

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..coder import IndexedDecoder, IndexedEncoder, table_model
 from ..context.net import part_of
 from ..integer import ExactLinear, OneThread, exact_dtype
-from ..prior import Prior, read_prior_arrays
+from ..prior import read_prior_arrays, save_prior
 from ..tables import TOTAL, check_table, frequency_table, table_bits
 from .net import (
     DIAMOND,
@@ -189,7 +189,7 @@ class HyperPrior:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the prior's file into ``folder`` and take its hash."""
-        Prior.save_pretrained(self, folder)  # type: ignore[arg-type]
+        self.hash = save_prior(self.arrays(), self.wire_id, Path(folder) / self.file)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return self._arrays

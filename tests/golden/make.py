@@ -32,22 +32,21 @@ from tokodec.codec.container.chunks import HEAD, INDEX_ENTRY, LAYR, pack_chunk
 from tokodec.codec.container.fields import SIGNATURE, ImageHeader, VideoHeader, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_video
-from tokodec.codec.contract import Rate
-from tokodec.codec.decode import decode_file
+from tokodec.codec.contract import Encoded, Source
+from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.formats import format_of
 from tokodec.codec.image import quality as photo
-from tokodec.codec.image.levels import build_file, encode_tokens, file_tokens
-from tokodec.codec.image.quality import build_photo, photo_file_tokens
-from tokodec.codec.image.segments import compress_tokens
-from tokodec.codec.image.sequence import build_sequence
+from tokodec.codec.image.format import ImageFormat
 from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.read_image import Picture
 from tokodec.codec.models import Model, load_model
-from tokodec.codec.video.decode import decode_frames
+from tokodec.codec.options import EncodeOptions, Rate, SoundOptions
+from tokodec.codec.progress import SILENT
+from tokodec.codec.video.decode import decode_frames, segment_frames_of
 from tokodec.codec.video.encode import encode_video
 from tokodec.codec.video.fit.optimize import Fit
 from tokodec.codec.video.fit.payload import read_fitted
 from tokodec.codec.video.segments import read_segment
-from tokodec.codec.video.track import SoundWanted
 from tokodec.entropy.context.net import ContextNet, LevelShape
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.hyperprior.net import Z_MAX, HyperNet, HyperShape
@@ -156,6 +155,13 @@ def pictures() -> dict[str, tuple[Picture, Rate]]:
     }
 
 
+def built(picture: Picture, model: Model, options: EncodeOptions) -> Encoded:
+    """The file of a picture."""
+    wing = format_of(model.tokenizer)
+    assert isinstance(wing, ImageFormat)
+    return wing.build(picture, model, options, SILENT)
+
+
 def codes_hash(codes: torch.Tensor) -> str:
     """SHA-256 of codes ``[1, K, h, w]`` as little-endian int32 in C order, the first 32 hex digits."""
     return hashlib.sha256(codes.numpy().astype("<i4").tobytes()).hexdigest()[:32]
@@ -164,12 +170,12 @@ def codes_hash(codes: torch.Tensor) -> str:
 def make_files(model: Model) -> None:
     expected: dict[str, Any] = {}
     for name, (picture, rate) in pictures().items():
-        tokens = encode_tokens(picture.pixels, model)
-        made = build_file(picture, tokens, compress_tokens(tokens, model), model, True, rate)
+        made = built(picture, model, EncodeOptions(rate=rate))
+        tokens = file_tokens(read_tok(made.data), str(TINY), "cpu")[0]
         (HERE / f"{name}.tok").write_bytes(made.data)
         kept = tokens.levels(made.levels)
         expected[name] = {"codes": codes_hash(kept.codes), "shape": list(kept.codes.shape), "bytes": len(made.data)}
-        decode_file(HERE / f"{name}.tok", HERE / f"{name}.png", str(TINY), device="cpu", force=True)
+        decode_file(HERE / f"{name}.tok", HERE / f"{name}.png", model=str(TINY), device="cpu", force=True)
     (HERE / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
@@ -179,7 +185,7 @@ def make_context() -> None:
     CONTEXT.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(TINY / name, CONTEXT)
-    codewords = [level.codebook.detach().numpy() for level in ImageGrid.from_pretrained(TINY).codebooks]
+    codewords = ImageGrid.from_pretrained(TINY).codewords()
     shape = LevelShape(features=8, width=16, hidden=16, blocks=1, digit=8)
     schedules = [refinement(2, steps) for steps in (8, 4, 2, 1)]  # the last is the filler's
     net = ContextNet(codewords, schedules, [offsets_within(2, (1, 1))] * 4, [shape] * 4)
@@ -187,8 +193,8 @@ def make_context() -> None:
     model = load_model(str(CONTEXT))
     expected: dict[str, Any] = {}
     for name, (picture, rate) in pictures().items():
-        tokens = encode_tokens(picture.pixels, model)
-        made = build_file(picture, tokens, compress_tokens(tokens, model), model, False, rate)
+        made = built(replace(picture, icc=None, exif=None), model, EncodeOptions(rate=rate))
+        tokens = file_tokens(read_tok(made.data), str(CONTEXT), "cpu")[0]
         (CONTEXT / f"{name}.tok").write_bytes(made.data)
         kept = tokens.levels(made.levels)
         expected[name] = {
@@ -282,7 +288,8 @@ def make_sound() -> None:
     expected: dict[str, Any] = {}
     for name, (samples, rate, wanted, prior) in sounds().items():
         model = load_model(str(SOUND), "cpu", prior)
-        data, _, _ = encode_sound(io.BytesIO(wav(samples, rate)), name, model, wanted)
+        source = Source(io.BytesIO(wav(samples, rate)), name, "audio")
+        data, _, _ = encode_sound(source, model, EncodeOptions(rate=wanted))
         (SOUND / f"{name}.tok").write_bytes(data)
         tokens, _ = file_tokens(read_tok(data), str(SOUND), "cpu")
         heard = decode_file(io.BytesIO(data), model=str(SOUND), device="cpu").sound.samples
@@ -392,19 +399,20 @@ def make_video() -> None:
     expected: dict[str, Any] = {}
     for name, (media, rate, prior) in films().items():
         model = load_model(str(VIDEO), "cpu", prior)
-        wanted = SoundWanted(lambda: load_model(str(SOUND)))
-        made = encode_video(io.BytesIO(media), name, model, rate, wanted)
+        options = EncodeOptions(rate=rate, sound=SoundOptions(model=str(SOUND)), device="cpu")
+        made = encode_video(Source(io.BytesIO(media), name, "video"), model, options)
         (VIDEO / f"{name}.tok").write_bytes(made.data)
         tok = read_tok(made.data)
-        digest = hashlib.sha256()
+        digest, levels = hashlib.sha256(), []
         for segment in range(tok.video.n_segments):
             codes = read_segment(tok, model, segment)
             assert codes is not None
+            levels.append(len(codes))
             digest.update(codes.astype("<i4").tobytes())
-        frames = list(decode_frames(tok, model))
+        frames = list(decode_frames(tok, segment_frames_of(tok, model)))
         expected[name] = {
             "codes": digest.hexdigest()[:32],
-            "levels": made.levels.tolist(),
+            "levels": levels,
             "bytes": len(made.data),
             "size": [len(frames), *frames[0][1].shape],
             "times": [str(time) for time, _ in frames][:12],
@@ -492,7 +500,7 @@ def make_sequence() -> None:
     }
     expected: dict[str, Any] = {}
     for name, (pixels, rate) in pictures.items():
-        data = build_sequence(Picture(np.ascontiguousarray(pixels)), model, True, rate).data
+        data = built(Picture(np.ascontiguousarray(pixels)), model, EncodeOptions(rate=rate)).data
         (SEQUENCE / f"{name}.tok").write_bytes(data)
         tokens, _ = file_tokens(read_tok(data), str(SEQUENCE), "cpu")
         x_hat = decode_file(io.BytesIO(data), model=str(SEQUENCE), device="cpu").picture.pixels
@@ -604,7 +612,7 @@ def make_photo_files(model: Model) -> None:
     expected: dict[str, Any] = {}
     for name, (picture, quality, layers) in photo_pictures().items():
         with mock.patch.object(photo, "LAYERS", ((math.inf, layers),)):  # a writer may choose; ours would take one
-            made = build_photo(picture, model, True, Rate(quality=quality), None)
+            made = built(picture, model, EncodeOptions(rate=Rate(quality=quality)))
         (PHOTO / f"{name}.tok").write_bytes(made.data)
         walks, held = photo.read_walks(read_tok(made.data), tokenizer)
         assert held == made.levels == layers
@@ -625,14 +633,14 @@ def make_photo_files(model: Model) -> None:
             "layers": layers,
             "bytes": len(made.data),
         }
-        decode_file(PHOTO / f"{name}.tok", PHOTO / f"{name}.png", str(PHOTO), device="cpu", force=True)
+        decode_file(PHOTO / f"{name}.tok", PHOTO / f"{name}.png", model=str(PHOTO), device="cpu", force=True)
     print(f"photo: {coded} codes, {skipped} skipped, {excess} with excess, {len(scales)} scales")
     (PHOTO / "expected.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
 def tokenizer_tokens(model: Model, data: bytes) -> torch.Tensor:
     """Codes ``[1, K, h, w]`` of a file."""
-    return photo_file_tokens(read_tok(data), model, None).codes
+    return format_of(model.tokenizer).tokens_of(read_tok(data), model).codes
 
 
 def make_photo() -> None:

@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
 from ...entropy.hyperprior.prior import HyperPrior
 from ...entropy.hyperprior.walk import CODE_MAX, Walk
-from ..api import Tokenizer
 from ..graphed import Graphed
+from ..inputs import check_pixels, to_pictures
+from ..precision import whole_float32
 from ..quantize.base import ABSENT
-from ..tokens import Tokens, TokenSpec
+from ..tokens import Tokens
+from .base import ImageTokenizer
 from .layers import STRIDE, channels_last
 from .tiling import TILE_CELLS, Tile, tiles
 
@@ -178,7 +180,7 @@ class PhotoNets(nn.Module):
         return torch.exp(self.log_inverse(quality))
 
 
-class ImagePhoto(Tokenizer):
+class ImagePhoto(ImageTokenizer):
     """Photographs as codes of a scalar quantiser; see the module's text.
 
     Codes are made in windows of ``WINDOW`` cells along both axes, from the top left on; inside a window a code says
@@ -194,8 +196,11 @@ class ImagePhoto(Tokenizer):
         "nets.analysis.leave.", "nets.synthesis.enter.", "nets.synthesis.coarse.", "nets.synthesis.up.",
         "nets.synthesis.fine.",
     )  # fmt: skip
+    synthesis_weights = ("nets.synthesis.", "nets.log_inverse.")
     modality = "image"
-    dial = "quality"
+    strides = (STRIDE, STRIDE)
+    varies = ("quality",)
+    rate_control = "quality"
 
     config: ImagePhotoConfig
     entropy_hash: Tensor
@@ -227,6 +232,8 @@ class ImagePhoto(Tokenizer):
         if (entropy.latents, entropy.hyper) != (self.config.latents, self.config.hyper):
             raise ValueError("the entropy model has other channels than the nets")
         self._entropy = entropy
+        if entropy.hash != bytes(self.entropy_hash.tolist()).hex():  # codes have a meaning together with it only
+            self.weights_hash = ""
 
     def save_parts(self, folder: Path) -> None:
         self.entropy.save_pretrained(folder)
@@ -254,36 +261,26 @@ class ImagePhoto(Tokenizer):
         n8, n16 = self.config.synthesis_blocks
         return -(-(16 + 16 * n16 + 8 * n8 + 8) // STRIDE)
 
-    def spec(self, height: int, width: int, quality: float) -> TokenSpec:
-        return TokenSpec(
-            model=self.name,
-            weights_hash=self.weights_hash,
-            modality=self.modality,
-            codebook_sizes=self.codebook_sizes,
-            strides=(STRIDE, STRIDE),
-            size=(height, width),
-            channels="rgb",
-            quality=quality,
-        )
-
     # ---------------------------------------------------------------- pictures and tokens
 
     @torch.no_grad()
     def encode(self, x: Tensor, quality: float = DEFAULT_QUALITY) -> Tokens:
         """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, K, ceil(H/16), ceil(W/16)]``.
 
-        Args:    quality: 0 to 100, the rate dial.
-        Raises:  ValueError for other shapes, an empty picture or another quality.
+        Args:    x: of any floating-point type, or uint8.  quality: 0 to 100, the rate dial.
+        Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), an empty picture or another
+                 quality.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
+        self.require_float32()
+        x = to_pictures(x, self.device)
+        check_pixels(x)
         steps = quality_steps(quality)
         height, width = x.shape[2:]
         codes = [
             torch.from_numpy(pack_codes(self.quantise_windows(y, steps), y.shape[1:]))
             for y in self.latents(pad_to_cells(x)).cpu().numpy()
         ]
-        return Tokens(torch.stack(codes), self.spec(height, width, steps / 100))
+        return Tokens(torch.stack(codes), self.spec((height, width), quality=steps / 100))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -307,20 +304,38 @@ class ImagePhoto(Tokenizer):
             self.walk_windows(tokens.codes[0].cpu().numpy(), steps), steps, (height, width), channels
         )
 
+    @torch.no_grad()
+    def encode_picture(
+        self, pixels: Tensor, quality: float | None = None, progress: Callable[[float], None] | None = None
+    ) -> Tokens:
+        steps = quality_steps(DEFAULT_QUALITY if quality is None else quality)
+        latents = self.analyse_tiled(pixels, progress=progress)
+        codes = pack_codes(self.quantise_windows(latents, steps), latents.shape[1:])
+        return Tokens(torch.from_numpy(codes)[None], self.spec(tuple(pixels.shape[:2]), quality=steps / 100))
+
+    def decode_picture(
+        self,
+        tokens: Tokens,
+        channels: int = 3,
+        synthesis: str | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels)
+
     # ---------------------------------------------------------------- the parts
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``y [B, M, h, w]`` before the gain."""
-        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would move codes away from the CPU's
-            return self.nets.analysis(x)
+        with whole_float32(self.device):
+            return self.nets.analysis((2 * x - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
         """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
-        scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with whole_float32(self.device):
+            scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
             z = self.nets.hyper_analysis(scaled)
         return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps)
 
@@ -343,8 +358,8 @@ class ImagePhoto(Tokenizer):
         return self._synthesise(latents, torch.full((len(latents),), steps / QUALITY_STEPS, device=self.device))
 
     def _pixels(self, latents: Tensor, quality: Tensor) -> Tensor:
-        y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with whole_float32(self.device):
+            y = (latents * self.nets.inverse_gain(quality)).contiguous(memory_format=torch.channels_last)
             return ((self.nets.synthesis(y, quality) + 1) / 2).clamp(0, 1)
 
     @torch.no_grad()
@@ -355,6 +370,7 @@ class ImagePhoto(Tokenizer):
 
         Args: progress: called with the share that is done.
         """
+        self.require_float32()
         height, width, _ = pixels.shape
         h, w = -(-height // STRIDE), -(-width // STRIDE)
         y: npt.NDArray[np.float32] = np.empty((self.config.latents, h, w), dtype=np.float32)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tokens import Tokens
-from .grid import ImageGrid
+from ..tokens import Tokens, TokenSpec
 from .layers import STRIDE
 
 TILE_CELLS = 64  # 64 x 64 cells are 1024 x 1024 pixels
@@ -41,9 +41,27 @@ def tiles(h: int, w: int, halo: int, cells: int = TILE_CELLS) -> Iterator[Tile]:
             yield Tile((t, le, b, r), (max(0, t - halo), max(0, le - halo), min(h, b + halo), min(w, r + halo)))
 
 
+class Tileable(Protocol):
+    """A tokenizer whose nets obey the locality rule, such as :class:`~.grid.ImageGrid`."""
+
+    quantizer: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def analysis_halo(self) -> int: ...
+    @property
+    def synthesis_halo(self) -> int: ...
+    def spec(self, size: tuple[int, ...], **about: Any) -> TokenSpec: ...
+    def latents(self, x: Tensor) -> Tensor: ...
+    def pixels(self, codes: Tensor, synthesis: str | None = None) -> Tensor: ...
+    def check_tokens(self, tokens: Tokens) -> None: ...
+    def require_float32(self) -> None: ...
+
+
 @torch.no_grad()
 def encode_tiled(
-    model: ImageGrid, pixels: Tensor, cells: int = TILE_CELLS, progress: Callable[[float], None] | None = None
+    model: Tileable, pixels: Tensor, cells: int = TILE_CELLS, progress: Callable[[float], None] | None = None
 ) -> Tokens:
     """Encode one picture tile by tile.
 
@@ -52,8 +70,9 @@ def encode_tiled(
     Returns: tokens with codes ``[1, K, h, w]`` on the CPU, those of ``model.encode`` on the whole picture.
     Memory:  one tile with its halo, whatever H and W are.
     """
+    model.require_float32()
     height, width, _ = pixels.shape
-    spec = model.spec(height, width)
+    spec = model.spec((height, width))
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)
     h, w = spec.grid
     todo = list(tiles(h, w, model.analysis_halo, cells))
@@ -73,7 +92,7 @@ def encode_tiled(
 
 @torch.no_grad()
 def decode_tiled(
-    model: ImageGrid,
+    model: Tileable,
     tokens: Tokens,
     channels: int = 3,
     synthesis: str | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ....tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEncoder
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
-from ...image.levels import file_tokens
+from ...decode import file_tokens
 from ...metrics.spectrogram import Mono
 from ...models import load_model
 from ...settings import Setting

@@ -30,7 +30,7 @@ from ...media.read_image import IMAGE_SUFFIXES_IN, Picture
 from ...media.write_image import write_image
 from ...metrics.picture import psnr
 from ...models import pick_device
-from ...registry import TOKEN_MODELS
+from ...registry import MODALITIES
 from ..clips import read_photo
 from ..inputs import input_files, load_priors, priors_origin
 from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
@@ -189,7 +189,7 @@ def bench_conceal(
         make_folder(save)
     console = plain_console()
     with json_file(out) as write, torch.no_grad():
-        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
+        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")

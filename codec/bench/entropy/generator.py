@@ -31,7 +31,7 @@ from ...media.audio import AUDIO_SUFFIXES_IN
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import Model, pick_device
 from ...provenance import origin
-from ...registry import GENERATORS
+from ...registry import default_generator
 from ...tokens import tokenize_file
 from ..inputs import input_files
 from ..report import json_file, plain_console, print_table, said, table_of
@@ -142,7 +142,7 @@ def bench_generator(
     paths = input_files(inputs, suffixes, "media or tokens")[:limit]
     console = plain_console()
     with torch_threads(threads), json_file(out) as write, torch.no_grad():
-        generator, loaded = load_pair(model or GENERATORS["image"], tokenizer, device)
+        generator, loaded = load_pair(model or default_generator("image"), tokenizer, device)
         home = tokenizer or generator.config.window.model
         grids, names, short = [], [], 0
         for path in paths:

@@ -30,7 +30,7 @@ from ...errors import UsageError
 from ...image.segments import segment_cells
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import pick_device
-from ...registry import TOKEN_MODELS
+from ...registry import MODALITIES
 from ..inputs import input_files, load_priors, priors_origin, read_inputs
 from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..run import torch_threads
@@ -228,7 +228,7 @@ def bench_prior(
     paths = input_files(inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
     console = plain_console()
     with torch_threads(threads), json_file(out) as write, torch.no_grad():
-        folder, static, context = load_priors(model or TOKEN_MODELS["image"], device)
+        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         found = read_inputs(paths, model, device, folder, static)
         report: dict[str, Any] = {
             **priors_origin(folder, static, context, device),
@@ -248,7 +248,7 @@ def bench_prior(
         speeds = [time_prior(name, prior, found, seconds) for name, prior in (("static", static), ("context", context))]
         title = "entropy part of an input, all levels, warm: median over the inputs (quartiles)"
         print_table(console, table_of(map(asdict, speeds), SPEEDS), title)
-        both = agreement(found, context, context.to("cpu")) if device == "cuda" else None
+        both = agreement(found, context, context.to("cpu")) if device.startswith("cuda") else None
         if both is not None:
             print_agreement(both, console)
         report |= {

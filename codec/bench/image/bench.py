@@ -119,7 +119,7 @@ class PhotoBench(Bench):
         return clip.name, f"{clip.x.shape[1]} x {clip.x.shape[0]}"
 
     def measure(self, clip: Photo, notes: list[str]) -> tuple[list[Row], Exhibit | None]:
-        if self.device == "cuda" and clip.x.shape not in self.seen:
+        if self.device.startswith("cuda") and clip.x.shape not in self.seen:
             warm_up(clip, [self.coder, *self.others, *self.learned], 3)
         self.seen.add(clip.x.shape)
         searches = [] if self.reused else [PeerSearch(peer, clip) for peer in self.peers]

@@ -14,8 +14,8 @@ from ....tokenizers.image.sequence import ImageSequence
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
 from ...container.write import write_tok
+from ...decode import file_tokens
 from ...errors import UsageError
-from ...image.levels import file_tokens
 from ...image.segments import image_header
 from ...image.sequence import Shares
 from ...models import load_model
@@ -59,7 +59,7 @@ def prepare(
     Raises: UsageError for settings that the model lacks.
     """
     model, device, tokenizer = load_ours(model, "image", device, effort)
-    by_quality = tokenizer.dial == "quality"
+    by_quality = tokenizer.rate_control == "quality"
     if strict and effort and not by_quality:
         raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
     settings = rate_settings(tokenizer, qualities if by_quality or strict else None)

@@ -37,6 +37,7 @@ from ..clips import files_in, read_photo
 from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..timing import (
     OURS,
+    current,
     graph_ms,
     one_line,
     peak_mb,
@@ -363,7 +364,7 @@ def bench_nearest(
 ) -> dict[str, Any]:
     """Time and check the search beside its peers; print a table a shape and write JSON.
 
-    Args:    device: "auto", "cpu" or "cuda".  shapes: "MxNxD,...", a set for the device if None.
+    Args:    device: "auto", "cpu", "cuda" or "cuda:N".  shapes: "MxNxD,...", a set for the device if None.
              seconds: how long each peer is timed on each shape.  seed: of the random inputs.
              latents: safetensors file with ``z`` and ``codebook``, one more shape; or a folder of pictures, as many
              shapes as ``image-grid`` has levels.
@@ -374,7 +375,8 @@ def bench_nearest(
     Raises:  a TokodecError: a device that is not there, a bad shape, an unreadable file. A peer that is absent or fails
              is a line of the table and no error.
     """
-    device = pick_device(device)
+    chosen = pick_device(device)
+    device = chosen.partition(":")[0]
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
     todo: list[tuple[Shape, tuple[Tensor, Tensor] | None]] = [
@@ -384,7 +386,7 @@ def bench_nearest(
         for real in image_latents(latents) if latents.is_dir() else [read_latents(latents)]:
             todo.append((Shape(len(real[0]), *real[1].shape), real))
     console = plain_console()
-    with json_file(out) as write, torch.no_grad(), without_tf32():
+    with json_file(out) as write, torch.no_grad(), without_tf32(), current(chosen):
         limits = find_limits() if device == "cuda" else None
         place = origin(device)
         report: dict[str, Any] = {

@@ -126,7 +126,7 @@ class VideoBench(Bench):
 
     def measure(self, clip: Video, notes: list[str]) -> tuple[list[Row], Exhibit]:
         size = clip.frames.shape[1:]
-        if self.device == "cuda" and size not in self.seen:
+        if self.device.startswith("cuda") and size not in self.seen:
             warm_up(clip, [codec for codec in self.codecs if codec.kind != "peer"])
         self.seen.add(size)
         kept: dict[tuple[str, str], Coded] = {}

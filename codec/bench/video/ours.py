@@ -3,11 +3,10 @@ frame by frame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from ....tokenizers.video.tiling import FrameDecoder
 from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
 from ...container.read import TokFile, read_tok
+from ...decode import format_and_model, video_frames
 from ...errors import MediaError, UsageError
 from ...media.read_video import Pixels
 from ...models import Model, load_model, pick_device
 from ...registry import FITTED
 from ...settings import Setting
-from ...video.decode import decode_frames
-from ...video.fit.format import video_model
 from ...video.segments import Codes, read_segment, segment_payload, video_tokenizer
 from ..clips import Photo, Video
 from ..contender import Codec, Coded, Spec, middle
@@ -34,16 +32,16 @@ QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0)
 PART = 7  # frames of a part of a stream, which ends within groups
 
 
-def frames_of(data: bytes, model: Any) -> Iterator[Pixels]:
-    """Frames ``[H, W, 3]`` uint8 of a file. model: see :func:`~codec.video.decode.decode_frames`."""
-    return (pixels for _, pixels in decode_frames(read_tok(data), model))
+def frames_of(data: bytes, device: str, model: str | None = None) -> list[Pixels]:
+    """Frames ``[H, W, 3]`` uint8 of a file. model: folder or name to take the weights from."""
+    return [pixels for _, pixels in video_frames(read_tok(data), model=model, device=device)]
 
 
 class VideoCoder(Ours):
     """A model for videos at levels and rates."""
 
     def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
-        return list(frames_of(coded.files[0], load_model(self.model, self.device)))
+        return frames_of(coded.files[0], self.device, self.model)
 
     def spec(self) -> Spec:
         """All levels: a rate may be below any file."""
@@ -86,8 +84,7 @@ class FileCoder(Codec):
         return Coded.of(data)
 
     def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
-        model = video_model(read_tok(coded.files[0]).video, None, self.device)
-        return list(frames_of(coded.files[0], model))
+        return frames_of(coded.files[0], self.device)
 
     def spec(self) -> None:
         """Nothing to measure: no encoder is run."""
@@ -106,7 +103,7 @@ def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder
         tok = read_tok(files[clip.name])
         if tok.header.modality != VIDEO:
             raise UsageError(f"{path} is not a file of a video")
-        video_model(tok.video, None, device)
+        format_and_model(tok, None, device)
         names.add(FITTED if tok.header.prior == FIT else tok.header.model)
     return FileCoder(names.pop() if len(names) == 1 else "files", files, device)
 

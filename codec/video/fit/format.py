@@ -8,47 +8,30 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from ...container.chunks import CodedSound
-from ...container.fields import FIT, MAX_PIXELS, MAX_SAMPLES, VideoHeader
+from ....tokenizers.tokens import Tokens
+from ...container.chunks import LAYR, CodedSound
+from ...container.fields import FIT, VideoHeader
 from ...container.read import TokFile
 from ...container.write import write_video
-from ...contract import encoded_video
+from ...contract import Encoded, Sink, Source, Tokenized
 from ...errors import ChunkError, RateError, UsageError
 from ...media.read_video import Pixels, VideoReader
-from ...models import Model, model_for, pick_device
+from ...models import Model, pick_device
+from ...options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ...progress import SILENT, Progress
 from ...registry import FITTED
-from ..clock import Clock, ClockMaker
-from ..track import sound_wanted
-from .optimize import Fit, Progress, default_shape
+from ..clock import Clock, ClockMaker, clock_fields
+from ..decode import SegmentFrames
+from ..format import AnyVideoFormat
+from ..segments import lost_segment
+from ..track import SOUND_SHARE, encode_track
+from .optimize import Fit, FitProgress, default_shape
 from .payload import MAX_CELLS, read_fitted
-
-if TYPE_CHECKING:
-    from ...contract import Encoded, EncodedVideo, Rate, SoundOptions
-    from ..track import SoundWanted
-
-
-def encode_fitted_file(
-    source: Path | BinaryIO,
-    name: str,
-    rate: Rate,
-    minutes: float | None,
-    sound: SoundOptions | None,
-    device: str,
-    limits: tuple[int, int],
-    progress: Callable[[float], None] | None,
-    report: Callable[[str], None] | None,
-) -> Encoded:
-    wanted, place = sound_wanted(sound, device), pick_device(device)
-    found, quality = encode_fitted(source, name, rate, minutes, wanted, place, progress, report, *limits)  # 1, 3, 4, 5
-    return encoded_video(found, quality)
-
 
 MINUTES = 3.0  # that a fit takes if nothing is said
 QUALITY = 30.0  # likewise; see :func:`bit_cost`
@@ -57,8 +40,6 @@ WINDOW_PIXELS = 1 << 22  # about so many does a step look at
 AT_ONCE = 1 << 22  # pixels that are decoded together
 STRIDE = 64  # in the header, of which only its limits are meant
 NO_HASH = "0" * 16
-SOUND_SHARE = 5  # no more than a fifth of a size is for the sound, unless that was said
-Report = Callable[[str], None]
 
 
 def bit_cost(quality: float) -> float:
@@ -66,35 +47,59 @@ def bit_cost(quality: float) -> float:
     return float(10 ** (-quality / 25))
 
 
-def encode_fitted(
-    source: Path | BinaryIO,
-    name: str,
-    rate: Rate,
-    minutes: float | None = None,
-    sound: SoundWanted | None = None,
-    device: str = "cpu",
-    progress: Callable[[float], None] | None = None,
-    report: Report | None = None,
-    max_pixels: int = MAX_PIXELS,
-    max_samples: int = MAX_SAMPLES,
-) -> tuple[EncodedVideo, float]:
-    """File of a video, and its quality.
+class FittedFormat(AnyVideoFormat):
+    """Files whose segments hold the networks that decode them."""
 
-    Ctrl-C ends the fit of a segment, and the file is written with what there is.
+    rates = ("quality", "bpp", "kbps", "bytes")
+    options = frozenset({"minutes", "start", "end", "sound-kbps", "sound-model"})
+    needs_model = False
 
-    Args:   minutes: of fitting, for all segments together.  sound: None leaves it out.  report: is told how it stands.
-    Raises: UsageError for a rate or a time that makes no sense, RateError if the file stays too large; MediaError.
+    def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
+        return encode_fitted(source, options, progress)
+
+    def frames_of(self, tok: TokFile, model: Model | None, options: DecodeOptions) -> SegmentFrames:
+        check_fitted(tok.video)
+        device = pick_device(options.device)
+
+        def frames(segment: int) -> Iterator[Pixels]:
+            begin, end = tok.video.segment_span(segment)
+            payload = tok.payload(LAYR, 0, segment)
+            try:
+                if payload is None:
+                    raise ValueError("missing or damaged")
+                return fitted_frames(tok, payload, end - begin, device)
+            except ValueError as error:
+                lost_segment(tok, segment, error)
+                return iter(())
+
+        return frames
+
+    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
+        raise _no_tokens()
+
+    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
+        raise _no_tokens()
+
+    def pack(self, tokens: Tokens, model: Model) -> bytes:
+        raise _no_tokens()
+
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> None:
+        raise _no_tokens()
+
+
+def _no_tokens() -> UsageError:
+    return UsageError(f"{FITTED} makes no tokens: the networks of a file are its own")
+
+
+def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = SILENT) -> Encoded:
+    """File of a video. Ctrl-C ends the fit of a segment, and the file is written with what there is.
+
+    Raises: RateError if the file stays too large; UsageError; MediaError.
     """
-    from ...contract import EncodedVideo
-    from ..track import encode_track
-
-    minutes = MINUTES if minutes is None else minutes
-    if not 0 < minutes < float("inf"):
-        raise UsageError(f"minutes must be positive, got {minutes:g}")
-    if rate.levels is not None or rate.tokens is not None:
-        raise UsageError(f"the rate dial of {FITTED} is a quality: use --quality, --bpp, --kbps or --bytes")
+    minutes = MINUTES if options.minutes is None else options.minutes
+    rate, device = options.rate, pick_device(options.device)
     quality = QUALITY if rate.quality is None else rate.quality
-    with VideoReader(source, name, max_pixels) as reader, tempfile.TemporaryFile() as spool:
+    with VideoReader(source.data, source.name, options.max_pixels) as reader, tempfile.TemporaryFile() as spool:
         clock = ClockMaker(reader.time_base, reader.name)
         for frame in reader:
             clock.add(frame)
@@ -105,9 +110,9 @@ def encode_fitted(
         notes = list(reader.notes)
         most = rate.most_bytes(math.prod(shape)) if rate.kbps is None else int(rate.kbps * 125 * times.seconds)
         track: CodedSound | None = None
-        if reader.has_sound and sound is not None:
+        if reader.has_sound and options.sound is not None:
             share = float("inf") if most is None else most / 125 / float(times.seconds) / SOUND_SHARE
-            track, said = encode_track(reader, sound, share, max_samples)
+            track, said = encode_track(reader, options, share)
             notes += said
         elif reader.has_sound:
             notes.append("the sound is left out as asked")
@@ -117,7 +122,9 @@ def encode_fitted(
         if most is not None:
             room = most - len(write_video(header, [b""] * header.n_segments, chunk, track))
             if room <= 0:
-                raise RateError(f"{name}: without any picture the file takes {most - room} bytes, more than {most}")
+                raise RateError(
+                    f"{source.name}: without any picture the file takes {most - room} bytes, more than {most}"
+                )
         frames = np.memmap(spool, dtype=np.uint8, mode="r", shape=(*shape, 3))
         payloads = []
         for s in range(header.n_segments):
@@ -126,31 +133,33 @@ def encode_fitted(
             window = max(2, WINDOW_PIXELS // (reader.height * reader.width))
             fit = Fit(clip, default_shape(clip), bit_cost(quality), device, window)
             own = None if room is None else room * (end - begin) // header.frames
+            part = progress.part(begin / header.frames, end / header.frames)
 
-            def tell(p: Progress, first: int = begin, last: int = end) -> None:
-                done = (first + p.share * (last - first)) / header.frames
-                if progress is not None:
-                    progress(done)
-                if report is not None:
-                    report(f"{p.steps} steps, {p.rate:.1f}/s, about {p.bits / 8000:.1f} kB, {p.psnr:.2f} dB")
+            def tell(p: FitProgress, part: Progress = part) -> None:
+                note = f"{p.steps} steps, {p.rate:.1f}/s, about {p.bits / 8000:.1f} kB, {p.psnr:.2f} dB"
+                part.update(p.share, note=note)
 
             fit.run(60 * minutes * (end - begin) / header.frames, tell, most=own)
             try:
                 payloads.append(fit.export() if own is None else fit.export_within(own))
             except ValueError as error:
-                raise RateError(f"{name}: {error}") from error
+                raise RateError(f"{source.name}: {error}") from error
             if own is not None:
                 quality = fit.quality
         data = write_video(header, payloads, chunk, track)
-    encoded = EncodedVideo(
-        data, np.ones(header.n_segments, np.int64), reader.height, reader.width, times.frames, times.seconds, notes
+    return Encoded(
+        data,
+        1,
+        pixels=math.prod(shape),
+        notes=notes,
+        quality=quality,
+        seconds=float(times.seconds),
+        frames=shape[0],
+        problems=reader.problems,
     )
-    return encoded, quality
 
 
 def _header(reader: VideoReader, clock: Clock, sound: bool) -> VideoHeader:
-    from ..clock import clock_fields
-
     pixels = reader.height * reader.width
     most = min(SEGMENT, (MAX_CELLS - 2 * pixels) * 10 // pixels)  # still grids take less than 2 HW, moving ones HW / 10
     if most < 1:
@@ -184,14 +193,6 @@ def fitted_frames(tok: TokFile, payload: bytes, frames: int, device: str) -> Ite
             yield from fitted.frames(begin, min(begin + n, frames), device)
 
     return decoded()
-
-
-def video_model(header: VideoHeader, name: str | None, device: str) -> Model | str:
-    """What decodes a video: its model (see :func:`~.models.model_for`), or the device, for a file that needs none."""
-    if header.prior != FIT:
-        return model_for(header, name, device)
-    check_fitted(header)
-    return device
 
 
 def check_fitted(header: VideoHeader) -> None:

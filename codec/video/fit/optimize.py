@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Progress:
+class FitProgress:
     """Where a fit stands.
 
     Attributes:
@@ -269,7 +269,7 @@ class Fit:
     def run(
         self,
         seconds: float,
-        report: Callable[[Progress], None] | None = None,
+        report: Callable[[FitProgress], None] | None = None,
         every: float = 1.0,
         most: int | None = None,
     ) -> None:
@@ -295,7 +295,7 @@ class Fit:
                     if report and now - last >= every:
                         last = now
                         psnr = -10 * math.log10(max(error, 1e-10))
-                        report(Progress(self.share, self.steps, (self.steps - first) / (now - begin), bits, psnr))
+                        report(FitProgress(self.share, self.steps, (self.steps - first) / (now - begin), bits, psnr))
         except KeyboardInterrupt:
             pass
         finally:

@@ -1,0 +1,135 @@
+"""What all files of pictures share, whatever sets their rate: `read, codes, payloads, write` and back.
+
+1. read the picture    2. codes and payloads    3. write. Decoding undoes step N in its step N.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...tokenizers.image.base import ImageTokenizer
+from ...tokenizers.tokens import Tokens
+from ..container.fields import ImageHeader
+from ..container.read import TokFile
+from ..container.write import write_tok
+from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
+from ..errors import ChunkError, FormatError, UsageError
+from ..media.read_image import Picture, read_image
+from ..media.write_image import encode_alpha, write_image
+from ..models import Model
+from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ..progress import Progress
+from .prepare import prepare
+from .segments import picture_of
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a file holds beside the codes. alpha: payload of ALPH.  icc, exif, xmp: uncompressed."""
+
+    channels: int = 3
+    bit_depth: int = 8
+    alpha: bytes | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+
+    def write(self, header: ImageHeader, layers: list[list[bytes]]) -> bytes:
+        """The bytes of a file."""
+        return write_tok(header, layers, self.alpha, icc=self.icc, exif=self.exif, xmp=self.xmp)
+
+
+def extras_of(picture: Picture) -> Extras:
+    """What of a picture is not in its codes."""
+    return Extras(
+        channels=picture.pixels.shape[2],
+        bit_depth=picture.bit_depth,
+        alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+        icc=picture.icc,
+        exif=picture.exif,
+        xmp=picture.xmp,
+    )
+
+
+def image_tokenizer(model: Model) -> ImageTokenizer:
+    """Raises ChunkError if the model is for something else."""
+    if not isinstance(model.tokenizer, ImageTokenizer):
+        raise ChunkError(f"{model.tokenizer.name} is a model for {model.tokenizer.modality}, not for pictures")
+    return model.tokenizer
+
+
+class ImageFormat(Format):
+    """Files of pictures. A subclass knows how codes become layers, and what sets the rate."""
+
+    options = frozenset({"prior", "synthesis"})
+
+    @abc.abstractmethod
+    def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
+        """The file of a picture."""
+
+    @abc.abstractmethod
+    def pixels(
+        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
+    ) -> tuple[np.ndarray, int]:
+        """Pixels ``[H, W, channels]`` uint8 of a file, and the fewest layers that a segment was decoded with."""
+
+    def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
+        assert model is not None
+        picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
+        prepare(picture, options.keep)
+        encoded = self.build(picture, model, options, progress)  # 2, 3
+        encoded.notes, encoded.problems = picture.notes, picture.problems
+        return encoded
+
+    def decode(
+        self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
+    ) -> Decoded:
+        assert model is not None
+        pixels, held = self.pixels(tok, model, options, progress)  # 3, 2
+        picture = picture_of(tok, pixels)
+        if options.strict and tok.problems:
+            raise FormatError(tok.problems[0])
+        notes = [] if sink is None else write_image(picture, sink.file, sink.suffix, sink.name)  # 1
+        return Decoded(picture, tok.header, held, tok.problems, notes)
+
+    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
+        picture = prepare(read_image(source.data, source.name, options.max_pixels))
+        tokenizer = image_tokenizer(model)
+        if options.quality is not None and tokenizer.rate_control != "quality":
+            raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
+        there = {"alpha channel": picture.alpha, "ICC profile": picture.icc, "EXIF": picture.exif, "XMP": picture.xmp}
+        articles = {"alpha channel": "the ", "ICC profile": "the "}
+        held = [articles.get(what, "") + what for what, value in there.items() if value is not None]
+        notes = [f"{what} is not part of tokens" for what in held]
+        tokens = tokenizer.encode_picture(torch.from_numpy(picture.pixels), options.quality)
+        return Tokenized(tokens, picture.problems, picture.notes + notes)
+
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Picture:
+        picture = Picture(decode_pixels(tokens, model, 3, synthesis))
+        if sink is not None:
+            write_image(picture, sink.file, sink.suffix, sink.name)
+        return picture
+
+
+def check_header_grid(header: ImageHeader, grid: tuple[int, ...]) -> None:
+    """Raise ChunkError unless a file has the grid that its model makes.
+
+    Checked before anything is made of that size: a stride of 1 would ask for 256 times the memory.
+    """
+    if header.grid != grid:
+        raise ChunkError(f"the header's stride {header.stride} is not that of {header.model}")
+
+
+def decode_pixels(
+    tokens: Tokens, model: Model, channels: int, synthesis: str | None, progress: Progress | None = None
+) -> np.ndarray:
+    """Tokens to ``[H, W, channels]`` uint8. Raises UsageError if they do not decode."""
+    try:
+        told = None if progress is None else progress.update
+        return image_tokenizer(model).decode_picture(tokens, channels, synthesis, told).numpy()
+    except ValueError as error:
+        raise UsageError(str(error)) from error

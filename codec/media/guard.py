@@ -1,0 +1,230 @@
+"""The one way in which sounds and videos are opened: through FFmpeg's demuxers, of which none may open anything else.
+
+FFmpeg can follow references: playlists name further files and addresses, session descriptions bind ports, a file's
+*name* can be an address. Here the bytes of one open file are all that a demuxer gets. It has no name, so nothing can be
+read into one; the list of demuxers has none that follows references; no protocol is allowed, should one try
+nonetheless. What is a list of references is refused by name, and so is a track of QuickTime that lies in another file.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import MediaError, UnsupportedMediaError, UsageError
+from .whole import Extent, boxes, extent
+
+# Demuxers that may look at a file, all of which read that file and nothing else.
+DEMUXERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gif,h264,hevc,iff,ircam,ivf,loas,m4v,matroska,mov,"
+    "mp3,mpc,mpc8,mpeg,mpegts,mpegvideo,nistsphere,ogg,pvf,sds,tak,truehd,tta,voc,w64,wav,wv,yuv4mpegpipe"
+)
+HEAD = 192  # bytes at the beginning of a file that tell what it is
+_TEXTS = (  # what a text that points to media begins with, in lower case, and what it is called
+    (b"ffconcat version", "a list of files (ffconcat)"),
+    (b"#extm3u", "a playlist (HLS, M3U)"),
+    (b"[playlist]", "a playlist (PLS)"),
+    (b"[reference]", "a list of addresses (ASX)"),
+    (b"<asx", "a playlist (ASX)"),
+    (b"<mpd", "a manifest (DASH)"),
+    (b"<smoothstreamingmedia", "a manifest (Smooth Streaming)"),
+    (b"<smil", "a presentation (SMIL)"),
+    (b"<playlist", "a playlist (XSPF)"),
+    (b"v=0\no=", "a session description (SDP)"),
+    (b"rtsptext", "an address (RTSP)"),
+)
+_NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf"}  # boxes on the way to a track's references
+
+
+def references(head: bytes) -> str | None:
+    """What a text that points to further files or addresses is called, from its first bytes; None for other files."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().replace(b"\r\n", b"\n").replace(b"\r", b"\n").lower()
+    if text.startswith((b"<?xml", b"<!--")):
+        text = text[text.find(b">") + 1 :].lstrip()
+    return next((noun for start, noun in _TEXTS if text.startswith(start)), None)
+
+
+class Media:
+    """An open file and what FFmpeg found in it.
+
+    Attributes: container: PyAV's.  extent: what lacks at the file's end, or follows it.
+    """
+
+    def __init__(self, container: Any, extent: Extent, file: BinaryIO, own: bool) -> None:
+        self.container, self.extent, self._file, self._own = container, extent, file, own
+
+    def close(self) -> None:
+        self.container.close()
+        if self._own:
+            self._file.close()
+
+
+class _Bytes:
+    """What FFmpeg sees of a file: bytes without a name, from where the file object stands on, ``most`` of them."""
+
+    def __init__(self, file: BinaryIO, most: int | None = None) -> None:
+        self._file, self._begin = file, file.tell()
+        size = file.seek(0, io.SEEK_END) - self._begin
+        self._size = size if most is None else min(most, size)
+        file.seek(self._begin)
+
+    def read(self, n: int = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if n < 0 else min(n, left))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        return self._file.seek(self._begin + base + offset) - self._begin
+
+    def tell(self) -> int:
+        return self._file.tell() - self._begin
+
+
+def open_bytes(source: Path | BinaryIO | bytes, name: str, noun: str) -> tuple[BinaryIO, bool]:
+    """A file object that can seek, and whether it is to be closed after use. noun: what a folder is not.
+
+    What cannot seek, a pipe with a name too, is read into memory. Raises MediaError for what cannot be opened or is
+    empty.
+    """
+    own = isinstance(source, (Path, bytes))
+    try:
+        if isinstance(source, Path):
+            if source.is_dir():
+                raise MediaError(f"{name}: a folder, not {noun}")
+            file: BinaryIO = source.open("rb")
+            if not stat.S_ISREG(source.stat().st_mode):
+                with file:
+                    file = io.BytesIO(file.read())
+        elif isinstance(source, bytes):
+            file = io.BytesIO(source)
+        else:
+            file = source if source.seekable() else io.BytesIO(source.read())
+        here = file.tell()
+        if not file.read(1):
+            raise MediaError(f"{name}: the file is empty")
+        file.seek(here)
+    except OSError as error:
+        raise MediaError(f"{name}: {error.strerror or error}") from error
+    return file, own
+
+
+def rereadable(source: Path | BinaryIO) -> Path | bytes:
+    """A source that can be read twice at once: the path of a file, or all bytes of anything else."""
+    if isinstance(source, Path):
+        try:
+            if stat.S_ISREG(source.stat().st_mode) or source.is_dir():
+                return source
+            return source.read_bytes()
+        except OSError:  # opening it tells what is wrong
+            return source
+    return source.read()
+
+
+def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
+    """Open a sound or a video.
+
+    Args:    source: path, or binary file object, which is read into memory if it cannot seek.
+             name: what messages call it.  noun: "a sound" or "a video", for messages.
+    Raises:  MediaError for what is not there, empty or unknown; UnsupportedMediaError for what points to other files.
+    """
+    import av
+
+    file, own = open_bytes(source, name, noun)
+    try:
+        _refuse_references(file, name)
+        around = extent(file)
+        try:
+            container = _demuxer(file, around)
+        except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
+            why = "; ".join(filter(None, (one_line(error), around.lacks)))
+            raise MediaError(f"{name}: not {noun} that can be read, or a damaged one ({why})") from error
+    except BaseException:
+        if own:
+            file.close()
+        raise
+    return Media(container, around, file, own)
+
+
+def _demuxer(file: BinaryIO, around: Extent) -> Any:
+    """PyAV's container. FFmpeg is handed an open file, so it never looks at a name, nor opens anything."""
+    import av
+
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
+    begin = file.tell()
+    try:
+        return av.open(_Bytes(file), container_options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError):
+        if not around.whole:  # a file that is cut off within the head of a fragment has whole fragments before it
+            raise
+        file.seek(begin)
+        return av.open(_Bytes(file, around.whole), container_options=options, metadata_errors="replace")
+
+
+def _refuse_references(file: BinaryIO, name: str) -> None:
+    begin = file.tell()
+    head = file.read(HEAD)
+    noun = references(head)
+    size = file.seek(0, io.SEEK_END)
+    if noun is None and head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        for kind, start, end in boxes(file, begin, size, _NESTS):
+            if kind == b"rmra":
+                noun = "a movie of references (QuickTime)"
+            elif kind == b"dref" and _is_elsewhere(file, start, end):
+                noun = "a movie with a track in another file (QuickTime)"
+    file.seek(begin)
+    if noun is not None:
+        raise UnsupportedMediaError(f"{name}: {noun}: other files are never opened from within one; give those instead")
+
+
+def _is_elsewhere(file: BinaryIO, start: int, end: int) -> bool:
+    """Whether a dref box has an entry that is not in the file itself, which flag 1 says (ISO/IEC 14496-12, 8.7.2)."""
+    for _, begin, stop in boxes(file, start + 8, end, set()):
+        file.seek(begin)
+        if stop - begin >= 4 and not file.read(4)[3:4][0] & 1:
+            return True
+    return False
+
+
+def video_streams(container: Any) -> list[Any]:
+    """Video tracks, without covers of records."""
+    import av
+
+    pictures = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
+
+
+def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str) -> tuple[Any, list[str]]:
+    """One of a file's tracks of one kind, and notes.
+
+    Args:   track: its number from 1 on; None: the first that its file calls the default and that has a decoder, rather
+            no commentary and none for those who hear or see badly.
+            noun: "sound" or "video".
+    Raises: UsageError for a track that is not there, MediaError if there is no decoder for it.
+    """
+    import av
+
+    if track is not None and not 1 <= track <= len(streams):
+        raise UsageError(f"{name}: {noun} tracks are numbered 1 to {len(streams)}, there is none numbered {track}")
+    kind = av.stream.Disposition
+    aside = kind.comment | kind.hearing_impaired | kind.visual_impaired | kind.descriptions | kind.dependent
+
+    def rank(stream: Any) -> tuple[bool, bool, bool]:
+        disposition = stream.disposition
+        return stream.codec_context is None, bool(disposition & aside), not disposition & kind.default
+
+    chosen = min(streams, key=rank) if track is None else streams[track - 1]  # the first of several that are as good
+    if chosen.codec_context is None:
+        raise MediaError(f"{name}: no decoder for its {noun} track")
+    if len(streams) == 1:
+        return chosen, []
+    which = streams.index(chosen) + 1
+    return chosen, [f"only {noun} track {which} of {len(streams)} is kept"]
+
+
+def one_line(error: object) -> str:
+    """The message of an error, without its number and line ends."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
