@@ -218,7 +218,7 @@ def test_report_says_where_it_comes_from(report: dict[str, Any]) -> None:
 def test_page_needs_nothing_from_outside(out: Path, rows: list[dict[str, str]]) -> None:
     html = (out / "index.html").read_text()
     assert not re.findall(r"""https?:|@import|<link|src="(?!data:)|url\((?!#)|fetch\(|import\(""", html)
-    for section in re.findall(r"<section>.*?</section>", html, re.DOTALL):
+    for section in re.findall(r'<article class="pictures">.*?</article>', html, re.DOTALL):
         (name,) = re.findall(r"<h3>(\S+)", section)
         (levels,) = re.findall(r"ours with (\d)", section)
         captions = re.findall(r"<b>(.*?)</b><br>([\d,]+) bytes", section)
@@ -325,8 +325,9 @@ def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path)
         (UsageError, "unknown CompressAI model 'elic'.*cheng2020-anchor", pictures, {"compressai": "elic"}),
         (UsageError, "dial of image-grid is its levels", pictures, {"qualities": "50"}),
     ):
+        options: dict[str, Any] = {"out": target, "against": "", "model": model, **changed}
         with pytest.raises(error, match=match) as caught:
-            bench(folder, **{"out": target, "against": "", "model": model, **changed})
+            bench(folder, **options)
         assert "\n" not in str(caught.value)
     assert not target.exists()
 

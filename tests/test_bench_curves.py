@@ -238,7 +238,7 @@ def test_a_missing_plugin_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str
 class Graded(ImageGrid):
     """A model whose rate dial is a quality."""
 
-    dial = "quality"
+    rate_control = "quality"
 
 
 def test_settings_of_the_two_kinds_of_dial() -> None:

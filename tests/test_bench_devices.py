@@ -258,15 +258,15 @@ def test_other_bytes_of_the_same_codes_are_noticed(
 def test_codes_chosen_otherwise_are_counted(
     videos: Path, video_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second, encode = Second(), devices.encode_on
+    second, encode = Second(), devices.encode
 
-    def other(path: Path, *words: Any) -> bytes:
-        return encode(videos / "other.mkv.part" if second() else path, *words)
+    def other(path: Path, *words: Any, **more: Any) -> bytes:
+        return encode(videos / "other.mkv.part" if second() else path, *words, **more)
 
     with (videos / "other.mkv.part").open("w+b") as file, VideoWriter(file, ".mkv", "", 48, 32, Fraction(1, 25)) as w:
         for i in range(5):
             w.write(np.full((48, 32, 3), 255, dtype=np.uint8), Fraction(i, 25), Fraction(1, 25))
-    monkeypatch.setattr(devices, "encode_on", other)
+    monkeypatch.setattr(devices, "encode", other)
     expected = [
         np.concatenate(
             segments(encode_file(videos / name, None, model=str(video_model), device="cpu").data, video_model)

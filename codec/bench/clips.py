@@ -101,6 +101,9 @@ class Clip:
     def seconds(self) -> float:
         return len(self.x) / SAMPLE_RATE
 
+    def as_file(self) -> bytes:
+        return self.wav
+
 
 def kind_of(name: str) -> str:
     """What comes before the first "_" of a file's name, e.g. "speech"."""
@@ -175,4 +178,4 @@ def read_video(path: Path, frames: int | None = None) -> Video:
         rate, base = reader.rate or DEFAULT_FPS, reader.time_base
     first = times[0]
     times = [time - first for time in times]
-    return Video(path.name, np.stack(pixels), tuple(times), end - first, rate, base)
+    return Video(path.name, np.stack(pixels), tuple(times), end - first, rate=rate, time_base=base)

@@ -131,7 +131,7 @@ def results(clip: Any, codecs: Sequence[Contender], notes: list[str]) -> Iterato
                 encoded, reached = timed(codec.encode, clip, codec.smallest), False
             for variant in codec.variants:
                 decoded = timed(codec.decode, encoded.result, variant)
-                yield Result(codec, setting, variant, encoded, decoded, reached)
+                yield Result(codec, setting, variant, encoded=encoded, decoded=decoded, reached=reached)
 
 
 def warm_up(clip: Any, codecs: Sequence[Contender], times: int = 1) -> None:

@@ -14,11 +14,10 @@ The SHA-256 over the codes of all files of the CPU is equal on all machines for 
 from __future__ import annotations
 
 import hashlib
-import io
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -26,8 +25,6 @@ from rich.console import Console
 from ..console import number_list
 from ..container.fields import FIT
 from ..container.read import read_tok
-from ..decode import decode_file
-from ..encode import encode_file
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
 from ..media.kind import Kind, media_kind
@@ -38,11 +35,12 @@ from ..registry import FITTED, MODALITIES, MODALITY_NAMES
 from ..settings import Setting
 from .clips import SUFFIXES, files_in
 from .contender import timed
+from .curves import group_by
 from .image.ours import batch_decoder, codes_of
-from .report import Table, json_file, number, print_table, said
+from .ours import THINGS, decode, encode
+from .report import Table, json_file, print_table, said, table_of
 from .video.ours import paint, read_codes, same_payloads, stream_codes
 
-KINDS: dict[Kind, str] = {"image": "pictures", "audio": "sounds", "video": "videos"}
 WARM_UP = 4  # decodings of a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken
 BATCH = 8
@@ -59,15 +57,6 @@ def folder_kind(folder: Path) -> Kind:
             return MODALITY_NAMES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
     suffixes = {suffix for known in SUFFIXES.values() for suffix in known}
     return next((media_kind(path)[0] for path in files if path.suffix.lower() in suffixes), "image")
-
-
-def encode_on(path: Path, setting: Setting | None, model: str, device: str) -> bytes:
-    """A file in memory, without the sound of a video."""
-    return encode_file(path, model=model, device=device, sound=False, **(setting.rate if setting else {})).data
-
-
-def decode_on(data: bytes, model: str, device: str) -> Any:
-    return decode_file(io.BytesIO(data), model=model, device=device)
 
 
 def median_s(work: Callable[..., object], *arguments: Any, runs: int = RUNS) -> float:
@@ -121,8 +110,8 @@ def bench_devices(
     kind = folder_kind(folder)
     given = (("qualities", "pictures", qualities), ("kbps", "sounds", kbps), ("levels", "videos", levels))
     for option, things, value in given:
-        if value is not None and things != KINDS[kind]:
-            raise UsageError(f"--{option} is for {things}, and {folder} holds {KINDS[kind]}")
+        if value is not None and things != THINGS[kind]:
+            raise UsageError(f"--{option} is for {things}, and {folder} holds {THINGS[kind]}")
     settings: dict[Kind, list[Setting | None]] = {
         "image": [Setting("quality", quality) for quality in number_list(qualities or "20,50,80", "qualities")],
         "audio": [Setting("kbps", kbps or 3.0)],
@@ -131,11 +120,11 @@ def bench_devices(
     device, name = pick_device(device), model or MODALITIES[kind].encode_model
     tokenizer = load_model(name, device).tokenizer
     if tokenizer.modality != kind:
-        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {KINDS[kind]}")
+        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
     if kind == "image" and tokenizer.rate_control != "quality":
         raise UsageError(f"{tokenizer.name} has no quality for a rate dial")
     toks = sorted(folder.glob("*.tok"))[:limit] if kind != "audio" and folder.is_dir() else []
-    work = [(path, setting) for path in toks or files_in(folder, KINDS[kind], limit) for setting in settings[kind]]
+    work = [(path, setting) for path in toks or files_in(folder, THINGS[kind], limit) for setting in settings[kind]]
     if toks:
         work = [(path, None) for path in toks]
     measure = {"image": Pictures, "audio": Sounds, "video": Videos}[kind](name, device)
@@ -164,18 +153,23 @@ def bench_devices(
 class Comparison:
     """What the kinds of media have in common: a row for each file. ``model``: name of ours."""
 
+    options: ClassVar[Mapping[str, Any]] = {}  # of encoding
+
     def __init__(self, model: str, device: str) -> None:
         self.model, self.device = model, device
         self.seen: set[Any] = set()  # sizes
 
     def read(self, data: bytes, device: str) -> Codes:
-        return codes_of(data, self.model, device)
+        return list(codes_of(data, self.model, device))
+
+    def encode(self, path: Path, setting: Setting | None, device: str) -> bytes:
+        return encode(path, self.model, device, setting, **self.options)
 
     def made(self, path: Path, setting: Setting | None) -> tuple[bytes, bytes | None]:
         """The CPU's file and the device's; a .tok file is taken as it is."""
         if path.suffix.lower() == ".tok":
             return read_bytes(path), None
-        return encode_on(path, setting, self.model, "cpu"), encode_on(path, setting, self.model, self.device)
+        return self.encode(path, setting, "cpu"), self.encode(path, setting, self.device)
 
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         """Figures of a file, and the codes of the CPU's."""
@@ -205,17 +199,17 @@ class Pictures(Comparison):
         header = read_tok(data).picture
         extent = header.height, header.width
         if extent not in self.seen:
-            median_s(decode_on, data, self.model, self.device, runs=WARM_UP)
+            median_s(decode, data, self.model, self.device, runs=WARM_UP)
         self.seen.add(extent)
         if header.n_segments == 1:
             self.groups.setdefault((header.quality / 100, *extent), []).append(data)
         found = compare(data, other, self.read, self.device)
-        encode_s = None if other is None else median_s(encode_on, path, setting, self.model, self.device)
+        encode_s = None if other is None else median_s(self.encode, path, setting, self.device)
         return {
             "name": path.name, "quality": setting and setting.value, "height": header.height, "width": header.width,
             "bytes_cpu": len(data), "same_file": None if other is None else other == data, "same_codes": found.same,
-            "encode_s": encode_s, "decode_s": median_s(decode_on, data, self.model, self.device),
-            "decode_cpu_s": median_s(decode_on, data, self.model, "cpu", runs=1),
+            "encode_s": encode_s, "decode_s": median_s(decode, data, self.model, self.device),
+            "decode_cpu_s": median_s(decode, data, self.model, "cpu", runs=1),
         }, found.codes  # fmt: skip
 
     def more(self) -> dict[str, Any]:
@@ -229,20 +223,22 @@ class Pictures(Comparison):
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
         """Means over the files of a quality."""
-        heads = ["quality", "files", "bpp", "same file", "same codes", "encode ms", "decode ms", "most", "CPU ms"]
-        lines = []
-        for quality in sorted({row["quality"] for row in rows}, key=lambda q: -1 if q is None else q):
-            group = [row for row in rows if row["quality"] == quality]
-            bpp = statistics.mean(8 * row["bytes_cpu"] / (row["height"] * row["width"]) for row in group)
-            encode = [1e3 * row["encode_s"] for row in group if row["encode_s"] is not None]
-            decode, decode_cpu = ([1e3 * row[key] for row in group] for key in ("decode_s", "decode_cpu_s"))
-            cells = ["-" if quality is None else f"{quality:g}", str(len(group)), f"{bpp:.3f}"]
-            cells += [str(sum(row["same_file"] for row in group)) if encode else "-"]
-            cells += [str(sum(row["same_codes"] for row in group))]
-            cells += [f"{statistics.mean(encode):.1f}" if encode else "-"]
-            cells += [f"{statistics.mean(decode):.1f}", f"{max(decode):.1f}", f"{statistics.mean(decode_cpu):.0f}"]
-            lines.append(("", cells))
-        yield Table(heads, lines)
+        entries = []
+        for key, group in group_by(sorted(rows, key=lambda row: row["quality"] or 0), "quality"):
+            encode, decode, decode_cpu = (
+                [1e3 * row[name] for row in group if row[name] is not None]
+                for name in ("encode_s", "decode_s", "decode_cpu_s")
+            )
+            entries.append(
+                key | {"files": len(group), "same_codes": sum(row["same_codes"] for row in group),
+                       "bpp": statistics.mean(8 * row["bytes_cpu"] / (row["height"] * row["width"]) for row in group),
+                       "same_file": sum(row["same_file"] for row in group) if encode else None,
+                       "encode": statistics.mean(encode) if encode else None, "decode": statistics.mean(decode),
+                       "most": max(decode), "cpu": statistics.mean(decode_cpu)}
+            )  # fmt: skip
+        columns = [("quality", "{quality:g}"), ("files", "{files}"), ("bpp", "{bpp:.3f}"), ("same file", "{same_file}")]
+        columns += [("same codes", "{same_codes}"), ("encode ms", "{encode:.1f}"), ("decode ms", "{decode:.1f}")]
+        yield table_of(entries, [*columns, ("most", "{most:.1f}"), ("CPU ms", "{cpu:.0f}")])
 
     def lines(self, rows: Sequence[Row]) -> Iterator[str]:
         for entry in self.batches:
@@ -256,10 +252,10 @@ class Sounds(Comparison):
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         data, other = self.made(path, setting)
         assert other is not None
-        encode_s = timed(encode_on, path, setting, self.model, self.device).wall_s
+        encode_s = timed(self.encode, path, setting, self.device).wall_s
         found = compare(data, other, self.read, self.device)
         assert found.other is not None
-        decoded = timed(decode_on, data, self.model, self.device)
+        decoded = timed(decode, data, self.model, self.device)
         sound = decoded.result.sound
         alike = sum(
             int((a[: len(b)] == b[: len(a)]).sum()) for a, b in zip(found.codes, found.other, strict=True)
@@ -272,16 +268,18 @@ class Sounds(Comparison):
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
         total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "name"}
-        cells = [str(len(rows)), str(total["same_codes"]), f"{total['analysed_alike']} of {total['codes']}"]
-        cells += [f"{8e-3 * total['bytes_cpu'] / total['seconds']:.3f}"]
-        cells += [f"{total[key] / total['seconds']:.4f}" for key in ("encode_s", "decode_s")]
-        heads = ["files", "same codes", "analysed alike", "kbit/s", "encode, of real time", "decode"]
-        yield Table(heads, [("", cells)])
+        total |= {key: total[key] / total["seconds"] for key in ("encode_s", "decode_s")}
+        total |= {"files": len(rows), "kbps": 8e-3 * total["bytes_cpu"] / total["seconds"]}
+        columns = [("files", "{files}"), ("same codes", "{same_codes}"), ("kbit/s", "{kbps:.3f}")]
+        columns += [("analysed alike", "{analysed_alike} of {codes}"), ("encode, of real time", "{encode_s:.4f}")]
+        yield table_of([total], [*columns, ("decode", "{decode_s:.4f}")])
 
 
 class Videos(Comparison):
     """Clips at a number of levels. The first of every size is measured twice, and the first time thrown away: GPUs
     choose their kernels then."""
+
+    options: ClassVar[Mapping[str, Any]] = {"sound": False}
 
     def read(self, data: bytes, device: str) -> Codes:
         tok = read_tok(data)
@@ -300,7 +298,7 @@ class Videos(Comparison):
         if path.suffix.lower() == ".tok":
             data = read_bytes(path)
         else:
-            own, theirs = (timed(encode_on, path, setting, self.model, on) for on in ("cpu", self.device))
+            own, theirs = (timed(self.encode, path, setting, on) for on in ("cpu", self.device))
             data, other, encode_s = own.result, theirs.result, (own.wall_s, theirs.wall_s)
         header = read_tok(data).video
         if header.prior == FIT:
@@ -335,24 +333,25 @@ class Videos(Comparison):
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
         """A line for every clip, and the speed of both devices over all of them."""
-        heads = ["clip", "frames", "same codes", "same bytes", "other codes", "other pixels", "most", "in parts"]
-        lines = []
+        entries = []
         for row in rows:
-            parts = differ = "-"
-            if row["made"] is not None:
-                parts = yes(row["made"]["chunked_cpu"] and row["made"]["chunked_device"])
-                differ = f"{sum(row['made']['other_codes']) / sum(row['codes']):.3%}"
-            cells = [row["name"], str(row["frames"]), yes(row["same_codes"]), yes(row["same_bytes"]), differ]
-            lines.append(("", [*cells, f"{row['other_pixels']:.3%}", str(row["largest"]), parts]))
-        yield Table(heads, lines)
+            made, differ, parts = row["made"], None, None
+            if made is not None:
+                differ = sum(made["other_codes"]) / sum(row["codes"])
+                parts = yes(made["chunked_cpu"] and made["chunked_device"])
+            words = {key: yes(row[key]) for key in ("same_codes", "same_bytes")}
+            entries.append(row | {"differ": differ, "parts": parts} | words)
+        columns = [("clip", "{name}"), ("frames", "{frames}"), ("same codes", "{same_codes}")]
+        columns += [("same bytes", "{same_bytes}"), ("other codes", "{differ:.3%}")]
+        columns += [("other pixels", "{other_pixels:.3%}"), ("most", "{largest}"), ("in parts", "{parts}")]
+        yield table_of(entries, columns)
         frames, speeds = sum(row["frames"] for row in rows), []
         for where in ("cpu", "device"):
-            encode, entropy, nets = (
-                sum(row[where][step] or 0.0 for row in rows) for step in ("encode", "entropy", "nets")
-            )
-            seconds = (encode or None, entropy + nets, entropy, nets)
-            speeds.append(("", [where, *(number(s and frames / s, 1) for s in seconds)]))
-        yield Table(["frames a second", "encode", "decode", "entropy model", "nets"], speeds)
+            total = {key: sum(row[where][key] or 0.0 for row in rows) for key in ("encode", "entropy", "nets")}
+            total["decode"] = total["entropy"] + total["nets"]
+            speeds.append({"where": where} | {key: frames / s if s else None for key, s in total.items()})
+        columns = [("frames a second", "{where}"), ("encode", "{encode:.1f}"), ("decode", "{decode:.1f}")]
+        yield table_of(speeds, [*columns, ("entropy model", "{entropy:.1f}"), ("nets", "{nets:.1f}")])
 
     def lines(self, rows: Sequence[Row]) -> Iterator[str]:
         both = [(sum(row["made"]["other_codes"]), sum(row["codes"])) for row in rows if row["made"] is not None]

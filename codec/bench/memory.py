@@ -25,7 +25,7 @@ from rich.console import Console
 from ..errors import TokodecError, UsageError
 from ..settings import Setting
 from .contender import Coded, Contender
-from .report import Table, print_table
+from .report import print_table, table_of
 
 START = "start-up"
 # What a process begins with: at its end it writes its peak memory in KiB. The kernel's figure for children (ru_maxrss)
@@ -193,7 +193,7 @@ def bench_processes(picture: Path | None, megapixels: float | None, model: str |
             run_codec("info", tok),
             run_codec("decode", tok, "-o", out, *more),
         ]
-    rows = [("", [f"codec {run.command}", f"{run.seconds:.2f}", f"{run.cpu:.2f}", f"{run.mib:.0f}"]) for run in runs]
-    table = Table(["command", "seconds", "CPU seconds", "peak MiB"], rows)
+    columns = [("command", "codec {command}"), ("seconds", "{seconds:.2f}"), ("CPU seconds", "{cpu:.2f}")]
+    table = table_of(map(vars, runs), [*columns, ("peak MiB", "{mib:.0f}")])
     print_table(Console(), table, f"whole processes on {source.name}, {os.cpu_count()} CPUs")
     return runs

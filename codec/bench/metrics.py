@@ -55,9 +55,10 @@ class Metric:
         """What a chart calls it."""
         return self.title + ("" if self.higher_is_better else " (lower is better)")
 
-    def text(self, entry: Mapping[str, Any]) -> str:
-        """Its value in a row; a dash for None."""
-        return "-" if entry[self.key] is None else f"{entry[self.key]:.{self.digits}f}"
+    @property
+    def column(self) -> tuple[str, str]:
+        """Of a table, see :func:`.report.table_of`."""
+        return self.head, f"{{{self.key}:.{self.digits}f}}"
 
 
 # As the command line calls them, in the order of the tables.

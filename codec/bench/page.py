@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from typing import Any
+
+import numpy as np
 
 from .metrics import Metric
 from .report import Cell, Section, Table
@@ -17,14 +19,58 @@ from .report import Cell, Section, Table
 # Colours that colour-blind readers tell apart (Okabe and Ito), on white and on black.
 OURS = ("#d55e00", "#e69f00", "#b8860b")
 PEERS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#8a8a8a", "#7a5cc2", "#2f9e9e")
-SOURCE_KEYS = ("commit", "date")
+
+
+BPP = {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4}
+KBPS = {"key": "kbps", "name": "kbit/s", "unit": "kbit/s", "digits": 2}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A clip by one codec. kind: "original", "ours" or "peer".  media: what shows or plays it, HTML.  note: its bytes
+    and quality.  still: a frame of a video, ``[H, W, 3]`` uint8."""
+
+    label: str
+    kind: str
+    media: str
+    note: str = ""
+    still: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A clip in all its versions, the original first. layout: class of the article.  above, below: HTML around the
+    cards of the versions, with ``more`` at the end of each.  group: what it is sorted by."""
+
+    name: str
+    about: str
+    versions: Sequence[Version]
+    layout: str
+    above: str = ""
+    below: str = ""
+    more: str = ""
+    group: str = ""
+
+    @property
+    def html(self) -> str:
+        cards = "".join(
+            f'<figure class="{v.kind}" data-kind="{v.kind}">{v.media}<figcaption><b>{escape(v.label)}</b>'
+            f"{f'<br>{v.note}' if v.note else ''}{self.more}</figcaption></figure>"
+            for v in self.versions
+        )
+        head = f"<h3>{escape(self.name)} <small>{escape(self.about)}</small></h3>"
+        return f"""<article class="{self.layout}">
+{head}{self.above}
+<div class="cards">{cards}</div>
+{self.below}</article>
+"""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What the script draws. rate: "key", "name", "unit" and "digits" of the horizontal axis.  metrics: of the vertical
-    one, to choose from.  series: see :func:`series_of`.  ends: of the axis of rates, to choose from.
-    groups: points belong to one of them, and one is drawn at a time."""
+    """What the script draws. rate: the horizontal axis.  metrics: the vertical one, to choose from.  series: see
+    :func:`draw`.  ends: of the axis of rates, to choose from.  groups: points belong to one of them, and one is drawn
+    at a time."""
 
     rate: Mapping[str, Any]
     metrics: Sequence[Metric]
@@ -39,14 +85,43 @@ class Chart:
         return {"rate": dict(self.rate), "metrics": metrics, "series": list(self.series), **groups}
 
 
+def draw(
+    curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], rate: str, keys: Sequence[str],
+    shown: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Series of a chart from name, kind and entries of each curve: points with the finite ones of ``keys`` (JSON has no
+    infinity), rising in ``rate``. shown: names of the published curves that are drawn from the start."""
+    palettes = {"ours": cycle(OURS), "peer": cycle(PEERS), "published": pale_colours(len(shown))}
+    series = []
+    for name, kind, entries in curves:
+        points = [{key: entry[key] for key in keys if finite(entry.get(key))} for entry in entries]
+        points.sort(key=lambda point: point[rate])
+        drawn = kind != "published" or name in shown
+        series.append(
+            {"name": name, "kind": kind, "colour": next(palettes[kind]), "shown": drawn, "points": points}
+        )
+    return series
+
+
+def pale_colours(first: int) -> Iterator[str]:
+    """Of published curves, the first ones far apart."""
+    yield from (f"hsl({i * 360 // first} 45% 50%)" for i in range(first))
+    yield from (f"hsl({i * 137 % 360} 30% 58%)" for i in range(100))
+
+
+def finite(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
 @dataclass(frozen=True)
 class Page:
-    """What a page shows beside its chart and sections. lead: what the figures are.  sources: name and description of
-    everything that was measured.  exhibits: HTML.  style, script: more of both, after those of all pages."""
+    """What a page shows beside its chart and sections. lead: what the figures are.  exhibits: after a heading and what
+    to do with them.  sources: name and description of everything that was measured.  style, script: more of both, after
+    those of all pages."""
 
     title: str
     lead: str
-    exhibits: str
+    exhibits: tuple[str, str, Sequence[Exhibit]]
     sources: Mapping[str, str]
     style: str = ""
     script: str = ""
@@ -54,11 +129,12 @@ class Page:
 
 def page(what: Page, report: Mapping[str, Any], chart: Chart, sections: Sequence[Section]) -> str:
     """The page as text. ``report`` is what results.json holds."""
-    place = report["machine"] | report["versions"] | {key: report[key] for key in SOURCE_KEYS}
+    place = report["machine"] | report["versions"] | {key: report[key] for key in ("commit", "date")}
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in place.items())
     how = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in what.sources.items())
     notes = "".join(f"<p>Note: {escape(note)}</p>" for note in report.get("notes", []))
     notes += "".join(f"<p>Left out: {escape(reason)}</p>" for reason in report["skipped"])
+    heading, hint, exhibits = what.exhibits
     text = json.dumps(chart.data, allow_nan=False).replace("<", "\\u003c")  # nothing in it may end the element
     return f"""<!doctype html>
 <html lang="en">
@@ -74,7 +150,9 @@ def page(what: Page, report: Mapping[str, Any], chart: Chart, sections: Sequence
 {notes}
 <h2>Rate and distortion</h2>
 {chart_html(chart)}
-{what.exhibits}
+<h2>{escape(heading)}</h2>
+<p>{escape(hint)}</p>
+{"".join(exhibit.html for exhibit in exhibits)}
 {"".join(section_html(section) for section in sections)}
 <h2>How it was measured</h2>
 <ul>{how}</ul>
@@ -101,21 +179,6 @@ def chart_html(chart: Chart) -> str:
 <div id="chart"><svg></svg><div id="tip" hidden></div></div>
 <noscript>The chart needs JavaScript; its numbers are in the tables below and in results.json.</noscript>
 <div id="legend"></div>"""
-
-
-def colours(kind: str) -> Iterator[str]:
-    """Of the series of a kind, "ours" or not, one after the other."""
-    return cycle(OURS if kind == "ours" else PEERS)
-
-
-def points_of(entries: Sequence[Mapping[str, Any]], rate: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Points of a series, rising in rate, with the finite ones of ``keys``: JSON has no infinity."""
-    points = [{key: entry[key] for key in keys if finite(entry.get(key))} for entry in entries]
-    return sorted(points, key=lambda point: point[rate])
-
-
-def finite(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def section_html(section: Section) -> str:
@@ -193,9 +256,12 @@ tr.own td{font-weight:700;background:var(--box)}
 .slider:focus-within .line{width:4px;margin-left:-2px}
 .slider output{position:absolute;top:8px;padding:0 .5em;background:#000a;color:#fff;font-size:13px;border-radius:3px}
 .slider output.left{left:8px}.slider output.right{right:8px}
-.cards{display:flex;flex-wrap:wrap;gap:.8rem;margin-top:.6rem}
-.cards figure{margin:0;flex:1 1 140px;max-width:230px}.cards img{width:100%;display:block}
-figcaption{font-size:13px;line-height:1.4}.cards button{margin:.2em .3em 0 0}
+article{margin-top:1.5rem}article h3{margin-bottom:.3rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:.9rem;margin-top:.6rem}
+.pictures .cards{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}
+.cards figure{margin:0;background:var(--box);border-radius:6px;overflow:hidden}.cards img{width:100%;display:block}
+.sounds .ours,.videos .ours{outline:2px solid #d55e00}
+figcaption{font-size:13px;line-height:1.4;padding:.3em .7em}.cards button{margin:.2em .3em 0 0}
 .cards button[aria-pressed=true]{font-weight:700;outline:2px solid currentColor}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:13px}dd{margin:0;overflow-wrap:anywhere}
 details{margin-top:1rem}li{font-size:14px}
@@ -355,7 +421,7 @@ state.most = +fitting.value;
 legend();
 draw();
 
-for (const section of document.querySelectorAll("section")) {
+for (const section of document.querySelectorAll("article.pictures")) {
   const slider = section.querySelector(".slider"), range = slider.querySelector("input");
   const cards = [...section.querySelectorAll("figure")];
   const move = () => {

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from rich.box import SIMPLE
@@ -71,11 +72,6 @@ def plural(n: int, thing: str) -> str:
     return f"{n} {thing}{'s' * (n != 1)}"
 
 
-def number(value: float | None, digits: int, unit: str = "") -> str:
-    """A dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}{unit}"
-
-
 def signed(percent: float | None, digits: int = 0) -> str:
     return "-" if percent is None else f"{percent:+.{digits}f} %"
 
@@ -95,19 +91,39 @@ def where(report: Mapping[str, Any]) -> str:
     return f"{host['device'] if host['device'] != 'cpu' else host['processor']}, {threads}"
 
 
-def grouped(keys: Sequence[Any], cells: Sequence[Sequence[str | Cell]]) -> list[tuple[str, Sequence[str | Cell]]]:
-    """Rows whose class is "first" where the key is another than that of the row before."""
-    before = [*keys[:1], *keys]
-    return [("" if key == last else "first", own) for last, key, own in zip(before, keys, cells, strict=False)]
+Column = tuple[str, str | Callable[[Mapping[str, Any]], str | Cell]]
 
 
-def memory_table(report: Mapping[str, Any]) -> Table:
-    """Peaks of whole processes."""
-    rows = []
-    for entry in report["memory"]["codecs"]:
-        name = f"{entry['codec']} {entry['synthesis']}".strip()
-        rows.append(("", [name, *(number(entry[key], 0) for key in ("encode_mib", "decode_mib", "gpu_mib"))]))
-    return Table(["codec", "encode\nMiB", "decode\nMiB", "GPU\nMiB"], rows)
+class _Dashes(Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "-" if value is None else str(super().format_field(value, format_spec))
+
+
+def table_of(
+    entries: Iterable[Mapping[str, Any]], columns: Sequence[Column], group: str = "", wide: int = 0
+) -> Table:
+    """A row for each entry.
+
+    Args:    columns: heads, see :class:`Table`, and what a cell is: a format of the entry's fields, as "{bytes:.0f}",
+             in which None becomes a dash, or a function of the entry.
+             group: field whose change begins a group of rows; an entry with a true field "ours" is marked as ours.
+    """
+    rows: list[tuple[str, Sequence[str | Cell]]] = []
+    last: Any = None
+    for entry in entries:
+        kind = "own" if entry.get("ours") is True else ""
+        if group and rows and entry[group] != last:
+            kind = "first"
+        last = entry[group] if group else None
+        cells = [_Dashes().vformat(cell, (), entry) if isinstance(cell, str) else cell(entry) for _, cell in columns]
+        rows.append((kind, cells))
+    return Table([head for head, _ in columns], rows, wide)
+
+
+MEMORY: tuple[Column, ...] = tuple(
+    (f"{step}\nMiB", f"{{{key}:.0f}}")
+    for step, key in (("encode", "encode_mib"), ("decode", "decode_mib"), ("GPU", "gpu_mib"))
+)
 
 
 def memory_section(report: Mapping[str, Any]) -> list[Section]:
@@ -118,7 +134,8 @@ def memory_section(report: Mapping[str, Any]) -> list[Section]:
     about = (
         f"Of a whole process that codes {name} once, Python and libraries included; start-up is one that only reads it."
     )
-    return [Section("Peak memory", about, [("", memory_table(report))])]
+    table = table_of(report["memory"]["codecs"], [("codec", "{codec}"), *MEMORY])
+    return [Section("Peak memory", about, [("", table)])]
 
 
 # ---------------------------------------------------------------------------------------------------- the terminal

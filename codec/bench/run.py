@@ -20,7 +20,7 @@ from ..errors import MediaError, UsageError
 from ..provenance import origin
 from .contender import Contender
 from .memory import measure_peak_memory
-from .report import make_folder, rows_as_csv, write_results, write_text
+from .report import Section, make_folder, print_report, rows_as_csv, write_results, write_text
 
 Row = dict[str, Any]  # a line of results.csv
 
@@ -66,8 +66,15 @@ class Bench(ABC):
         """The modality's part of the report."""
 
     @abstractmethod
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
-        """Print the tables, write what only this modality writes, and give the page."""
+    def sections(self, report: Mapping[str, Any]) -> list[Section]:
+        """What is printed, and shown on the page."""
+
+    @abstractmethod
+    def page(self, report: Mapping[str, Any], exhibits: Sequence[Any], sections: Sequence[Section]) -> str: ...
+
+    def write_more(self, found: Findings, out: Path) -> str:
+        """Write what only this modality writes; its name after a comma."""
+        return ""
 
 
 def run(bench: Bench, paths: Sequence[Path], out: Path, *, memory: bool, threads: int | None) -> dict[str, Any]:
@@ -113,8 +120,9 @@ def run(bench: Bench, paths: Sequence[Path], out: Path, *, memory: bool, threads
             measured = {bench.memory_clip: first.name, "codecs": peaks}
         place = origin(bench.device)
     report = {**bench.report(found), "skipped": found.skipped, "memory": measured, **place}
-    html = bench.publish(report, found, out)
-    write_results(out, rows_as_csv(found.rows), report, html)
+    sections = bench.sections(report)
+    write_results(out, rows_as_csv(found.rows), report, bench.page(report, found.exhibits, sections))
+    print_report(sections, report, out, bench.write_more(found, out))
     return report
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +24,11 @@ OURS = "ours"
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def current(device: str) -> AbstractContextManager[Any]:
+    """Make a device PyTorch's current one, if it is a GPU; what was before comes back."""
+    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
 
 
 def triton_testing() -> Any:

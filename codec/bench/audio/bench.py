@@ -28,12 +28,13 @@ from ..contender import Contender, Timed, results, warm_up
 from ..curves import group_by, means
 from ..metrics import SOUND_METRICS, Metric, choose_sound_metrics, measure_sound
 from ..options import AudioOptions
-from ..report import plural, print_report
+from ..page import Exhibit
+from ..report import plural
 from ..run import Bench, Findings, Row, run
 from . import opus
 from .neural import SOUND_BASELINES, find_sound_baselines, load_sound_baseline
 from .ours import CHUNK, count_codes, prepare_sound, run_nets, run_stream
-from .page import SoundExhibit, SoundVersion, audio_page, sections
+from .page import audio_page, players, sections
 
 SPEED_KBPS = 3.0  # our rate whose speed is compared, or the nearest to it
 WARM_UP = 2 * SAMPLE_RATE  # samples that every codec runs on before the first clip
@@ -73,6 +74,8 @@ class SoundBench(Bench):
     """What sounds add to the runner."""
 
     things = "sounds"
+    sections = staticmethod(sections)
+    page = staticmethod(audio_page)
 
     def __init__(self, options: AudioOptions, show: Sequence[str]) -> None:
         self.options, self.show = options, set(show)
@@ -104,8 +107,8 @@ class SoundBench(Bench):
     def facts(self, clip: Clip) -> tuple[str, str]:
         return clip.name, f"{clip.seconds:.1f} s"
 
-    def measure(self, clip: Clip, notes: list[str]) -> tuple[list[Row], SoundExhibit | None]:
-        versions = [SoundVersion("original", "original", 384.0, clip.x)]
+    def measure(self, clip: Clip, notes: list[str]) -> tuple[list[Row], Exhibit | None]:
+        sounds = [("original", "original", 384.0, clip.x)]
         rows, timings = [], []
         compared = min(self.coder.settings, key=lambda setting: abs(setting.value - SPEED_KBPS)).value
         for result in results(clip, self.codecs, notes):
@@ -126,7 +129,7 @@ class SoundBench(Bench):
             measured = measure_sound(clip.x, x_hat, clip.kind, self.metrics)
             rows.append(row(clip, codec.name, "curve", times, **fields, **measured))
             label = codec.name if codec is self.coder else codec.name.capitalize()
-            versions.append(SoundVersion(f"{label} at {rate:g}", codec.kind, fields["kbps"], x_hat))
+            sounds.append((f"{label} at {rate:g}", codec.kind, fields["kbps"], x_hat))
         ours = [own for own in rows if own["codec"] == self.coder.name]
         levels = next(max(1, round(own["levels"])) for own in ours if own["asked_kbps"] == compared)
         alone = [
@@ -136,7 +139,7 @@ class SoundBench(Bench):
         rows[len(ours) : len(ours)] = alone
         shown = clip.name in self.show if self.show else clip.kind not in self.kinds
         self.kinds.add(clip.kind)
-        return rows + timings, SoundExhibit(clip.name, clip.kind, versions) if shown else None
+        return rows + timings, players(clip.name, clip.kind, sounds) if shown else None
 
     def report(self, found: Findings) -> dict[str, Any]:
         table = aggregate(found.rows, self.coder.name)
@@ -154,11 +157,6 @@ class SoundBench(Bench):
             "peers": {peer.name: peer.described for peer in self.peers},
             "baselines": {name: SOUND_BASELINES[name] for name in self.timed},
         }
-
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
-        parts = sections(report)
-        print_report(parts, report, out)
-        return audio_page(report, found.exhibits, parts)
 
 
 def row(clip: Clip, codec: str, role: str, times: tuple[Timed[Any], Timed[Any]], **fields: Any) -> Row:

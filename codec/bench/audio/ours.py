@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,35 +12,21 @@ from torch import Tensor
 from ....tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEncoder
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
-from ...decode import decode_file, file_tokens
-from ...encode import encode_file
-from ...errors import UsageError
+from ...decode import file_tokens
 from ...metrics.spectrogram import Mono
-from ...models import load_model, pick_device
-from ...options import check_effort
-from ...registry import MODALITIES
+from ...models import load_model
 from ...settings import Setting
-from ..clips import SAMPLE_RATE, Clip
-from ..contender import Codec, Coded, Spec, Timed, timed
+from ..clips import SAMPLE_RATE
+from ..contender import Coded, Spec, Timed, timed
+from ..ours import Ours, decode, load_ours, rates
 
 CHUNK = 1920  # samples of a stream that come at once: 80 ms
 
 
-@dataclass(frozen=True)
-class SoundCoder(Codec):
-    """A model for sounds, ready to run. ``model``: name, folder or hub id.  ``settings``: rates, rising."""
+class SoundCoder(Ours):
+    """A model for sounds at rates."""
 
-    model: str
-    name: str
-    settings: tuple[Setting, ...]
-    device: str
-    effort: int = 0
-    kind = "ours"
     smallest = Setting("levels", 1)
-
-    @property
-    def described(self) -> str:
-        return f".tok files: {', '.join(setting.label for setting in self.settings)}"
 
     @property
     def tokenizer(self) -> AudioGRVQ:
@@ -50,14 +34,9 @@ class SoundCoder(Codec):
         assert isinstance(tokenizer, AudioGRVQ)
         return tokenizer
 
-    def encode(self, clip: Clip, setting: Setting) -> Coded:
-        source = io.BytesIO(clip.wav)
-        encoded = encode_file(source, model=self.model, device=self.device, effort=self.effort, **setting.rate)
-        return Coded.of(encoded.data)
-
     def decode(self, coded: Coded, variant: str = "") -> Mono:
         """Samples ``[n]`` at 24 kHz."""
-        sound = decode_file(io.BytesIO(coded.files[0]), model=self.model, device=self.device).sound
+        sound = decode(coded.files[0], self.model, self.device).sound
         assert sound.sample_rate == SAMPLE_RATE
         assert len(sound.samples) == 1
         return sound.samples[0]
@@ -71,16 +50,9 @@ class SoundCoder(Codec):
 
 def prepare_sound(model: str | None, device: str, kbps: Sequence[float], effort: int = 0) -> SoundCoder:
     """Load the model and check the rates. Raises UsageError for another kind of model, no rates, no effort."""
-    check_effort(effort)
-    chosen = sorted(set(kbps))
-    if not chosen or not all(rate > 0 and math.isfinite(rate) for rate in chosen):
-        raise UsageError("rates are numbers above 0, in kbit/s")
-    model = model or MODALITIES["audio"].encode_model
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if not isinstance(tokenizer, AudioGRVQ):
-        raise UsageError(f"{tokenizer.name} is not a model for sounds")
-    return SoundCoder(model, tokenizer.name, tuple(Setting("kbps", rate) for rate in chosen), device, effort)
+    settings = rates(kbps or [0.0])
+    model, device, tokenizer = load_ours(model, "audio", device, effort)
+    return SoundCoder(model, tokenizer.name, tuple(settings), device, effort)
 
 
 class Codes(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -12,11 +11,10 @@ from ...media.audio import Sound, write_audio
 from ...metrics.spectrogram import DYNAMICS, Mono, levels, spectrogram
 from ..clips import SAMPLE_RATE
 from ..metrics import SOUND_METRICS, Metric
-from ..page import Chart, Page, colours, data_uri, page, points_of
-from ..report import Cell, Section, Table, memory_section, number, plural, where
+from ..page import KBPS, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..report import Cell, Section, Table, memory_section, plural, table_of, where
 
 SHOWN_SECONDS = 10.0  # of a sound on the page
-KBPS = {"key": "kbps", "name": "kbit/s", "unit": "kbit/s", "digits": 2}
 BY_KEY = {metric.key: metric for metric in SOUND_METRICS.values()}
 BEATS_NONE = "none"
 LEAD = (
@@ -26,13 +24,13 @@ LEAD = (
     " compare. PESQ (wideband), STOI and DNSMOS (P.835, overall) are for speech only. Mel and STFT distances: lower is"
     " better."
 )
+HINT = (
+    "Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to"
+    f" {SAMPLE_RATE // 2000} kHz and {DYNAMICS:.0f} dB."
+)
 STYLE = """
-article{margin-top:1.4rem}article h3{margin-bottom:.3rem}
-.sounds{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:1rem}
-.sounds figure{margin:0;background:var(--box);border-radius:6px;overflow:hidden}
-.sounds img{display:block;width:100%;height:150px;image-rendering:auto}
-.sounds audio{display:block;width:100%;height:36px}.sounds figcaption{padding:.3em .7em}
-.sounds .ours{outline:2px solid #d55e00}.better{color:#00795a;font-weight:600}.worse{color:#c0392b}
+.sounds img{height:150px}.sounds audio{display:block;width:100%;height:36px}
+.better{color:#00795a;font-weight:600}.worse{color:#c0392b}
 @media (prefers-color-scheme:dark){.better{color:#4fd1a5}.worse{color:#ff8a7a}}
 """
 # One sound at a time; the next goes on where the last one is.
@@ -51,51 +49,26 @@ for (const article of document.querySelectorAll("article")) {
 """
 
 
-@dataclass(frozen=True)
-class SoundVersion:
-    """One sound by one codec. x: ``[n]`` at 24 kHz."""
-
-    label: str
-    kind: str  # "original", "ours" or "peer"
-    kbps: float
-    x: Mono
-
-
-@dataclass(frozen=True)
-class SoundExhibit:
-    """A clip in all its versions, the original first. kind: of clip."""
-
-    name: str
-    kind: str
-    versions: list[SoundVersion]
-
-
-def audio_page(report: Mapping[str, Any], exhibits: Sequence[SoundExhibit], sections: Sequence[Section]) -> str:
+def audio_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
     """The page as text. ``report`` is what results.json holds, see :func:`.bench.bench_audio`."""
     effort = f", effort {report['effort']}" if report["effort"] else ""
     title = f"{report['model']}{effort}: {plural(len(report['clips']), 'clip')}"
-    by_kind = sorted(exhibits, key=lambda exhibit: report["kinds"].index(exhibit.kind))
-    html = f"""<h2>Listen</h2>
-<p>Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to
-{SAMPLE_RATE // 2000} kHz and {DYNAMICS:.0f} dB.</p>
-{"".join(article(exhibit) for exhibit in by_kind)}"""
+    by_kind = sorted(exhibits, key=lambda exhibit: report["kinds"].index(exhibit.group))
     sources = report["peers"] | report["baselines"]
-    return page(Page(title, LEAD, html, sources, STYLE, SCRIPT), report, chart_of(report), sections)
+    what = Page(title, LEAD, ("Listen", HINT, by_kind), sources, style=STYLE, script=SCRIPT)
+    return page(what, report, chart_of(report), sections)
 
 
 def chart_of(report: Mapping[str, Any]) -> Chart:
     """A series for each codec, whose points belong to the kinds of clips."""
-    of_kind = {"ours": colours("ours"), "peer": colours("peer")}
-    series = []
-    for codec, ours in dict.fromkeys((e["codec"], e["ours"]) for e in report["aggregates"]):
-        entries = [
-            entry | {"group": entry["kind"], "setting": f"{entry['asked_kbps']:g} kbit/s"}
-            for entry in report["aggregates"]
-            if entry["codec"] == codec
-        ]
-        kind = "ours" if ours else "peer"
-        points = points_of(entries, "kbps", ("group", "setting", "kbps", *report["metrics"]))
-        series.append({"name": codec, "kind": kind, "colour": next(of_kind[kind]), "shown": True, "points": points})
+    entries = [
+        entry | {"group": entry["kind"], "setting": f"{entry['asked_kbps']:g} kbit/s"} for entry in report["aggregates"]
+    ]
+    curves = [
+        (codec, "ours" if ours else "peer", [entry for entry in entries if entry["codec"] == codec])
+        for codec, ours in dict.fromkeys((entry["codec"], entry["ours"]) for entry in entries)
+    ]
+    series = draw(curves, "kbps", ("group", "setting", "kbps", *report["metrics"]))
     return Chart(KBPS, [BY_KEY[key] for key in report["metrics"]], series, (16, 32), report["kinds"])
 
 
@@ -112,13 +85,10 @@ def kind_sections(report: Mapping[str, Any], kind: str) -> list[Section]:
     """Means of one kind of clip, and where ours wins and loses."""
     metrics = metrics_of(report, kind)
     entries = [entry for entry in report["aggregates"] if entry["kind"] == kind]
-    rows = []
-    for i, e in enumerate(entries):
-        cells = [f"{e['codec']} {e['asked_kbps']:g}", number(e["kbps"], 2), number(e["file_kbps"], 2)]
-        cells += ["-" if e["saved"] is None else f"{e['saved']:.1%}", *(metric.text(e) for metric in metrics)]
-        rows.append(("first" if i and entries[i - 1]["codec"] != e["codec"] else "own" * e["ours"], cells))
+    columns = [("codec", "{codec} {asked_kbps:g}"), ("kbit/s", "{kbps:.2f}"), ("file\nkbit/s", "{file_kbps:.2f}")]
+    columns += [("saved", "{saved:.1%}"), *(metric.column for metric in metrics)]
     heads = [metric.head for metric in metrics]
-    tables = [("", Table(["codec", "kbit/s", "file\nkbit/s", "saved", *heads], rows))]
+    tables = [("", table_of(entries, columns, "codec"))]
     about = (
         "kbit/s of opus are those of its packets. Saved: share of the bits that fixed-length codes would take, whole"
         " files."
@@ -212,36 +182,34 @@ def pair_cell(pair: Mapping[str, Any], digits: int) -> Cell:
 
 def speed_section(report: Mapping[str, Any]) -> Section:
     """Real-time factors, by the clock and of the processor."""
-    keys = ("encode", "decode", "total", "total_cpu")
-    rows = [("own" * e["ours"], [e["what"], *(number(e[key], 3) for key in keys)]) for e in report["speed"]]
     about = (
         f"Seconds of work for a second of sound, medians over clips; {where(report)}. CPU total: seconds of the"
         " processor, which other work on the machine changes less. Files: from the bytes of a WAV file to those of a"
         " .tok file, and back to samples. Networks with random weights are there for their times only."
     )
-    return Section("Speed", about, [("", Table(["codec", "encode", "decode", "total", "CPU\ntotal"], rows))])
+    columns = [("codec", "{what}"), *((key, f"{{{key}:.3f}}") for key in ("encode", "decode", "total"))]
+    return Section("Speed", about, [("", table_of(report["speed"], [*columns, ("CPU\ntotal", "{total_cpu:.3f}")]))])
 
 
 # ------------------------------------------------------------------------------------------------------------ sounds
 
 
-def article(exhibit: SoundExhibit) -> str:
-    """Players of all versions of a clip, each under its spectrogram."""
+def players(name: str, kind: str, sounds: Sequence[tuple[str, str, float, Mono]]) -> Exhibit:
+    """All versions of a clip, each under its spectrogram. sounds: label, kind, kbit/s and samples, the original first.
+    kind: of clip."""
     n = round(SHOWN_SECONDS * SAMPLE_RATE)
-    loudest = float(levels(exhibit.versions[0].x[:n]).max())
-    seconds = len(exhibit.versions[0].x) / SAMPLE_RATE
+    loudest = float(levels(sounds[0][3][:n]).max())
+    seconds = len(sounds[0][3]) / SAMPLE_RATE
     cut = f", its first {SHOWN_SECONDS:g} s" if seconds > SHOWN_SECONDS else ""
-    cards = "".join(
-        f'<figure class="{v.kind}"><img alt="spectrogram of {escape(v.label)}" src="{picture_uri(v.x[:n], loudest)}">'
-        f'<audio controls preload="metadata" src="{sound_uri(v.x[:n])}"></audio>'
-        f"<figcaption><b>{escape(v.label)}</b>, {v.kbps:.2f} kbit/s</figcaption></figure>"
-        for v in exhibit.versions
-    )
-    return f"""<article>
-<h3>{escape(exhibit.name)} <small>{escape(exhibit.kind)}, {seconds:.1f} s{cut}</small></h3>
-<div class="sounds">{cards}</div>
-</article>
-"""
+    versions = []
+    for label, of, kbps, x in sounds:
+        image = io.BytesIO()
+        spectrogram(x[:n], loudest).save(image, "PNG", optimize=True)
+        uri = data_uri("image/png", image.getvalue())
+        media = f'<img alt="spectrogram of {escape(label)}" src="{uri}">'
+        media += f'<audio controls preload="metadata" src="{sound_uri(x[:n])}"></audio>'
+        versions.append(Version(label, of, media, f"{kbps:.2f} kbit/s"))
+    return Exhibit(name, f"{kind}, {seconds:.1f} s{cut}", versions, "sounds", group=kind)
 
 
 def sound_uri(x: Mono) -> str:
@@ -249,10 +217,3 @@ def sound_uri(x: Mono) -> str:
     buffer = io.BytesIO()
     write_audio(Sound(x[None], SAMPLE_RATE), buffer, ".flac", "a player")
     return data_uri("audio/flac", buffer.getvalue())
-
-
-def picture_uri(x: Mono, loudest: float) -> str:
-    """The spectrogram as PNG inside an address."""
-    buffer = io.BytesIO()
-    spectrogram(x, loudest).save(buffer, "PNG", optimize=True)
-    return data_uri("image/png", buffer.getvalue())

@@ -33,7 +33,7 @@ from ...models import pick_device
 from ...registry import MODALITIES
 from ..clips import read_photo
 from ..inputs import input_files, load_priors, priors_origin
-from ..report import Table, json_file, make_folder, number, plain_console, plural, print_table, said, where
+from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
 
 SYNTHESIS = "faithful"
 KINDS = ("codes", "cells", "later")
@@ -212,7 +212,7 @@ def bench_conceal(
                     x_hat = to_pixels(tokenizer, fill(damaged), tokens.spec)
                     value = psnr(x, x_hat)
                     drop = 0.0 if value == intact[str(path)] else intact[str(path)] - value
-                    fills.append(Fill(path.name, kind, name, lost, value, drop))
+                    fills.append(Fill(path.name, kind, name, lost=lost, psnr=value, drop=drop))
                     save_png(kept if kind == SAVED_KIND else None, path, name, x_hat)
         means = summarize(fills)
         report: dict[str, Any] = {
@@ -256,15 +256,15 @@ def print_report(report: dict[str, Any], means: Sequence[Mean], console: Console
     said(console, f"{pictures}, share {report['share']:g}, seed {report['seed']}; {place}")
     average = float(np.mean(report["intact_psnr"]))
     said(console, f"intact codes: {average:.2f} dB on average, synthesis net {SYNTHESIS}")
-    of = {(mean.kind, mean.filler): mean for mean in means}
-    rows: list[tuple[str, list[str]]] = []
-    for name in FILLERS:
-        own = [of[kind, name] for kind in KINDS]
-        rows.append(("", [name, *(text for m in own for text in (f"{m.drop:.2f}", number(m.of_nearest, 3)))]))
-    lost = [text for kind in KINDS for text in (f"{of[kind, REFERENCE].lost:.1%}", "")]
-    heads = [f"{kind}\n{text}" for kind in KINDS for text in ("drop, dB", f"of {REFERENCE}")]
-    table = Table(["filler", *heads], [*rows, ("first", ["codes lost", *lost])])
-    print_table(console, table, "mean drop of PSNR by kind of loss")
+    entries: list[dict[str, Any]] = [{"filler": name} for name in FILLERS]
+    columns: list[tuple[str, str]] = [("filler", "{filler}")]
+    for kind in KINDS:
+        own = [mean for mean in means if mean.kind == kind]
+        for entry, mean in zip(entries, own, strict=True):
+            entry |= {f"{kind}_drop": mean.drop, f"{kind}_of": mean.of_nearest}
+        head = f"{kind}, {own[0].lost:.1%} lost"
+        columns += [(f"{head}\ndrop, dB", f"{{{kind}_drop:.2f}}"), (f"of\n{REFERENCE}", f"{{{kind}_of:.3f}}")]
+    print_table(console, table_of(entries, columns), "mean drop of PSNR by kind of loss")
     for line in (
         "codes: each code of each level is lost on its own; cells: a cell loses all its levels",
         "later: as codes, and a lost code takes the later levels of its cell with it",

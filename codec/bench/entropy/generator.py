@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from ...provenance import origin
 from ...registry import default_generator
 from ...tokens import tokenize_file
 from ..inputs import input_files
-from ..report import Table, json_file, plain_console, print_table, said
+from ..report import json_file, plain_console, print_table, said, table_of
 from ..run import torch_threads
 
 if TYPE_CHECKING:
@@ -52,10 +52,13 @@ class Speed:
     ids: int  # of a sample
     cached_s: float
     uncached_s: float
-    cached_ids_s: float
-    uncached_ids_s: float
-    ratio: float
     passes: int  # without the cache, that were timed; the others are taken to be like them
+
+    def as_json(self) -> dict[str, float]:
+        """With ids a second, and how many times as fast the cache is."""
+        total = self.samples * self.ids
+        rates = {"cached_ids_s": total / self.cached_s, "uncached_ids_s": total / self.uncached_s}
+        return asdict(self) | rates | {"ratio": self.uncached_s / self.cached_s}
 
 
 @torch.no_grad()
@@ -87,8 +90,7 @@ def sampling_speed(generator: Generator, samples: int, full: bool, seed: int) ->
         for end in ends:
             walk(ids, end)
         uncached, passes = (now(generator) - begin) / len(ends) * length, len(ends)
-    total = samples * length
-    return Speed(samples, length, cached, uncached, total / cached, total / uncached, uncached / cached, passes)
+    return Speed(samples, length, cached, uncached, passes)
 
 
 def now(generator: Generator) -> float:
@@ -166,28 +168,31 @@ def bench_generator(
             "too_small": short,
             "seed": seed,
             "bits": [asdict(row) for row in rows],
-            "speed": asdict(speed),
+            "speed": speed.as_json(),
         }
         what = f"{windows} windows of {len(grids)} signals, {short} too small"
         said(console, f"{generator.name} {generator.weights_hash}: {what}")
         print_bits(rows, console)
-        print_speed(speed, console)
+        print_speed(report["speed"], console)
         write(report)
     return report
 
 
 def print_bits(rows: Sequence[BitsRow], console: Console) -> None:
-    heads = ["model", *(f"level {k + 1}" for k in range(len(rows[0].levels))), "a cell", "an id", "of the generator"]
-    cells = []
-    for r in rows:
-        share = f"{r.cell / rows[0].cell:.1%}" if rows[0].cell else "-"
-        cells.append(("", [r.model, *(f"{b:.3f}" for b in r.levels), f"{r.cell:.3f}", f"{r.token:.3f}", share]))
-    print_table(console, Table(heads, cells), "bits a code, the same tokens")
+    levels = [(f"level {k + 1}", f"{{levels[{k}]:.3f}}") for k in range(len(rows[0].levels))]
+    columns = [("model", "{model}"), *levels, ("a cell", "{cell:.3f}"), ("an id", "{token:.3f}")]
+    entries = [vars(r) | {"share": r.cell / rows[0].cell if rows[0].cell else None} for r in rows]
+    table = table_of(entries, [*columns, ("of the generator", "{share:.1%}")])
+    print_table(console, table, "bits a code, the same tokens")
 
 
-def print_speed(speed: Speed, console: Console) -> None:
-    ways = (("with KV cache", speed.cached_s, speed.cached_ids_s), ("without", speed.uncached_s, speed.uncached_ids_s))
-    rows = [("", [name, f"{seconds:.2f}", f"{ids:.0f}"]) for name, seconds, ids in ways]
-    print_table(console, Table(["", "seconds", "ids/s"], rows), f"sampling, {speed.samples} x {speed.ids} ids")
-    timed = "all passes" if speed.passes == speed.ids else f"{speed.passes} passes at evenly spaced lengths"
-    said(console, f"{speed.ratio:.1f} times as fast with the cache; without it {timed} were timed")
+def print_speed(speed: Mapping[str, Any], console: Console) -> None:
+    rows = [
+        {"way": name, "seconds": speed[f"{key}_s"], "rate": speed[f"{key}_ids_s"]}
+        for name, key in (("with KV cache", "cached"), ("without", "uncached"))
+    ]
+    columns = [("", "{way}"), ("seconds", "{seconds:.2f}"), ("ids/s", "{rate:.0f}")]
+    print_table(console, table_of(rows, columns), f"sampling, {speed['samples']} x {speed['ids']} ids")
+    few = f"{speed['passes']} passes at evenly spaced lengths"
+    timed = "all passes" if speed["passes"] == speed["ids"] else few
+    said(console, f"{speed['ratio']:.1f} times as fast with the cache; without it {timed} were timed")

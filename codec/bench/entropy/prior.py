@@ -32,7 +32,7 @@ from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import pick_device
 from ...registry import MODALITIES
 from ..inputs import input_files, load_priors, priors_origin, read_inputs
-from ..report import Table, json_file, plain_console, print_table, said, where
+from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..run import torch_threads
 from ..timing import LEAST_RUNS, SEED, WARM_UP, quartiles
 from .large import LARGE, LARGE_CODERS, print_large, time_large
@@ -246,8 +246,9 @@ def bench_prior(
         total = hash_of_hashes(hashes)
         said(console, f"tables SHA-256 {total}")
         speeds = [time_prior(name, prior, found, seconds) for name, prior in (("static", static), ("context", context))]
-        print_speed(speeds, len(found), console)
-        both = agreement(found, context, context.to("cpu")) if device == "cuda" else None
+        title = "entropy part of an input, all levels, warm: median over the inputs (quartiles)"
+        print_table(console, table_of(map(asdict, speeds), SPEEDS), title)
+        both = agreement(found, context, context.to("cpu")) if device.startswith("cuda") else None
         if both is not None:
             print_agreement(both, console)
         report |= {
@@ -269,40 +270,36 @@ def bench_prior(
     return report
 
 
+FILES = (
+    ("levels", "{levels}"), ("file\nstatic", "{static_bytes:.1f}"), ("file\ncontext", "{context_bytes:.1f}"),
+    ("saved", "{saved:.2%}"), ("payload\ncontext", "{payload_bytes:.1f}"),
+    ("estimate\ncontext", "{estimate_bytes:.1f}"), ("payload /\nestimate", "{payload_excess:+.2%}"),
+    ("file /\nestimate", "{file_excess:+.2%}"),
+)  # fmt: skip
+LEVELS = (
+    ("level", "{level}"), ("codes", "{codes}"), ("static", "{static_bits:.3f}"), ("context", "{context_bits:.3f}"),
+    ("saved", "{saved:.2%}"),
+)  # fmt: skip
+SPEEDS = (
+    ("prior", "{prior}"),
+    ("compress\nms", "{compress_ms:.2f}"), ("25..75 %", "{compress_ms_25:.2f}..{compress_ms_75:.2f}"),
+    ("decompress\nms", "{decompress_ms:.2f}"), ("25..75 %", "{decompress_ms_25:.2f}..{decompress_ms_75:.2f}"),
+    ("compress\ncodes/s", "{compress_codes_s:.0f}"), ("decompress\ncodes/s", "{decompress_codes_s:.0f}"),
+    ("inputs whose\ncodes came back", "{exact}"),
+)  # fmt: skip
+
+
 def print_rates(files: Sequence[FileRow], levels: Sequence[LevelRow], console: Console) -> None:
-    heads = ["levels", "whole file\nstatic", "whole file\ncontext", "saved", "payload\ncontext", "estimate\ncontext"]
-    rows = [
-        ("", [str(f.levels), f"{f.static_bytes:.1f}", f"{f.context_bytes:.1f}", f"{f.saved:.2%}",
-              f"{f.payload_bytes:.1f}", f"{f.estimate_bytes:.1f}", f"{f.payload_excess:+.2%}", f"{f.file_excess:+.2%}"])
-        for f in files
-    ]  # fmt: skip
-    table = Table([*heads, "payload /\nestimate", "file /\nestimate"], rows)
-    print_table(console, table, "bytes of a file, mean over the inputs")
-    said(console, "whole file: signature, header, chunk frames and CRCs, payloads of all segments, index, end")
+    print_table(console, table_of(map(asdict, files), FILES), "bytes of a file, mean over the inputs")
+    said(console, "file: signature, header, chunk frames and CRCs, payloads of all segments, index, end")
     said(console, "payload: what the coder wrote, rounded up to 32-bit words; estimate: code length / 8, context prior")
-    lines = [("", bits_cells(str(row.level), row.codes, row.static_bits, row.context_bits)) for row in levels]
-    static, context = sum(row.static_bits for row in levels), sum(row.context_bits for row in levels)
-    lines.append(("first", bits_cells("per cell", levels[0].codes, static, context)))
-    table = Table(["level", "codes", "static", "context", "saved"], lines)
-    print_table(console, table, "bits per code of each level alone")
+    entries = [asdict(row) for row in levels]
+    total = {key: sum(entry[key] for entry in entries) for key in ("static_bits", "context_bits")}
+    entries.append({"level": "per cell", "codes": levels[0].codes, **total})
+    for entry in entries:
+        entry["saved"] = 1 - entry["context_bits"] / entry["static_bits"] if entry["static_bits"] else None
+    print_table(console, table_of(entries, LEVELS), "bits per code of each level alone")
     said(console, "code lengths that the priors estimate: nothing of the file around them, no rounding of payloads")
-
-
-def bits_cells(name: str, codes: int, static: float, context: float) -> list[str]:
-    saved = "-" if not static else f"{1 - context / static:.2%}"
-    return [name, str(codes), f"{static:.3f}", f"{context:.3f}", saved]
-
-
-def print_speed(speeds: Sequence[SpeedRow], inputs: int, console: Console) -> None:
-    rows = [
-        ("", [r.prior, f"{r.compress_ms:.2f}", f"{r.compress_ms_25:.2f}..{r.compress_ms_75:.2f}",
-              f"{r.decompress_ms:.2f}", f"{r.decompress_ms_25:.2f}..{r.decompress_ms_75:.2f}",
-              f"{r.compress_codes_s:.0f}", f"{r.decompress_codes_s:.0f}", f"{r.exact} of {inputs}"])
-        for r in speeds
-    ]  # fmt: skip
-    heads = ["prior", "compress\nms", "25..75 %", "decompress\nms", "25..75 %", "compress\ncodes/s"]
-    table = Table([*heads, "decompress\ncodes/s", "codes\ncame back"], rows)
-    print_table(console, table, "entropy part of an input, all levels, warm: median over the inputs (quartiles)")
 
 
 def print_agreement(both: Agreement, console: Console) -> None:

@@ -25,7 +25,7 @@ from ..clips import files_in, read_photo
 from ..contender import results
 from ..curves import bd_rate, group_by, means
 from ..metrics import METRICS, check_bench_extra, measure
-from ..report import Table, make_folder, number, print_table, said, signed, write_text
+from ..report import make_folder, print_table, said, signed, table_of, write_text
 from ..run import Row
 from .ours import prepare_tokens
 
@@ -87,13 +87,9 @@ def bench_allocation(
 
 def show_means(report: dict[str, Any]) -> None:
     """A table on stdout."""
-    metrics = [metric for metric in METRICS.values() if metric.key in MEASURED]
-    rows = []
-    for entry in report["means"]:
-        cells = [str(entry["tokens"]), entry["way"], number(entry["bytes"], 0), number(entry["bpp"], 4)]
-        rows.append(("", [*cells, *(metric.text(entry) for metric in metrics)]))
+    metrics = [metric.column for metric in METRICS.values() if metric.key in MEASURED]
+    columns = [("tokens", "{tokens}"), ("way", "{way}"), ("bytes", "{bytes:.0f}"), ("bpp", "{bpp:.4f}"), *metrics]
     console, rate = Console(), report["bd_rate"]
-    heads = ["tokens", "way", "bytes", "bpp", *(metric.head for metric in metrics)]
-    print_table(console, Table(heads, rows), f"{report['model']} {report['weights']}")
+    print_table(console, table_of(report["means"], columns), f"{report['model']} {report['weights']}")
     figure = f"no figure, {rate['reason']}" if rate["percent"] is None else signed(rate["percent"], 1)
     said(console, f"shared against alike, bytes at equal PSNR: {figure}")

@@ -13,6 +13,7 @@ Sizes are those of whole files. Every codec gets the same 8-bit RGB pixels witho
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +30,15 @@ from ...errors import MediaError, UsageError
 from ...metrics.picture import psnr
 from ...settings import Setting
 from ..clips import Photo, files_in, read_photo
-from ..contender import Coded, Contender, Result, results, timed, warm_up
+from ..contender import Coded, Contender, results, timed, warm_up
 from ..curves import METHOD, Curve, compare, group_by, mean_point, means, places
 from ..metrics import KEYS, bench_extra, check_bench_extra, choose_metrics, measure
 from ..options import ImageOptions
-from ..report import print_report
+from ..page import Exhibit, Version
 from ..run import Bench, Findings, Row, run
 from .compressai import Baseline, check_baselines, load_baseline
 from .ours import PhotoCoder, prepare
-from .page import Exhibit, Version, image_page, sections
+from .page import image_page, sections, slider, version
 from .peers import Peer, PeerSearch, find_peers
 from .published import check_is_kodak, load_published
 
@@ -75,6 +76,8 @@ class PhotoBench(Bench):
     things = "pictures"
     memory_clip = "picture"
     reader = ("clips:read_photo", {})
+    sections = staticmethod(sections)
+    page = staticmethod(image_page)
 
     def __init__(self, options: ImageOptions, paths: Sequence[Path], show: Sequence[str]) -> None:
         self.options = options
@@ -116,7 +119,7 @@ class PhotoBench(Bench):
         return clip.name, f"{clip.x.shape[1]} x {clip.x.shape[0]}"
 
     def measure(self, clip: Photo, notes: list[str]) -> tuple[list[Row], Exhibit | None]:
-        if self.device == "cuda" and clip.x.shape not in self.seen:
+        if self.device.startswith("cuda") and clip.x.shape not in self.seen:
             warm_up(clip, [self.coder, *self.others, *self.learned], 3)
         self.seen.add(clip.x.shape)
         searches = [] if self.reused else [PeerSearch(peer, clip) for peer in self.peers]
@@ -151,11 +154,6 @@ class PhotoBench(Bench):
             "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": comparisons},
             "places": places(comparisons),
         }
-
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
-        parts = sections(report)
-        print_report(parts, report, out)
-        return image_page(report, found.exhibits, parts)
 
 
 @dataclass(frozen=True)
@@ -214,17 +212,15 @@ def picture_rows(
 ) -> Iterator[Row]:
     """Rows of one picture: ours at every setting by every synthesis net, each with the peers matched to it if the rate
     control is levels; then the peers at their own settings. Our files are left in ``files``."""
-    measured: dict[tuple[str, int], dict[str, Any]] = {}
 
+    @functools.cache
     def peer_fields(search: PeerSearch, quality: int) -> dict[str, Any]:
         """The fields of a peer's row that depend on its file only, measured once for each file."""
-        key = (search.peer.name, quality)
-        if key not in measured:
-            result = peer_result(search, quality)
-            fields = {"codec": search.peer.name, "synthesis": "", "quality": quality, **result.seconds}
-            fields["bytes"] = result.encoded.result.size
-            measured[key] = fields | measure(clip.x, result.decoded.result, keys, coder.device)
-        return measured[key]
+        encoded = search.encode(quality)
+        decoded = timed(search.peer.decode, encoded.result)
+        fields = {"codec": search.peer.name, "synthesis": "", "quality": quality, "bytes": encoded.result.size}
+        fields |= {"encode_s": encoded.wall_s, "decode_s": decoded.wall_s}
+        return fields | measure(clip.x, decoded.result, keys, coder.device)
 
     for result in results(clip, [coder], []):
         setting, size = result.setting, result.encoded.result.size
@@ -243,13 +239,6 @@ def picture_rows(
     for search in searches:
         for quality in search.peer.curve:
             yield row(clip, role="curve", **peer_fields(search, quality))
-
-
-def peer_result(search: PeerSearch, quality: int) -> Result:
-    """A peer's file of a quality, decoded."""
-    encoded = search.encode(quality)
-    decoded = timed(search.peer.decode, encoded.result)
-    return Result(search.peer, Setting("quality", quality), "", encoded, decoded, True)
 
 
 def exhibit(
@@ -278,22 +267,22 @@ def exhibit(
     size = coded.size
     shown = [search for search in wanted if search.nearest(size)[1]][:3] or wanted[:1]
 
-    def version(label: str, kind: str, coded: Coded, x_hat: np.ndarray) -> Version:
-        return Version(label, kind, coded.size, psnr(clip.x, x_hat), x_hat)
+    def by(label: str, kind: str, coded: Coded, x_hat: np.ndarray) -> Version:
+        return version(label, kind, coded.size, psnr(clip.x, x_hat), x_hat)
 
-    versions = [Version("original", "original", clip.source, None, clip.x)]
+    versions = [version("original", "original", clip.source, None, clip.x)]
     for net in reversed(coder.variants):
-        versions.append(version(f"{coder.name} {net}".strip(), "ours", coded, coder.decode(coded, net)))
+        versions.append(by(f"{coder.name} {net}".strip(), "ours", coded, coder.decode(coded, net)))
     for other in others:
         if not other.by_levels:
             same = other.encode(clip, Setting("size", size))
-            versions.append(version(other.name, "ours", same, other.decode(same, other.variants[0])))
+            versions.append(by(other.name, "ours", same, other.decode(same, other.variants[0])))
     for search in shown:
         quality, reached = search.nearest(size)
         file = search.encode(quality).result
         label = search.peer.name.upper() + ("" if reached else ", its smallest file")
-        versions.append(version(label, "peer", file, search.peer.decode(file)))
-    return Exhibit(clip.name, setting.label, versions)
+        versions.append(by(label, "peer", file, search.peer.decode(file)))
+    return slider(clip.name, clip.x.shape[:2], setting.label, versions)
 
 
 # ------------------------------------------------------------------------------------------------------------- means

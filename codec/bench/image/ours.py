@@ -1,8 +1,7 @@
-"""Our models for pictures in benchmarks: the one place from where those of pictures reach into the product."""
+"""Our models for pictures in benchmarks, and what these need of the product beyond its files."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,49 +14,28 @@ from ....tokenizers.image.sequence import ImageSequence
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
 from ...container.write import write_tok
-from ...decode import decode_file, file_tokens
-from ...encode import encode_file
+from ...decode import file_tokens
 from ...errors import UsageError
 from ...image.segments import image_header
 from ...image.sequence import Shares
-from ...models import load_model, pick_device
-from ...options import check_effort
-from ...registry import MODALITIES
+from ...models import load_model
 from ...settings import Setting, rate_settings, synthesis_nets
 from ..clips import Photo
 from ..contender import Codec, Coded, Spec, middle, warm_up
+from ..ours import Ours, decode, load_ours
 
 
-@dataclass(frozen=True)
-class PhotoCoder(Codec):
-    """A model for pictures, ready to run. ``model``: name, folder or hub id."""
-
-    model: str
-    name: str
-    settings: tuple[Setting, ...]
-    device: str
-    variants: tuple[str, ...] = ("",)
-    effort: int = 0
-    kind = "ours"
+class PhotoCoder(Ours):
+    """A model for pictures. Its variants are its synthesis nets."""
 
     @property
     def by_levels(self) -> bool:
         """Whether the rate control is a few levels and not a quality."""
         return self.settings[0].control == "levels"
 
-    @property
-    def described(self) -> str:
-        return f".tok files: {', '.join(setting.label for setting in self.settings)}"
-
-    def encode(self, clip: Photo, setting: Setting) -> Coded:
-        source = io.BytesIO(clip.as_file())
-        encoded = encode_file(source, model=self.model, device=self.device, effort=self.effort, **setting.rate)
-        return Coded.of(encoded.data)
-
     def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
         """Pixels ``[H, W, 3]`` uint8."""
-        file = io.BytesIO(coded.files[0])
-        return decode_file(file, model=self.model, synthesis=variant or None, device=self.device).picture.pixels
+        return decode(coded.files[0], self.model, self.device, variant).picture.pixels
 
     def spec(self) -> Spec:
         """The middle quality, or all levels."""
@@ -80,18 +58,13 @@ def prepare(
             strict: refuse them for another model.
     Raises: UsageError for settings that the model lacks.
     """
-    check_effort(effort)
-    model = model or MODALITIES["image"].encode_model
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if tokenizer.modality != "image":
-        raise UsageError(f"{tokenizer.name} is not a model for pictures")
+    model, device, tokenizer = load_ours(model, "image", device, effort)
     by_quality = tokenizer.rate_control == "quality"
     if strict and effort and not by_quality:
         raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
     settings = rate_settings(tokenizer, qualities if by_quality or strict else None)
     effort = effort if by_quality else 0
-    coder = PhotoCoder(model, tokenizer.name, settings, device, synthesis_nets(tokenizer), effort)
+    coder = PhotoCoder(model, tokenizer.name, settings, device, effort=effort, variants=synthesis_nets(tokenizer))
     warm_up(Photo("warm-up", np.zeros((64, 64, 3), np.uint8)), [coder])
     return coder
 
@@ -133,7 +106,7 @@ class TokenCoder(Codec):
         return Coded.of(shares.file(kept))
 
     def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
-        return decode_file(io.BytesIO(coded.files[0]), model=self.model, device=self.device).picture.pixels
+        return decode(coded.files[0], self.model, self.device).picture.pixels
 
     def spec(self) -> None:
         """Its memory is not measured."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,12 +12,15 @@ from PIL import Image
 
 from ..curves import BD_METRICS, FEWEST
 from ..metrics import METRICS, Metric
-from ..page import Chart, Page, colours, data_uri, page, points_of
-from ..report import Cell, Section, Table, bd_cell, grouped, number, plural, where
+from ..page import BPP, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..report import MEMORY, Cell, Section, Table, bd_cell, plural, table_of, where
 
 SHOWN = 768  # pixels: larger pictures are cut to their middle, so that the page stays small
-BPP = {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4}
 CHARTED = (METRICS["psnr"], Metric("ms_ssim_db", "MS-SSIM, dB", "", 2), METRICS["ssimulacra2"], METRICS["features"])
+MEASURED = (
+    ("bytes", "{bytes:.0f}"), ("bpp", "{bpp:.4f}"), *(metric.column for metric in METRICS.values()),
+    ("enc.\ns|encode s", "{encode_s:.2f}"), ("dec.\ns|decode s", "{decode_s:.2f}"),
+)  # fmt: skip
 # Published curves that are drawn from the start; the others are a click away.
 FIRST_SHOWN = (
     "VTM (VVC)", "BPG 4:4:4 (x265)", "AV1 (libaom)", "bmshj2018-hyperprior MSE (CompressAI)",
@@ -29,62 +31,30 @@ LEAD = (
     "Sizes are those of whole files, headers included. A point of a curve is the mean over all pictures at one setting"
     " of one codec."
 )
-
-
-@dataclass(frozen=True)
-class Version:
-    """One picture by one codec. psnr: None for the original.  pixels: ``[H, W, 3]`` uint8."""
-
-    label: str
-    kind: str  # "original", "ours" or "peer"
-    bytes: int
-    psnr: float | None
-    pixels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A picture in all its versions, the original first. setting: of our files, e.g. "2 levels"."""
-
-    name: str
-    setting: str
-    versions: list[Version]
+HINT = (
+    "Pull the line to compare. The buttons choose what is left and right of it. Each other codec has the quality that"
+    " gives the largest file not above ours."
+)
 
 
 def image_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
     """The page as text. ``report`` is what results.json holds, see :func:`.bench.bench_images`."""
-    pictures = "".join(figure(exhibit) for exhibit in exhibits)
     sources = report["peers"] | report["compressai"]
     if report["published"]:
         sources |= {"published points": report["published"]}
-    html = f"""<h2>Pictures at equal bytes</h2>
-<p>Pull the line to compare. The buttons choose what is left and right of it. Each other codec has the quality that
-gives the largest file not above ours.</p>
-{pictures}"""
     title = f"{report['model']}: {plural(len(report['pictures']), 'picture')}"
-    return page(Page(title, LEAD, html, sources), report, chart_of(report), sections)
+    what = Page(title, LEAD, ("Pictures at equal bytes", HINT, exhibits), sources)
+    return page(what, report, chart_of(report), sections)
 
 
 def chart_of(report: Mapping[str, Any]) -> Chart:
     """The metrics that have points, and a series for each curve."""
     curves = sorted(report["curves"], key=lambda c: FIRST_SHOWN.index(c["name"]) if c["name"] in FIRST_SHOWN else 99)
     curves.sort(key=lambda c: ("ours", "peer", "published").index(c["kind"]))  # else in their own order
-    of_kind = {"ours": colours("ours"), "peer": colours("peer"), "published": published_colours()}
     keys = ("setting", "bpp", *(metric.key for metric in CHARTED))
-    series = [
-        {"name": curve["name"], "kind": curve["kind"], "colour": next(of_kind[curve["kind"]]),
-         "shown": curve["kind"] != "published" or curve["name"] in FIRST_SHOWN,
-         "points": points_of(curve["points"], "bpp", keys)}
-        for curve in curves
-    ]  # fmt: skip
+    series = draw(((c["name"], c["kind"], c["points"]) for c in curves), "bpp", keys, FIRST_SHOWN)
     measured = {key for s in series if s["kind"] != "published" for point in s["points"] for key in point}
     return Chart(BPP, [m for m in CHARTED if m.key in measured] or CHARTED[:1], series, (0.1, 0.25, 0.5, 1, 2))
-
-
-def published_colours() -> Iterator[str]:
-    """Paler than the others; those that are drawn from the start are far apart."""
-    yield from (f"hsl({i * 360 // len(FIRST_SHOWN)} 45% 50%)" for i in range(len(FIRST_SHOWN)))
-    yield from (f"hsl({i * 137 % 360} 30% 58%)" for i in range(100))
 
 
 # --------------------------------------------------------------------------------------------------------- sections
@@ -140,21 +110,19 @@ def places_section(report: Mapping[str, Any]) -> list[Section]:
 
 def matched_section(report: Mapping[str, Any]) -> list[Section]:
     """Ours at each number of levels and the others at the same bytes."""
-    groups = report["aggregates"]
-    cells = [
-        [short_name(report, g["codec"], g["synthesis"]), str(g["levels"]), number(g["bytes"], 0), number(g["bpp"], 4),
-         *(metric.text(g) for metric in METRICS.values()), number(g["encode_s"], 2), number(g["decode_s"], 2),
-         f"{g['bytes_ratio']:.0%}" + "*" * (g["reached"] < g["pictures"]),
-         "" if g["codec"] == report["model"] else f"{g['reached']} of {g['pictures']}"]
-        for g in groups
+    entries = [
+        g | {
+            "name": short_name(report, g["codec"], g["synthesis"]), "star": "*" * (g["reached"] < g["pictures"]),
+            "count": "" if g["codec"] == report["model"] else f"{g['reached']} of {g['pictures']}",
+        }
+        for g in report["aggregates"]
     ]  # fmt: skip
-    heads = ["codec", "levels", "bytes", "bpp", *(metric.head for metric in METRICS.values())]
-    heads += ["enc.\ns|encode s", "dec.\ns|decode s", "of our\nbytes", "reached"]
+    columns = [("codec", "{name}"), ("levels", "{levels}"), *MEASURED, ("of our\nbytes", "{bytes_ratio:.0%}{star}")]
     about = (
         "Each other codec has, for each picture, the quality that gives the largest file not above ours. Reached: on"
         " how many pictures its lowest quality is small enough; * where it is not on all."
     )
-    table = Table(heads, grouped([g["levels"] for g in groups], cells), wide=1)
+    table = table_of(entries, [*columns, ("reached", "{count}")], "levels", wide=1)
     return [Section(f"{title_of(report)} at equal bytes", about, [("", table)])]
 
 
@@ -170,15 +138,12 @@ def short_name(report: Mapping[str, Any], codec: str, synthesis: str) -> str:
 def curves_section(report: Mapping[str, Any], kind: str = "") -> Section:
     """The means at every setting of every codec that was measured, or of those of one kind."""
     curves = [c for c in report["curves"] if c["kind"] != "published" and kind in ("", c["kind"])]
-    points = [(curve["name"], point) for curve in curves for point in curve["points"]]
-    cells = [
-        [name.replace(report["model"], "ours", 1), p["setting"], number(p["bytes"], 0), number(p["bpp"], 4),
-         *(metric.text(p) for metric in METRICS.values()), number(p["encode_s"], 2), number(p["decode_s"], 2)]
-        for name, p in points
-    ]  # fmt: skip
-    heads = ["codec", "setting", "bytes", "bpp", *(metric.head for metric in METRICS.values())]
-    heads += ["enc.\ns|encode s", "dec.\ns|decode s"]
-    table = [("", Table(heads, grouped([name for name, _ in points], cells)))]
+    entries = [
+        point | {"name": curve["name"].replace(report["model"], "ours", 1)}
+        for curve in curves
+        for point in curve["points"]
+    ]
+    table = [("", table_of(entries, [("codec", "{name}"), ("setting", "{setting}"), *MEASURED], "name"))]
     if kind:
         return Section(title_of(report), "", table)
     return Section("Means of every curve", "", table, page_only="all settings of all codecs that were measured here")
@@ -186,14 +151,12 @@ def curves_section(report: Mapping[str, Any], kind: str = "") -> Section:
 
 def speed_section(report: Mapping[str, Any]) -> Section:
     """Median seconds and peak memory of every codec."""
-    measured = {(e["codec"], e["synthesis"]): e for e in (report["memory"] or {"codecs": []})["codecs"]}
-    timed = {(e["codec"], e["synthesis"]): e for e in report["speed"]}
-    rows = []
-    for key in dict.fromkeys([*measured, *timed]):
-        time, memory = timed.get(key, {}), measured.get(key, {})
-        name = short_name(report, *key) + "*" * bool(time.get("random_weights"))
-        cells = [name, number(time.get("encode_s"), 3), number(time.get("decode_s"), 3)]
-        rows.append(("", [*cells, *(number(memory.get(key), 0) for key in ("encode_mib", "decode_mib", "gpu_mib"))]))
+    keys = ("encode_s", "decode_s", "encode_mib", "decode_mib", "gpu_mib")
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in [*(report["memory"] or {"codecs": []})["codecs"], *report["speed"]]:
+        merged.setdefault((entry["codec"], entry["synthesis"]), dict.fromkeys(keys)).update(entry)
+    for key, entry in merged.items():
+        entry["name"] = short_name(report, *key) + "*" * bool(entry.get("random_weights"))
     about = f"Median over pictures and settings; {where(report)} for every codec."
     if report["memory"]:
         about += (
@@ -202,41 +165,36 @@ def speed_section(report: Mapping[str, Any]) -> Section:
         )
     if report["compressai"]:
         about += " * CompressAI with random weights: times only."
-    heads = ["codec", "encode\ns", "decode\ns", "encode\nMiB", "decode\nMiB", "GPU\nMiB"]
-    return Section("Seconds and memory for one picture", about, [("", Table(heads, rows))])
+    columns = [("codec", "{name}"), ("encode\ns", "{encode_s:.3f}"), ("decode\ns", "{decode_s:.3f}"), *MEMORY]
+    return Section("Seconds and memory for one picture", about, [("", table_of(merged.values(), columns))])
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def figure(exhibit: Exhibit) -> str:
-    """A slider over two versions, and all versions below it with their bytes."""
-    height, width = exhibit.versions[0].pixels.shape[:2]
+def version(label: str, kind: str, size: int, quality: float | None, pixels: np.ndarray) -> Version:
+    """A picture ``[H, W, 3]`` uint8 by one codec, its bytes and PSNR, None of the original; the page has its middle."""
+    height, width = pixels.shape[:2]
+    top, left = max(0, (height - SHOWN) // 2), max(0, (width - SHOWN) // 2)
+    buffer = io.BytesIO()
+    part = np.ascontiguousarray(pixels[top : top + SHOWN, left : left + SHOWN])
+    Image.fromarray(part).save(buffer, "WEBP", lossless=True, quality=75, method=4)
+    uri = data_uri("image/webp", buffer.getvalue())
+    image = f'<img alt="{escape(label)}" src="{uri}">'
+    return Version(label, kind, image, f"{size:,} bytes" + (f", {quality:.2f} dB" if quality else ""))
+
+
+def slider(name: str, size: tuple[int, int], setting: str, versions: Sequence[Version]) -> Exhibit:
+    """A slider over two versions of a picture, and all of them below it. size: height and width.  setting: of ours."""
+    height, width = size
     shown = min(width, SHOWN), min(height, SHOWN)
-    cut = f", the middle {shown[0]} &times; {shown[1]} pixels" if shown != (width, height) else ""
-    cards = "".join(
-        f'<figure data-kind="{v.kind}"><img alt="{escape(v.label)}" src="{picture_uri(v.pixels)}">'
-        f"<figcaption><b>{escape(v.label)}</b><br>{v.bytes:,} bytes{f', {v.psnr:.2f} dB' if v.psnr else ''}<br>"
-        f'<button data-side="left">left</button><button data-side="right">right</button></figcaption></figure>'
-        for v in exhibit.versions
-    )
-    return f"""<section>
-<h3>{escape(exhibit.name)} <small>{width} &times; {height}{cut}, ours with {escape(exhibit.setting)}</small></h3>
+    cut = f", the middle {shown[0]} x {shown[1]} pixels" if shown != (width, height) else ""
+    above = f"""
 <div class="slider" style="aspect-ratio:{shown[0]}/{shown[1]};max-width:{shown[0]}px">
 <img class="right" alt="right"><img class="left" alt="left"><span class="line"></span>
 <output class="left"></output><output class="right"></output>
 <input type="range" min="0" max="100" step="0.1" value="50" aria-label="border between left and right">
-</div>
-<div class="cards">{cards}</div>
-</section>
-"""
-
-
-def picture_uri(pixels: np.ndarray) -> str:
-    """The picture, or its middle, as a lossless WebP inside an address."""
-    height, width = pixels.shape[:2]
-    top, left = max(0, (height - SHOWN) // 2), max(0, (width - SHOWN) // 2)
-    part = np.ascontiguousarray(pixels[top : top + SHOWN, left : left + SHOWN])
-    buffer = io.BytesIO()
-    Image.fromarray(part).save(buffer, "WEBP", lossless=True, quality=75, method=4)
-    return data_uri("image/webp", buffer.getvalue())
+</div>"""
+    buttons = '<br><button data-side="left">left</button><button data-side="right">right</button>'
+    about = f"{width} x {height}{cut}, ours with {setting}"
+    return Exhibit(name, about, versions, "pictures", above=above, more=buttons)

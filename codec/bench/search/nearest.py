@@ -34,9 +34,10 @@ from ...errors import MediaError, UsageError
 from ...models import load_model, pick_device
 from ...provenance import origin
 from ..clips import files_in, read_photo
-from ..report import Table, json_file, number, plain_console, print_table, said, where
+from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..timing import (
     OURS,
+    current,
     graph_ms,
     one_line,
     peak_mb,
@@ -212,7 +213,7 @@ def make_case(shape: Shape, seed: int, device: str, real: tuple[Tensor, Tensor] 
     if shape.n >= LARGE_CODEBOOK and shape.m > CHECKED_ROWS:
         rows = torch.randperm(shape.m, generator=generator)[:CHECKED_ROWS].to(device)
     checked = z if rows is None else z[rows]
-    return Case(shape, real is not None, z, codebook, rows, best_distances(checked, codebook))
+    return Case(shape, real is not None, z, codebook, rows=rows, best=best_distances(checked, codebook))
 
 
 # ------------------------------------------------------------------------------------------------ right or wrong
@@ -363,7 +364,7 @@ def bench_nearest(
 ) -> dict[str, Any]:
     """Time and check the search beside its peers; print a table a shape and write JSON.
 
-    Args:    device: "auto", "cpu" or "cuda".  shapes: "MxNxD,...", a set for the device if None.
+    Args:    device: "auto", "cpu", "cuda" or "cuda:N".  shapes: "MxNxD,...", a set for the device if None.
              seconds: how long each peer is timed on each shape.  seed: of the random inputs.
              latents: safetensors file with ``z`` and ``codebook``, one more shape; or a folder of pictures, as many
              shapes as ``image-grid`` has levels.
@@ -374,7 +375,8 @@ def bench_nearest(
     Raises:  a TokodecError: a device that is not there, a bad shape, an unreadable file. A peer that is absent or fails
              is a line of the table and no error.
     """
-    device = pick_device(device)
+    chosen = pick_device(device)
+    device = chosen.partition(":")[0]
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
     todo: list[tuple[Shape, tuple[Tensor, Tensor] | None]] = [
@@ -384,7 +386,7 @@ def bench_nearest(
         for real in image_latents(latents) if latents.is_dir() else [read_latents(latents)]:
             todo.append((Shape(len(real[0]), *real[1].shape), real))
     console = plain_console()
-    with json_file(out) as write, torch.no_grad(), without_tf32():
+    with json_file(out) as write, torch.no_grad(), without_tf32(), current(chosen):
         limits = find_limits() if device == "cuda" else None
         place = origin(device)
         report: dict[str, Any] = {
@@ -449,22 +451,28 @@ def headlines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+COLUMNS = (
+    ("peer", "{name}"), ("median\nms", "{shown}"), ("25..75 %\nms", "{quartiles}"), ("graph\nms", "{graph}"),
+    ("TFLOP/s", "{tflops:.3g}"), ("peak\nMB", "{peak_mb:.1f}"), ("wrong", "{wrong}"), ("rows\nchecked", "{checked}"),
+    ("time /\nours", "{over_ours:.2f}"), ("of\nfloor", "{of_floor:.1%}"),
+)  # fmt: skip
+
+
 def print_case(measured: Measured, console: Console, known: set[str]) -> None:
     """The table of one shape, and below it the reasons for dashes that were not said before, which are ``known``."""
     title = f"{measured.shape}{' real' if measured.real else ''}"
     if measured.floors and measured.floor is not None:
         limit = max(measured.floors, key=measured.floors.__getitem__)
         title += f", floor {measured.floor:.3f} ms ({limit})"
-    rows = []
-    for result in measured.results:
-        name = f"{result.peer} ({result.backend})" if result.backend else result.peer
-        of_floor = None if result.of_floor is None else 100 * result.of_floor
-        cells = [name, show_ms(result.ms), show_range(result.ms_25, result.ms_75), show_ms(result.graph_ms)]
-        cells += ["-" if result.tflops is None else f"{result.tflops:.3g}", number(result.peak_mb, 1)]
-        cells += [number(result.wrong, 0), "-" if result.wrong is None else str(measured.checked)]
-        rows.append(("", [*cells, number(result.over_ours, 2), number(of_floor, 1, "%")]))
-    heads = ["peer", "median\nms", "25..75 %\nms", "graph\nms", "TFLOP/s", "peak\nMB", "wrong", "rows\nchecked"]
-    print_table(console, Table([*heads, "time /\nours", "of\nfloor"], rows), title)
+    entries = [
+        asdict(result) | {
+            "name": f"{result.peer} ({result.backend})" if result.backend else result.peer,
+            "shown": show_ms(result.ms), "quartiles": show_range(result.ms_25, result.ms_75),
+            "graph": show_ms(result.graph_ms), "checked": None if result.wrong is None else measured.checked,
+        }
+        for result in measured.results
+    ]  # fmt: skip
+    print_table(console, table_of(entries, COLUMNS), title)
     for result in measured.results:
         for reason in (result.reason, result.graph_reason):
             line = f"{result.peer}: {reason}"

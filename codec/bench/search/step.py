@@ -31,7 +31,7 @@ from ....tokenizers.quantize import nearest as nearest_module
 from ....tokenizers.quantize.nearest import Backend, Metric, choose_backend
 from ....tokenizers.quantize.residual import ResidualQuantizer
 from ....tokenizers.quantize.simvq import SimVQ
-from ..report import Table, number, print_table, said
+from ..report import print_table, said, table_of
 from ..timing import LEAST_RUNS, OURS, Search, one_line, peak_mb, quartiles, show_ms, show_range, synchronize
 
 WARM_UP = 5  # steps at least; as many more as fit into the seconds that are timed
@@ -279,21 +279,26 @@ def bench_steps(sizes: Sizes, seconds: float, seed: int, device: str) -> list[St
     return results
 
 
+COLUMNS = (
+    ("step, search", "{step}, {name}"), ("rows", "{rows}"), ("median\nms", "{shown}"), ("25..75 %\nms", "{quartiles}"),
+    ("peak\nMB", "{peak_mb:.1f}"), ("search\nof step", "{search_share:.1%}"), ("time /\nours", "{over_ours:.2f}"),
+)  # fmt: skip
+
+
+def named_result(result: StepResult) -> dict[str, Any]:
+    """A result as the table shows it."""
+    name = f"{result.search} ({result.backend})" if result.backend else result.search
+    times = {"shown": show_ms(result.ms), "quartiles": show_range(result.ms_25, result.ms_75)}
+    return asdict(result) | {"name": name} | times
+
+
 def report_steps(sizes: Sizes, seconds: float, seed: int, device: str, console: Console) -> dict[str, Any]:
     """Measure, print, and return what goes into the JSON file."""
     results = bench_steps(sizes, seconds, seed, device)
     autocast = "bf16" if device == "cuda" else "off"
     title = f"steps: quantizer {sizes.codebook_sizes} x {sizes.dim}, net {sizes.net.codebook_sizes} x {sizes.net.dim}"
     title += f", {sizes.crops[0]} crops of {sizes.crops[1]}, autocast {autocast}"
-    rows = []
-    for result in results:
-        name = f"{result.search} ({result.backend})" if result.backend else result.search
-        share = None if result.search_share is None else 100 * result.search_share
-        cells = [f"{result.step}, {name}", str(result.rows), show_ms(result.ms), show_range(result.ms_25, result.ms_75)]
-        cells += [number(result.peak_mb, 1), number(share, 1, "%"), number(result.over_ours, 2)]
-        rows.append(("", cells))
-    heads = ["step, search", "rows", "median\nms", "25..75 %\nms", "peak\nMB", "search\nof step", "time /\nours"]
-    print_table(console, Table(heads, rows), title)
+    print_table(console, table_of(map(named_result, results), COLUMNS), title)
     for result in results:
         if result.reason:
             said(console, f"{result.step}, {result.search}: {result.reason}")

@@ -32,10 +32,10 @@ from ..contender import Coded, Contender, results, warm_up
 from ..curves import METHOD, bd_rate, group_by, means, rate_at
 from ..metrics import bench_extra, check_bench_extra, measure
 from ..options import VideoOptions
-from ..report import print_report
+from ..page import Exhibit
 from ..run import Bench, Findings, Row, run
 from .ours import FileCoder, FrameCoder, prepare_files, prepare_frames, prepare_video
-from .page import Reel, make_player, sections, sheet, video_page
+from .page import player, sections, sheet, together, video_page
 from .peers import VIDEO_PEERS, find_video_peer
 
 FRAME_BY_FRAME = "image-photo"  # the model for pictures that ours must beat
@@ -74,6 +74,8 @@ class VideoBench(Bench):
     """What videos add to the runner."""
 
     things = "videos"
+    sections = staticmethod(sections)
+    page = staticmethod(video_page)
 
     def __init__(self, options: VideoOptions, paths: Sequence[Path]) -> None:
         self.options, self.paths = options, paths
@@ -122,14 +124,14 @@ class VideoBench(Bench):
         }  # fmt: skip
         return facts, f"{len(clip.frames)} frames of {clip.width} x {clip.height}"
 
-    def measure(self, clip: Video, notes: list[str]) -> tuple[list[Row], Reel]:
+    def measure(self, clip: Video, notes: list[str]) -> tuple[list[Row], Exhibit]:
         size = clip.frames.shape[1:]
-        if self.device == "cuda" and size not in self.seen:
+        if self.device.startswith("cuda") and size not in self.seen:
             warm_up(clip, [codec for codec in self.codecs if codec.kind != "peer"])
         self.seen.add(size)
         kept: dict[tuple[str, str], Coded] = {}
         rows = list(self.rows(clip, kept, notes))
-        return rows, reel(clip, rows, self.codecs, kept)
+        return rows, exhibit(clip, rows, self.codecs, kept)
 
     def rows(self, clip: Video, kept: dict[tuple[str, str], Coded], notes: list[str]) -> Iterator[Row]:
         """Every codec at every setting. ``kept`` gets what was coded."""
@@ -159,12 +161,10 @@ class VideoBench(Bench):
             "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": pairs},
         }
 
-    def publish(self, report: dict[str, Any], found: Findings, out: Path) -> str:
+    def write_more(self, found: Findings, out: Path) -> str:
         with atomic_output(out / "sheet.png", force=True) as file:
             sheet(found.exhibits).save(file, "PNG", optimize=True)
-        parts = sections(report)
-        print_report(parts, report, out, ", sheet.png")
-        return video_page(report, found.exhibits, parts)
+        return ", sheet.png"
 
 
 def row(clip: Video, codec: Contender, setting: Setting, size: int) -> Row:
@@ -240,12 +240,12 @@ def compare_clips(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def reel(
+def exhibit(
     clip: Video, rows: Sequence[Row], codecs: Sequence[Contender], kept: Mapping[tuple[str, str], Coded]
-) -> Reel:
+) -> Exhibit:
     """What the page shows of a clip: the original, the first codec at its middle setting, which is ours if there is one
     of ours, and the others where their bytes are nearest to those, in ratio."""
-    players = [make_player(clip, "original", "original", clip.frames)]
+    versions = [player(clip, "original", "original", clip.frames)]
     goal: int | None = None
     for codec in codecs:
         own = [row for row in rows if row["codec"] == codec.name]
@@ -256,6 +256,6 @@ def reel(
             shown = min(own, key=lambda row: abs(math.log(row["bytes"] / goal)))
         goal = goal or shown["bytes"]
         frames = codec.decode(kept[codec.name, shown["setting"]])
-        label = f"{codec.name}, {shown['setting']}"
-        players.append(make_player(clip, label, codec.kind, frames, (shown["bytes"], shown["psnr"])))
-    return Reel(clip.name, clip.height, clip.width, len(clip.frames), float(clip.rate), players)
+        note = f"{shown['bytes']:,} bytes, {shown['psnr']:.2f} dB"
+        versions.append(player(clip, f"{codec.name}, {shown['setting']}", codec.kind, frames, note))
+    return together(clip, versions)

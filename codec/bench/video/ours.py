@@ -3,9 +3,7 @@ frame by frame."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,51 +17,31 @@ from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
 from ...container.read import TokFile, read_tok
 from ...decode import format_and_model, video_frames
-from ...encode import encode_file
 from ...errors import MediaError, UsageError
 from ...media.read_video import Pixels
 from ...models import Model, load_model, pick_device
-from ...options import check_effort
 from ...registry import FITTED
 from ...settings import Setting
 from ...video.segments import Codes, read_segment, segment_payload, video_tokenizer
 from ..clips import Photo, Video
 from ..contender import Codec, Coded, Spec, middle
 from ..image.ours import PhotoCoder, prepare
+from ..ours import Ours, load_ours, rates
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0)
 PART = 7  # frames of a part of a stream, which ends within groups
 
 
-def frames_of(data: bytes, device: str, model: str | None = None) -> Iterator[Pixels]:
+def frames_of(data: bytes, device: str, model: str | None = None) -> list[Pixels]:
     """Frames ``[H, W, 3]`` uint8 of a file. model: folder or name to take the weights from."""
-    return (pixels for _, pixels in video_frames(read_tok(data), model=model, device=device))
+    return [pixels for _, pixels in video_frames(read_tok(data), model=model, device=device)]
 
 
-@dataclass(frozen=True)
-class VideoCoder(Codec):
-    """A model for videos whose rate control is its levels, or a rate. ``model``: name, folder or hub id."""
-
-    model: str
-    name: str
-    settings: tuple[Setting, ...]
-    device: str
-    effort: int = 0
-    kind = "ours"
-
-    @property
-    def described(self) -> str:
-        effort = f", effort {self.effort}" if self.effort else ""
-        return f".tok files without sound{effort}: {', '.join(setting.label for setting in self.settings)}"
-
-    def encode(self, clip: Video, setting: Setting) -> Coded:
-        """The whole way from a file of raw pixels to a .tok file."""
-        source = io.BytesIO(clip.as_file())
-        encoded = encode_file(source, model=self.model, device=self.device, effort=self.effort, **setting.rate)
-        return Coded.of(encoded.data)
+class VideoCoder(Ours):
+    """A model for videos at levels and rates."""
 
     def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
-        return list(frames_of(coded.files[0], self.device, self.model))
+        return frames_of(coded.files[0], self.device, self.model)
 
     def spec(self) -> Spec:
         """All levels: a rate may be below any file."""
@@ -77,18 +55,12 @@ def prepare_video(
 ) -> VideoCoder:
     """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels if neither is
     said. Raises UsageError for a model of something else, and for levels, rates and an effort that there cannot be."""
-    check_effort(effort)
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if tokenizer.modality != "video":
-        raise UsageError(f"{tokenizer.name} is not a model for videos")
+    model, device, tokenizer = load_ours(model, "video", device, effort)
     most = len(tokenizer.codebook_sizes)
     if not all(1 <= n <= most for n in levels):
         raise UsageError(f"levels of {tokenizer.name} are 1 to {most}")
-    if not all(rate > 0 and math.isfinite(rate) for rate in kbps):
-        raise UsageError("rates are numbers above 0, in kbit/s")
     chosen = sorted(set(levels)) if levels or kbps else range(1, most + 1)
-    settings = [Setting("levels", n) for n in chosen] + [Setting("kbps", rate) for rate in sorted(set(kbps))]
+    settings = [Setting("levels", n) for n in chosen] + rates(kbps)
     return VideoCoder(model, tokenizer.name, tuple(settings), device, effort)
 
 
@@ -112,7 +84,7 @@ class FileCoder(Codec):
         return Coded.of(data)
 
     def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
-        return list(frames_of(coded.files[0], self.device))
+        return frames_of(coded.files[0], self.device)
 
     def spec(self) -> None:
         """Nothing to measure: no encoder is run."""

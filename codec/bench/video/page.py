@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,10 @@ from ...media.read_video import Pixels
 from ...media.write_video import VideoWriter
 from ..clips import Video
 from ..metrics import METRICS, Metric
-from ..page import Chart, Page, colours, data_uri, page, points_of
-from ..report import Section, Table, bd_cell, grouped, memory_section, number, plural, signed, where
+from ..page import BPP, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..report import Column, Section, Table, bd_cell, memory_section, plural, signed, table_of, where
 
 ALL = "all clips, means"
-BPP = {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4}
 CHARTED = (
     METRICS["psnr"], Metric("psnr_worst", "PSNR of the worst frame, dB", "worst\nframe", 2), METRICS["ms-ssim"],
     METRICS["features"],
@@ -30,12 +28,12 @@ LEAD = (
 )
 CAPTION = 16  # rows of pixels above each picture of the sheet
 GAP = 4  # pixels between them
+HINT = (
+    "The first codec at its middle setting, the others at the setting whose bytes are nearest to that. What plays is"
+    " H.264 at a quality that is hardly told from what each codec gave."
+)
 STYLE = """
-article{margin-top:1.6rem}article h3{margin-bottom:.3rem}
-.videos{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:.8rem}
-.videos figure{margin:0;background:var(--box);border-radius:6px;overflow:hidden}
-.videos video{display:block;width:100%;background:#000}.videos figcaption{padding:.3em .7em}
-.videos .ours{outline:2px solid #d55e00}
+.videos video{display:block;width:100%;background:#000}
 .transport{display:flex;gap:.5rem;align-items:center;margin:.4rem 0}.transport input{flex:1}
 """
 # The first player of a clip leads, the others follow it.
@@ -43,7 +41,7 @@ SCRIPT = """
 for (const article of document.querySelectorAll("article")) {
   const videos = [...article.querySelectorAll("video")], first = videos[0];
   const play = article.querySelector(".play"), place = article.querySelector("input");
-  const speed = article.querySelector("select"), step = 1 / Number(article.dataset.rate);
+  const speed = article.querySelector("select"), step = 1 / Number(article.querySelector(".transport").dataset.rate);
   const last = () => Math.max(0, first.duration - step / 2);
   const go = time => { for (const video of videos) video.currentTime = time; };
   const stop = () => { for (const video of videos) video.pause(); play.textContent = "play"; };
@@ -73,53 +71,12 @@ for (const article of document.querySelectorAll("article")) {
 """
 
 
-@dataclass(frozen=True)
-class Player:
-    """A clip by one codec. mp4: what the page plays.  still: its middle frame, ``[H, W, 3]`` uint8."""
-
-    label: str
-    kind: str  # "original", "ours" or "peer"
-    mp4: bytes
-    still: Pixels
-    size: int | None  # bytes; None for the original
-    psnr: float | None
-
-
-@dataclass(frozen=True)
-class Reel:
-    """A clip in all its versions, the original first. rate: frames a second."""
-
-    name: str
-    height: int
-    width: int
-    frames: int
-    rate: float
-    players: list[Player]
-
-
-def make_player(
-    clip: Video, label: str, kind: str, frames: Sequence[Pixels] | Pixels, found: tuple[int, float] | None = None
-) -> Player:
-    """Decoded frames at the times of the clip, as H.264 of a quality that is hardly told from them.
-
-    Args: found: bytes and PSNR; None for the original.
-    """
-    buffer = io.BytesIO()
-    with VideoWriter(buffer, ".mp4", label, clip.height, clip.width, clip.time_base, clip.rate) as writer:
-        for pixels, time in zip(frames, clip.times, strict=True):
-            writer.write(pixels, time, clip.seconds - time)
-    return Player(label, kind, buffer.getvalue(), np.array(frames[len(frames) // 2]), *(found or (None, None)))
-
-
-def video_page(report: Mapping[str, Any], reels: Sequence[Reel], sections: Sequence[Section]) -> str:
+def video_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
     """The page as text. ``report`` is what results.json holds, see :func:`.bench.bench_video`."""
     title = f"{', '.join(report['models']) or 'other codecs'}: {plural(len(report['clips']), 'clip')}"
     sources = {name: codec["how"] for name, codec in report["codecs"].items()}
-    html = f"""<h2>Clips side by side</h2>
-<p>The first codec at its middle setting, the others at the setting whose bytes are nearest to that. What plays is H.264
-at a quality that is hardly told from what each codec gave.</p>
-{"".join(article(reel) for reel in reels)}"""
-    return page(Page(title, lead(report), html, sources, STYLE, SCRIPT), report, chart_of(report), sections)
+    what = Page(title, lead(report), ("Clips side by side", HINT, exhibits), sources, style=STYLE, script=SCRIPT)
+    return page(what, report, chart_of(report), sections)
 
 
 def lead(report: Mapping[str, Any]) -> str:
@@ -133,17 +90,14 @@ def lead(report: Mapping[str, Any]) -> str:
 
 def chart_of(report: Mapping[str, Any]) -> Chart:
     """A series for each codec, with the means and with every clip by itself."""
-    of_kind = {"ours": colours("ours"), "peer": colours("peer")}
-    keys = ("group", "setting", "bpp", *(metric.key for metric in CHARTED))
-    series = []
-    for name, codec in report["codecs"].items():
-        entries = [entry | {"group": ALL} for entry in report["aggregates"] if entry["codec"] == name]
-        entries += [point | {"group": point["clip"]} for point in report["points"] if point["codec"] == name]
-        kind = "ours" if codec["kind"] == "ours" else "peer"
-        points = points_of(entries, "bpp", keys)
-        series.append({"name": name, "kind": kind, "colour": next(of_kind[kind]), "shown": True, "points": points})
-    groups = [ALL, *(clip["name"] for clip in report["clips"])]
-    return Chart(BPP, CHARTED, series, (0.05, 0.1, 0.2, 0.5), groups)
+    entries = [entry | {"group": ALL} for entry in report["aggregates"]]
+    entries += [point | {"group": point["clip"]} for point in report["points"]]
+    curves = [
+        (name, "ours" if codec["kind"] == "ours" else "peer", [entry for entry in entries if entry["codec"] == name])
+        for name, codec in report["codecs"].items()
+    ]
+    series = draw(curves, "bpp", ("group", "setting", "bpp", *(metric.key for metric in CHARTED)))
+    return Chart(BPP, CHARTED, series, (0.05, 0.1, 0.2, 0.5), [ALL, *(clip["name"] for clip in report["clips"])])
 
 
 # --------------------------------------------------------------------------------------------------------- sections
@@ -159,16 +113,11 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
 
 def means_section(report: Mapping[str, Any]) -> Section:
     """Every codec at every setting, with its speed."""
-    entries = report["aggregates"]
-    cells = [
-        [f"{e['codec']} {e['setting']}", number(e["bytes"], 0), number(e["bpp"], 4),
-         *(metric.text(e) for metric in CHARTED), number(e["encode_fps"], 1), number(e["decode_fps"], 1),
-         number(e["kbps"], 1)]
-        for e in entries
-    ]  # fmt: skip
-    rows = grouped([entry["codec"] for entry in entries], cells)
-    heads = ["codec", "bytes", "bpp", *(metric.head for metric in CHARTED)]
-    table = Table([*heads, "enc.\nfps|encode fps", "dec.\nfps|decode fps", "kbit/s"], rows, wide=1)
+    columns = [("codec", "{codec} {setting}"), ("bytes", "{bytes:.0f}"), ("bpp", "{bpp:.4f}")]
+    columns += [*(metric.column for metric in CHARTED), ("enc.\nfps|encode fps", "{encode_fps:.1f}")]
+    columns += [("dec.\nfps|decode fps", "{decode_fps:.1f}"), ("kbit/s", "{kbps:.1f}")]
+    entries = [e | {"ours": report["codecs"][e["codec"]]["kind"] == "ours"} for e in report["aggregates"]]
+    table = table_of(entries, columns, "codec", wide=1)
     about = f"{lead(report)} Frames a second by the clock, from RGB frames to a file and back; {where(report)} for all."
     return Section(f"Means over {plural(len(report['clips']), 'clip')}, and speed", about, [("", table)])
 
@@ -176,17 +125,18 @@ def means_section(report: Mapping[str, Any]) -> Section:
 def equal_section(report: Mapping[str, Any], anchors: Sequence[str]) -> list[Section]:
     """Our files beside those of the anchors at the same PSNR."""
     entries = [entry for entry in report["equal"] if report["codecs"][entry["codec"]]["kind"] == "ours"]
-    cells = [
-        [entry["clip"], f"{entry['codec']} {entry['setting']}", f"{entry['bytes']:,}", number(entry["psnr"], 2),
-         *(signed(entry.get(anchor)) for anchor in anchors)]
-        for entry in entries
-    ]  # fmt: skip
+    columns: list[Column] = [("clip", "{clip}"), ("ours", "{codec} {setting}"), ("bytes", "{bytes:,}")]
+    columns += [("PSNR", "{psnr:.2f}"), *((anchor, partial(percent_of, anchor)) for anchor in anchors)]
     about = (
         "How much more our file takes than the other codec at the same PSNR, negative: less. Its bytes are taken"
         " between its own settings, on straight lines of their logarithm over PSNR; a dash: it has no such PSNR."
     )
-    table = Table(["clip", "ours", "bytes", "PSNR", *anchors], grouped([entry["clip"] for entry in entries], cells))
+    table = table_of(entries, columns, "clip")
     return [Section("Bytes at equal PSNR", about, [("", table)])] if entries and anchors else []
+
+
+def percent_of(anchor: str, entry: Mapping[str, Any]) -> str:
+    return signed(entry.get(anchor))
 
 
 def bd_section(report: Mapping[str, Any], anchors: Sequence[str]) -> list[Section]:
@@ -207,43 +157,42 @@ def bd_section(report: Mapping[str, Any], anchors: Sequence[str]) -> list[Sectio
 # ------------------------------------------------------------------------------------------------------------- clips
 
 
-def article(reel: Reel) -> str:
+def player(clip: Video, label: str, kind: str, frames: Sequence[Pixels] | Pixels, note: str = "") -> Version:
+    """Decoded frames at the times of the clip, as H.264 of a quality that is hardly told from them."""
+    buffer = io.BytesIO()
+    with VideoWriter(
+        buffer, ".mp4", label, clip.height, clip.width, time_base=clip.time_base, rate=clip.rate
+    ) as writer:
+        for pixels, time in zip(frames, clip.times, strict=True):
+            writer.write(pixels, time, clip.seconds - time)
+    uri = data_uri("video/mp4", buffer.getvalue())
+    media = f'<video muted playsinline preload="auto" src="{uri}"></video>'
+    return Version(label, kind, media, note, np.array(frames[len(frames) // 2]))
+
+
+def together(clip: Video, versions: Sequence[Version]) -> Exhibit:
     """All versions of a clip, which play together."""
-    cards = "".join(
-        f'<figure class="{p.kind}"><video muted playsinline preload="auto" src="{uri}"></video>'
-        f"<figcaption><b>{escape(p.label)}</b>{facts_of(p)}</figcaption></figure>"
-        for p, uri in ((p, data_uri("video/mp4", p.mp4)) for p in reel.players)
-    )
     speeds = "".join(f'<option value="{v}">{v} &times;</option>' for v in (1, 0.5, 0.25))
-    return f"""<article data-rate="{reel.rate:.6g}">
-<h3>{escape(reel.name)} <small>{reel.frames} frames of {reel.width} &times; {reel.height}</small></h3>
-<div class="videos">{cards}</div>
-<div class="transport"><button class="play">play</button>
+    below = f"""<div class="transport" data-rate="{float(clip.rate):.6g}"><button class="play">play</button>
 <button class="back" aria-label="a frame back">&lsaquo;</button>
 <button class="on" aria-label="a frame on">&rsaquo;</button><select aria-label="speed">{speeds}</select>
 <input type="range" min="0" max="1" step="any" value="0" aria-label="place"></div>
-</article>
 """
+    about = f"{len(clip.frames)} frames of {clip.width} x {clip.height}"
+    return Exhibit(clip.name, about, versions, "videos", below=below)
 
 
-def facts_of(player: Player) -> str:
-    if player.size is None or player.psnr is None:
-        return ""
-    return f"<br>{player.size:,} bytes, {player.psnr:.2f} dB"
-
-
-def sheet(reels: Sequence[Reel]) -> Image.Image:
+def sheet(exhibits: Sequence[Exhibit]) -> Image.Image:
     """The middle frame of each clip, a row for each clip and a picture for each version, with captions."""
-    height = sum(reel.height + CAPTION + GAP for reel in reels)
-    width = max((reel.width + GAP) * len(reel.players) for reel in reels)
+    rows = [[(v.label, v.note, v.still) for v in exhibit.versions if v.still is not None] for exhibit in exhibits]
+    height = sum(row[0][2].shape[0] + CAPTION + GAP for row in rows)
+    width = max((row[0][2].shape[1] + GAP) * len(row) for row in rows)
     image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    top = 0
-    for reel in reels:
-        for i, player in enumerate(reel.players):
-            left = i * (reel.width + GAP)
-            size = "" if player.size is None else f": {player.size} B, {player.psnr:.1f} dB"
-            draw.text((left, top + 2), player.label + size, fill="black")
-            image.paste(Image.fromarray(player.still), (left, top + CAPTION))
-        top += reel.height + CAPTION + GAP
+    pen, top = ImageDraw.Draw(image), 0
+    for row in rows:
+        for i, (label, note, still) in enumerate(row):
+            left = i * (still.shape[1] + GAP)
+            pen.text((left, top + 2), f"{label}: {note}" if note else label, fill="black")
+            image.paste(Image.fromarray(still), (left, top + CAPTION))
+        top += row[0][2].shape[0] + CAPTION + GAP
     return image

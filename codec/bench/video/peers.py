@@ -125,13 +125,13 @@ def _svt(crf: float, threads: int) -> dict[str, str]:
     return {"svtav1-params": f"crf={crf:g}:lp={threads}"}  # FFmpeg's own option ends at 63
 
 
-_X264 = VideoPeer("x264", "libx264", "h264", {"preset": "medium"}, CRFS, _crf, "filter_units=remove_types=6")
+_X264 = VideoPeer("x264", "libx264", "h264", {"preset": "medium"}, CRFS, dial=_crf, drop="filter_units=remove_types=6")
 VIDEO_PEERS = {
     peer.name: peer
     for peer in (
         _X264,
-        VideoPeer("x265", "libx265", "hevc", {"preset": "medium"}, CRFS, _x265),
-        VideoPeer("av1", "libsvtav1", "obu", {"preset": "6"}, AV1_CRFS, _svt),
+        VideoPeer("x265", "libx265", "hevc", {"preset": "medium"}, CRFS, dial=_x265),
+        VideoPeer("av1", "libsvtav1", "obu", {"preset": "6"}, AV1_CRFS, dial=_svt),
         replace(_X264, name="x264-psnr", options={"preset": "medium", "tune": "psnr"}),
     )
 }
