@@ -67,7 +67,7 @@ def check_frame(height: int, width: int) -> None:
 
 
 def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
-    """Inverse of :func:`write_fitted`. Raises ValueError for what is damaged, LimitError for frames that are too large."""
+    """Inverse of :func:`write_fitted`. Raises ValueError for what is damaged, LimitError for frames too large."""
     check_frame(height, width)
     if len(data) < _HEAD.size:
         raise ValueError("a fitted clip ends in its header")
