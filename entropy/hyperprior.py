@@ -1,8 +1,8 @@
 """The entropy model of a hyperprior codec, in integers: latents <-> codes <-> bytes, the same on every machine.
 
 :mod:`.hyperprior_net` is the network while it is trained and says what it computes. Here it runs on the exact layers
-of :mod:`.integer`, slice after slice and half after half of a checkerboard, with the same steps in the encoder (which
-knows the latents), the decoder (which knows the bytes) and when codes are given.
+of :mod:`.integer`, slice after slice and in each the cells in their order (:mod:`.orders`), with the same steps in the
+encoder (which knows the latents), the decoder (which knows the bytes) and when codes are given.
 
 Unlike other priors this one is also the quantiser: a code is what is left of a latent after the mean that the model
 expects there, rounded. So it maps latents to codes and back (:class:`Walk`), and means, multiples of 1/16, make the
@@ -15,7 +15,7 @@ no bits. Codes that reach the end of a table are followed by their excess in 16 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,20 +31,22 @@ from torch import Tensor
 from .coder import IndexedDecoder, IndexedEncoder, table_model
 from .context_net import part_of
 from .hyperprior_net import (
-    DIAMOND,
     HATS,
     KNEES,
     MEAN_BITS,
     QUALITY_STEPS,
     SCALES,
     SQUARE,
+    STATE_STEP,
     Z_BITS,
     Z_MAX,
     HyperNet,
+    own_name,
     quality_hats,
     scale_values,
 )
 from .integer import ACT_BITS, STREAM_BITS, STREAM_MAX, ExactLinear, OneThread, exact_dtype
+from .orders import CHECKERBOARD, FINE, Order
 from .prior import Prior, read_prior_arrays
 from .tables import TOTAL, check_table, frequency_table, table_bits
 
@@ -84,7 +86,7 @@ def normal_tables(
 
 @dataclass
 class Step:
-    """What one step of the walk coded: the codes of one slice and half, by table."""
+    """What one step of the walk coded: the codes of one step of a slice, by table."""
 
     layer: int  # slice
     codes: npt.NDArray[np.int32]  # [n] those that are coded, sorted by table
@@ -112,12 +114,40 @@ class Walk:
 Source = Callable[[int, npt.NDArray[np.int64], Tensor, Tensor], Tensor]
 
 
+class State:
+    """The exact layers that carry the state on to a slice; see :class:`~.hyperprior_net.StateBlock`."""
+
+    def __init__(self, make: Callable[..., ExactLinear], name: str) -> None:
+        self.enter = make(f"{name}.enter", 127, 0, 255)
+        self.spatial = make(f"{name}.spatial", 255, 0, 255, 0)
+        self.expand = make(f"{name}.expand", 255, -STATE_STEP, STATE_STEP, 0)
+
+    def fits(self, features: int, last: int) -> bool:
+        """Whether the layers take each other's outputs, a state of ``features`` and a slice of ``last`` channels."""
+        inner = self.enter.n_out
+        return (
+            self.enter.n_in == features + len(SQUARE) * last
+            and self.spatial.n_in == len(SQUARE) * inner
+            and self.spatial.n_out == self.expand.n_in == inner
+            and self.expand.n_out == features
+        )
+
+    def __call__(self, state: Tensor, last: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """State ``[h w, F]`` and the last slice's channels ``[h, w, c]``, companded, to the next state ``[h w, F]``."""
+        x = self.enter(state if last is None else torch.cat([state, _square(last)], 1))
+        x = self.expand(self.spatial(_square(x.view(*grid, -1))))
+        return (state + x).clamp_(-127, 127)
+
+
 class Linears:
     """The exact layers of one slice."""
 
-    def __init__(self, make: Callable[..., ExactLinear], name: str, blocks: int) -> None:
+    def __init__(self, make: Callable[..., ExactLinear], name: str, blocks: int, order: Order, state: bool) -> None:
+        self.order = order
+        self.state = State(make, f"{name}.state") if state else None
         self.base = make(f"{name}.base", 127, -STREAM_MAX, STREAM_MAX)
-        self.own = make(f"{name}.own", 127, -STREAM_MAX, STREAM_MAX)
+        names = [own_name(order, step) for step in range(1, order.n)]
+        self.own = [make(f"{name}.{own}", 127, -STREAM_MAX, STREAM_MAX) for own in names]
         self.up = [make(f"{name}.head.up.{j}", 127, 0, 255) for j in range(blocks)]
         self.down = [make(f"{name}.head.down.{j}", 255, -STREAM_MAX, STREAM_MAX, 0) for j in range(blocks)]
         self.head = make(f"{name}.head.head", 127, 0, 255)
@@ -128,11 +158,16 @@ class Linears:
         """Whether each layer takes what the one before makes."""
         width, head = self.base.n_out, self.head.n_out
         return (
-            all(layer.n_out == width for layer in (self.own, *self.down))
+            all(layer.n_out == width for layer in (*self.own, *self.down))
             and all(layer.n_in == width for layer in (self.head, *self.up))
             and all(down.n_in == up.n_out for up, down in zip(self.up, self.down, strict=True))
             and self.mean.n_in == self.scale.n_in == head
         )
+
+    def reads(self, channels: int) -> bool:
+        """Whether the maps of the slice's own cells take ``channels`` of them."""
+        known = [len(self.order.offsets(step)) for step in range(1, self.order.n)]
+        return all(own.n_in == n * channels for own, n in zip(self.own, known, strict=True))
 
     def __call__(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Stream ``[n, C]`` to means in 16ths and scales, ``[n, c]`` each."""
@@ -161,21 +196,28 @@ class Layout:
     """Where the cells of a grid are.
 
     Attributes:
-        cells: those of both halves of the checkerboard in raster order; cell (0, 0) is of the first.  index: the same
-            on the device.
-        around: places of the window of each cell of the second half in a map with a border of two, ``[cells, P]``.
+        cells: of each order, those of its steps in raster order.  index: the same on the device.
+        around: of each order and step, places of the window of each cell in a map with a border of the order's reach,
+            ``[cells, P]``.
     """
 
-    def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
-        h, w = grid
-        parity = (np.add.outer(np.arange(h), np.arange(w)) % 2).reshape(-1)
-        self.cells = [np.flatnonzero(parity == phase) for phase in (0, 1)]
-        self.index = [torch.from_numpy(cells).to(device) for cells in self.cells]
-        rows, columns = np.divmod(self.cells[1], w)
-        around = np.stack([(rows + 2 + dy) * (w + 4) + columns + 2 + dx for dy, dx in DIAMOND], 1)
-        self.around = torch.from_numpy(around.astype(np.int64)).to(device)
+    def __init__(self, grid: tuple[int, int], device: torch.device, orders: Iterable[Order]) -> None:
+        self.cells: dict[Order, list[npt.NDArray[np.int64]]] = {}
+        self.index: dict[Order, list[Tensor]] = {}
+        self.around: dict[Order, list[Tensor]] = {}
+        for order in orders:
+            steps = range(order.n)
+            self.cells[order] = [order.cells(grid, step) for step in steps]
+            self.index[order] = [torch.from_numpy(cells).to(device) for cells in self.cells[order]]
+            self.around[order] = [self._windows(grid, order, step).to(device) for step in steps]
         self.walks = 0  # how often a GPU has walked here
         self.graphs: WalkGraphs | None = None
+
+    def _windows(self, grid: tuple[int, int], order: Order, step: int) -> Tensor:
+        border, width = order.reach, grid[1] + 2 * order.reach
+        rows, columns = np.divmod(self.cells[order][step], grid[1])
+        places = [(rows + border + dy) * width + columns + border + dx for dy, dx in order.offsets(step)]
+        return torch.from_numpy(np.stack(places, 1).astype(np.int64) if places else np.zeros((len(rows), 0), np.int64))
 
 
 class WalkRun:
@@ -192,35 +234,43 @@ class WalkRun:
         cells = grid[0] * grid[1]
         self.known = torch.zeros(cells, prior.latents, dtype=prior.dtype, device=prior.device)
         self.seen = torch.zeros(*grid, prior.latents, dtype=self.small, device=prior.device)  # companded
-        self.features = self.base = torch.zeros(0, device=prior.device)
+        self.state = self.features = self.base = torch.zeros(0, device=prior.device)
 
     def begin(self, x: Tensor) -> None:
         """Take what :meth:`HyperPrior.inputs` made."""
         h, w = self.grid
-        self.features = self.prior.features(x)[:h, :w].reshape(h * w, -1).to(self.small)
+        self.state = self.prior.features(x)[:h, :w].reshape(h * w, -1)
+        self.features = self.state.to(self.small)
 
-    def predict(self, i: int, phase: int) -> tuple[Tensor, Tensor]:
-        """Means in 16ths and scales of one half of a slice's cells, ``[n, c]`` each."""
+    def predict(self, i: int, step: int) -> tuple[Tensor, Tensor]:
+        """Means in 16ths and scales of the cells of one step of a slice, ``[n, c]`` each."""
         h, w = self.grid
         net, begin, n = self.prior.nets[i], self.prior.starts[i], self.prior.slices[i]
-        if phase == 0:
+        order = net.order
+        if step == 0:
+            if net.state is not None:
+                last = self.seen[:, :, self.prior.starts[i - 1] : begin] if i else None
+                self.state = net.state(self.state, self.features, last, self.grid)
+                self.features = self.state.to(self.small)
             seen = self.seen[:, :, :begin]
             self.base = net.base(torch.cat([self.features, _square(seen)], 1) if i else self.features)  # [h w, C]
-        stream = self.base[self.layout.index[phase]]
-        if phase:
+        stream = self.base[self.layout.index[order][step]]
+        if step:
             own = compand_integers(self.known[:, begin : begin + n]).to(self.small)
-            own = F.pad(own.view(h, w, n), (0, 0, 2, 2, 2, 2)).view(-1, n)[self.layout.around]  # [cells, P, n]
-            stream = (stream + net.own(own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
+            edge = order.reach
+            own = F.pad(own.view(h, w, n), (0, 0, edge, edge, edge, edge)).view(-1, n)
+            own = own[self.layout.around[order][step]]  # [cells, P, n]
+            stream = (stream + net.own[step - 1](own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
         return net(stream)
 
-    def take(self, i: int, phase: int, mean: Tensor, code: Tensor | None) -> None:
+    def take(self, i: int, step: int, mean: Tensor, code: Tensor | None) -> None:
         """Go on with the codes ``[n, c]`` of a step, or with its means."""
         begin, end = self.prior.starts[i], self.prior.starts[i + 1]
-        part = self.known[:, begin:end]
-        part[self.layout.index[phase]] = mean if code is None else mean + code * 2**MEAN_BITS
-        if phase == 0:
-            part.index_fill_(0, self.layout.index[1], 0)  # not known yet
-        else:
+        part, order = self.known[:, begin:end], self.prior.nets[i].order
+        if step == 0:
+            part.zero_()  # what an earlier walk knew
+        part[self.layout.index[order][step]] = mean if code is None else mean + code * 2**MEAN_BITS
+        if step == order.n - 1:
             self.seen[:, :, begin:end] = compand_integers(part).view(*self.grid, -1).to(self.small)
 
     def latents(self) -> Tensor:
@@ -254,10 +304,16 @@ class HyperPrior:
             self.up1 = self._layer("decoder.up1", 255, 0, 255, 0)
             self.mix = self._layer("decoder.mix", 255, 0, 255, 0)
             self.up2 = self._layer("decoder.up2", 255, -127, 127, 0)
-            self.nets = [Linears(self._layer, f"slices.{i}", blocks) for i in range(len(self.slices))]
+            names = [f"slices.{i}" for i in range(len(self.slices))]
+            orders = [FINE if f"{name}.{own_name(FINE, 1)}.weight" in arrays else CHECKERBOARD for name in names]
+            state = "slices.0.state.enter.weight" in arrays
+            self.nets = [
+                Linears(self._layer, name, blocks, order, state) for name, order in zip(names, orders, strict=True)
+            ]
         except KeyError as error:
             raise ValueError(f"the entropy model lacks {error}") from error
-        if len(arrays) != 5 + 3 * (4 + len(self.slices) * (5 + 2 * blocks)):
+        layers = 4 + sum(order.n + 3 + 2 * blocks + 3 * state for order in orders)
+        if len(arrays) != 5 + 3 * layers:
             raise ValueError("the entropy model holds arrays that have no place in it")
         if len(skip) != 1 or not -1 <= skip[0] < SCALES:
             raise ValueError("the entropy model does not say which scales are skipped")
@@ -289,9 +345,12 @@ class HyperPrior:
             raise ValueError("the layers of the hyper decoder do not fit together")
         features = self.up2.n_out // 4
         before = 0
-        for n, net in zip(self.slices, self.nets, strict=True):
-            if net.base.n_in != features + len(SQUARE) * before or net.own.n_in != len(DIAMOND) * n:
+        for i, (n, net) in enumerate(zip(self.slices, self.nets, strict=True)):
+            last = self.slices[i - 1] if i else 0
+            if net.base.n_in != features + len(SQUARE) * before or not net.reads(n):
                 raise ValueError("a slice of the entropy model does not fit the others")
+            if net.state is not None and not net.state.fits(features, last):
+                raise ValueError("the state of the entropy model does not fit its slices")
             if net.mean.n_out != n or net.scale.n_out != n:
                 raise ValueError("a slice of the entropy model has other channels")
             if not net.fits():
@@ -327,6 +386,11 @@ class HyperPrior:
         """Of every level of tokens: z's channels, then y's."""
         return (2 * Z_MAX + 1,) * self.hyper + (2 * CODE_MAX + 1,) * self.latents
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Slice and step of all steps of a walk."""
+        return [(i, step) for i, net in enumerate(self.nets) for step in range(net.order.n)]
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> HyperPrior:
         """Load ``hyperprior.safetensors`` of a model folder. Raises ValueError if it is missing or damaged."""
@@ -349,7 +413,7 @@ class HyperPrior:
         if grid not in self.layouts:
             if len(self.layouts) >= KEPT_GRIDS:
                 self.layouts.pop(next(iter(self.layouts)))
-            self.layouts[grid] = Layout(grid, self.device)
+            self.layouts[grid] = Layout(grid, self.device, {net.order for net in self.nets})
         return self.layouts[grid]
 
     def inputs(self, z: Codes, quality: int) -> npt.NDArray[np.float32]:
@@ -400,16 +464,15 @@ class HyperPrior:
         run = WalkRun(self, grid)
         run.begin(torch.from_numpy(self.inputs(z, quality)).to(self.device, self.dtype))
         codes = np.zeros((sum(self.slices[:slices]), h * w), dtype=np.int64)
-        for i in range(len(self.slices)):
-            for phase in (0, 1):
-                mean, scale = run.predict(i, phase)
-                code = None
-                if i < slices:
-                    cells = run.layout.cells[phase]
-                    code = source(i, cells, mean, scale)
-                    begin = self.starts[i]
-                    codes[begin : begin + self.slices[i], cells] = code.T.cpu().numpy()
-                run.take(i, phase, mean, code)
+        for i, step in self.steps:
+            mean, scale = run.predict(i, step)
+            code = None
+            if i < slices:
+                cells = run.layout.cells[self.nets[i].order][step]
+                code = source(i, cells, mean, scale)
+                begin = self.starts[i]
+                codes[begin : begin + self.slices[i], cells] = code.T.cpu().numpy()
+            run.take(i, step, mean, code)
         return Walk(z, codes.reshape(len(codes), h, w), run.latents().cpu().numpy())
 
     def code_of(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -505,7 +568,7 @@ class HyperPrior:
 
         Raises: ValueError for another walk, or another number of layers.
         """
-        if len(walk.steps) != 2 * len(self.slices):
+        if len(walk.steps) != len(self.steps):
             raise ValueError("payloads need a walk that coded all slices")
         found = []
         for j, slices in enumerate(self.layer_slices(layers)):

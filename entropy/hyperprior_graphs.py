@@ -38,8 +38,8 @@ class WalkGraphs:
         device = prior.device
         shape = (-(-grid[0] // 4), -(-grid[1] // 4))
         self.given = torch.zeros(*shape, prior.hyper + HATS, pin_memory=True)
-        self.order = [(i, phase) for i in range(len(prior.slices)) for phase in (0, 1)]
-        sizes = [len(self.run.layout.cells[phase]) * prior.slices[i] for i, phase in self.order]
+        self.order = prior.steps
+        sizes = [len(self._index(k)) * prior.slices[i] for k, (i, _) in enumerate(self.order)]
         self.bounds = torch.arange(SCALES + 1, dtype=torch.uint8, device=device)
         self.edges = [torch.zeros(SCALES + 1, dtype=torch.int64, pin_memory=True) for _ in sizes]
         self.symbols = [torch.zeros(n, dtype=torch.int16, pin_memory=True) for n in sizes]
@@ -65,6 +65,11 @@ class WalkGraphs:
                 else:
                     self._finish()
             self.decoder.append(graph)
+
+    def _index(self, k: int) -> Tensor:
+        """The cells of a step of the walk."""
+        i, step = self.order[k]
+        return self.run.layout.index[self.prior.nets[i].order][step]
 
     def _warm_up(self) -> None:
         """One walk as it is: libraries choose their kernels and take their workspaces."""
@@ -92,10 +97,10 @@ class WalkGraphs:
         self._take(k, mean, code.view(mean.shape))
 
     def _take(self, k: int, mean: Tensor, code: Tensor) -> None:
-        i, phase = self.order[k]
+        i, step = self.order[k]
         begin, end = self.prior.starts[i], self.prior.starts[i + 1]
-        self.codes[begin:end, self.run.layout.index[phase]] = code.T.to(torch.int16)
-        self.run.take(i, phase, mean, code.to(self.prior.dtype))
+        self.codes[begin:end, self._index(k)] = code.T.to(torch.int16)
+        self.run.take(i, step, mean, code.to(self.prior.dtype))
 
     def _finish(self) -> None:
         self.codes_out.copy_(self.codes.view(self.codes_out.shape), non_blocking=True)
@@ -120,9 +125,9 @@ class WalkGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self.run.begin(self.given.to(self.prior.device, self.prior.dtype, non_blocking=True))
-            for k, (i, phase) in enumerate(self.order):
-                mean, scale = self.run.predict(i, phase)
-                part = self.values[self.run.layout.index[phase], self.prior.starts[i] : self.prior.starts[i + 1]]
+            for k, (i, step) in enumerate(self.order):
+                mean, scale = self.run.predict(i, step)
+                part = self.values[self._index(k), self.prior.starts[i] : self.prior.starts[i + 1]]
                 code = self.prior.code_of(part, mean, scale)
                 tables, order = torch.sort(scale.to(torch.uint8).flatten(), stable=True)
                 self.edges[k].copy_(torch.searchsorted(tables, self.bounds), non_blocking=True)
