@@ -132,9 +132,12 @@ class State:
             and self.expand.n_out == features
         )
 
-    def __call__(self, state: Tensor, last: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """State ``[h w, F]`` and the last slice's channels ``[h, w, c]``, companded, to the next state ``[h w, F]``."""
-        x = self.enter(state if last is None else torch.cat([state, _square(last)], 1))
+    def __call__(self, state: Tensor, small: Tensor, last: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """State ``[h w, F]`` and the last slice's channels ``[h, w, c]``, companded, to the next state ``[h w, F]``.
+
+        Args: small: the state in the type of ``last``.
+        """
+        x = self.enter(small if last is None else torch.cat([small, _square(last)], 1))
         x = self.expand(self.spatial(_square(x.view(*grid, -1))))
         return (state + x).clamp_(-127, 127)
 

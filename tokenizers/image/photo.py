@@ -424,11 +424,11 @@ def rate_weight(quality: Tensor, points: Sequence[float]) -> Tensor:
 
     Args: points: at even steps of the quality, from 0 to 1.
     """
-    logs = torch.tensor(points, device=quality.device, dtype=quality.dtype).log()
     place = quality * (len(points) - 1)
-    number = torch.arange(len(points), device=quality.device)
-    weight = (1 - (place[..., None] - number).abs()).clamp_min(0)  # [..., points]
-    return torch.exp(weight @ logs)
+    log = torch.zeros_like(quality)
+    for k, point in enumerate(points):  # numbers and no tensor of them: a CUDA graph may record this
+        log = log + (1 - (place - k).abs()).clamp_min(0) * math.log(point)
+    return torch.exp(log)
 
 
 def quality_steps(quality: float | None) -> int:
