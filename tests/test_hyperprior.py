@@ -243,13 +243,16 @@ class Plain:
         hidden = self.linear(f"{name}.head", np.clip((s + 4) >> 3, -127, 127), 0, 255)
         return self.linear(f"{name}.mean", hidden, -top, top), self.linear(f"{name}.scale", hidden, 0, 63)
 
-    def carried(self, name: str, state: dict[Cell, np.ndarray], last: dict[Cell, np.ndarray], n: int) -> dict[Cell, Any]:
+    def carried(
+        self, name: str, state: dict[Cell, np.ndarray], last: dict[Cell, np.ndarray], n: int
+    ) -> dict[Cell, np.ndarray]:
         """The state of the next slice, from the ``n`` channels of the last."""
         x = {at: np.concatenate([own, self.window(last, at, SQUARE, n)]) for at, own in state.items()}
         x = {at: self.linear(f"{name}.enter", row, 0, 255) for at, row in x.items()}
         inner = len(next(iter(x.values())))
         x = {at: self.linear(f"{name}.spatial", self.window(x, at, SQUARE, inner), 0, 255) for at in x}
-        return {at: np.clip(own + self.linear(f"{name}.expand", x[at], -254, 254), -127, 127) for at, own in state.items()}
+        steps = {at: self.linear(f"{name}.expand", row, -254, 254) for at, row in x.items()}
+        return {at: np.clip(own + steps[at], -127, 127) for at, own in state.items()}
 
     def walk(self, z: np.ndarray, grid: Grid, quality: int, choose: Choice) -> PlainWalk:
         """``choose``: channels of a slice, cell, means in 16ths, scales -> codes."""
@@ -387,7 +390,8 @@ def test_orders_name_every_cell_once_and_what_it_knows(order: Order) -> None:
     assert order.n == steps.max() + 1
     for step in range(order.n):
         assert order.cells(grid, step).tolist() == np.flatnonzero(steps == step).tolist()
-        assert order.offsets(step) == tuple({False: {0: [], 1: DIAMOND}, True: FINE_WINDOWS | {0: []}}[order is FINE][step])
+        windows = FINE_WINDOWS if order is FINE else {1: DIAMOND}
+        assert order.offsets(step) == tuple(windows[step] if step else [])
     assert [order.cells((1, 1), step).size for step in range(order.n)] == [1] + [0] * (order.n - 1)
 
 
@@ -408,7 +412,7 @@ def test_merge_is_the_inverse_of_split(h: int, w: int, order: Order) -> None:
     value = (places.merge([part * (k + 2) for k, part in enumerate(parts)], (h, w)) * weight).sum()
     value = value + places.pick(x, 1).square().sum()
     value.backward()
-    factor = torch.from_numpy(np.array([step_of((r, c), order is FINE) for r in range(h) for c in range(w)])).view(h, w, 1)
+    factor = torch.tensor([[[step_of((r, c), order is FINE)] for c in range(w)] for r in range(h)])
     expected = weight * (factor + 2) + torch.where(factor == 1, 2 * x, 0)
     assert x.grad is not None
     assert torch.allclose(x.grad, expected.detach())

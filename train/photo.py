@@ -373,7 +373,7 @@ class Trainer(TrainingRun):
         model = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
         results: dict[str, Any] = {
             "holdout": measure(model, self.holdout),
-            "synthetic": measure(model, self.synthetic),
+            "synthetic": measure(model, self.synthetic) if self.synthetic else [],
             "float": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, False),
             "rounding": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, True),
             "minutes": self.args.minutes,
@@ -397,7 +397,7 @@ class Trainer(TrainingRun):
 def drawn_pictures(n: int, seed: int) -> list[Tensor]:
     """``n`` synthetic pictures, uint8 ``[H, W, 3]`` each, drawn by as many processes as there are cores."""
     draw = partial(synthetic_picture, seed=seed, fonts=matplotlib_fonts())
-    cores = min(32, os.cpu_count() or 1)
+    cores = min(16, os.cpu_count() or 1)
     if cores < 4 or n < 100:
         return [torch.from_numpy(draw(index)) for index in range(n)]
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
