@@ -143,16 +143,21 @@ class Places:
 
     Attributes:
         sizes: number of cells of each step.
-        cells: those of each step, in raster order.
         order: the cells step after step, ``[h * w]``; back: its inverse.
+        around: places of what each cell of a step knows, ``[n * P]``, in a map with a border of the order's reach.
     """
 
     def __init__(self, order: Order, grid: tuple[int, int], device: torch.device) -> None:
         cells = [torch.from_numpy(order.cells(grid, step)) for step in range(order.n)]
         self.sizes = [len(own) for own in cells]
-        self.cells = [own.to(device) for own in cells]
         self.order = torch.cat(cells).to(device)
         self.back = torch.argsort(self.order)
+        self.reach, width = order.reach, grid[1] + 2 * order.reach
+        self.around: list[Tensor] = []
+        for step, own in enumerate(cells):
+            row, column = own // grid[1] + order.reach, own % grid[1] + order.reach
+            places = [(row + dy) * width + column + dx for dy, dx in order.offsets(step)]
+            self.around.append((torch.stack(places, 1).flatten() if places else own[:0]).to(device))
 
     def split(self, x: Tensor) -> list[Tensor]:
         """``[B, h, w, C]`` to the cells of each step, ``[B, n, C]`` each."""
@@ -164,9 +169,13 @@ class Places:
         rest = [steps[0].new_zeros(len(steps[0]), n, steps[0].shape[2])] if n else []
         return _Permuted.apply(torch.cat([*steps, *rest], 1), self.back, self.order).unflatten(1, grid)
 
-    def pick(self, x: Tensor, step: int) -> Tensor:
-        """The cells of one step, ``[B, h, w, C] -> [B, n, C]``."""
-        return _Picked.apply(x.flatten(1, 2), self.cells[step])
+    def windows(self, x: Tensor, step: int) -> Tensor:
+        """What each cell of a step knows, zeros outside: ``[B, h, w, C] -> [B, n, P * C]``.
+
+        A convolution would compute all cells, and all places of a window.
+        """
+        x = F.pad(x, (0, 0, *[self.reach] * 4)).flatten(1, 2)
+        return x.index_select(1, self.around[step]).reshape(len(x), self.sizes[step], -1)
 
 
 @lru_cache(maxsize=64)
@@ -185,20 +194,6 @@ class _Permuted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad.index_select(1, ctx.back), None, None
-
-
-class _Picked(torch.autograd.Function):
-    """Some cells of ``x [B, n, C]``, none of them twice."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cells: Tensor) -> Tensor:
-        ctx.n, ctx.cells = x.shape[1], cells
-        return x.index_select(1, cells)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = grad.new_zeros(len(grad), ctx.n, grad.shape[2])
-        return whole.index_copy_(1, ctx.cells, grad), None
 
 
 def shuffle(x: Tensor) -> Tensor:
@@ -353,14 +348,14 @@ class SliceNet(nn.Module):
         self.base = WindowLinear(SQUARE, before, shape.width, 127, MEAN_BITS, STREAM_BITS, extra=shape.features)
         for step in range(1, self.order.n):
             known = self.order.offsets(step)
-            own = WindowLinear(known, channels, shape.width, 127, MEAN_BITS, STREAM_BITS)
+            own = RoundedLinear(len(known) * channels, shape.width, 127, MEAN_BITS, STREAM_BITS)
             self.add_module(own_name(self.order, step), own)
         self.head = Head(shape, channels)
 
-    def own_of(self, step: int) -> WindowLinear:
-        """The map of what a step knows of the slice."""
+    def own_of(self, step: int) -> RoundedLinear:
+        """The map of what a cell of a step knows of the slice, ``[..., P * c] -> [..., C]``."""
         found = getattr(self, own_name(self.order, step))
-        assert isinstance(found, WindowLinear)
+        assert isinstance(found, RoundedLinear)
         return found
 
 
@@ -462,8 +457,9 @@ class HyperNet(nn.Module):
             indices: list[Tensor] = []
             for step, (stream, wanted) in enumerate(zip(places.split(base), places.split(part), strict=True)):
                 if step:
-                    own = net.own_of(step).window(compand(places.merge(done, grid), rounding), None, rounding)
-                    own = rounded(places.pick(own, step), STREAM_BITS, -STREAM_MAX, STREAM_MAX, rounding)
+                    known = places.windows(compand(places.merge(done, grid), rounding), step)
+                    own = net.own_of(step)(known, rounding)
+                    own = rounded(own, STREAM_BITS, -STREAM_MAX, STREAM_MAX, rounding)
                     stream = rounded(stream + own, STREAM_BITS, -STREAM_MAX, STREAM_MAX, False)
                 mean, index = net.head(stream, rounding)
                 delta = wanted - mean

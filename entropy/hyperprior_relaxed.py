@@ -91,8 +91,8 @@ class RelaxedPrior:
                 zip(*map(places.split, (base, part, inside, shift)), strict=True)
             ):
                 if step:
-                    own = layers.own_of(step).window(compand(places.merge(done, grid), False), None, False)
-                    stream = inside_stream(stream + inside_stream(places.pick(own, step)))
+                    known = places.windows(compand(places.merge(done, grid), False), step)
+                    stream = inside_stream(stream + inside_stream(layers.own_of(step)(known, False)))
                 mean, index = layers.head(stream, False)
                 coded = index >= self.skip + 0.5
                 cost = bits_of_y(wanted - mean, SCALE_MIN * torch.exp(index * LOG_RATIO))

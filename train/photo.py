@@ -62,7 +62,7 @@ from .loop import (
 )
 
 CHECKPOINT = "checkpoint.safetensors"
-EVALUATIONS = 6
+EVALUATIONS = 4
 HOLDOUT_QUICK = 8
 QUICK_QUALITIES = (15, 50, 85)
 TEST_QUALITIES = (5, 20, 40, 60, 80, 95)
