@@ -262,11 +262,9 @@ class Trainer(TrainingRun):
 
     def batch(self, n: int) -> Tensor:
         """Crops ``[n, 3, size, size]`` in [0, 1], the last ones synthetic."""
-        if self.drawn is None:
-            x = self.store.batch(n)
-        else:
-            drawn = round(n * self.recipe["data"]["synthetic"])
-            x = torch.cat([self.store.batch(n - drawn), self.drawn.batch(drawn)])
+        x, drawn = self.store.batch(n), round(n * self.recipe["data"]["synthetic"])
+        if self.drawn is not None and drawn:
+            x = torch.cat([x[: n - drawn], self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
 
     def weights(self) -> dict[str, Tensor]:
