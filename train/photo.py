@@ -262,9 +262,10 @@ class Trainer(TrainingRun):
 
     def batch(self, n: int) -> Tensor:
         """Crops ``[n, 3, size, size]`` in [0, 1], the last ones synthetic."""
-        x, drawn = self.store.batch(n), round(n * self.recipe["data"]["synthetic"])
+        drawn = round(n * self.recipe["data"]["synthetic"]) if self.drawn is not None else 0
+        x = self.store.batch(n - drawn)
         if self.drawn is not None and drawn:
-            x = torch.cat([x[: n - drawn], self.drawn.batch(drawn)])
+            x = torch.cat([x, self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
 
     def weights(self) -> dict[str, Tensor]:
