@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokodec.codec.distortion import distortion
-from tokodec.entropy.hyperprior_net import HyperNet, HyperShape
+from tokodec.entropy.hyperprior_net import HyperNet, HyperShape, SliceNet
 from tokodec.tokenizers.image.grid import channels_last
 from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
@@ -425,7 +426,7 @@ def test_a_mistake_is_one_line_and_exit_2(
 def small_and_large() -> tuple[script.PhotoCodec, script.PhotoCodec]:
     """Random weights; the larger one has more of everything and reaches higher rates."""
     torch.manual_seed(0)
-    sizes = {"channels": (8, 12), "analysis_blocks": (1, 1), "hyper": 4, "hyper_width": 6}
+    sizes: dict[str, Any] = {"channels": (8, 12), "analysis_blocks": (1, 1), "hyper": 4, "hyper_width": 6}
     shape = HyperShape(hyper=4, slices=(2, 3), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
     config = ImagePhotoConfig(synthesis_blocks=(1, 1), latents=5, rate_weights=(0.001, 0.1), **sizes)
     small = script.PhotoCodec(PhotoNets(config), HyperNet(shape))
@@ -456,8 +457,8 @@ def test_a_larger_codec_starts_as_the_smaller_one() -> None:
     with torch.no_grad():
         y, y_small = (codec.nets.analysis(x) for codec in (large, small))
         assert torch.allclose(y[:, :5], y_small, atol=1e-6)
-        whole = [codec.nets.synthesis(own, q) for codec, own, q in ((large, y, qualities), (small, y_small, same))]
-        assert torch.allclose(*whole, atol=1e-4)
+        whole, before = large.nets.synthesis(y, qualities), small.nets.synthesis(y_small, same)
+        assert torch.allclose(whole, before, atol=1e-4)
         for first, second in ((large.nets.gain, small.nets.gain), (large.nets.inverse_gain, small.nets.inverse_gain)):
             assert torch.allclose(first(qualities)[:, :5], second(same), rtol=1e-4)
         top = large.nets.log_gain.points[-1, :5] - small.nets.log_gain.points[-1]
@@ -470,8 +471,10 @@ def test_an_entropy_model_of_more_slices_starts_with_the_layers_of_the_smaller()
     photo_start.grow_entropy(large.entropy, small.entropy)
     assert torch.equal(large.entropy.decoder.enter.weight, weight)
     old, new = small.entropy.slices[1], large.entropy.slices[1]
+    assert isinstance(old, SliceNet)
+    assert isinstance(new, SliceNet)
     assert torch.equal(new.base.weight[:16], old.base.weight)
-    assert torch.equal(new.own.weight[:16], old.own.weight)
+    assert torch.equal(new.own_of(1).weight[:16], old.own_of(1).weight)
     photo_start.turn_hats(large.entropy, (0.001, 0.01, 1.0), (0.001, 0.1))
     turned = large.entropy.decoder.enter.weight.unflatten(1, (9, -1))
     before = weight.unflatten(1, (9, -1))
