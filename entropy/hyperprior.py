@@ -483,16 +483,25 @@ class HyperPrior:
         code = (y - mean * 2.0**-MEAN_BITS).round().clamp_(-CODE_MAX, CODE_MAX)
         return torch.where(scale > self.skip, code, 0.0)
 
-    def quantise(self, y: npt.NDArray[np.floating], z: npt.NDArray[np.floating], quality: int) -> Walk:
+    def quantise(
+        self,
+        y: npt.NDArray[np.floating],
+        z: npt.NDArray[np.floating],
+        quality: int,
+        free: npt.NDArray[np.bool_] | None = None,
+    ) -> Walk:
         """Latents ``y [M, h, w]`` in quantiser steps and hyper latents ``z [hyper, h/4, w/4]`` (rounded up) to codes.
 
         Args:   quality: 0 to 10000, hundredths.
+                free: ``[h, w]``, cells that need not come near their latents: all their codes are 0, which is cheap.
         Raises: ValueError for shapes that do not fit, or latents that are not numbers.
         """
         if y.ndim != 3 or len(y) != self.latents:
             raise ValueError(f"latents are [{self.latents}, h, w], got {y.shape}")
         if np.isnan(y).any() or np.isnan(z).any():
             raise ValueError("some latents are not numbers")
+        if free is not None and free.shape != y.shape[1:]:
+            raise ValueError(f"free cells are [h, w], got {free.shape} for latents {y.shape}")
         grid = (y.shape[1], y.shape[2])
         values = torch.from_numpy(np.ascontiguousarray(y)).to(self.device, self.dtype).flatten(1).T  # [h w, M]
         steps: list[Step] = []
@@ -500,12 +509,14 @@ class HyperPrior:
         def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
             part = values[torch.from_numpy(cells).to(self.device), self.starts[i] : self.starts[i + 1]]
             code = self.code_of(part, mean, scale)
+            if free is not None:
+                code[torch.from_numpy(free.reshape(-1)[cells]).to(self.device)] = 0
             steps.append(self._step(i, code, scale))
             return code
 
         codes = np.clip(np.round(z), -Z_MAX, Z_MAX).astype(np.int64)
         with self._exactly():
-            graphs = self._graphs(grid)
+            graphs = self._graphs(grid) if free is None else None
             if graphs is not None:
                 self._check_walk(codes, grid, quality)
                 return Walk(codes, *graphs.encode(self.inputs(codes, quality), values))

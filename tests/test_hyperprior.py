@@ -712,6 +712,23 @@ def test_latents_differ_by_half_a_step_at_most_or_are_the_mean() -> None:
             assert 0 < coded.sum() < coded.size or skip < 0
 
 
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
+def test_free_cells_have_no_codes_and_decode_like_all_others(shape: HyperShape) -> None:
+    prior, grid = prior_of(shape=shape), (9, 10)
+    y, z = draw(prior, grid)
+    free = np.zeros(grid, bool)
+    free[2:7, 3:] = True
+    walk, whole = prior.quantise(y, z, 4321, free), prior.quantise(y, z, 4321)
+    assert not walk.codes[:, free].any()
+    assert walk.codes[:, ~free].any()
+    assert prior.bits(walk).sum() < 0.8 * prior.bits(whole).sum()
+    back = prior.decompress(prior.payloads(walk, 3), grid, 4321, 3)
+    assert same(back, walk)
+    assert same(prior.quantise(y, z, 4321, np.zeros(grid, bool)), whole)
+    with pytest.raises(ValueError, match="free cells"):
+        prior.quantise(y, z, 4321, free.T)
+
+
 def test_codes_and_hyper_latents_are_clamped() -> None:
     prior = prior_of(-1)
     shape = (10, 4, 5)

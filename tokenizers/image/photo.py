@@ -332,13 +332,17 @@ class ImagePhoto(Tokenizer):
             return self.nets.analysis(x)
 
     @torch.no_grad()
-    def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
-        """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
+    def quantise(
+        self, y: npt.NDArray[np.floating], steps: int, free: npt.NDArray[np.bool_] | None = None
+    ) -> Walk:
+        """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths; ``free`` cells ``[h, w]`` have none."""
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
         scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
+        if free is not None:  # nor do hyper latents speak of them
+            scaled = scaled * torch.from_numpy(~free).to(scaled)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             z = self.nets.hyper_analysis(scaled)
-        return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps)
+        return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps, free)
 
     def quantise_windows(self, y: npt.NDArray[np.floating], steps: int) -> list[tuple[Tile, Walk]]:
         """Latents ``[M, h, w]`` of a whole picture to the codes of its windows, in raster order."""
