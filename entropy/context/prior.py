@@ -2,7 +2,7 @@
 
 Codes of a level are coded in few steps (:mod:`.schedule`), all cells of a step at once, each given the codes around it:
 those of all coarser levels, and those of its own level that came in earlier steps. An integer network
-(:mod:`.integer`, trained as :mod:`.context_net`) turns the window around a cell into frequencies; a code of a large
+(:mod:`..integer`, trained as :mod:`.net`) turns the window around a cell into frequencies; a code of a large
 codebook is two or three digits (:mod:`.tree`), each with a table of at most 256 entries.
 
 A further network of the same kind, if there is one, sees all levels of the neighbours and tells the first level of a
