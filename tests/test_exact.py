@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokodec.codec.exact import choose_exact, free_cells, pack_exact, paste_exact, unpack_exact
+from tokodec.codec.image.exact import choose_exact, free_cells, pack_exact, paste_exact, unpack_exact
 
 RNG = np.random.default_rng(0)
 
