@@ -14,6 +14,8 @@ Names load on first use, so that `import tokodec` does not import torch.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -21,53 +23,91 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .codec import datasets
     from .codec.contract import Decoded, Encoded
-    from .codec.decode import decode_file
+    from .codec.decode import decode_file, video_frames
     from .codec.encode import encode_file
     from .codec.errors import TokodecError
     from .codec.generate.model import Generator, load_generator
     from .codec.models import load
+    from .codec.options import DecodeOptions, EncodeOptions, Rate, TokenizeOptions
+    from .codec.progress import Progress
+    from .codec.registry import PriorKind, register_format, register_prior
+    from .codec.tokens import detokenize_file, tokenize_file
     from .tokenizers.api import Tokenizer
+    from .tokenizers.registry import TokenizerKind, register_tokenizer
     from .tokenizers.tokens import Tokens, TokenSpec
 
-_HOMES = {
-    "Decoded": ".codec.contract",
-    "decode_file": ".codec.decode",
-    "Encoded": ".codec.contract",
-    "encode_file": ".codec.encode",
-    "TokodecError": ".codec.errors",
-    "Generator": ".codec.generate.model",
-    "load_generator": ".codec.generate.model",
-    "load": ".codec.models",
-    "Tokenizer": ".tokenizers.api",
-    "Tokens": ".tokenizers.tokens",
-    "TokenSpec": ".tokenizers.tokens",
+# Where public names are: they load on first use.
+_NAMES = {
+    ".codec.contract": ("Decoded", "Encoded"),
+    ".codec.decode": ("decode_file", "video_frames"),
+    ".codec.encode": ("encode_file",),
+    ".codec.errors": ("TokodecError",),
+    ".codec.generate.model": ("Generator", "load_generator"),
+    ".codec.models": ("load",),
+    ".codec.options": ("DecodeOptions", "EncodeOptions", "Rate", "TokenizeOptions"),
+    ".codec.progress": ("Progress",),
+    ".codec.registry": ("PriorKind", "register_format", "register_prior"),
+    ".codec.tokens": ("detokenize_file", "tokenize_file"),
+    ".tokenizers.api": ("Tokenizer",),
+    ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
+    ".tokenizers.tokens": ("TokenSpec", "Tokens"),
 }
-_MODULES = {"datasets": ".codec.datasets"}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "DecodeOptions",
     "Decoded",
+    "EncodeOptions",
     "Encoded",
     "Generator",
+    "PriorKind",
+    "Progress",
+    "Rate",
     "TokenSpec",
+    "TokenizeOptions",
     "Tokenizer",
+    "TokenizerKind",
     "Tokens",
     "TokodecError",
     "__version__",
     "datasets",
     "decode_file",
+    "detokenize_file",
     "encode_file",
     "load",
     "load_generator",
+    "register_format",
+    "register_prior",
+    "register_tokenizer",
+    "tokenize_file",
+    "video_frames",
 ]
+
+
+class _Later(types.ModuleType):
+    """A module that is another one from its first use on, so that `from tokodec.datasets import ...` works."""
+
+    def __init__(self, name: str, target: str) -> None:
+        super().__init__(f"{__name__}.{name}", f"See {__name__}{target}.")
+        self.__dict__["_target"] = target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who looks at all modules there are does not mean to use them
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__dict__["_target"], __name__), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(self.__dict__["_target"], __name__))
+
+
+datasets = sys.modules[f"{__name__}.datasets"] = _Later("datasets", ".codec.datasets")  # type: ignore[assignment]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name], __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+    return sorted({*globals(), *_HOMES})

@@ -33,11 +33,12 @@ from .console import (
     progress_bar,
     say,
 )
-from .container.fields import IMAGE, VERSION
+from .container.fields import IMAGE, SIGNATURE, VERSION
 from .container.read import PEEK, modality_of
-from .errors import TokodecError, UsageError
-from .flags import CorpusFlags, DecodeFlags, EncodeFlags, Flags, GenerateFlags, TokenizeFlags, with_flags
+from .errors import ReaderGoneError, TokodecError, UsageError
+from .flags import CorpusFlags, DecodeFlags, EncodeFlags, GenerateFlags, InputFlags, TokenizeFlags, with_flags
 from .registry import MODALITIES, MODALITY_NAMES
+from .terminal import run_process
 
 app = typer.Typer(
     help="Learned compression: pictures, sounds and videos to small .tok files and back.",
@@ -73,11 +74,12 @@ def common(
 @app.command()
 @with_flags
 def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
-    """Encode pictures, sounds and videos to .tok files."""
+    """Encode pictures, sounds and videos to .tok files. Exit code 3 says that an input was damaged and encoded as far
+    as it goes."""
     from .encode import encode_file
     from .media.kind import SUFFIXES_IN
 
-    pairs = plan(inputs, out, ".tok", SUFFIXES_IN)
+    pairs = plan(inputs, out, ".tok", SUFFIXES_IN, flags.recursive)
 
     def one(src: str, dst: str) -> int:
         with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
@@ -88,14 +90,14 @@ def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
                 progress=progress,
                 **flags.short,
             )
-        for note in done.notes:
+        for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         if not flags.quiet:
             control = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
             control = control if done.tokens is None else f"{done.tokens} tokens"
             rate = f"{done.kbps:.3f} kbps" if done.seconds else f"{done.bpp:.4f} bpp"
             say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {control}")
-        return 0
+        return EXIT_DAMAGED if done.problems else 0
 
     each(pairs, one, flags.quiet)
 
@@ -127,7 +129,7 @@ def decode(
             modality = None
         return MODALITIES[MODALITY_NAMES[modality or IMAGE]].suffix
 
-    pairs = plan(inputs, out, suffix, (".tok",))
+    pairs = plan(inputs, out, suffix, (".tok",), flags.recursive)
 
     def one(src: str, dst: str) -> int:
         with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
@@ -163,7 +165,7 @@ def info(
     def one(src: str, _: str) -> int:
         from .files import read_bytes
 
-        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src), src)
+        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src, SIGNATURE), src)
         if as_json:
             print(json.dumps(found))
         else:
@@ -242,9 +244,9 @@ def tokenize(
         return EXIT_DAMAGED if done.problems else 0
 
     if out is None or suffix not in CORPUS_SUFFIXES:
-        each(plan(inputs, out, "." + format.lstrip("."), wanted), one, flags.quiet)
+        each(plan(inputs, out, "." + format.lstrip("."), wanted, flags.recursive), one, flags.quiet)
         return
-    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES))
+    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive)
     if suffix == ".tar":
         named = keys_of(sources, out)
         writer: Any = webdataset_writer(out, flags.force)
@@ -308,7 +310,7 @@ def detokenize(
         str | None, typer.Option(help="tok, or a format of pictures, sounds or videos, where -o does not say it")
     ] = None,
     *,
-    flags: Flags,
+    flags: InputFlags,
 ) -> None:
     """Integer codes (.npz or .safetensors) to pictures, sounds, videos or .tok files."""
     from .corpus.token_files import token_modality
@@ -323,7 +325,7 @@ def detokenize(
             say(f"{src} -> {dst}")
         return 0
 
-    each(plan(inputs, out, suffix, (".npz", ".safetensors")), one, flags.quiet)
+    each(plan(inputs, out, suffix, (".npz", ".safetensors"), flags.recursive), one, flags.quiet)
 
 
 @app.command()
@@ -357,7 +359,7 @@ def demo(
 
 def main() -> None:
     """Entry point: runs a command and turns every error into one line and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run_process(run, sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -368,6 +370,8 @@ def run(arguments: list[str]) -> int:
         if code == EXIT_INTERRUPTED:  # typer turns KeyboardInterrupt into this code, in silence
             say("codec: interrupted")
         return code if isinstance(code, int) else 0
+    except (ReaderGoneError, BrokenPipeError):  # `| head` has seen enough
+        return 0
     except TokodecError as error:
         if debug:
             traceback.print_exc()
@@ -376,13 +380,10 @@ def run(arguments: list[str]) -> int:
     except _CommandError as error:  # unknown options, missing arguments, no arguments at all
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         if message.startswith("Usage:"):  # a command without arguments
-            say(message)
+            print(message, file=sys.stderr)
         elif message:
             say(f"codec: {' '.join(message.split())}; see codec --help")
         return EXIT_USER
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except (KeyboardInterrupt, typer.Abort):
         say("codec: interrupted")
         return EXIT_INTERRUPTED

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .errors import TokodecError, UsageError
+from .errors import ReaderGoneError, TokodecError, UsageError
+from .files import is_stream
 from .progress import Progress
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -20,10 +23,13 @@ STREAM = "-"
 SLOW = 1.0  # seconds after which a picture gets a progress bar
 Inputs = Annotated[list[str], typer.Argument(help="files or folders; - is standard input", metavar="IN...")]
 Output = Annotated[
-    str | None, typer.Option("--out", "-o", help="file, or folder for several inputs; - is standard output")
+    str | None,
+    typer.Option("--out", "-o", help="file, or folder for several inputs or if it ends in /; - is standard output"),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="release name, folder or hub id")]
-GeneratorOption = Annotated[str | None, typer.Option("--model", "-m", help="generator: release name, folder or hub id")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="folders with all folders inside them")]
+HOW_NAMED = "release name, path of a folder, or hf:USER/MODEL"
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=HOW_NAMED)]
+GeneratorOption = Annotated[str | None, typer.Option("--model", "-m", help=f"generator: {HOW_NAMED}")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="overwrite outputs")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="say nothing but errors")]
@@ -34,15 +40,21 @@ Levels = Annotated[
 ]
 Quality = Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100: the rate of models for photographs")]
 Sound = Annotated[bool, typer.Option(help="keep the sound of a video")]
-SoundModel = Annotated[str | None, typer.Option(help="model of a video's sound: release name, folder or hub id")]
+SoundModel = Annotated[str | None, typer.Option(help=f"model of a video's sound: {HOW_NAMED}")]
 Effort = Annotated[
     int, typer.Option(help="0 to 10: none to 160 steps towards better codes, each longer than encoding without")
 ]
 
 
 def say(text: str) -> None:
-    """One line to stderr: stdout is for data."""
-    print(text, file=sys.stderr)
+    """One line to stderr: stdout is for data. What a terminal would take for a command is shown escaped."""
+    if sys.stderr is not None:  # it was closed, and print() would take standard output instead
+        print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """``text`` with line breaks, escape sequences and the like, which names of files may hold, as ``\\n`` and so on."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Bar(Progress):
@@ -67,10 +79,11 @@ class Bar(Progress):
         if self.bar is None:
             from rich import progress
             from rich.console import Console
+            from rich.markup import escape
 
             columns = *progress.Progress.get_default_columns(), progress.TextColumn("{task.fields[speed]}")
             self.bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.add_task(self.what, total=None, speed="")
+            self.bar.add_task(escape(printable(self.what)), total=None, speed="")
             self.bar.start()
         self.bar.update(0, **fields)
 
@@ -107,28 +120,91 @@ def names_in(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-def expand(inputs: list[str], wanted: tuple[str, ...]) -> list[str]:
-    """Inputs with each folder replaced by the files in it that have a ``wanted`` suffix. Raises UsageError for none."""
-    sources: list[str] = []
+@dataclass(frozen=True)
+class _Source:
+    """An input. folder: where it lies below the folder that was named."""
+
+    name: str
+    folder: Path = Path()
+
+
+def expand(inputs: list[str], wanted: tuple[str, ...], recursive: bool = False, made: str = "") -> list[str]:
+    """Inputs with each folder replaced by the files in it that have a ``wanted`` suffix.
+
+    What else is in a folder is told in one line, except hidden files and what ends in ``made``, the suffix of outputs.
+
+    Raises: UsageError for a folder without such files, or one that cannot be read.
+    """
+    return [source.name for source in _sources(inputs, wanted, recursive, made)]
+
+
+def _sources(inputs: list[str], wanted: tuple[str, ...], recursive: bool, made: str) -> list[_Source]:
+    sources: list[_Source] = []
     for name in inputs:
-        path = Path(name)
-        if name != STREAM and path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file())
-            if not inside:
-                raise UsageError(f"no {', '.join(wanted)} files in the folder {name}")
-            sources += map(str, inside)
-        else:
-            sources.append(name)
+        top = Path(name)
+        if name == STREAM or not top.is_dir():
+            sources.append(_Source(name))
+            continue
+        inside, left_out, folders = _walk(top, wanted, recursive, made)
+        if folders:
+            why = "links are not followed" if recursive else "--recursive takes what is inside"
+            say(f"codec: {name}: {_some(folders, 'folder')} left out: {why}")
+        if left_out:
+            say(f"codec: {name}: {_some(left_out, 'file')} left out, of no kind that is read here")
+        if not inside:
+            raise UsageError(f"no {', '.join(wanted)} files in the folder {name}")
+        sources += inside
     return sources
 
 
+def _walk(
+    top: Path, wanted: tuple[str, ...], recursive: bool, made: str
+) -> tuple[list[_Source], list[str], list[str]]:
+    """Files of a folder to be read; others; folders that are not entered. In the order of their names."""
+    inside: list[_Source] = []
+    left_out: list[str] = []
+    folders: list[str] = []
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"cannot read the folder {error.filename}: {(error.strerror or str(error)).lower()}")
+
+    for here, below, names in os.walk(top, onerror=refuse):
+        shown = [name for name in sorted(below) if not name.startswith(".")]
+        linked = [name for name in shown if (Path(here) / name).is_symlink()]  # not followed: they may form a circle
+        below[:] = [name for name in shown if name not in linked] if recursive else []
+        folder = Path(here).relative_to(top)
+        folders += [str(folder / name) for name in (linked if recursive else shown)]
+        for name in sorted(names):
+            path = Path(here) / name
+            suffix = path.suffix.lower()
+            if suffix in wanted and path.is_file():
+                inside.append(_Source(str(path), folder))
+            elif not name.startswith(".") and (not made or suffix != made):
+                left_out.append(str(folder / name))
+    return inside, left_out, folders
+
+
+def _some(names: list[str], what: str) -> str:
+    """How many there are and what the first are called."""
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
+
+
 def plan(
-    inputs: list[str], out: str | None, suffix: str | Callable[[str], str], wanted: tuple[str, ...]
+    inputs: list[str],
+    out: str | None,
+    suffix: str | Callable[[str], str],
+    wanted: tuple[str, ...],
+    recursive: bool = False,
 ) -> list[tuple[str, str]]:
     """Pair every input with its output, whose suffix may depend on the input.
 
-    A folder stands for the files in it with a ``wanted`` suffix. Without ``out`` an output lies beside its input; with
-    several inputs ``out`` is a folder. Raises UsageError if two inputs would write one file, or nothing is found.
+    A folder stands for the files in it with a ``wanted`` suffix, with ``recursive`` also for those in the folders
+    below, which the outputs keep. Without ``out`` an output lies beside its input; with several inputs, or if it ends
+    in a slash, ``out`` is a folder, made if need be. Outputs are called as their inputs with another suffix; where that
+    would give two of them one name (``a.jpg``, ``a.png``), the whole names stay (``a.jpg.tok``, ``a.png.tok``).
+
+    Raises: UsageError if two inputs would still write one file, an output is one of the inputs, or nothing is found.
     """
 
     def suffix_of(src: str) -> str:
@@ -137,30 +213,84 @@ def plan(
             raise UsageError(f"{found.lstrip('.')!r} is not a file format")
         return found
 
-    sources = expand(inputs, wanted)
-    many = len(sources) > 1 or Path(inputs[0]).is_dir()
+    sources = _sources(inputs, wanted, recursive, suffix if isinstance(suffix, str) else "")
+    many = len(sources) > 1 or any(name != STREAM and Path(name).is_dir() for name in inputs)
     if out == STREAM and many:
         raise UsageError("several inputs cannot share standard output: give a folder with -o")
-    if out is not None and out != STREAM and many:
-        try:
-            Path(out).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
-    pairs: dict[str, str] = {}
-    for src in sources:
-        if out is None:
-            dst = STREAM if src == STREAM else str(Path(src).with_suffix(suffix_of(src)))
-        elif out != STREAM and (many or Path(out).is_dir()):
-            dst = str(Path(out) / (("stdin" if src == STREAM else Path(src).stem) + suffix_of(src)))
+    into = out is not None and out != STREAM and (many or out.endswith(("/", os.sep)) or Path(out).is_dir())
+    planned: list[tuple[str, Path, str]] = []  # input, folder of its output, suffix
+    for source in sources:
+        src = source.name
+        pipe = src != STREAM and is_stream(Path(src))  # not to be opened to learn its kind: it can be read once
+        if pipe and (out is None or (into and not isinstance(suffix, str))):
+            raise UsageError(f"{src} is a pipe or a device: name the output with -o")
+        end = "" if pipe and not into else suffix_of(src)
+        if out is not None and not into:
+            _refuse_inputs([src], [(src, out)])
+            return [(src, out)]
+        if into:
+            assert out is not None
+            planned.append((src, Path(out) / source.folder, end))
+        elif src == STREAM:
+            return [(src, STREAM)]
         else:
-            suffix_of(src)
-            dst = out
-        if dst != STREAM and dst in pairs:
-            raise UsageError(f"{pairs[dst]} and {src} would both be written to {dst}")
-        if dst == src and src != STREAM:
-            raise UsageError(f"{src} would be overwritten by its own output: name another with -o")
-        pairs[dst] = src
-    return [(src, dst) for dst, src in pairs.items()]
+            planned.append((src, Path(src).parent, end))
+    pairs = _named(planned)
+    _refuse_inputs([src for src, _ in pairs], pairs)
+    if into:
+        for folder in {folder for _, folder, _ in planned}:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise UsageError(f"cannot make the folder {folder}: {reason}") from error
+    return pairs
+
+
+def _named(planned: list[tuple[str, Path, str]]) -> list[tuple[str, str]]:
+    """Names of outputs, whole ones where short ones meet: also in upper and lower case, as disks may not tell them
+    apart. Raises UsageError if whole names meet too."""
+    whole: set[int] = set()
+    roots = {folder: os.path.realpath(folder) for _, folder, _ in planned}
+    while True:
+        places: dict[tuple[str, str], list[int]] = {}
+        outputs: list[Path] = []
+        for i, (src, folder, end) in enumerate(planned):
+            source = Path("stdin" if src == STREAM else src)
+            outputs.append(folder / ((source.name if i in whole else source.stem) + end))
+            places.setdefault((roots[folder], outputs[i].name.casefold()), []).append(i)
+        meeting = [numbers for numbers in places.values() if len(numbers) > 1]
+        for first, second, *_ in meeting:
+            if whole >= {first, second}:
+                both = f"{planned[first][0]} and {planned[second][0]}"
+                raise UsageError(f"{both} would both be written to {outputs[second]}")
+        if not meeting:
+            return [(src, str(output)) for (src, _, _), output in zip(planned, outputs, strict=True)]
+        whole.update(number for numbers in meeting for number in numbers)
+
+
+def _refuse_inputs(inputs: list[str], pairs: list[tuple[str, str]]) -> None:
+    """Raise UsageError if an output is the file of any input, by whatever name or link."""
+    read: dict[tuple[int, int], str] = {}
+    for src in inputs:
+        if src != STREAM and (key := _identity(src)) is not None:
+            read[key] = src
+    for src, dst in pairs:
+        key = None if dst == STREAM else _identity(dst)
+        if key is not None and key in read:
+            own = read[key] == src
+            what = "its own output" if own else f"the output of {src}"
+            raise UsageError(f"{read[key]} would be overwritten by {what}: name another with -o")
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """What tells a regular file from all others, None of what is none."""
+    path = Path(name)
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if path.is_file() else None
 
 
 def each(pairs: list[tuple[str, str]], one: Callable[[str, str], int], quiet: bool) -> None:
@@ -177,6 +307,8 @@ def each(pairs: list[tuple[str, str]], one: Callable[[str, str], int], quiet: bo
     for src, dst in track(pairs, quiet):
         try:
             codes.append(one(src, dst))
+        except ReaderGoneError:
+            raise
         except TokodecError as error:
             say(f"codec: {with_name(src, error)}")
             codes.append(error.exit_code)

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..tokenizers.api import Tokenizer
+from ..tokenizers.folders import as_text
 from ..tokenizers.image.photo import DEFAULT_QUALITY
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
-from .errors import MediaError, ModelError, UsageError, WeightsMismatchError
+from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
 from .files import atomic_output
 from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
@@ -47,7 +48,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, folder or hub id.
+        model: release name, path of a folder, or hub id, see :mod:`..tokenizers.folders`.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
@@ -75,8 +76,8 @@ class TokenDataset(Dataset[Tensor]):
         generator: torch.Generator | None = None,
         quality: float | None = None,
     ) -> None:
-        tokenizer = load_model(str(model), pick_device(_device(device))).tokenizer
-        self.model = str(model)
+        tokenizer = load_model(as_text(model), pick_device(_device(device))).tokenizer
+        self.model = as_text(model)
         self.device = device
         self.quality = quality
         self.generator = generator
@@ -191,7 +192,7 @@ class TokenDataset(Dataset[Tensor]):
         """Tokens that were kept; None if there are none, or they cannot be read: they are made anew then."""
         try:
             return self._check(load_tokens(kept), kept) if kept.is_file() else None
-        except (MediaError, ModelError):
+        except TokodecError:
             return None
 
     # ---------------------------------------------------------------- windows
@@ -236,7 +237,9 @@ class SequenceCollate:
         sequences = []
         for codes in items:
             grid = tuple(codes.shape[1:])
-            spec = TokenSpec("", "", "", sizes, (1,) * len(grid), grid, "")  # sequences ask for sizes and grid alone
+            spec = TokenSpec(
+                "", "", "", sizes, strides=(1,) * len(grid), size=grid, channels=""
+            )  # sequences ask for sizes and grid alone
             sequences.append(self.sequencer.flatten(Tokens(codes[None], spec))[0])
         return pad_sequences(sequences)
 

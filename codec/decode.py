@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from .container.fields import SIGNATURE
 from .container.read import TokFile, read_tok
 from .contract import Decoded, Format, Sink
 from .errors import FormatError, ModelError
@@ -61,10 +62,10 @@ def decode_file(
     options = replace(options, device=pick_device(options.device))
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
     suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         try:
             most_samples = None if options.sound is None else options.max_samples
-            tok = read_tok(read_bytes(src), options.max_pixels, most_samples)  # 4
+            tok = read_tok(read_bytes(src, SIGNATURE), options.max_pixels, most_samples)  # 4
             suffix = suffix or MODALITIES[MODALITY_NAMES[tok.header.modality]].suffix
             sink = None if file is None else Sink(file, suffix, str(dst))
             wing, loaded = format_and_model(tok, options.model, options.device)  # 2

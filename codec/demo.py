@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..tokenizers.audio.grvq import RATE
-from .bench.image.ours import Coder, Setting, prepare
 from .container.fields import MAX_PIXELS
 from .decode import decode_file
 from .encode import encode_file
@@ -27,12 +27,24 @@ from .metrics.spectra import mel_distance
 from .metrics.spectrogram import levels, spectrogram
 from .models import load_model, pick_device
 from .registry import MODALITIES
+from .settings import Setting, rate_settings, synthesis_nets
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
 GAP, FONT = 12, 30
 QUALITIES = (5.0, 25.0, 50.0, 75.0)  # of models whose rate dial is a quality
 RATES = (1.5, 3.0, 6.0)  # kbit/s of sounds, at most
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A model for pictures, ready to run."""
+
+    model: str  # name, folder or hub id
+    name: str
+    device: str
+    settings: tuple[Setting, ...]  # from few bytes to many
+    synthesis: tuple[str, ...]  # names of its synthesis nets; one empty name if there is one only
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
         raise UsageError(f"no sample pictures in {samples}")
     # Loading and what happens only once are no part of the times below.
     names = [model] if model else [MODALITIES["image"].encode_model, MODALITIES["image"].token_model]
-    coders = [prepare(name, device, QUALITIES) for name in names]
+    coders = [prepare(name, pick_device(device)) for name in names]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,8 +89,8 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     shown: dict[Path, list[Result]] = {path: [] for path in paths}
     for coder in coders:
         table = Table(title=f"{coder.name} on {coder.device}", box=SIMPLE, padding=0)  # fits 80 columns
-        measured = "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
-        columns = "picture", coder.rate_control, "synthesis", *measured
+        control = coder.settings[0].control
+        columns = "picture", control, "synthesis", "bytes", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"
         for name in columns:
             text = name in ("picture", "synthesis")
             table.add_column(name, justify="left" if text else "right", no_wrap=not text)
@@ -113,6 +125,20 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     sounds = [] if model else sorted(p for p in samples.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES_IN)
     if sounds:
         demo_sounds(sounds, out, device, console)
+
+
+def prepare(model: str, device: str) -> Coder:
+    """Load a model for pictures and run it once. Raises UsageError for another kind of model."""
+    tokenizer = load_model(model, device).tokenizer
+    if tokenizer.modality != "image":
+        raise UsageError(f"{tokenizer.name} is not a model for pictures")
+    settings = rate_settings(tokenizer, QUALITIES if tokenizer.rate_control == "quality" else None)
+    grey = io.BytesIO(b"P6\n64 64\n255\n" + bytes(3 * 64 * 64))
+    tok = io.BytesIO(encode_file(grey, model=model, device=device, **settings[-1].rate).data)
+    for net in synthesis_nets(tokenizer):
+        tok.seek(0)
+        decode_file(tok, model=model, synthesis=net or None, device=device)
+    return Coder(model, tokenizer.name, device, settings, synthesis_nets(tokenizer))
 
 
 def demo_sounds(paths: list[Path], out: Path, device: str, console: Console) -> None:
@@ -174,11 +200,9 @@ def stacked(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
     """One file at a setting of the rate dial, decoded once by every synthesis net."""
-    target = out / (f"{path.stem}-{setting.levels}.tok" if setting.levels else f"{path.stem}-q{setting.quality:g}.tok")
+    target = out / f"{path.stem}-{'q' * (setting.control == 'quality')}{setting.value:g}.tok"
     start = time.perf_counter()
-    encode_file(
-        path, target, model=coder.model, quality=setting.quality, levels=setting.levels, device=coder.device, force=True
-    )
+    encode_file(path, target, model=coder.model, device=coder.device, force=True, **setting.rate)
     encode_s = time.perf_counter() - start
     results = []
     for synthesis in coder.synthesis:
@@ -186,7 +210,7 @@ def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
         decoded = decode_file(target, model=coder.model, synthesis=synthesis or None, device=coder.device)
         decode_s = time.perf_counter() - start
         pixels = as_rgb(decoded.picture.pixels)
-        results.append(Result(setting, synthesis, target.stat().st_size, encode_s, decode_s, pixels))
+        results.append(Result(setting, synthesis, target.stat().st_size, encode_s, decode_s=decode_s, pixels=pixels))
     return results
 
 

@@ -57,7 +57,7 @@ def encode_file(
     options = with_short_forms(options or EncodeOptions(), short)
     options = replace(options, device=pick_device(options.device))
     name = str(src) if isinstance(src, (str, Path)) else "standard input"
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         kind, data = media_kind(Path(src) if isinstance(src, str) else src)  # 1
         source = Source(data, name, kind)
         chosen = choose_model(options.model, options.tune, kind)

@@ -24,6 +24,12 @@ class UnsupportedMediaError(MediaError):
     """Readable, but holds something we would have to drop in silence (animation, several pages, ...)."""
 
 
+class ReaderGoneError(MediaError):
+    """The pipe that is written to has lost its reader (``| head``): no fault, and nothing to say."""
+
+    exit_code = 0
+
+
 class OutputExistsError(TokodecError):
     """The output is there already and ``--force`` was not given."""
 

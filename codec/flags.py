@@ -21,6 +21,7 @@ from .console import (
     ModelOption,
     Quality,
     Quiet,
+    Recursive,
     Sound,
     SoundModel,
 )
@@ -38,11 +39,18 @@ class Flags:
     @property
     def short(self) -> dict[str, Any]:
         """What is meant for the function that does the work, by its keywords."""
-        return {name: value for name, value in asdict(self).items() if name not in ("force", "quiet")}
+        return {name: value for name, value in asdict(self).items() if name not in ("force", "quiet", "recursive")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeFlags(Flags):
+class InputFlags(Flags):
+    """What every command has that folders may be given to."""
+
+    recursive: Recursive = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeFlags(InputFlags):
     """Of `codec encode`, see :class:`~.options.EncodeOptions`."""
 
     model: ModelOption = None
@@ -68,7 +76,13 @@ class EncodeFlags(Flags):
     minutes: Annotated[
         float | None, typer.Option(help="time that -m video-fit may take, 3 by default; Ctrl-C ends it early")
     ] = None
-    metadata: Annotated[bool, typer.Option(help="keep ICC profile and EXIF")] = True
+    keep: Annotated[
+        str | None, typer.Option(help="of a picture's metadata: icc, exif and xmp with commas, all (default) or none")
+    ] = None
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="without: keep the colour profile only, as --keep icc")
+    ] = True
+    strict: Annotated[bool, typer.Option("--strict", help="refuse damaged pictures")] = False
     sound: Sound = True
     sound_kbps: Annotated[
         float | None, typer.Option(help="of a video's sound; by default 3 a channel, at most a fifth of --kbps")
@@ -79,7 +93,7 @@ class EncodeFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeFlags(Flags):
+class DecodeFlags(InputFlags):
     """Of `codec decode`, see :class:`~.options.DecodeOptions`."""
 
     model: ModelOption = None
@@ -97,7 +111,7 @@ class DecodeFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeFlags(Flags):
+class TokenizeFlags(InputFlags):
     """Of `codec tokenize`, see :class:`~.options.TokenizeOptions`."""
 
     model: ModelOption = None

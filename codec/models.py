@@ -15,6 +15,8 @@ from .errors import ModelError, UsageError, WeightsMismatchError
 from .registry import FITTED, GENERATOR, MODALITY_NAMES, PRIOR_NAMES, prior_kinds
 
 if TYPE_CHECKING:
+    import torch
+
     from ..entropy.tree import CodeTree
     from ..tokenizers.api import Tokenizer
 
@@ -49,20 +51,30 @@ class Model:
         return trees
 
 
-def pick_device(device: str) -> str:
-    """Resolve "auto" to "cuda" where there is a GPU, else "cpu". Raises UsageError for what is not there."""
+def pick_device(device: str | torch.device) -> str:
+    """Resolve "auto" to "cuda" where there is a GPU, else "cpu".
+
+    Args:    device: "auto", "cpu", "cuda", "cuda:1" and so on, or a `torch.device`.
+    Returns: "cpu", "cuda" (the GPU that is PyTorch's current one) or "cuda:N" (another one).
+    Raises:  UsageError for what is not there.
+    """
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {device!r}: use auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    kind, _, number = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or str(device).endswith(":") or not (number.isdecimal() or not number):
+        raise UsageError(f"unknown device {str(device)!r}: use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return kind
+    if not torch.cuda.is_available():
         raise UsageError("no CUDA GPU here: use --device cpu")
-    return device
+    if number and int(number) >= torch.cuda.device_count():
+        raise UsageError(f"no GPU {number} here: they are numbered 0 to {torch.cuda.device_count() - 1}")
+    return kind if not number or int(number) == torch.cuda.current_device() else f"{kind}:{int(number)}"
 
 
-def load_model(name: str, device: str = "cpu", prior: str | None = None) -> Model:
+def load_model(name: str, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
 
     A model without an entropy model whose rate is a number of levels is used with codes of fixed lengths.
@@ -128,10 +140,10 @@ def _uniform(codebook_sizes: tuple[int, ...]) -> Any:
     return StaticPrior.uniform(codebook_sizes)
 
 
-def load(name: str | Path = "image-grid", device: str = "auto") -> Tokenizer:
+def load(name: str | Path = "image-grid", device: str | torch.device = "auto") -> Tokenizer:
     """Load a tokenizer by release name, folder or hub id, ready for inference.
 
-    Args:   device: "auto" (a GPU if there is one), "cpu" or "cuda".
+    Args:   device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" and so on, or a `torch.device`.
     Raises: ModelError if there is none of that name or it is damaged.
     """
     from ..tokenizers.api import Tokenizer

@@ -10,6 +10,8 @@ from .container.fields import MAX_PIXELS, MAX_SAMPLES
 from .errors import RateError, UsageError
 
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort 0, 1, ... 10
+KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
+COLOURS_ONLY = frozenset({"icc"})
 RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens")  # what can set a rate, by the names of the command line
 
 
@@ -86,6 +88,12 @@ class SoundOptions:
     model: str | None = None
 
 
+def check_effort(effort: int) -> None:
+    """Raise UsageError for what is no effort."""
+    if effort not in range(len(EFFORTS)):
+        raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {effort}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
     """How a medium is encoded.
@@ -97,7 +105,8 @@ class EncodeOptions:
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
         minutes: that "video-fit" may take, 3 by default.
-        metadata: whether ICC profile and EXIF are kept.
+        keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
+        strict: raise MediaError for a damaged picture instead of encoding what is left.
         sound: of a video; None leaves it out.
         max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
         device: "auto", "cpu" or "cuda".
@@ -109,17 +118,19 @@ class EncodeOptions:
     tune: str | None = None
     effort: int = 0
     minutes: float | None = None
-    metadata: bool = True
+    keep: frozenset[str] = KEEP
+    strict: bool = False
     sound: SoundOptions | None = SoundOptions()
     max_pixels: int = MAX_PIXELS
     max_samples: int = MAX_SAMPLES
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.effort not in range(len(EFFORTS)):
-            raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {self.effort}")
+        check_effort(self.effort)
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"minutes must be positive, got {self.minutes:g}")
+        if self.keep - KEEP:
+            raise UsageError(f"what can be kept is icc, exif and xmp, got {' and '.join(sorted(self.keep))}")
 
     @property
     def n_steps(self) -> int:
@@ -210,7 +221,8 @@ class RateShort(TypedDict, total=False):
 
 
 class EncodeShort(RateShort, total=False):
-    """Keywords of :func:`~.encode.encode_file`: fields of :class:`EncodeOptions`, its rate and its sound."""
+    """Keywords of :func:`~.encode.encode_file`: fields of :class:`EncodeOptions`, its rate and its sound; ``keep`` also
+    as names with commas, and ``metadata=False`` for nothing but colours."""
 
     rate: Rate
     model: str | None
@@ -218,7 +230,9 @@ class EncodeShort(RateShort, total=False):
     tune: str | None
     effort: int
     minutes: float | None
+    keep: frozenset[str] | str | None
     metadata: bool
+    strict: bool
     sound: bool
     sound_kbps: float | None
     sound_model: str | None
@@ -253,6 +267,16 @@ class TokenizeShort(TypedDict, total=False):
     device: str
 
 
+def parse_keep(text: str) -> frozenset[str]:
+    """Names of ``KEEP`` with commas, or "all" or "none". Raises UsageError for others."""
+    names = frozenset(name for part in text.split(",") if (name := part.strip().lower()))
+    if names in ({"all"}, {"none"}):
+        return KEEP if names == {"all"} else frozenset()
+    if not names or names - KEEP:
+        raise UsageError(f"what can be kept is icc, exif and xmp, or all or none, got {text!r}")
+    return names
+
+
 Options = TypeVar("Options", EncodeOptions, DecodeOptions, TokenizeOptions)
 
 
@@ -266,6 +290,11 @@ def with_short_forms(options: Options, short: Any) -> Options:
         rate = {f.name: left.pop(f.name) for f in fields(Rate) if f.name in left}
         if rate:
             left["rate"] = replace(left.get("rate", options.rate), **rate)
+        keep, metadata = left.pop("keep", None), left.pop("metadata", True)
+        if keep is not None and not metadata:
+            raise UsageError("say what is to be kept or that no metadata is, not both")
+        if keep is not None or not metadata:
+            left["keep"] = COLOURS_ONLY if keep is None else parse_keep(keep) if isinstance(keep, str) else keep
     if not isinstance(options, TokenizeOptions):
         wanted = left.pop("sound", options.sound is not None)
         sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model") if f"sound_{name}" in left}

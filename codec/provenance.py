@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -32,7 +33,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": processor,
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
 
 
@@ -91,3 +92,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def origin(device: str) -> dict[str, Any]:
+    """Where, with what and when numbers came about, for a report."""
+    return {
+        "machine": machine(device),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -2,7 +2,7 @@
 
 Packages that are not ours add entropy models and formats with :func:`register_prior` and :func:`register_format`, or
 with entry points of the groups ``tokodec.priors`` (objects: :class:`PriorKind`) and ``tokodec.formats`` (names:
-"modality rate"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
+"modality.rate"; objects: the class of a :class:`~.contract.Format`). Tokenizers: see :mod:`..tokenizers.registry`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Modality:
 
 
 MODALITIES = {
-    "image": Modality(1, "a picture", ".png", "image-photo", "image-grid", "generator-image"),
-    "audio": Modality(2, "a sound", ".wav", "audio-24k", "audio-24k", "generator-audio"),
+    "image": Modality(1, "a picture", ".png", "image-photo", token_model="image-grid", generator="generator-image"),
+    "audio": Modality(2, "a sound", ".wav", "audio-24k", token_model="audio-24k", generator="generator-audio"),
     "video": Modality(3, "a video", ".mp4", "video-grid", "video-grid"),
 }
 MODALITY_NAMES = {modality.wire_id: name for name, modality in MODALITIES.items()}
@@ -105,7 +105,8 @@ def register_format(modality: str, rate: str, target: str) -> None:
 def _add_installed() -> None:
     add_entry_points("tokodec.priors", register_prior, PriorKind)
     for point in entry_points(group="tokodec.formats"):
-        register_format(*point.name.split(" ", 1), point.value)
+        modality, _, rate = point.name.partition(".")
+        register_format(modality, rate, point.value)
 
 
 def prior_kinds() -> dict[str, PriorKind]:
@@ -138,6 +139,14 @@ class _PriorNames(Mapping[int, str]):
 
 
 PRIOR_NAMES: Mapping[int, str] = _PriorNames()
+
+
+def default_generator(modality: str) -> str:
+    """The default of `codec generate`. Raises UsageError for a modality that has none."""
+    name = MODALITIES[modality].generator
+    if name is None:
+        raise UsageError(f"no generator of {modality} comes with tokodec: name one with --model")
+    return name
 
 
 def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:

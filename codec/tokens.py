@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from .container.fields import SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
-from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens
+from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
 from .files import open_output, read_bytes
 from .formats import format_of
 from .media.audio import Sound
 from .media.kind import media_kind
-from .media.read_image import Picture
+from .media.picture import Picture
 from .models import load_model, pick_device
 from .options import TokenizeOptions, with_short_forms
 from .registry import MODALITIES
@@ -47,7 +47,7 @@ def tokenize_file(
     options = replace(options, device=pick_device(options.device))
     if dst is not None and Path(dst).suffix.lower() not in TOKEN_SUFFIXES:
         raise UsageError(f"{dst}: tokens are written as {' or '.join(TOKEN_SUFFIXES)}")
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         if Path(src).suffix.lower() in TOKEN_SUFFIXES:
             done: Tokenized | None = Tokenized(_loaded_tokens(src, options))
         else:
@@ -115,9 +115,9 @@ def detokenize_file(
     Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
-    with open_output(dst, force) as file:
+    with open_output(dst, force, src) as file:
         tokens = load_tokens(src)
-        loaded = load_model(model or tokens.spec.model, pick_device(device))
+        loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))
         if not tokenizer.accepts(tokens.spec):

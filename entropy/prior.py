@@ -108,7 +108,11 @@ def read_prior_arrays(folder: str | Path, file: str) -> tuple[dict[str, npt.NDAr
     path = Path(folder) / file
     try:
         plain = packed.read(path)
-        return load(plain), packed.hash_of(plain)
+        arrays = load(plain)
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} holds a number that is not finite")
+        return arrays, packed.hash_of(plain)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot read entropy model {path}: {error}") from error
 

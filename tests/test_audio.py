@@ -279,7 +279,7 @@ def test_a_batch_of_lengths_is_each_alone(model: AudioGRVQ) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 100), (1, 2, 100), (0, 1, 100), (1, 1, 0)])
 def test_other_shapes_are_refused(model: AudioGRVQ, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"a batch of sounds is \[B, 1, n\]"):
+    with pytest.raises(ValueError, match=r"sounds are a float tensor \[B, 1, n\]"):
         model.encode(torch.zeros(shape))
 
 

@@ -14,10 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tokodec.codec.bench.clips import Photo
+from tokodec.codec.bench.contender import Coded, Timed
 from tokodec.codec.bench.image.bench import MEANS, aggregate, bench_images
-from tokodec.codec.bench.image.peers import PEERS, PeerFile, PeerSearch
-from tokodec.codec.bench.metrics import METRICS
-from tokodec.codec.bench.process import bench_processes, write_synthetic
+from tokodec.codec.bench.image.peers import PEERS, PeerSearch, find_peers
+from tokodec.codec.bench.memory import bench_processes, write_synthetic
+from tokodec.codec.bench.metrics import KEYS
+from tokodec.codec.bench.options import ImageOptions
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
@@ -26,6 +29,11 @@ from tokodec.codec.metrics.picture import decibel
 from tokodec.codec.provenance import ROOT, finite
 from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+
+
+def bench(folder: Path, out: Path, against: str, model: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+    return bench_images(ImageOptions(folder=folder, out=out, against=against, model=model, device=device, **more))
+
 
 SIZE = (240, 232)  # height and width: large enough for every metric
 NAMES = ["a.png", "b.png"]
@@ -60,7 +68,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def out(model: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "new" / "folder"
-    bench_images(pictures, out, ["jpeg", "avif"], model, "cpu")
+    bench(pictures, out, "jpeg,avif", model)
     return out
 
 
@@ -169,7 +177,7 @@ def test_curves_are_means_of_the_rows(rows: list[dict[str, str]], report: dict[s
             number = re.findall(r"\d+", point["setting"])[0]  # "quality 40" or "2 levels"
             group = [r for r in own if r["quality" if curve["kind"] == "peer" else "levels"] == number]
             assert len(group) == 2
-            for key in ("bytes", "bpp", *METRICS.values(), "encode_s", "decode_s"):
+            for key in ("bytes", "bpp", *KEYS, "encode_s", "decode_s"):
                 assert point[key] == pytest.approx(np.mean([float(r[key]) for r in group])), key
             assert point["ms_ssim_db"] == pytest.approx(decibel(point["ms_ssim"]), abs=1e-3)
 
@@ -210,7 +218,7 @@ def test_report_says_where_it_comes_from(report: dict[str, Any]) -> None:
 def test_page_needs_nothing_from_outside(out: Path, rows: list[dict[str, str]]) -> None:
     html = (out / "index.html").read_text()
     assert not re.findall(r"""https?:|@import|<link|src="(?!data:)|url\((?!#)|fetch\(|import\(""", html)
-    for section in re.findall(r"<section>.*?</section>", html, re.DOTALL):
+    for section in re.findall(r'<article class="pictures">.*?</article>', html, re.DOTALL):
         (name,) = re.findall(r"<h3>(\S+)", section)
         (levels,) = re.findall(r"ours with (\d)", section)
         captions = re.findall(r"<b>(.*?)</b><br>([\d,]+) bytes", section)
@@ -246,9 +254,9 @@ def test_a_second_model_is_measured_beside_the_first(photo_model: Path, pictures
     shutil.copytree(photo_model, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"name": "second-photo"}))
-    report = bench_images(
-        pictures, tmp_path / "out", ["jpeg"], str(photo_model), "cpu", 1, also=[str(other)], qualities=[5, 30, 60, 90],
-        metric_names=["psnr"], memory=False,
+    report = bench(
+        pictures, tmp_path / "out", "jpeg", str(photo_model), limit=1, also=str(other), qualities="5,30,60,90",
+        metrics="psnr", memory=False,
     )  # fmt: skip
     first, second = (next(c for c in report["curves"] if c["name"] == name) for name in ("tiny-photo", "second-photo"))
     assert (first["kind"], second["kind"]) == ("ours", "ours")
@@ -261,9 +269,9 @@ def test_a_second_model_is_measured_beside_the_first(photo_model: Path, pictures
 
 
 def test_a_model_whose_dial_is_quality(photo_model: Path, pictures: Path, tmp_path: Path) -> None:
-    report = bench_images(
-        pictures, tmp_path, ["jpeg"], str(photo_model), "cpu", 1, qualities=[60, 10.5], metric_names=["psnr"],
-        memory=False, show=["a.png"], threads=1,
+    report = bench(
+        pictures, tmp_path, "jpeg", str(photo_model), limit=1, qualities="60,10.5", metrics="psnr", memory=False,
+        show="a.png", threads=1,
     )  # fmt: skip
     assert report["metrics"] == ["psnr"]
     assert report["aggregates"] == []
@@ -287,7 +295,7 @@ def test_metrics_of_small_pictures_are_left_empty(model: str, tmp_path: Path) ->
     folder.mkdir()
     for name in NAMES:
         Image.fromarray(np.arange(48 * 32 * 3, dtype=np.uint8).reshape(48, 32, 3)).save(folder / name)
-    report = bench_images(folder, tmp_path / "out", [], model, "cpu", limit=1, memory=False)
+    report = bench(folder, tmp_path / "out", "", model, limit=1, memory=False)
     assert report["pictures"] == ["a.png"]
     assert [e["ms_ssim"] for e in report["aggregates"]] == [None] * 4
     assert [e["ssimulacra2"] for e in report["aggregates"]] == [None] * 4
@@ -301,60 +309,54 @@ def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path)
     (tmp_path / "bad" / "x.png").write_bytes(b"\x89PNG nothing")
     (tmp_path / "file").write_text("")
     target = tmp_path / "out"
-    for error, match, arguments in (
-        (UsageError, "unknown codec 'gif'.*jpeg, webp, avif", (pictures, target, ["gif"], model, "cpu")),
-        (UsageError, "no pictures in", (tmp_path / "empty", target, [], model, "cpu")),
-        (UsageError, "is not a folder", (tmp_path / "nowhere", target, [], model, "cpu")),
-        (UsageError, "at least 1", (pictures, target, [], model, "cpu", 0)),
-        (UsageError, "is a file", (pictures, tmp_path / "file", [], model, "cpu")),
-        (UsageError, "unknown device", (pictures, target, [], model, "abacus")),
-        (ModelError, "no model", (pictures, target, [], str(tmp_path / "none"), "cpu")),
-        (MediaError, "none of the pictures", (tmp_path / "bad", target, [], model, "cpu")),
+    for error, match, folder, changed in (
+        (UsageError, "unknown codec 'gif'.*jpeg, webp, avif", pictures, {"against": "gif"}),
+        (UsageError, "no pictures in", tmp_path / "empty", {}),
+        (UsageError, "is not a folder", tmp_path / "nowhere", {}),
+        (UsageError, "at least 1", pictures, {"limit": 0}),
+        (UsageError, "is a file", pictures, {"out": tmp_path / "file"}),
+        (UsageError, "unknown device", pictures, {"device": "abacus"}),
+        (ModelError, "no model", pictures, {"model": str(tmp_path / "none")}),
+        (MediaError, "none of the pictures", tmp_path / "bad", {}),
+        (UsageError, "unknown metric 'lpips'.*psnr, ms-ssim", pictures, {"metrics": "lpips"}),
+        (UsageError, "at least one metric", pictures, {"metrics": ""}),
+        (UsageError, "z.png is not among the pictures", pictures, {"show": "z.png"}),
+        (UsageError, "unknown published points 'clic'", pictures, {"published": "clic"}),
+        (UsageError, "unknown CompressAI model 'elic'.*cheng2020-anchor", pictures, {"compressai": "elic"}),
+        (UsageError, "dial of image-grid is its levels", pictures, {"qualities": "50"}),
     ):
+        options: dict[str, Any] = {"out": target, "against": "", "model": model, **changed}
         with pytest.raises(error, match=match) as caught:
-            bench_images(*arguments)
+            bench(folder, **options)
         assert "\n" not in str(caught.value)
-    options: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("unknown metric 'lpips'.*psnr, ms-ssim", {"metric_names": ["lpips"]}),
-        ("at least one metric", {"metric_names": []}),
-        ("z.png is not among the pictures", {"show": ["z.png"]}),
-        ("unknown published points 'clic'", {"published": "clic"}),
-        ("unknown CompressAI model 'elic'.*cheng2020-anchor", {"baselines": ["elic"]}),
-        ("dial of image-grid is its levels", {"qualities": [50.0]}),
-    )
-    for match, option in options:
-        with pytest.raises(UsageError, match=match):
-            bench_images(pictures, target, [], model, "cpu", **option)
     assert not target.exists()
 
 
 @pytest.mark.parametrize("name", ["jpeg", "webp"])
 def test_search_finds_the_nearest_size(name: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    peer = PEERS[name]
-    all_sizes = [len(PeerSearch(peer, pixels).encode(q).data) for q in range(peer.lowest, 101)]
-    search = PeerSearch(peer, pixels)
+    clip = Photo("noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    (peer,) = find_peers([name])
+    all_sizes = [PeerSearch(peer, clip).size(q) for q in range(peer.lowest, 101)]
+    search = PeerSearch(peer, clip)
     for most in (all_sizes[0], all_sizes[20] + 1, all_sizes[50], all_sizes[70] - 1, 10 * all_sizes[-1]):
-        file, reached = search.nearest(most)
+        quality, reached = search.nearest(most)
         assert reached
-        assert len(file.data) == max(size for size in all_sizes if size <= most)
-    file, reached = search.nearest(all_sizes[0] - 1)
-    assert not reached
-    assert (file.quality, len(file.data)) == (peer.lowest, all_sizes[0])
+        assert search.size(quality) == max(size for size in all_sizes if size <= most)
+    assert search.nearest(all_sizes[0] - 1) == (peer.lowest, False)
 
 
 def test_search_is_never_above_where_sizes_dip(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [100 + 10 * q - (35 if q % 7 == 0 and q else 0) for q in range(101)]
 
-    def encode(self: PeerSearch, quality: int) -> PeerFile:
-        return self.tried.setdefault(quality, PeerFile(bytes(sizes[quality]), quality, 0.0))
+    def encode(self: PeerSearch, quality: int) -> Timed[Coded]:
+        return self.tried.setdefault(quality, Timed(Coded.of(bytes(sizes[quality])), 0.0, 0.0))
 
     monkeypatch.setattr(PeerSearch, "encode", encode)
-    search = PeerSearch(PEERS["webp"], np.zeros((1, 1, 3), np.uint8))
+    search = PeerSearch(PEERS["webp"], Photo("black", np.zeros((1, 1, 3), np.uint8)))
     for most in range(100, 1200, 7):
-        file, reached = search.nearest(most)
+        quality, reached = search.nearest(most)
         assert reached
-        assert most - 60 < len(file.data) <= most or file.quality == 100
+        assert most - 60 < sizes[quality] <= most or quality == 100
 
 
 def test_infinite_psnr_is_null_in_json() -> None:

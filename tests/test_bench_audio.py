@@ -21,14 +21,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tokodec.codec.bench import sound_metrics
+from tokodec.codec.bench import metrics as sound_metrics
 from tokodec.codec.bench.audio import neural as sound_baselines
 from tokodec.codec.bench.audio import opus
 from tokodec.codec.bench.audio import page as audio_page
-from tokodec.codec.bench.audio.bench import MEANS, SoundRow, bench_audio, duels, speed
+from tokodec.codec.bench.audio.bench import MEANS, bench_audio, compare_pairwise, row, speed
 from tokodec.codec.bench.audio.ours import CHUNK, prepare_sound, run_nets, run_stream
-from tokodec.codec.bench.audio_report import beats_text, losses
-from tokodec.codec.bench.clips import RATE, Clip, kind_of, read_clip
+from tokodec.codec.bench.audio.page import beats_text, losses
+from tokodec.codec.bench.clips import SAMPLE_RATE as RATE
+from tokodec.codec.bench.clips import Clip, kind_of, read_clip
+from tokodec.codec.bench.contender import Coded, Timed
+from tokodec.codec.bench.options import AudioOptions
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file, file_tokens
@@ -36,8 +39,19 @@ from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
 from tokodec.codec.media.audio import Sound, resample, write_audio
 from tokodec.codec.metrics import spectrogram
+from tokodec.codec.settings import Setting
 
 SECONDS = 1.3
+
+
+def bench(folder: Path, out: Path, against: str, model: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+    return bench_audio(AudioOptions(folder=folder, out=out, against=against, model=model, device=device, **more))
+
+
+def encode_opus(x: np.ndarray, kbps: float) -> Coded:
+    return opus.Opus().encode(Clip("x", "other", x, b""), Setting("kbps", kbps))
+
+
 NAMES = ["music_b.flac", "speech_a.wav"]
 
 
@@ -74,9 +88,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def out(model: str, sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "new" / "folder"
-    bench_audio(
-        sounds, out, ["opus"], model, "cpu", kbps=[0.9, 2], baselines=[], metric_names=["mel", "si-sdr", "stoi"]
-    )
+    bench(sounds, out, "opus", model, kbps="0.9,2", baselines="", metrics="mel,si-sdr,stoi")
     return out
 
 
@@ -104,18 +116,18 @@ def lag(x: np.ndarray, x_hat: np.ndarray) -> int:
 @pytest.mark.parametrize("kbps", opus.KBPS)
 def test_opus_comes_back_in_place_at_the_rate_asked_for(kbps: float) -> None:
     x = voice(3.0137)
-    file = opus.encode_opus(x, kbps)
-    decoded = opus.decode_opus(file.data)
+    file = encode_opus(x, kbps)
+    decoded = opus.Opus().decode(file)
     assert len(decoded) == 2 * len(x)  # neither pre-skip nor padding
     assert abs(lag(resample(x[None], RATE, 48000)[0], decoded)) <= opus.SHIFT // 2
     x_hat = opus.align(x, decoded)
     assert x_hat.shape == x.shape
     assert abs(lag(x, x_hat)) <= 1
     assert np.corrcoef(x, x_hat)[0, 1] > 0.8
-    packets, whole = (8e-3 * size / (len(x) / RATE) for size in (file.packet_bytes, len(file.data)))
+    packets, whole = (8e-3 * size / (len(x) / RATE) for size in (file.size, len(file.files[0])))
     assert 0.55 * kbps < packets < 1.15 * kbps  # a variable rate: half of this sound is pauses
     assert packets + 0.3 < whole < packets + 1.6  # a short file's head weighs more than that of a long one
-    assert file.data.startswith(b"OggS")
+    assert file.files[0].startswith(b"OggS")
 
 
 @pytest.mark.parametrize("late", [-16, -5, 0, 7, 16])
@@ -131,7 +143,7 @@ def test_alignment_undoes_a_delay(late: int) -> None:
 
 def test_opus_gets_better_with_rate() -> None:
     x = voice(1.5)
-    low, high = (sound_metrics.si_sdr(x, opus.align(x, opus.decode_opus(opus.encode_opus(x, k).data))) for k in (6, 24))
+    low, high = (sound_metrics.si_sdr(x, opus.align(x, opus.Opus().decode(encode_opus(x, k)))) for k in (6, 24))
     assert low is not None
     assert high is not None
     assert high > low + 3
@@ -262,9 +274,9 @@ def test_baselines_code_and_fold_their_weights(transformers: types.ModuleType, n
     baseline = sound_baselines.load_sound_baseline(name, "cpu")
     assert not torch.nn.utils.parametrize.is_parametrized(baseline.net.layer)
     assert baseline.net.config == ({} if name == "encodec" else sound_baselines.DAC)
-    codes = baseline.encode(x)
-    assert codes.shape == (4, len(x) // 320)
-    assert baseline.decode(codes).shape == (len(x) // 320 * 320,)
+    made = baseline.encode(Clip("x", "other", x, b""), baseline.settings[0])
+    assert made.size == 2 * 4 * (len(x) // 320)
+    assert baseline.decode(made).shape == (len(x) // 320 * 320,)
 
 
 def test_baselines_without_their_package_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,8 +316,8 @@ def test_every_combination_has_its_row(rows: list[dict[str, str]]) -> None:
     expected = []
     for name in NAMES:
         kind = name.partition("_")[0]
-        expected += [(name, kind, "tiny-sound", "curve", "0.9"), (name, kind, "tiny-sound", "curve", "2")]
-        expected += [(name, kind, "tiny-sound", role, "2") for role in ("nets", "stream")]
+        expected += [(name, kind, "tiny-sound", "curve", "0.9"), (name, kind, "tiny-sound", "curve", "2.0")]
+        expected += [(name, kind, "tiny-sound", role, "2.0") for role in ("nets", "stream")]
         expected += [(name, kind, "opus", "curve", str(kbps)) for kbps in opus.KBPS]
     assert [(r["clip"], r["kind"], r["codec"], r["role"], r["asked_kbps"]) for r in rows] == expected
 
@@ -342,10 +354,10 @@ def test_opus_rows_are_opus_files(rows: list[dict[str, str]], sounds: Path) -> N
     assert len(found) == 2 * len(opus.KBPS)
     for r in found:
         clip = read_clip(sounds / r["clip"])
-        file = opus.encode_opus(clip.x, float(r["asked_kbps"]))
-        assert int(r["bytes"]) == len(file.data)
-        assert float(r["kbps"]) == pytest.approx(8e-3 * file.packet_bytes / clip.seconds)
-        assert float(r["file_kbps"]) == pytest.approx(8e-3 * len(file.data) / clip.seconds)
+        file = encode_opus(clip.x, float(r["asked_kbps"]))
+        assert int(r["bytes"]) == len(file.files[0])
+        assert float(r["kbps"]) == pytest.approx(8e-3 * file.size / clip.seconds)
+        assert float(r["file_kbps"]) == pytest.approx(8e-3 * len(file.files[0]) / clip.seconds)
         assert r["saved"] == r["levels"] == r["reached"] == ""
 
 
@@ -393,7 +405,7 @@ def test_every_codec_is_timed_and_weighed(report: dict[str, Any]) -> None:
 def test_page_needs_nothing_from_outside(out: Path, report: dict[str, Any]) -> None:
     html = (out / "index.html").read_text()
     assert not re.findall(r"""https?:|@import|<link|src="(?!data:)|url\((?!#)|fetch\(|import\(""", html)
-    articles = re.findall(r"<article>.*?</article>", html, re.DOTALL)
+    articles = re.findall(r"<article.*?</article>", html, re.DOTALL)
     assert [re.findall(r"<h3>(\S+)", text)[0] for text in articles] == NAMES[::-1]  # the first of each kind
     labels = ["original", "tiny-sound at 0.9", "tiny-sound at 2", *(f"Opus at {kbps:g}" for kbps in opus.KBPS)]
     for text, seconds in zip(articles, (SECONDS, 1.1), strict=True):
@@ -427,13 +439,13 @@ def test_a_spectrogram_shows_a_tone_where_it_is() -> None:
     assert Image.open(buffer).format == "PNG"
 
 
-def test_duels_and_what_is_said_of_them() -> None:
+def test_pairwise_comparisons_and_what_is_said_of_them() -> None:
     """Ours at 3 is better than Opus at 6 by both metrics, than Opus at 8 by one, than Opus at 16 by none."""
 
-    def entry(clip: str, codec: str, kbps: float, mel: float, sdr: float) -> SoundRow:
-        return SoundRow(
-            clip, "speech", codec, "curve", 2.0, 0.5, 0.5, 0.25, 0.5, asked_kbps=kbps, mel_distance=mel, si_sdr=sdr
-        )
+    def entry(clip: str, codec: str, kbps: float, mel: float, sdr: float) -> dict[str, Any]:
+        sound = Clip(clip, "speech", np.zeros(2 * RATE, np.float32), b"")
+        times = Timed(None, 0.5, 0.25), Timed(None, 0.5, 0.5)
+        return row(sound, codec, "curve", times, asked_kbps=kbps, mel_distance=mel, si_sdr=sdr)
 
     rows = []
     for i, clip in enumerate(("speech_1", "speech_2")):
@@ -447,9 +459,9 @@ def test_duels_and_what_is_said_of_them() -> None:
         )
     ]  # fmt: skip
     metrics, _ = sound_metrics.choose_sound_metrics(["mel", "si-sdr"])
-    found = duels(rows, table, metrics)
+    found = compare_pairwise(rows, table, metrics)
     assert len(found) == 6
-    report = {"duels": found, "aggregates": table, "metrics": ["mel_distance", "si_sdr"]}
+    report = {"pairwise": found, "aggregates": table, "metrics": ["mel_distance", "si_sdr"]}
     assert beats_text(report, "speech", 3.0, "mel_distance") == "8"
     assert beats_text(report, "speech", 3.0, "si_sdr") == "6"
     assert losses(report, "speech") == [
@@ -458,15 +470,14 @@ def test_duels_and_what_is_said_of_them() -> None:
         "speech, ours at 3 against Opus at 8 kbit/s: better by mel distance (1 of 2 clips); "
         "worse by SI-SDR (0 of 2 clips)",
     ]  # fmt: skip
-    coder = types.SimpleNamespace(name="ours")
-    assert speed(rows, coder)[0] == {  # type: ignore[arg-type]
+    assert speed(rows, "ours")[0] == {
         "what": "ours, files, 3 kbit/s", "ours": True, "encode": 0.25, "decode": 0.25, "total": 0.5, "total_cpu": 0.375,
     }  # fmt: skip
 
 
 def test_a_stream_is_the_whole_in_chunks(model: str) -> None:
     coder = prepare_sound(model, "cpu", [3, 1.5, 3])
-    assert coder.kbps == (1.5, 3)
+    assert [setting.value for setting in coder.settings] == [1.5, 3]
     x = voice(0.77)
     encoded, decoded = run_stream(x, coder, 2)
     frames = [part.shape[2] for part in encoded.result[:-1]]
@@ -482,16 +493,16 @@ def test_the_table_is_there_when_a_run_ends_early(
 ) -> None:
     calls: list[str] = []
 
-    def interrupted(clip: Clip, *arguments: Any) -> Any:
+    def interrupted(self: Any, clip: Clip, notes: list[str]) -> Any:
         if calls:
             raise KeyboardInterrupt
         calls.append(clip.name)
-        return []
+        return [], None
 
-    monkeypatch.setattr("tokodec.codec.bench.audio.bench.rows_as_csv", lambda rows: f"{len(rows)} rows of {calls}")
-    monkeypatch.setattr("tokodec.codec.bench.audio.bench.bench_clip", interrupted)
+    monkeypatch.setattr("tokodec.codec.bench.run.rows_as_csv", lambda rows: f"{len(rows)} rows of {calls}")
+    monkeypatch.setattr("tokodec.codec.bench.audio.bench.SoundBench.measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bench_audio(sounds, tmp_path / "out", [], model, "cpu", metric_names=["mel"], baselines=[], kbps=[1])
+        bench(sounds, tmp_path / "out", "", model, metrics="mel", baselines="", kbps="1")
     assert (tmp_path / "out" / "results.csv").read_text() == "0 rows of ['music_b.flac']"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.csv"]
 
@@ -504,29 +515,31 @@ def test_users_mistakes_are_one_line(
     (tmp_path / "bad" / "x.wav").write_bytes(b"RIFF nothing")
     (tmp_path / "file").write_text("")
     target = tmp_path / "out"
-    good: dict[str, Any] = {"metric_names": ["mel"], "baselines": [], "memory": False}
-    cases: tuple[tuple[type[TokodecError], str, tuple[Any, ...], dict[str, Any]], ...] = (
-        (UsageError, "unknown codec 'mp3'.*opus", (sounds, target, ["mp3"], model, "cpu"), {}),
-        (UsageError, "no sounds in", (tmp_path / "empty", target, [], model, "cpu"), {}),
-        (UsageError, "is not a folder", (tmp_path / "nowhere", target, [], model, "cpu"), {}),
-        (UsageError, "at least 1", (sounds, target, [], model, "cpu", 0), {}),
-        (UsageError, "is a file", (sounds, tmp_path / "file", [], model, "cpu"), {}),
-        (UsageError, "unknown device", (sounds, target, [], model, "abacus"), {}),
-        (UsageError, "is not a model for sounds", (sounds, target, [], str(tiny_model), "cpu"), {}),
-        (ModelError, "no model", (sounds, target, [], str(tmp_path / "none"), "cpu"), {}),
-        (MediaError, "none of the sounds", (tmp_path / "bad", target, [], model, "cpu"), {}),
-        (UsageError, "unknown metric 'lpips'.*visqol, mel", (sounds, target, [], model, "cpu"),
-         {"metric_names": ["lpips"]}),
-        (UsageError, "at least one metric", (sounds, target, [], model, "cpu"), {"metric_names": []}),
-        (UsageError, "z.wav is not among the sounds", (sounds, target, [], model, "cpu"), {"show": ["z.wav"]}),
-        (UsageError, "rates are numbers above 0", (sounds, target, [], model, "cpu"), {"kbps": [0.0]}),
-        (UsageError, "rates are numbers above 0", (sounds, target, [], model, "cpu"), {"kbps": []}),
-        (UsageError, "effort is 0 to 10, got 11", (sounds, target, [], model, "cpu"), {"effort": 11}),
-        (UsageError, "above 0 seconds", (sounds, target, [], model, "cpu"), {"max_seconds": 0.0}),
-    )  # fmt: skip
-    for error, match, arguments, options in cases:
+    good: dict[str, Any] = {
+        "folder": sounds, "out": target, "against": "", "model": model, "metrics": "mel", "baselines": "",
+        "memory": False,
+    }  # fmt: skip
+    cases: tuple[tuple[type[TokodecError], str, dict[str, Any]], ...] = (
+        (UsageError, "unknown codec 'mp3'.*opus", {"against": "mp3"}),
+        (UsageError, "no sounds in", {"folder": tmp_path / "empty"}),
+        (UsageError, "is not a folder", {"folder": tmp_path / "nowhere"}),
+        (UsageError, "at least 1", {"limit": 0}),
+        (UsageError, "is a file", {"out": tmp_path / "file"}),
+        (UsageError, "unknown device", {"device": "abacus"}),
+        (UsageError, "is not a model for sounds", {"model": str(tiny_model)}),
+        (ModelError, "no model", {"model": str(tmp_path / "none")}),
+        (MediaError, "none of the sounds", {"folder": tmp_path / "bad"}),
+        (UsageError, "unknown metric 'lpips'.*visqol, mel", {"metrics": "lpips"}),
+        (UsageError, "at least one metric", {"metrics": ""}),
+        (UsageError, "z.wav is not among the sounds", {"show": "z.wav"}),
+        (UsageError, "rates are numbers above 0", {"kbps": "0"}),
+        (UsageError, "rates are numbers above 0", {"kbps": ""}),
+        (UsageError, "effort is 0 to 10, got 11", {"effort": 11}),
+        (UsageError, "above 0 seconds", {"seconds": 0.0}),
+    )
+    for error, match, changed in cases:
         with pytest.raises(error, match=match) as caught:
-            bench_audio(*arguments, **{**good, **options})
+            bench(**{**good, **changed})
         assert "\n" not in str(caught.value)
     assert not target.exists()
     capsys.readouterr()
@@ -550,10 +563,10 @@ def test_command_line_reaches_everything(
     assert re.search(r"tiny-sound 2 +\d", printed.out)
     assert "note: no encodec, dac" in printed.out
     report = json.loads((tmp_path / "results.json").read_text())
-    assert report["duels"] == []
+    assert report["pairwise"] == []
     assert report["memory"] is None
     assert report["clips"] == ["music_b.flac"]
-    assert "<article>" in (tmp_path / "index.html").read_text()
+    assert '<article class="sounds">' in (tmp_path / "index.html").read_text()
 
 
 def test_writing_a_sound_of_the_page_is_lossless_flac() -> None:

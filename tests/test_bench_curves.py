@@ -1,6 +1,7 @@
 """BD-rates against cases worked out by hand, the published points, and the peers one by one."""
 
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -12,14 +13,16 @@ import torch
 from PIL import Image
 
 from tokodec.codec.bench import memory
+from tokodec.codec.bench.clips import Photo
+from tokodec.codec.bench.contender import Coded
 from tokodec.codec.bench.curves import Curve, bd_rate, compare, mean_point, places, rising
 from tokodec.codec.bench.image import compressai as baselines
-from tokodec.codec.bench.image.ours import QUALITIES, dial_settings
-from tokodec.codec.bench.image.peers import PEERS, PeerSearch, decode_peer, find_peers, jpeg2000_bpp
+from tokodec.codec.bench.image.peers import PEERS, find_peers, jpeg2000_bpp
 from tokodec.codec.bench.image.published import check_is_kodak, convert, load_published
-from tokodec.codec.bench.report import bd_text
+from tokodec.codec.bench.report import bd_cell
 from tokodec.codec.cli import run
-from tokodec.codec.errors import UsageError
+from tokodec.codec.errors import TokodecError, UsageError
+from tokodec.codec.settings import QUALITIES, Setting, rate_settings, synthesis_nets
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
 CURVE = [(0.1, 28.0), (0.2, 30.5), (0.4, 33.0), (0.8, 36.0), (1.6, 39.5)]
@@ -80,8 +83,9 @@ def test_a_missing_bjontegaard_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_text_of_a_bd_rate() -> None:
     pair = {"metric": "psnr", "percent": -12.34, "low": 26.1, "high": 38.04}
-    assert bd_text(pair) == "-12.3 % [26.1, 38.0]"
-    assert bd_text({**pair, "percent": None}) == "-"
+    assert str(bd_cell(pair)) == "-12.3 % [26.1, 38.0]"
+    none = bd_cell({**pair, "percent": None, "reason": "too far apart"})
+    assert (str(none), none.hint) == ("-", "too far apart")
 
 
 def test_mean_point_leaves_out_what_is_missing() -> None:
@@ -172,39 +176,42 @@ def photo() -> np.ndarray:
     return np.array(Image.open(path).convert("RGB"))[100:292, 200:456]
 
 
+def coded(name: str, x: np.ndarray, quality: float) -> tuple[bytes, np.ndarray]:
+    """A peer's file, and what it decodes to."""
+    (peer,) = find_peers([name])
+    made = peer.encode(Photo("x", x), Setting("quality", quality))
+    assert made.size == len(made.files[0])
+    return made.files[0], peer.decode(made)
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_keeps_the_picture(name: str, photo: np.ndarray) -> None:
     (peer,) = find_peers([name])
-    search = PeerSearch(peer, photo)
-    low, high = (search.encode(q).data for q in (peer.curve[1], peer.curve[-1]))
+    (low, blurred), (high, sharp) = (coded(name, photo, q) for q in (peer.curve[1], peer.curve[-1]))
     assert len(low) < len(high)
     errors = []
-    for data in (low, high):
-        x_hat, seconds = decode_peer(data)
+    for x_hat in (blurred, sharp):
         assert (x_hat.shape, x_hat.dtype) == (photo.shape, np.uint8)
-        assert seconds > 0
         errors.append(np.abs(x_hat.astype(int) - photo).mean())
     assert errors[1] < errors[0] < 20
     assert errors[1] < 4
-    assert list(peer.curve) == sorted(set(peer.curve))
+    assert list(peer.curve) == sorted(set(peer.curve)) == [setting.value for setting in peer.settings]
     assert 8 <= len(peer.curve) <= 10
     assert peer.lowest <= peer.curve[0] <= peer.curve[-1] <= 100
-    version = peer.settings.split(": ")[0]
+    version = peer.described.split(": ")[0]
     assert any(c.isdigit() for c in version.split(", ")[1])
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_takes_a_single_pixel(name: str) -> None:
-    (peer,) = find_peers([name])
-    x = np.array([[[10, 200, 30]]], np.uint8)
-    assert decode_peer(PeerSearch(peer, x).encode(60).data)[0].shape == (1, 1, 3)
+    assert coded(name, np.array([[[10, 200, 30]]], np.uint8), 60)[1].shape == (1, 1, 3)
 
 
 def test_what_quality_means_for_jpeg2000(photo: np.ndarray) -> None:
     assert jpeg2000_bpp(0) == pytest.approx(0.04)
     assert jpeg2000_bpp(100) == pytest.approx(4)
-    assert "0.04 to 4 bits per pixel" in PEERS["jpeg2000"].settings
-    data = PeerSearch(PEERS["jpeg2000"], photo).encode(70).data
+    assert "0.04 to 4 bits per pixel" in PEERS["jpeg2000"].described
+    data, _ = coded("jpeg2000", photo, 70)
     assert 8 * len(data) / (192 * 256) == pytest.approx(jpeg2000_bpp(70), rel=0.05)
 
 
@@ -212,8 +219,7 @@ def test_avif_keeps_colour_edges_that_avif420_blurs() -> None:
     x = np.zeros((64, 64, 3), np.uint8)
     x[:, ::2] = (255, 0, 0)
     x[:, 1::2] = (0, 0, 255)
-    full, half = (np.abs(decode_peer(PeerSearch(PEERS[n], x).encode(95).data)[0].astype(int) - x).mean()
-                  for n in ("avif", "avif420"))  # fmt: skip
+    full, half = (np.abs(coded(name, x, 95)[1].astype(int) - x).mean() for name in ("avif", "avif420"))
     assert full < half / 4
 
 
@@ -229,23 +235,28 @@ def test_a_missing_plugin_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str
 # ------------------------------------------------------------------------------------------------ ours and CompressAI
 
 
-class Photo(ImageGrid):
+class Graded(ImageGrid):
     """A model whose rate dial is a quality."""
 
-    dial = "quality"
+    rate_control = "quality"
 
 
 def test_settings_of_the_two_kinds_of_dial() -> None:
     config = ImageGridConfig(
         channels=(4, 4, 4), analysis_blocks=(1, 1, 1), synthesis_blocks=(1, 1, 1), dim=4, codebook_sizes=(4, 4, 4)
     )
-    grid, photo = ImageGrid(config), Photo(config)
-    assert [s.label for s in dial_settings(grid)] == ["1 level", "2 levels", "3 levels"]
-    assert [s.quality for s in dial_settings(photo)] == list(QUALITIES)
-    assert [s.label for s in dial_settings(photo, [90, 7.5, 90])] == ["quality 7.5", "quality 90"]
+    grid, photo = ImageGrid(config), Graded(config)
+    assert [s.label for s in rate_settings(grid)] == ["1 level", "2 levels", "3 levels"]
+    assert [s.rate for s in rate_settings(grid)] == [{"levels": n} for n in (1, 2, 3)]
+    assert [s.rate for s in rate_settings(photo)] == [{"quality": quality} for quality in QUALITIES]
+    assert [s.label for s in rate_settings(photo, [90, 7.5, 90])] == ["quality 7.5", "quality 90"]
+    assert Setting("kbps", 1.5).label == "1.5 kbit/s"
+    assert synthesis_nets(grid) == ("faithful", "sharp")
     for wrong in ([], [-1.0], [50, 101.0], [math.nan]):
         with pytest.raises(UsageError, match="0 to 100"):
-            dial_settings(photo, wrong)
+            rate_settings(photo, wrong)
+    with pytest.raises(UsageError, match="is its levels"):
+        rate_settings(grid, [50.0])
 
 
 def test_missing_compressai_is_one_line_and_exit_2(
@@ -275,20 +286,28 @@ class Net(torch.nn.Module):
 def test_baselines_pad_and_cut() -> None:
     x = np.full((70, 130, 3), (10, 20, 30), np.uint8)
     baseline = baselines.Baseline("net", Net(), "cpu")
-    found, seconds = baseline.compress(x)
-    x_hat, _ = baseline.decompress(baselines.from_text(baselines.to_text(found)), 70, 130)
-    assert (x_hat == x).all()
-    assert seconds > 0
+    made = baseline.encode(Photo("x", x), baseline.settings[0])
+    assert made.files[1:] == (bytes([10, 20, 30]),)
+    assert (baseline.decode(made) == x).all()
 
 
 def test_a_failing_process_is_one_line(tmp_path: Path) -> None:
-    job = {"kind": "peer", "codec": "jpeg", "quality": 5, "threads": 1}
-    with pytest.raises(Exception, match=r"weighing jpeg failed: .*no such file"):
-        memory._run(job, "encode", tmp_path / "none.png", tmp_path / "coded")
+    job: dict[str, Any] = {
+        "codec": "jpeg", "reader": ("clips:read_photo", {}), "factory": "image.peers:find_peer",
+        "arguments": {"name": "jpeg"}, "setting": {"control": "quality", "value": 5}, "threads": 1,
+    }  # fmt: skip
+    with pytest.raises(TokodecError, match=r"^measuring jpeg failed: .*no such file"):
+        memory.run_step(job, "encode", tmp_path / "none.png", tmp_path / "coded")
     picture = io.BytesIO()
     Image.new("RGB", (40, 30)).save(picture, "PNG")
     (tmp_path / "a.png").write_bytes(picture.getvalue())
-    mib, gpu = memory._run(job, "encode", tmp_path / "a.png", tmp_path / "coded")
+    mib, gpu = memory.run_step(job, "encode", tmp_path / "a.png", tmp_path / "coded")
     assert mib > 1
     assert gpu is None
-    assert decode_peer((tmp_path / "coded").read_bytes())[0].shape == (30, 40, 3)
+    found = json.loads((tmp_path / "coded").read_text())
+    (peer,) = find_peers(["jpeg"])
+    data = Coded((bytes.fromhex(found["files"][0]),), found["size"])
+    assert data == peer.encode(Photo("a", np.zeros((30, 40, 3), np.uint8)), Setting("quality", 5))
+    assert peer.decode(data).shape == (30, 40, 3)
+    mib, gpu = memory.run_step({**job, "variant": ""}, "decode", tmp_path / "none.png", tmp_path / "coded")
+    assert mib > 1

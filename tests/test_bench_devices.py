@@ -15,15 +15,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from tokodec.codec.bench import devices, sound_devices, video_devices
+from tokodec.codec.bench import devices
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.models import Model, load_model
-from tokodec.codec.video.segments import read_segment
-from tokodec.tokenizers.tokens import Tokens
+from tokodec.codec.video.segments import read_segment, segment_payload, video_tokenizer
 
 NAMES = ("a.png", "b.png")
 
@@ -80,7 +79,7 @@ def test_other_codes_are_noticed(
     pictures: Path, photo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
-    monkeypatch.setattr(devices, "codes_of", lambda *_: np.array([next(calls)]))
+    monkeypatch.setattr(devices, "codes_of", lambda *_: np.array([[next(calls)]]))
     out = tmp_path / "found.json"
     assert bench(pictures, "-m", photo_model, "--qualities", "20", "--limit", "1", "-o", out) == 0
     (row,) = json.loads(out.read_text())["rows"]
@@ -129,13 +128,12 @@ def test_sounds_on_a_device_beside_itself(
 def test_other_codes_of_sounds_are_noticed(
     sounds: Path, sound_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, calls = sound_devices.file_tokens, iter(range(100))
+    read, calls = devices.codes_of, iter(range(100))
 
-    def other(*words: Any) -> tuple[Tokens, Any]:
-        tokens, model = read(*words)
-        return Tokens((tokens.codes + int(next(calls) == 2)) % tokens.spec.codebook_sizes[0], tokens.spec), model
+    def other(*words: Any) -> np.ndarray:
+        return read(*words) + int(next(calls) == 1)
 
-    monkeypatch.setattr(sound_devices, "file_tokens", other)  # the third is that of the CPU's file on the device
+    monkeypatch.setattr(devices, "codes_of", other)  # the second is that of the CPU's file on the device
     out = tmp_path / "found.json"
     assert bench(sounds, "-m", sound_model, "--kbps", "3", "--limit", "1", "-o", out) == 0
     (row,) = json.loads(out.read_text())["rows"]
@@ -233,13 +231,13 @@ def one_row(videos: Path, model: Path, out: Path) -> dict[str, Any]:
 def test_codes_read_otherwise_are_noticed(
     videos: Path, video_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second, read = Second(), video_devices.read_codes
+    second, read = Second(), devices.read_codes
 
     def other(*words: Any) -> list[Any]:
         parts = read(*words)
         return [None] * len(parts) if second() else parts
 
-    monkeypatch.setattr(video_devices, "read_codes", other)
+    monkeypatch.setattr(devices, "read_codes", other)
     row = one_row(videos, video_model, tmp_path / "found.json")
     assert (row["same_codes"], row["same_bytes"], row["made"]["other_codes"]) == (False, True, [0, 0, 0])
 
@@ -247,8 +245,12 @@ def test_codes_read_otherwise_are_noticed(
 def test_other_bytes_of_the_same_codes_are_noticed(
     videos: Path, video_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second, pack = Second(), video_devices.segment_payload
-    monkeypatch.setattr(video_devices, "segment_payload", lambda *words: pack(*words) + b"\0" * second())
+    second = Second()
+
+    def pack(*words: Any, **more: Any) -> bytes:
+        return segment_payload(*words, **more) + b"\0" * second()
+
+    monkeypatch.setattr("tokodec.codec.bench.video.ours.segment_payload", pack)
     row = one_row(videos, video_model, tmp_path / "found.json")
     assert (row["same_codes"], row["same_bytes"]) == (True, False)
 
@@ -256,15 +258,15 @@ def test_other_bytes_of_the_same_codes_are_noticed(
 def test_codes_chosen_otherwise_are_counted(
     videos: Path, video_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second, encode = Second(), video_devices.encode_on
+    second, encode = Second(), devices.encode
 
-    def other(path: Path, *words: Any) -> bytes:
-        return encode(videos / "other.mkv.part" if second() else path, *words)
+    def other(path: Path, *words: Any, **more: Any) -> bytes:
+        return encode(videos / "other.mkv.part" if second() else path, *words, **more)
 
     with (videos / "other.mkv.part").open("w+b") as file, VideoWriter(file, ".mkv", "", 48, 32, Fraction(1, 25)) as w:
         for i in range(5):
             w.write(np.full((48, 32, 3), 255, dtype=np.uint8), Fraction(i, 25), Fraction(1, 25))
-    monkeypatch.setattr(video_devices, "encode_on", other)
+    monkeypatch.setattr(devices, "encode", other)
     expected = [
         np.concatenate(
             segments(encode_file(videos / name, None, model=str(video_model), device="cpu").data, video_model)
@@ -291,7 +293,7 @@ def test_other_pixels_are_counted(
             frames[1, 0, 0] -= 6
         return frames
 
-    monkeypatch.setattr(video_devices, "paint", paint)
+    monkeypatch.setattr(devices, "paint", paint)
     row = one_row(videos, video_model, tmp_path / "found.json")
     assert (row["largest"], row["other_pixels"]) == (7, 12 / (5 * 48 * 32))
 
@@ -300,8 +302,8 @@ def test_streams_in_parts_are_whole_clips(video_model: Path) -> None:
     model = load_model(str(video_model))
     frames = list(np.random.default_rng(0).integers(0, 256, (17, 20, 40, 3), dtype=np.uint8))
     x = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None]
-    whole = video_devices.video_tokenizer(model).encode(x, 2).codes[0].numpy()
-    assert np.array_equal(video_devices.stream_codes(frames, model, 2), whole)
+    whole = video_tokenizer(model).encode(x, 2).codes[0].numpy()
+    assert np.array_equal(devices.stream_codes(frames, model, 2), whole)
 
 
 def test_a_file_that_holds_its_network_has_no_codes(

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokodec.codec import provenance
 from tokodec.codec.bench.search import nearest
 from tokodec.codec.bench.search import peers as nearest_peers
 from tokodec.codec.bench.search import step as nearest_step
@@ -36,7 +37,7 @@ ULP = 2.0**-23  # of float32 at one
 
 @pytest.fixture(autouse=True)
 def no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "commit", lambda: "0" * 40)
+    monkeypatch.setattr(provenance, "commit", lambda: "0" * 40)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tokodec.codec import provenance
 from tokodec.codec.bench import inputs as prior_inputs
 from tokodec.codec.bench import timing
 from tokodec.codec.bench.entropy import conceal, large, prior
@@ -50,7 +51,7 @@ def random_context(seed: int, tokenizer: ImageGrid) -> ContextPrior:
 
 @pytest.fixture(autouse=True)
 def no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior_inputs, "commit", lambda: "0" * 40)
+    monkeypatch.setattr(provenance, "commit", lambda: "0" * 40)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def same_grid(inputs: list[Input]) -> Codes:
 def report(pictures: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("out") / "out.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior_inputs, "commit", lambda: "0" * 40)
+        patch.setattr(provenance, "commit", lambda: "0" * 40)
         assert run(["bench", "prior", str(pictures), "--model", str(model), "--out", str(out), *FEW]) == 0
     found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -220,7 +221,7 @@ def test_on_cuda_both_devices_are_compared(
     load = load_priors
     monkeypatch.setattr(prior, "pick_device", lambda device: "cuda")
     monkeypatch.setattr(prior, "load_priors", lambda name, device: load(name, "cpu"))
-    monkeypatch.setattr(prior_inputs, "machine", lambda device: {"device": "a GPU", "torch_threads": 1})
+    monkeypatch.setattr(provenance, "machine", lambda device: {"device": "a GPU", "torch_threads": 1})
     (tmp_path / "a.npz").write_bytes(dump_tokens(with_codes(inputs[0].codes, inputs[0]), ".npz"))
     report = prior.bench_prior([tmp_path / "a.npz"], str(model), seconds=1e-6)
     assert report["cuda_and_cpu"] == {"inputs": 1, "bytes": 1, "there": 1, "back": 1}

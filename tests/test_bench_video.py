@@ -16,11 +16,14 @@ import pytest
 from PIL import Image
 
 from tokodec.codec.bench import memory, metrics
+from tokodec.codec.bench.clips import Photo, Video, read_video
+from tokodec.codec.bench.contender import Coded, Contender
 from tokodec.codec.bench.curves import rate_at
+from tokodec.codec.bench.options import VideoOptions
 from tokodec.codec.bench.video.bench import (
+    COLUMNS,
     EQUAL_PSNR,
     MEANS,
-    VideoRow,
     bench_video,
     compare_clips,
     equal,
@@ -28,7 +31,6 @@ from tokodec.codec.bench.video.bench import (
 )
 from tokodec.codec.bench.video.ours import VideoCoder, prepare_frames, prepare_video
 from tokodec.codec.bench.video.peers import VIDEO_PEERS, find_video_peer
-from tokodec.codec.bench.videos import Coded, Video, VideoCodec, VideoSetting, read_video
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import video_frames
@@ -37,11 +39,15 @@ from tokodec.codec.errors import MediaError, TokodecError, UsageError
 from tokodec.codec.media.read_video import VideoReader
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.metrics import picture as metrics_picture
+from tokodec.codec.settings import Setting
 
 FRAMES = 9
-CODECS = ("x264", "image-photo", "x265")
 NAMES = ["a.mp4", "b.mkv"]
 TICK = Fraction(1, 25)
+
+
+def bench(folder: Path, out: Path, models: str, codecs: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+    return bench_video(VideoOptions(folder=folder, out=out, models=models, codecs=codecs, device=device, **more))
 
 
 def clip(n: int = FRAMES, height: int = 64, width: int = 80, speed: int = 3) -> np.ndarray:
@@ -83,8 +89,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def out(clips: Path, video_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "new" / "folder"
-    bench_video(clips, out, [str(video_model)], CODECS, "cpu", frames=FRAMES, kbps=[0.01], levels=[1, 3],
-                every_photo=4, every=5, memory=False)  # fmt: skip
+    bench(clips, out, str(video_model), "x264,image-photo,x265", frames=FRAMES, kbps="0.01", levels="1,3",
+          every_photo=4, every=5, memory=False)  # fmt: skip
     return out
 
 
@@ -119,9 +125,12 @@ def test_a_clip_is_read_up_to_so_many_frames(clips: Path) -> None:
 
 
 def test_sizes_stand_for_all_frames() -> None:
-    coded = Coded((b"a" * 10, b"b" * 20, b"c" * 30), 9, 4)
-    assert list(coded.places) == [0, 4, 8]
-    assert coded.size == 180
+    photo = prepare_frames("image-photo", "cpu", 4)
+    a = video()
+    coded = photo.encode(a, Setting("quality", 20))
+    alone = [photo.coder.encode(Photo("x", a.frames[i]), Setting("quality", 20)).files[0] for i in (0, 4, 8)]
+    assert list(coded.files) == alone
+    assert coded.size == round(sum(map(len, alone)) * FRAMES / 3)
 
 
 # ------------------------------------------------------------------------------------------------------------- peers
@@ -134,7 +143,7 @@ def test_peers_give_every_frame_back_in_its_place(name: str) -> None:
     sizes, quality = [], []
     for setting in (peer.settings[0], peer.settings[-1]):
         coded = peer.encode(a, setting)
-        frames = list(peer.decode(coded))
+        frames = peer.decode(coded)
         assert len(frames) == FRAMES
         sizes.append(coded.size)
         quality.append([[metrics_picture.psnr(x, y) for y in frames] for x in a.frames])
@@ -147,7 +156,7 @@ def test_peers_give_every_frame_back_in_its_place(name: str) -> None:
 
 def test_a_tuned_peer_is_another_codec() -> None:
     a = video()
-    plain, tuned = (find_video_peer(name, 1).encode(a, VideoSetting("crf", 31)) for name in ("x264", "x264-psnr"))
+    plain, tuned = (find_video_peer(name, 1).encode(a, Setting("crf", 31)) for name in ("x264", "x264-psnr"))
     assert plain != tuned
 
 
@@ -171,9 +180,9 @@ def test_rates_between_settings_by_hand() -> None:
     assert rate_at([], 25) is None
 
 
-def row(codec: str, setting: str, size: int, psnr: float, clip: str = "c") -> VideoRow:
-    kind = {"x264": "peer", "image-photo": "frames"}.get(codec, "ours")
-    return VideoRow(clip, codec, kind, setting, 1.0, 10, size, 1.0, 1.0, psnr, psnr, None, None, 1.0, 1.0)
+def row(codec: str, setting: str, size: int, psnr: float, clip: str = "c") -> dict[str, Any]:
+    own = {"clip": clip, "codec": codec, "setting": setting, "bytes": size, "psnr": psnr}
+    return dict.fromkeys(COLUMNS) | own
 
 
 def test_bytes_at_equal_psnr_by_hand() -> None:
@@ -233,22 +242,22 @@ def test_our_rows_are_our_files(rows: list[dict[str, str]], clips: Path, video_m
         source = io.BytesIO(a.as_file())
         data = encode_file(source, model=str(video_model), levels=int(float(r["dial"])), device="cpu").data
         assert int(r["bytes"]) == len(data)
-        check(r, a, list(coder.decode(Coded((data,), FRAMES))))
+        check(r, a, coder.decode(Coded.of(data)))
 
 
 def test_rows_of_others_are_their_files(rows: list[dict[str, str]], clips: Path) -> None:
     """Not those of x264, which makes another file each time where the CPU has AVX-512."""
     photo = prepare_frames("image-photo", "cpu", 4)
-    codecs: dict[str, VideoCodec] = {"x265": find_video_peer("x265", 1), "image-photo": photo}
+    codecs: dict[str, Contender] = {"x265": find_video_peer("x265", 1), "image-photo": photo}
     for r in rows:
         if r["codec"] not in codecs or r["setting"] not in ("crf 31", "quality 20"):
             continue
         a = read_video(clips / r["clip"], FRAMES)
         codec = codecs[r["codec"]]
-        coded = codec.encode(a, VideoSetting(r["setting"].split()[0], float(r["dial"])))
+        coded = codec.encode(a, Setting(r["setting"].split()[0], float(r["dial"])))
         size = sum(map(len, coded.files))
         assert int(r["bytes"]) == (size if r["codec"] == "x265" else round(size * FRAMES / 3))
-        check(r, a, list(codec.decode(coded)))
+        check(r, a, codec.decode(coded))
 
 
 def check(r: dict[str, str], a: Video, x_hat: list[np.ndarray]) -> None:
@@ -329,7 +338,7 @@ def test_others_alone_from_the_command_line(clips: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr()
     assert "1 of 1: a.mp4, 4 frames of 80 x 64" in printed.err
     assert re.search(r"x265 crf 31 +\d", printed.out)
-    assert re.search(r"a\.mp4 +[+-]\d+ %", printed.out)
+    assert re.search(r"a\.mp4 +[+-]\d+\.\d %", printed.out)
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     weighed = {e["codec"]: e for e in report["memory"]["codecs"]}
     assert list(weighed) == ["start-up", "x264", "x265"]
@@ -343,15 +352,17 @@ def test_models_are_weighed_as_they_are_run(
     photo = prepare_frames("image-photo", "cpu", 4)
     ours = prepare_video(str(video_model), "cpu")
     for codec in (photo, ours):
-        job = {"video": True, "frames": 5, "threads": 1, **codec.job()}
+        spec = codec.spec()
+        job = {"reader": ("clips:read_video", {"frames": 5}), "threads": 1, "variant": ""}
+        job |= {"factory": spec.factory, "arguments": spec.arguments, "setting": vars(spec.setting)}
         file = tmp_path / "coded"
         for step in ("encode", "decode"):
             memory.child(json.dumps(job), step, str(clips / "a.mp4"), str(file))
         found = json.loads(file.read_text())
-        setting = VideoSetting(*job["setting"])
-        assert setting.label == ("quality 20" if codec is photo else "3 levels")
-        coded = codec.encode(read_video(clips / "a.mp4", 5), setting)
+        assert spec.setting.label == ("quality 20" if codec is photo else "3 levels")
+        coded = codec.encode(read_video(clips / "a.mp4", 5), spec.setting)
         assert [bytes.fromhex(text) for text in found["files"]] == list(coded.files)
+        assert found["size"] == coded.size
         assert capsys.readouterr().out == "null\nnull\n"
 
 
@@ -362,24 +373,24 @@ def test_users_mistakes_are_one_line(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.mp4").write_bytes(b"nothing")
     (tmp_path / "file").write_text("")
-    target, ours = tmp_path / "out", [str(video_model)]
-    cases: tuple[tuple[type[TokodecError], str, tuple[Any, ...], dict[str, Any]], ...] = (
-        (UsageError, "unknown codec 'h266'.*image-photo, x264", (clips, target, [], ["h266"]), {}),
-        (UsageError, "nothing to measure", (clips, target, [], []), {}),
-        (UsageError, "no videos in", (tmp_path / "empty", target, [], ["x264"]), {}),
-        (UsageError, "is not a folder", (tmp_path / "nowhere", target, [], ["x264"]), {}),
-        (UsageError, "at least 1", (clips, target, [], ["x264"], "cpu", 0), {}),
-        (UsageError, "counted from 1", (clips, target, [], ["x264"]), {"frames": 0}),
-        (UsageError, "is a file", (clips, tmp_path / "file", [], ["x264"]), {}),
-        (UsageError, "unknown device", (clips, target, [], ["x264"], "abacus"), {}),
-        (UsageError, "is not a model for videos", (clips, target, [str(tiny_model)], [], "cpu"), {}),
-        (UsageError, "are 1 to 3", (clips, target, ours, [], "cpu"), {"levels": [4]}),
-        (UsageError, "above 0", (clips, target, ours, [], "cpu"), {"kbps": [0.0]}),
-        (MediaError, "none of the videos", (tmp_path / "bad", target, [], ["x264"]), {}),
+    target, ours = tmp_path / "out", {"models": str(video_model), "codecs": ""}
+    cases: tuple[tuple[type[TokodecError], str, dict[str, Any]], ...] = (
+        (UsageError, "unknown codec 'h266'.*image-photo, x264", {"codecs": "h266"}),
+        (UsageError, "nothing to measure", {"codecs": ""}),
+        (UsageError, "no videos in", {"folder": tmp_path / "empty"}),
+        (UsageError, "is not a folder", {"folder": tmp_path / "nowhere"}),
+        (UsageError, "at least 1", {"limit": 0}),
+        (UsageError, "counted from 1", {"frames": 0}),
+        (UsageError, "is a file", {"out": tmp_path / "file"}),
+        (UsageError, "unknown device", {"device": "abacus"}),
+        (UsageError, "is not a model for videos", {"models": str(tiny_model), "codecs": ""}),
+        (UsageError, "are 1 to 3", {**ours, "levels": "4"}),
+        (UsageError, "above 0", {**ours, "kbps": "0"}),
+        (MediaError, "none of the videos", {"folder": tmp_path / "bad"}),
     )
-    for error, match, arguments, options in cases:
+    for error, match, changed in cases:
         with pytest.raises(error, match=match) as caught:
-            bench_video(*arguments, **options)
+            bench(**{"folder": clips, "out": target, "models": "", "codecs": "x264", **changed})
         assert "\n" not in str(caught.value)
     assert run(["bench", "video", str(clips), "--levels", "1,x", "--out", str(target)]) == 2
     assert capsys.readouterr().err.strip() == "codec: levels are whole numbers with commas, got '1,x'"
@@ -393,7 +404,7 @@ def test_a_rate_of_ours_is_a_setting(video_model: Path) -> None:
     coded = coder.encode(a, coder.settings[0])
     assert 8e-3 * coded.size / float(a.seconds) <= 90
     assert isinstance(coder, VideoCoder)
-    assert len(list(coder.decode(coded))) == FRAMES
+    assert len(coder.decode(coded)) == FRAMES
 
 
 # ------------------------------------------------------------------------------------------------- files that are there
@@ -406,7 +417,7 @@ def test_files_are_measured_as_they_are(tmp_path: Path) -> None:
     save(folder / "a.mp4", clip())
     data = encode_file(folder / "a.mp4", model="video-fit", minutes=0.02, device="cpu").data
     (files / "a.tok").write_bytes(data)
-    report = bench_video(folder, out, [], ["x264"], "cpu", files=files)
+    report = bench(folder, out, "", "x264", files=files)
     point = report["points"][0]
     found = [point[key] for key in ("codec", "kind", "setting", "bytes")]
     assert found == ["video-fit", "ours", "as it is", len(data)]
@@ -420,14 +431,14 @@ def test_files_are_measured_as_they_are(tmp_path: Path) -> None:
     assert "video-fit" not in [entry["codec"] for entry in report["memory"]["codecs"]]
 
     with pytest.raises(UsageError, match="leave --frames out"):
-        bench_video(folder, out, [], ["x264"], "cpu", files=files, frames=3)
+        bench(folder, out, "", "x264", files=files, frames=3)
     save(folder / "b.mkv", clip(4))
     with pytest.raises(UsageError, match=r"no file for b.mkv: cannot read .*b.tok"):
-        bench_video(folder, out, [], ["x264"], "cpu", files=files)
+        bench(folder, out, "", "x264", files=files)
     (files / "b.tok").write_bytes(data)
-    report = bench_video(folder, out, [], ["x264"], "cpu", files=files, memory=False)
+    report = bench(folder, out, "", "x264", files=files, memory=False)
     assert report["skipped"] == ["b.mkv: its .tok file is of 9 frames of another video"]
     picture = Path(__file__).parents[1] / "assets" / "kodim23.webp"
     (files / "b.tok").write_bytes(encode_file(picture, model="image-grid", levels=1, device="cpu").data)
     with pytest.raises(UsageError, match=r"b.tok is not a file of a video"):
-        bench_video(folder, out, [], ["x264"], "cpu", files=files)
+        bench(folder, out, "", "x264", files=files)

@@ -20,6 +20,8 @@ from tokodec.codec.container.read import read_tok
 from tokodec.codec.corpus import token_files
 from tokodec.codec.corpus.megatron import read_megatron
 from tokodec.codec.corpus.webdataset import read_webdataset
+from tokodec.codec.encode import encode_file
+from tokodec.codec.errors import UsageError
 
 MAIN = "from tokodec.codec.cli import main; main()"
 
@@ -239,7 +241,7 @@ def test_alpha_is_lossless(mode: str, codec: Codec, tiny: list[str], tmp_path: P
     im, said = there_and_back(codec, tiny, tmp_path / "x.png")
     assert im.mode == mode
     assert np.array_equal(np.asarray(im)[..., -1], np.asarray(source)[..., -1])
-    assert said == []
+    assert {line.split(": ", 2)[2] for line in said} <= {"colours under fully transparent pixels not kept"}
 
 
 def test_alpha_is_never_dropped_in_silence(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
@@ -258,10 +260,17 @@ def test_profile_and_exif(codec: Codec, tiny: list[str], tmp_path: Path) -> None
     assert im.getexif()[270] == "described"
     assert said == []
     im, said = there_and_back(codec, tiny, tmp_path / "x.png", "--no-metadata", "--force")
-    assert "icc_profile" not in im.info
+    assert im.info["icc_profile"] == profile
     assert 270 not in im.getexif()
-    assert len(said) == 1
-    assert "left out as asked" in said[0]
+    assert [line.split(": ", 2)[2] for line in said] == ["EXIF left out as asked"]
+    im, said = there_and_back(codec, tiny, tmp_path / "x.png", "--keep", "exif", "--force")
+    assert "icc_profile" not in im.info
+    assert im.getexif()[270] == "described"
+    assert [line.split(": ", 2)[2] for line in said] == [
+        "ICC profile left out as asked: samples converted to sRGB"
+    ]
+    for arguments, word in ((("--keep", "gps"), "icc, exif and xmp"), (("--keep", "icc", "--no-metadata"), "not both")):
+        assert_user_error(codec("encode", tmp_path / "x.png", "-f", *arguments, *tiny), word)
 
 
 def test_exif_orientation_is_applied(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
@@ -307,7 +316,8 @@ def make_folder(folder: Path) -> Path:
 def test_folders(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
     done = codec("encode", folder, "-o", tmp_path / "deep" / "out", *tiny)
-    assert (done.code, done.out, len(done.err)) == (0, b"", 3)
+    assert (done.code, done.out, len(done.err)) == (0, b"", 4)
+    assert done.err[0] == f"codec: {folder}: 1 file (notes.txt) left out, of no kind that is read here"
     assert names(tmp_path / "deep" / "out") == ["0.tok", "1.tok", "2.tok"]
     done = codec("decode", tmp_path / "deep" / "out", "-o", tmp_path / "back", "--format", "webp", *tiny)
     assert done.code == 0
@@ -324,6 +334,7 @@ def test_one_file_into_a_folder(codec: Codec, tiny: list[str], photo: Path, tmp_
 
 def test_one_bad_file_does_not_stop_the_others(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "in")
+    (folder / "notes.txt").unlink()
     (folder / "1.png").write_bytes(b"no picture")
     done = codec("encode", folder, tmp_path / "missing.png", "-o", tmp_path / "out", "--quiet", *tiny)
     assert (done.code, done.out, len(done.err)) == (2, b"", 3)
@@ -353,11 +364,12 @@ def test_plans_that_are_refused(codec: Codec, tiny: list[str], photo: Path, tmp_
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(photo, other / "photo.png")
+    shutil.copy(photo, other / "second.png")
     for arguments, word in (
         ((photo, other / "photo.png", "-o", tmp_path / "out"), "both be written"),
         ((photo, photo), "both be written"),
         ((photo, other / "photo.png", "-o", "-"), "standard output"),
-        ((photo, other / "photo.png", "-o", photo), "cannot make the folder"),
+        ((photo, other / "second.png", "-o", photo), "cannot make the folder"),
         ((tmp_path / "empty",), "no .png"),
         ((photo, "-o", tmp_path / "no" / "folder.tok"), "does not exist"),
         ((tmp_path / "missing.png",), "no such file"),
@@ -866,3 +878,97 @@ def test_debug_shows_the_traceback(codec: Codec, tmp_path: Path) -> None:
     assert done.code == 2
     assert done.err[0].startswith("Traceback")
     assert done.err[-1].startswith("codec: cannot read")
+
+
+# --------------------------------------------------------------------------------------- pictures of all kinds
+
+
+def test_damaged_picture_is_encoded_and_told(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "x.jpg"
+    Image.fromarray(samples(64, 80)).save(source, quality=90)
+    source.write_bytes(source.read_bytes()[:-2])
+    done = codec("encode", source, "--quiet", *tiny)
+    assert (done.code, len(done.err)) == (3, 1)
+    assert "the end of the file is missing" in done.err[0]
+    assert codec("decode", tmp_path / "x.tok", *tiny).code == 0
+    (tmp_path / "x.tok").unlink()
+    assert_user_error(codec("encode", source, "--strict", *tiny), "x.jpg", "the end of the file is missing")
+    done = codec("tokenize", source, "--quiet", *tiny)
+    assert (done.code, len(done.err)) == (3, 1)
+    assert names(tmp_path) == ["x.jpg", "x.npz", "x.png"]
+
+
+def test_noise_under_transparent_pixels_costs_nothing(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    pixels = np.full((96, 96, 4), 90, np.uint8)
+    pixels[..., 3] = 0
+    pixels[30:60, 30:60] = samples(30, 30, 4, seed=1)
+    pixels[30:60, 30:60, 3] = 255
+    noisy = pixels.copy()
+    noisy[..., :3] = np.where(pixels[..., 3:] == 0, samples(96, 96), pixels[..., :3])
+    for name, picture in (("plain", pixels), ("noisy", noisy)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        assert codec("encode", tmp_path / f"{name}.png", *tiny).code == 0
+    assert (tmp_path / "plain.tok").read_bytes() == (tmp_path / "noisy.tok").read_bytes()
+    back, said = there_and_back(codec, tiny, tmp_path / "noisy.png", "-f")
+    assert np.array_equal(np.asarray(back)[..., 3], pixels[..., 3])
+    assert any("colours under fully transparent pixels not kept" in line for line in said)
+
+
+def test_xmp_goes_there_and_back(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">rights</x:xmpmeta>'
+    Image.fromarray(samples()).save(tmp_path / "x.jpg", xmp=packet)
+    back, said = there_and_back(codec, tiny, tmp_path / "x.jpg")
+    assert back.info["xmp"] == packet
+    assert said == []
+    back, said = there_and_back(codec, tiny, tmp_path / "x.jpg", "--no-metadata", "-f")
+    assert "xmp" not in back.info
+    assert [line.split(": ", 2)[2] for line in said] == ["XMP left out as asked"]
+
+
+def test_folders_below_and_names_that_meet(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    for name in ("in/IMG_1.png", "in/IMG_1.bmp", "in/deep/IMG_1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(samples(20, 20)).save(tmp_path / name)
+    done = codec("encode", tmp_path / "in", "-o", tmp_path / "out", "--recursive", "--quiet", *tiny)
+    assert (done.code, done.err) == (0, [])
+    made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.tok"))
+    assert made == ["IMG_1.bmp.tok", "IMG_1.png.tok", "deep/IMG_1.tok"]
+    done = codec("decode", tmp_path / "out", "-o", tmp_path / "back", "-r", "--quiet", *tiny)
+    assert (done.code, done.err) == (0, [])
+    made = sorted(str(path.relative_to(tmp_path / "back")) for path in (tmp_path / "back").rglob("*.png"))
+    assert made == ["IMG_1.bmp.png", "IMG_1.png.png", "deep/IMG_1.png"]
+
+
+def test_heic_in_a_folder_is_not_forgotten(
+    codec: Codec, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokodec.codec.media.read_image._knows_heif", lambda: False)
+    folder = make_folder(tmp_path / "in")
+    (folder / "IMG_2.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (folder / "notes.txt").unlink()
+    done = codec("encode", folder, "-o", tmp_path / "out", "--quiet", *tiny)
+    assert done.code == 2
+    assert "IMG_2.HEIC is a HEIC picture, which the package pillow-heif reads" in done.err[0]
+    assert names(tmp_path / "out") == ["0.tok", "1.tok", "2.tok"]
+
+
+def test_outputs_that_cannot_be_written_do_not_stop_a_batch(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "in")
+    (tmp_path / "out" / "1.tok").mkdir(parents=True)
+    done = codec("encode", folder, "-o", tmp_path / "out", "--quiet", *tiny)
+    assert done.code == 2
+    assert any("1.tok: it is a folder" in line for line in done.err)
+    assert done.err[-1] == "codec: 1 of 3 files failed"
+    assert names(tmp_path / "out") == ["0.tok", "1.tok", "2.tok"]
+
+
+def test_own_input_is_never_overwritten(codec: Codec, tiny: list[str], photo: Path, monkeypatch: Any) -> None:
+    before = photo.read_bytes()
+    monkeypatch.chdir(photo.parent)
+    for command in ("encode", "tokenize", "decode", "detokenize"):
+        for out in ("./photo.png", str(photo), "../" + photo.parent.name + "/photo.png"):
+            done = codec(command, "photo.png", "-o", out, "-f", *tiny)
+            assert_user_error(done, "photo.png would be overwritten by its own output")
+    with pytest.raises(UsageError, match="would be overwritten"):
+        encode_file("photo.png", "./photo.png", model=tiny[1], force=True)
+    assert photo.read_bytes() == before

@@ -495,4 +495,4 @@ def test_a_file_cannot_make_us_open_a_folder_or_a_hub(
     monkeypatch.chdir(tiny_model.parent)  # a folder "tiny" lies right here
     with pytest.raises(ModelError, match="tiny, which does not come with tokodec; give its folder with --model"):
         decode_file(io.BytesIO(many), device="cpu")
-    assert decode_file(io.BytesIO(many), model="tiny", device="cpu").problems == []
+    assert decode_file(io.BytesIO(many), model="./tiny", device="cpu").problems == []

@@ -1,15 +1,31 @@
 """An output file appears whole or not at all."""
 
 import errno
+import io
 import os
+import resource
+import signal
 import stat
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pytest
 
-from tokodec.codec.errors import MediaError, OutputExistsError, UsageError
-from tokodec.codec.files import atomic_output, atomic_outputs
+from tokodec.codec import files
+from tokodec.codec.errors import MediaError, OutputExistsError, ReaderGoneError, UsageError
+from tokodec.codec.files import (
+    atomic_output,
+    atomic_outputs,
+    open_output,
+    read_bytes,
+    same_file,
+    seekable,
+    stored,
+)
 
 
 @pytest.fixture
@@ -184,8 +200,8 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_outputs_that_belong_together_appear_together(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a", "b", "c")]
-    with atomic_outputs(paths, force=False) as files:
-        for file in files:
+    with atomic_outputs(paths, force=False) as outputs:
+        for file in outputs:
             file.write(b"x")
         assert not any(path.exists() for path in paths)
     assert all(path.read_bytes() == b"x" for path in paths)
@@ -207,3 +223,211 @@ def test_of_outputs_that_belong_together_the_first_gets_its_name_last(tmp_path: 
         paths[0].write_bytes(b"theirs")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert paths[0].read_bytes() == b"theirs"
+
+
+# ------------------------------------------------------------------------------------------- refusals of the system
+
+
+class Disk(io.RawIOBase):
+    """Has room for so many bytes; what does not fit is taken in part, then refused, as by a disk."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.held = room, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        taken = bytes(data)[: self.room - len(self.held)]
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.held += taken
+        return len(taken)
+
+
+def test_writes_in_parts_are_finished() -> None:
+    class Slow(Disk):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:3])
+
+    disk = Slow(100)
+    with open_output(cast(BinaryIO, disk), force=False) as file:
+        assert file is not None
+        assert file.write(b"abcdefgh") == 8
+    assert disk.held == b"abcdefgh"
+
+
+def test_first_refusal_is_what_is_told() -> None:
+    """Also if the library that writes swallowed it, or stumbled over what followed from it."""
+
+    def write(swallow: bool, then: Exception | None) -> None:
+        with open_output(cast(BinaryIO, Disk(5)), False) as file:
+            assert file is not None
+            with suppress(MediaError if swallow else ZeroDivisionError):
+                file.write(b"abcdefgh")
+            if then is not None:
+                raise then
+
+    for swallow, then in ((False, None), (True, None), (True, RuntimeError("encoder error -2"))):
+        with pytest.raises(MediaError, match=r"^cannot write the output: no space left on device$"):
+            write(swallow, then)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Whether it is noticed when bytes are handed over, or only when they reach the disk."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = tmp_path / "a.tok"
+    target.write_bytes(b"old")
+    refusal = pytest.raises(MediaError, match=r"^cannot write .*a\.tok: no space left on device$")
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", refuse)
+        with refusal, atomic_output(target, force=True) as file:
+            file.write(b"abc")
+    else:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # the kernel takes a part, then EFBIG
+        try:
+            with pytest.raises(MediaError, match="too large"), atomic_output(target, force=True) as file:
+                file.write(bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tok"]
+    assert target.read_bytes() == b"old"
+
+
+def test_file_systems_that_cannot_sync_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_output(tmp_path / "a", force=False) as file:
+        file.write(b"abc")
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only: there is no such device")
+def test_full_device_is_one_line() -> None:
+    for size in (3, 100_000):  # refused when closed, refused at once
+        refusal = pytest.raises(MediaError, match=r"^cannot write /dev/full: no space left on device$")
+        with refusal, atomic_output(Path("/dev/full"), force=False) as file:
+            file.write(bytes(size))
+
+
+def test_descriptors_are_written_to_in_place(tmp_path: Path) -> None:
+    """`-o /dev/stdout > file` writes to that file; it does not put another in its place."""
+    with (tmp_path / "a").open("wb") as file:
+        before = os.fstat(file.fileno()).st_ino
+        with atomic_output(Path(f"/dev/fd/{file.fileno()}"), force=False) as output:
+            output.write(b"abc")
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    assert (tmp_path / "a").stat().st_ino == before
+
+
+def test_pipe_without_reader() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(ReaderGoneError), atomic_output(Path(f"/dev/fd/{writing}"), force=False) as output:
+        output.write(b"abc")
+    os.close(writing)
+    assert ReaderGoneError.exit_code == 0
+
+
+# ---------------------------------------------------------------------------------------------- inputs, read once
+
+
+def test_overwriting_an_input_is_refused_by_file_not_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.png").write_bytes(b"precious")
+    (tmp_path / "hard").hardlink_to(tmp_path / "own.png")
+    (tmp_path / "soft").symlink_to("own.png")
+    (tmp_path / "other.png").write_bytes(b"precious")
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.png", "./own.png", "hard", "soft", str(tmp_path / "own.png"), "../" + tmp_path.name + "/own.png"):
+        with pytest.raises(UsageError, match=r"^own\.png would be overwritten"), open_output(name, True, "own.png"):
+            pytest.fail("not reached")
+    assert not same_file("own.png", "other.png")
+    assert same_file("none", "./none")
+    assert not same_file(os.devnull, os.devnull)
+    assert (tmp_path / "own.png").read_bytes() == b"precious"
+
+
+def test_fifo_is_read_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    data = bytes(range(256)) * 1000
+    writer = threading.Thread(target=fifo.write_bytes, args=(data,))
+    writer.start()
+    seen = []
+    copy = stored(fifo, seen.append)
+    writer.join()
+    assert not isinstance(copy, Path)
+    assert copy.seekable()
+    assert copy.read() == data
+    assert seen == [data[:4096]]
+    assert stored(tmp_path / "missing") == tmp_path / "missing"
+
+
+def test_long_streams_go_to_a_temporary_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(files, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(files, "_BLOCK", 300)
+    reading, writing = os.pipe()
+    data = bytes(range(256)) * 200
+    with os.fdopen(writing, "wb") as out:
+        out.write(data)
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        copy = stored(cast(BinaryIO, pipe))
+    assert not isinstance(copy, (Path, io.BytesIO))
+    assert copy.read() == data
+
+
+def test_signature_comes_first() -> None:
+    """A stream without an end is refused by what it begins with."""
+    assert read_bytes("/dev/zero", b"\x89TOK") == bytes(4)
+
+    def refuse(start: bytes) -> None:
+        assert start == bytes(4096)
+        raise MediaError("not of a known kind")
+
+    with pytest.raises(MediaError, match="not of a known kind"):
+        stored(Path("/dev/zero"), refuse)
+    assert read_bytes(io.BytesIO(b"\x89TOK and more"), b"\x89TOK") == b"\x89TOK and more"
+    with pytest.raises(MediaError, match=r"^cannot read nowhere: no such file or directory$"):
+        read_bytes("nowhere", b"\x89TOK")
+
+
+def test_unseekable_outputs_get_their_bytes_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe, seekable(pipe) as file:
+        file.write(b"xxc")
+        file.seek(0)
+        file.write(b"ab")
+    assert os.read(reading, 10) == b"abc"
+    os.close(reading)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: cast(BinaryIO, io.BufferedRandom(FullTemporary())))
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(writing, "wb") as pipe,
+        pytest.raises(MediaError, match=r"^cannot write a temporary file in .*: no space left"),
+        seekable(pipe) as file,
+    ):
+        file.write(bytes(100_000))
+    os.close(reading)
+
+
+class FullTemporary(Disk):
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0

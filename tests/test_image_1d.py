@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 import tokodec
-from tokodec.codec.bench.shares import bench_shares
+from tokodec.codec.bench.image.allocation import bench_allocation
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
 from tokodec.codec.image.segments import compress_tokens
-from tokodec.codec.media.read_image import Picture
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.metrics.picture import psnr
 from tokodec.codec.provenance import as_json
 from tokodec.codec.tokens import detokenize_file, tokenize_file
@@ -226,7 +227,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 def test_sizes_without_sense(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageSequenceConfig(**change)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a picture batch is"):
+    with pytest.raises(ValueError, match=r"pictures are a float tensor \[B, 3, H, W\]"):
         small().encode(torch.zeros(3, 8, 8))
 
 
@@ -339,10 +340,10 @@ def test_damage_stays_in_its_segment(sequence_model: Path) -> None:
     assert not bool((tokens.codes[:, 1:, :, 8:] >= 0).any())
 
 
-def test_bench_of_shares(
+def test_bench_of_token_allocation(
     sequence_model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
+    report = bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
     assert [(row["way"], row["tokens"]) for row in report["means"]] == [("alike", 12), ("shared", 12)]
     assert len(report["rows"]) == 2
     for row in report["rows"]:
@@ -358,10 +359,10 @@ def test_bench_of_shares(
     assert json.loads((tmp_path / "out" / "shares.json").read_text())["rows"] == json.loads(as_json(report))["rows"]
     assert Image.open(tmp_path / "out" / "sheet-1.png").size == (600, 280)
     assert "no figure" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="there is no nothing"):
-        bench_shares(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
+    with pytest.raises(UsageError, match=r"nothing\.png is not among"):
+        bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
     with pytest.raises(UsageError, match="not a number of tokens"):
-        bench_shares(folder, tmp_path / "out", "image-photo", "cpu")
+        bench_allocation(folder, tmp_path / "out", "image-photo", "cpu")
 
 
 # --------------------------------------------------------------------------------------------------------- one command
@@ -469,7 +470,8 @@ def test_codewords_start_when_quantizing_does(
 def test_crops_keep_all_numbers_of_tokens() -> None:
     trainer = script.Trainer.__new__(script.Trainer)
     trainer.model, trainer.device = small(), torch.device("cpu")
-    trainer.generator, trainer.recipe = torch.Generator().manual_seed(0), {"data": {"whole": 0.25}}
+    trainer.generator = torch.Generator().manual_seed(0)
+    trainer.recipe = SimpleNamespace(data=SimpleNamespace(whole=0.25))
     kept = trainer.kept(4000)
     counts = torch.bincount(kept, minlength=13)
     assert counts[0] == 0

@@ -855,3 +855,49 @@ def test_scalar_straight_through() -> None:
     out = scalar(z_e)
     assert torch.equal(out.z_q, scalar.decode(out.codes))
     assert torch.equal(gradient_of(out.z_q.sum(), z_e), torch.ones_like(z_e))
+
+
+# ---- other types than float32 ----
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_trains_in_other_types(name: str, dtype: torch.dtype) -> None:
+    """A quantizer that was cast trains with nets of its type; what comes out is float32 and that of its codes."""
+    quantizer, analysis = MAKERS[name]().to(dtype), torch.nn.Conv1d(D, D, 1).to(dtype)
+    x = torch.randn(4, D, 40).to(dtype)
+    optimizer = torch.optim.SGD([*analysis.parameters(), *quantizer.parameters()], lr=0.1)
+    losses = []
+    for _ in range(30):
+        out = quantizer(analysis(x))
+        loss = (out.z_q - x).square().mean() + out.commitment_loss + out.codebook_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        assert out.z_q.dtype == out.commitment_loss.dtype == torch.float32
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    quantizer.eval()
+    z_e = analysis(x)
+    out = quantizer(z_e)
+    assert torch.equal(quantizer.encode(z_e), out.codes)
+    assert torch.equal(quantizer.decode(out.codes), out.z_q)
+
+
+def test_vq_of_bfloat16_trains() -> None:
+    quantizer = VQ(64, 8).bfloat16()
+    z_e = torch.randn(4, 8, 40, dtype=torch.bfloat16, requires_grad=True)
+    out = quantizer(z_e)
+    (out.z_q.square().mean() + out.commitment_loss + out.codebook_loss).backward()
+    assert z_e.grad is not None
+    assert z_e.grad.abs().sum() > 0
+    assert quantizer.codewords.dtype == torch.bfloat16
+    assert quantizer.codewords.grad is not None
+    assert quantizer.cluster_size.dtype == torch.float32  # an average that bfloat16 would round away
+
+
+def test_fsq_codes_alike_in_all_types() -> None:
+    z_e = (3 * latents((20, 20))).to(torch.bfloat16)
+    codes = MAKERS["fsq"]().encode(z_e)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert torch.equal(MAKERS["fsq"]().to(dtype).encode(z_e), codes)

@@ -21,6 +21,7 @@ from tokodec.codec.errors import RateError, UsageError
 from tokodec.codec.image.refine import Refiner, grown
 from tokodec.codec.models import load_model
 from tokodec.codec.options import EFFORTS
+from tokodec.codec.progress import as_progress
 from tokodec.entropy.hyperprior.relaxed import RelaxedPrior
 from tokodec.entropy.hyperprior.walk import Walk
 from tokodec.tokenizers.folders import ASSETS
@@ -145,7 +146,7 @@ def test_windows_of_any_size_are_never_worse(metric: str, size: tuple[int, ...],
     refiner, walks = refiner_of(other, smooth_noise(*size), 3, 5000)
     assert len(walks) == (1 if max(size) < 1024 else 2)
     shares: list[float] = []
-    after = refiner.refine(walks, 5000, shares.append)
+    after = refiner.refine(walks, 5000, as_progress(shares.append))
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert len(shares) == 3 * len(walks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from tokodec.codec.metrics.features import FeatureDistance
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.train import image as script
 from tokodec.train.data.images import CropStore, list_images, read_all
+from tokodec.train.loop import learning_rate
 from tokodec.train.losses.adversarial import (
     AdversarialGuard,
     PatchDiscriminator,
     adaptive_weight,
     hinge_discriminator,
 )
+from tokodec.train.rate import residual_energies
 from tokodec.train.recipe import RECIPES
 
 ASSETS = Path(tokodec.__file__).parent / "assets"
@@ -83,9 +86,9 @@ def test_pictures_are_listed_by_name(folder: Path, tmp_path: Path) -> None:
 
 
 def test_learning_rate_warms_up_and_cools_down() -> None:
-    rates = [script.learning_rate(step, share, 100, 0.4) for step, share in [(0, 0), (49, 0), (500, 0.5), (500, 0.8)]]
+    rates = [learning_rate(step, share, 100, 0.4) for step, share in [(0, 0), (49, 0), (500, 0.5), (500, 0.8)]]
     assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5])
-    assert script.learning_rate(500, 1.0, 100, 0.4) == 0
+    assert learning_rate(500, 1.0, 100, 0.4) == 0
 
 
 def test_feature_distance_is_a_distance() -> None:
@@ -158,7 +161,7 @@ def test_residual_energy_falls_level_by_level(tiny_model: Path) -> None:
         picture = torch.from_numpy(np.array(image.crop((0, 0, 130, 97))))
     (z_e,) = script.latents_of(model, [picture])
     assert z_e.shape == (1, model.config.dim, 6, 8)  # whole cells only
-    energy = script.residual_energies(model.codebooks, [z_e])
+    energy = residual_energies(model.codebooks, [z_e])
     assert len(energy) == len(model.codebook_sizes)
     for k, found in enumerate(energy):
         rest = z_e - model.quantizer.decode(model.quantizer.encode(z_e, k + 1))
@@ -170,7 +173,8 @@ def test_one_command_trains_evaluates_and_exports(
 ) -> None:
     recipe = yaml.safe_load((RECIPES / "image-grid.yaml").read_text())
     recipe["model"] |= {"channels": [8, 8, 8], "analysis_blocks": [1, 1, 1], "synthesis_blocks": [1, 1, 1]}
-    recipe["model"] |= {"dim": 4, "codebook_sizes": [32, 16], "name": "fitted"}
+    recipe["model"] |= {"dim": 4, "codebook_sizes": [32, 16]}
+    recipe["name"], recipe["cpu"] = "fitted", []
     recipe["data"] |= {"crop": 192, "holdout_every": 3}
     recipe["optim"] |= {"batch": 2, "warmup_steps": 5}
     recipe["sharp"]["adversarial_from"] = 0.0
@@ -181,13 +185,18 @@ def test_one_command_trains_evaluates_and_exports(
     command = f"image --recipe {path} --data {folder} --test {folder} --minutes 0.1 --precision no --out {out}"
     monkeypatch.setattr(sys, "argv", command.split())
     script.main()
-    assert "test pictures" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 pictures to train on, 2 held out" in lines[0]
+    assert any("from here on with a discriminator" in line for line in lines)
+    assert sum(bool(re.fullmatch(r" +test (faithful|sharp) [12] levels  .*", line)) for line in lines) == 4
     found = json.loads((out / "training.json").read_text())
     stages = [entry["stage"] for entry in found["history"]]
     assert "faithful" in stages
     assert "sharp" in stages
-    assert {"faithful", "sharp"} == set(found["test"])
-    assert all(row["bpp_estimated"] > 0 for row in found["test"]["faithful"])
+    assert [(row["synthesis"], row["levels"]) for row in found["test"]] == [
+        ("faithful", 1), ("faithful", 2), ("sharp", 1), ("sharp", 2),
+    ]  # fmt: skip
+    assert all(row["bpp_estimated"] > 0 for row in found["test"])
     # What was exported codes a file.
     done = tokodec.encode_file(folder / "p0.png", tmp_path / "a.tok", model=str(out))
     assert done.levels == 2
@@ -212,8 +221,15 @@ def test_one_command_trains_evaluates_and_exports(
         ("--recipe nothing", "no recipe nothing: give a file or one of "),
         ("--resume nothing --set data.crop=192", "no model 'nothing'"),
         ("--data {missing}", "no folder"),
-        ("--seed 1", "no picture is at least 256 x 256"),
+        ("--set data.crop=256", "no picture is at least 256 x 256"),
         ("--out {taken}", "holds a model already"),
+        ("--set data.crop=wide", "data.crop is a whole number, got 'wide'"),
+        ("--set optim.betas=[0.9]", "optim.betas has 2 entries, got [0.9]"),
+        ("--set faithful.pixel=l1", "faithful.pixel is mse or log-mse, got 'l1'"),
+        ("--set data.crop=192 optim.batch=0", "optim.batch, warmup_steps and accumulate are 1 or more"),
+        ("--set model.codebook_sizes=[16]", "export.bpp_limits has an entry for each of model.codebook_sizes"),
+        ("--minutes -1", "--minutes is 0 or more, got -1"),
+        ("--memory 0", "--memory is above 0, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(

@@ -30,12 +30,17 @@ from tokodec.train.data.audio import (
     read_sounds,
 )
 from tokodec.train.loop import released
-from tokodec.train.losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
+from tokodec.train.losses.sound_discriminators import (
+    SoundDiscriminators,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+)
 
 SMALL = (
     "model.analysis_channels=[8,16] model.analysis_blocks=[1,1] model.synthesis_channels=[16,16] "
     "model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16,16] data.seconds=0.2 data.holdout_every=3 "
-    "optim.batch=2 optim.critics_width=2 optim.warmup_steps=5 data.kept=[]"
+    "optim.batch=2 optim.discriminators_width=2 optim.warmup_steps=5 data.kept=[]"
 )
 
 
@@ -143,24 +148,24 @@ def test_a_coloured_crop_has_the_gains_of_its_curve() -> None:
 def test_discriminators_learn_to_tell_and_the_generator_to_fool() -> None:
     """A few steps of each side move each loss the right way; features of equal sounds are equal."""
     torch.manual_seed(0)
-    critics = SoundCritics(4)
+    discriminators = SoundDiscriminators(4)
     real = 0.3 * torch.sin(torch.arange(4000) / torch.tensor([[3.0], [7.0]]))[:, None]
     fake = (0.1 * torch.randn(2, 1, 4000)).requires_grad_()
-    optimizer = torch.optim.Adam(critics.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(discriminators.parameters(), 2e-3)
     losses = []
     for _ in range(12):
-        loss = critics_loss(critics(real), critics(fake.detach()))
+        loss = discriminator_loss(discriminators(real), discriminators(fake.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.7 * losses[0]
-    before = fooling_loss(critics(fake))
+    before = generator_loss(discriminators(fake))
     (slope,) = torch.autograd.grad(before, fake)
-    assert float(fooling_loss(critics(fake - 0.02 * slope / slope.abs().max()))) < float(before)
-    assert float(feature_loss(critics(real), critics(real))) == 0
-    assert float(feature_loss(critics(real), critics(fake))) > 0.1
-    judgements = critics(real)
+    assert float(generator_loss(discriminators(fake - 0.02 * slope / slope.abs().max()))) < float(before)
+    assert float(feature_loss(discriminators(real), discriminators(real))) == 0
+    assert float(feature_loss(discriminators(real), discriminators(fake))) > 0.1
+    judgements = discriminators(real)
     assert len(judgements) == 8
     assert all(logits.shape[:2] == (2, 1) and len(features) == 4 for logits, features in judgements)
 

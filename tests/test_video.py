@@ -1063,17 +1063,17 @@ def test_a_bar_shows_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr("tokodec.codec.console.SLOW", 0.0)
     with console.progress_bar("a.mp4", quiet=False) as bar:
-        bar.count(7)  # of nobody knows how many
+        bar.update(frames=7)  # of nobody knows how many
         bar.begin -= 10
-        bar.count(100)
-        bar(0.5)
+        bar.update(frames=100)
+        bar.update(0.5)
         bar.bar.refresh()
     text = screen.getvalue()
     assert "a.mp4" in text
     assert "50%" in text
     assert re.search(r"(9|10)\.\d frames/s", text)
     with console.progress_bar("b.mp4", quiet=True) as bar:
-        bar.count(7)
+        bar.update(frames=7)
     assert "b.mp4" not in screen.getvalue()
 
 

@@ -6,7 +6,10 @@ import abc
 import dataclasses
 import json
 import operator
-from collections.abc import Iterable
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,14 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from . import variants, weights
+from .budget import Budget
 from .folders import CONFIG_FILE, find_model, read_config
+from .precision import require_float32
 from .quantize.codebook import CodebookQuantizer
 from .registry import RateControl, load_class
+from .stamp import Stamp, samples
 from .tokens import Tokens, TokenSpec
 from .variants import BASE_HASH, LEFT, RIGHT
 
 MIN_RATE, MAX_RATE = 1e-3, 1e6  # samples or frames a second that a spec may say
 
+# What settings of wrong types and numbers lead to.
+BROKEN_SETTINGS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 T = TypeVar("T", bound="Tokenizer")
 
 
@@ -55,7 +63,8 @@ class Tokenizer(nn.Module, abc.ABC):
     rate_control: ClassVar[RateControl] = "levels"  # what sets the rate of encode()
 
     name: str
-    weights_hash: str
+    #: Prefixes of weights that only decoding uses: codes mean the same without them.
+    synthesis_weights: ClassVar[tuple[str, ...]] = ("synthesis.",)
 
     def __init__(self, config: Any, name: str) -> None:
         super().__init__()
@@ -63,11 +72,55 @@ class Tokenizer(nn.Module, abc.ABC):
             raise ValueError(f"{type(self).__name__} wants a {self.config_class.__name__}, got {type(config).__name__}")
         self.config: Any = config
         self.name = name
-        self.weights_hash = ""
+        self._weights_hash, self._stamp = "", Stamp({})
+        self._source: Path | None = None  # folder that the weights came from
+
+    @property
+    def weights_hash(self) -> str:
+        """Of the file that the weights are those of, see :class:`~.tokens.TokenSpec`; "" if they are in no file.
+
+        It becomes "" for good when weights were changed in memory: by an optimizer, `load_state_dict`, a cast, or in
+        any other way that :class:`~.stamp.Stamp` notices. A move to another device is no change.
+        """
+        if self._weights_hash and not self._stamp.holds(self._weights()):
+            self._weights_hash = ""
+        return self._weights_hash
+
+    @weights_hash.setter
+    def weights_hash(self, value: str) -> None:
+        self._weights_hash = value
+        self._stamp = Stamp(self._weights() if value else {})
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self.state_dict(keep_vars=True)
+
+    def _apply(self: T, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T:
+        """Move or cast all weights. The hash stays if they are the same afterwards."""
+        held = self.weights_hash
+        before = samples(self._weights().values()) if held else []
+        super()._apply(fn, recurse)
+        if held:
+            after = self._weights().values()
+            known = not any(t.is_meta for t in after)
+            same = known and all(map(_same, before, samples(after)))
+            self.weights_hash = held if same else ""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes, where weights lie elsewhere."""
+        return {**self.__dict__, "_weights_hash": self.weights_hash, "_stamp": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weights_hash = self._weights_hash
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def require_float32(self) -> None:
+        """Raise DtypeError unless all weights are float32: codes and signals are made in it alone."""
+        require_float32(self, self.name)
 
     @property
     @abc.abstractmethod
@@ -136,6 +189,11 @@ class Tokenizer(nn.Module, abc.ABC):
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""
+        if not isinstance(tokens, Tokens):
+            raise ValueError(
+                f"decode takes Tokens, got a {type(tokens).__name__}; codes alone are Tokens(codes, model.spec(size))"
+            )
+        self.require_float32()
         spec = tokens.spec
         if (spec.model, spec.weights_hash) != (self.name, self.weights_hash):
             raise ValueError(
@@ -145,20 +203,59 @@ class Tokenizer(nn.Module, abc.ABC):
         if wrong := self._mismatch(spec):
             raise ValueError(f"the tokens do not say what {self.name} makes: {wrong}")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing).
+    def save_pretrained(self, folder: str | Path) -> str:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing), and entropy models.
 
         Weights are rounded on the way (int8 or float16, see ``int8_weights``): load them back to use what was released.
+        :attr:`weights_hash` is that of the file only if rounding left all as it is.
+
+        Entropy models of the folder that the weights came from are copied, as long as codes mean the same as there:
+        only weights that decoding alone uses are others. Else a warning says that there are none.
+
+        Returns: the hash of the weights that were written.
         """
         folder = Path(folder)
+        source = self._read_source()
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
         weights.save(
-            self.state_dict(), folder / weights.WEIGHTS_FILE, self.int8_weights, self.int8_largest, self.half_weights,
-            self.int8_codebooks,
-        )  # fmt: skip
+            self.state_dict(),
+            folder / weights.WEIGHTS_FILE,
+            int8=self.int8_weights,
+            largest=self.int8_largest,
+            half=self.half_weights,
+            codebooks=self.int8_codebooks,
+        )
         (folder / CONFIG_FILE).write_text(config_text(self))
-        self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
+        written, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
+        own = self.state_dict()
+        self.weights_hash = weights_hash if all(_same(own[name].cpu(), t) for name, t in written.items()) else ""
+        self._copy_priors(folder, source, written)
+        return weights_hash
+
+    def _read_source(self) -> tuple[dict[str, Tensor], Path] | None:
+        """The weights that this model was loaded from, and the folder of the parts beside them, if they are there."""
+        if self._source is None:
+            return None
+        try:
+            state, _, parts = _read_weights(self._source, read_config(self._source))
+        except ValueError:  # the folder is gone or another by now
+            return None
+        return state, parts
+
+    def _copy_priors(self, folder: Path, source: tuple[dict[str, Tensor], Path] | None, now: dict[str, Tensor]) -> None:
+        """Copy the entropy models of the source, if codes of the weights that were written ``now`` mean the same."""
+        if self._source is None or self._source.resolve() == folder.resolve():
+            return
+        before, parts = source or ({}, self._source)
+        there = {path.name for path in folder.glob("*.safetensors")}
+        priors = [path for path in sorted(parts.glob("*.safetensors")) if path.name not in there]
+        coding = [name for name in now if not name.startswith(self.synthesis_weights)]
+        if source is not None and all(name in before and _same(before[name], now[name]) for name in coding):
+            for path in priors:
+                shutil.copyfile(path, folder / path.name)
+        elif priors or source is None:
+            warnings.warn(f"{folder} has no entropy model: those of {self._source} are of other codes", stacklevel=3)
 
     def save_parts(self, folder: Path) -> None:
         """Write what a model has beside its weights; called before the weights are written."""
@@ -194,24 +291,38 @@ class Tokenizer(nn.Module, abc.ABC):
         if unknown:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown settings: {', '.join(sorted(unknown))}")
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in found["config"].items()}
-        try:
-            model = cls(config_class(**settings), found["name"])  # "meta" tensors would cost an import of 0.8 s
-        except (TypeError, RuntimeError) as error:  # a setting of the wrong type or sign
-            raise ValueError(f"{folder / CONFIG_FILE}: {str(error).splitlines()[0]}") from error
-        (state, weights_hash), parts = weights.load_hashed(folder / weights.WEIGHTS_FILE), folder
-        if "base" in found:
-            parts = variants.find_base(folder, found["base"])
-            base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
-            variants.check_base(state, base_hash, folder)
-            state = variants.merge(base, state)
+        with _settings(folder):
+            config = config_class(**settings)
+        state, weights_hash, parts = _read_weights(folder, found)
+        with _settings(folder), Budget(state):  # "meta" tensors would cost an import of 0.8 s
+            model = cls(config, found["name"])
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"{folder / weights.WEIGHTS_FILE} does not fit its config.json: {first}") from error
-        model.weights_hash = weights_hash
+        model.weights_hash, model._source = weights_hash, folder
         model.load_parts(parts)
         return model
+
+
+def _read_weights(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], str, Path]:
+    """Weights in a folder, variants merged; their hash; and the folder that holds the parts beside them.
+
+    Raises: ValueError if they are missing or damaged.
+    """
+    state, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
+    if "base" not in config:
+        return state, weights_hash, folder
+    parts = variants.find_base(folder, config["base"])
+    base, base_hash = weights.load_hashed(parts / weights.WEIGHTS_FILE)
+    variants.check_base(state, base_hash, folder)
+    return variants.merge(base, state), weights_hash, parts
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one type and the same values."""
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _within(value: Any, low: float, high: float) -> bool:
@@ -227,6 +338,16 @@ def tables(levels: Iterable[nn.Module]) -> list[npt.NDArray[np.float32]]:
         with torch.no_grad(), torch.autocast(level.codebook.device.type, enabled=False):
             found.append(level.codebook.float().cpu().numpy())
     return found
+
+
+@contextmanager
+def _settings(folder: Path) -> Iterator[None]:
+    """Around what takes the settings of a ``config.json``, with the errors that wrong types and numbers lead to."""
+    try:
+        yield
+    except BROKEN_SETTINGS as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / CONFIG_FILE}: {detail or type(error).__name__}") from error
 
 
 def config_text(model: Tokenizer, base: str | None = None) -> str:

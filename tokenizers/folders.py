@@ -1,8 +1,20 @@
-"""Folders of models: where a name, a folder or a hub id leads, and what its `config.json` says. No torch."""
+"""Folders of models: where a release name, a path or a hub id leads, and what its `config.json` says. No torch.
+
+How a model is named says where it is looked for, so that no file that happens to lie somewhere changes what a command
+loads::
+
+    image-photo             a release: it comes with the package, whatever the working directory holds
+    ./mine  runs/mine       a folder: what has a path separator, begins with a dot, or is a :class:`~pathlib.Path`
+    hf:user/model           a model of the Hugging Face hub: only this asks the network
+
+Names that files bring along (the header of a `.tok` file, the spec of tokens, the window of a generator) are looked up
+among the releases alone, see :func:`is_release`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +23,7 @@ from .registry import tokenizer_kinds
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
+HUB = "hf:"
 
 
 def released_models(classes: Collection[str] | None = None) -> list[str]:
@@ -25,29 +38,68 @@ def class_of(folder: Path) -> str:
     return str(json.loads((folder / CONFIG_FILE).read_text())["class"])
 
 
+def is_release(name: str, classes: Collection[str] | None = None) -> bool:
+    """Whether a model of that name comes with the package: the only kind that a file may lead to."""
+    return name in released_models(classes)
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether this names a folder, and neither a release nor a model of the hub; see the module's text."""
+    if isinstance(name, Path):
+        return True
+    separators = {"/", os.sep, os.altsep or os.sep}
+    return name.startswith(".") or (not name.startswith(HUB) and any(mark in name for mark in separators))
+
+
+def as_text(name: str | Path) -> str:
+    """The same model as text: a path without a separator, which would be the name of a release, gets one."""
+    if isinstance(name, str) or is_path(str(name)):
+        return str(name)
+    return f"{os.curdir}{os.sep}{name}"
+
+
 def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path:
-    """Folder of a model given by folder, release name or hub id. Raises FileNotFoundError.
+    """Find the folder of a model by release name, path or hub id; the module's text says which is which.
 
     Args:   classes: only releases of these count, tokenizers by default; what a folder holds, its reader will tell.
+    Raises: FileNotFoundError, with the way to say what was probably meant. Whatever is not there asks no network.
     """
-    path = Path(name)
-    if (path / CONFIG_FILE).is_file():
-        return path
+    if is_path(name):
+        path = Path(name)
+        if (path / CONFIG_FILE).is_file():
+            return path
+        hub = f"; a model of the Hugging Face hub is {HUB}{name}" if str(name).count("/") == 1 else ""
+        raise FileNotFoundError(f"no model in the folder {str(name)!r}: it has no {CONFIG_FILE}{hub}")
+    name = str(name)
+    if name.startswith(HUB):
+        return _from_hub(name.removeprefix(HUB))
     released = released_models(classes)
-    if str(name) in released:
-        return ASSETS / str(name)
-    if str(name).count("/") == 1 and not path.exists():
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError:
-            hint = "; to load it from the Hugging Face hub, pip install 'tokodec[hub]'"
-        else:
-            # No pickles, no code: only what a model folder may hold.
-            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "README.md"]))
-    else:
-        hint = ""
+    if name in released:
+        return ASSETS / name
+    here = f"; the folder of that name is {as_text(Path(name))}" if (Path(name) / CONFIG_FILE).is_file() else ""
     known = f" or one of {', '.join(released)}" if released else ""
-    raise FileNotFoundError(f"no model {str(name)!r}: give a folder with a {CONFIG_FILE}{known}{hint}")
+    raise FileNotFoundError(f"no model {name!r}: give the path of a folder with a {CONFIG_FILE}{known}{here}")
+
+
+def _from_hub(name: str) -> Path:
+    """Folder of a model of the Hugging Face hub, "user/model". Raises FileNotFoundError."""
+    if name.count("/") != 1:
+        raise FileNotFoundError(f"no model {HUB + name!r}: models of the Hugging Face hub are {HUB}USER/MODEL")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        hint = "to load models from the Hugging Face hub, pip install 'tokodec[hub]'"
+        raise FileNotFoundError(f"no model {HUB + name!r}: {hint}") from None
+    # No pickles, no code: only what a model folder may hold.
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a file's JSON says. Raises ValueError, also for lists in lists that are deeper than Python goes."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[str, Any]:
@@ -55,7 +107,7 @@ def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[st
     classes = tokenizer_kinds() if classes is None else classes
     path = folder / CONFIG_FILE
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     keys = {"class", "name", "config"}

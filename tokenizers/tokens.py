@@ -72,6 +72,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         codes, spec = self.codes, self.spec
+        if not isinstance(codes, Tensor) or not isinstance(spec, TokenSpec):
+            found = f"{type(codes).__name__} and {type(spec).__name__}"
+            raise ValueError(f"codes must be an int64 tensor, and a TokenSpec go with them, got {found}")
         if codes.dtype != torch.int64:
             raise ValueError(f"codes must be int64, got {codes.dtype}")
         if codes.ndim != 2 + len(spec.strides) or tuple(codes.shape[2:]) != spec.grid:

@@ -98,4 +98,6 @@ def load_hashed(path: Path) -> tuple[dict[str, Tensor], str]:
             state[name] = dequantize_int8(tensor, step)
         else:
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
+        if not bool(torch.isfinite(state[name]).all()):
+            raise ValueError(f"weights {path}: {name} holds a number that is not finite")
     return state, packed.hash_of(plain)

@@ -20,7 +20,8 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -28,29 +29,71 @@ from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
-from ..codec.provenance import as_json
-from ..entropy.static import StaticPrior
-from ..tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, AudioGRVQConfig
+from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
+from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
 from ..tokenizers.folders import find_model
-from .audio_start import start_as_transform, start_from
-from .data.audio import SoundStore, at_speeds, list_sounds, read_sounds
+from .audio_start import FRAMES, start_as_transform, start_from
+from .data.audio import SoundStore, at_speeds, list_sounds, read_mono, read_sounds
 from .graphed import GraphedStep
-from .loop import (
-    Pace,
-    TrainingRun,
-    call_as_released,
-    optimizers_of,
-    released,
-    run_script,
-    training_arguments,
-)
-from .losses.sound_critics import SoundCritics, critics_loss, feature_loss, fooling_loss
+from .loop import call_as_released, optimizers_of, run_script
+from .losses.sound_discriminators import SoundDiscriminators, discriminator_loss, feature_loss, generator_loss
+from .recipe import Optim, Rounding
+from .trainer import BaseTrainer, Phase, Row, trainer_arguments
 
-EVALUATIONS = 8
-HOLDOUT_QUICK = 24  # held-out sounds that evaluations on the way look at
-LONGEST = 10 * RATE  # samples of a sound that an evaluation looks at
+LONGEST = 10 * SAMPLE_RATE  # samples of a sound that an evaluation looks at
 TEST_LEVELS = (1, 2, 4, 8, 10)
-CRITICS_FILE = "critics.safetensors"  # not part of a release
+DISCRIMINATORS_FILE = "discriminators.safetensors"  # not part of a release
+
+
+@dataclass(frozen=True)
+class Data:
+    """Crops, and how often they are changed."""
+
+    seconds: float  # of a crop
+    mixed: float  # share of crops that another sound is added to
+    coloured: float  # share of crops whose frequencies are weighted by a random curve
+    speeds: tuple[float, ...]  # every sound at each of them, all in memory
+    kept: tuple[float, ...]  # how often a crop keeps 1, 2, ... codebooks; empty: all alike
+    holdout_every: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of its parts."""
+
+    mel: float
+    mel_scales: int  # of the seven windows, so many drawn anew in every step; all in a CUDA graph
+    stft: float
+    hearing: float  # levels in bands of hearing
+    waveform: float  # mean absolute difference of samples, times 10
+    commitment: float
+    codebook: float
+    adversarial: float
+    features: float
+    adversarial_from: float  # share of the time, before which there are no discriminators
+
+
+@dataclass(frozen=True)
+class AudioOptim(Optim):
+    """Steps of the model, and of the discriminators."""
+
+    only: tuple[str, ...] = ()  # first parts of names of weights to train; none: all
+    discriminators_lr: float = 3e-4
+    discriminators_width: int = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; ``train/recipes/audio-24k.yaml`` says what they mean."""
+
+    name: str
+    model: AudioGRVQConfig
+    start: Literal["transform", "random"]  # the weights before the first step
+    data: Data
+    loss: Loss
+    optim: AudioOptim
+    rounding: Rounding
+    cpu: tuple[str, ...] = ()  # changes where there is no GPU
 
 
 class Autoencoder(nn.Module):
@@ -66,197 +109,171 @@ class Autoencoder(nn.Module):
         return self.model.synthesise(out.z_q), out.commitment_loss, out.codebook_loss
 
 
-class Trainer(TrainingRun):
+class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
+
+    recipe_class = Recipe
+    what = "sounds"
+    columns: ClassVar[dict[str, str]] = {
+        "mel_distance": "mel {:.4f}", "stft_distance": "STFT {:.4f}", "si_sdr": "SI-SDR {:.2f} dB",
+    }  # fmt: skip
+    brief = ("mel_distance", "si_sdr")
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
-        sounds = read_sounds(list_sounds(args.data), RATE)
-        every = recipe["data"]["holdout_every"]
-        self.holdout = sounds[::every]
-        self.sounds = [s for i, s in enumerate(sounds) if i % every]
-        size = round(recipe["data"]["seconds"] * RATE / FRAME) * FRAME
+        data, optim = self.recipe.data, self.recipe.optim
+        size = round(data.seconds * SAMPLE_RATE / FRAME) * FRAME
         if size < FRAME:
             raise ValueError(f"a crop has at least {FRAME} samples")
-        played = at_speeds(self.sounds, recipe["data"]["speeds"])
-        shares = recipe["data"]["mixed"], recipe["data"]["coloured"]
-        self.store = SoundStore(played, size, self.device, *shares, self.seed)
-        minutes = sum(map(len, self.sounds)) / RATE / 60
-        self.log(f"{len(self.sounds)} sounds, {minutes:.1f} minutes, {len(self.holdout)} held out, on {self.device}")
+        model = AudioGRVQ(self.recipe.model, self.recipe.name)
+        self.shares = torch.tensor(self.kept_shares(len(model.codebook_sizes)), device=self.device)
+        copies = len(data.speeds) or 1
+        longest = self.memory / 8 / copies / 2 / SAMPLE_RATE  # seconds; a long sound leaves room for others
+        reading = self.read(list_sounds(args.data), lambda path: read_mono(path, SAMPLE_RATE, longest), 1 / copies)
+        self.media, self.held = reading.split(data.holdout_every)
+        played = at_speeds(self.media, data.speeds)
+        self.store = SoundStore(
+            played, size, self.device, mixed=data.mixed, coloured=data.coloured, seed=self.seed
+        )  # fmt: skip
+        minutes = sum(map(len, self.media)) / SAMPLE_RATE / 60
+        self.log(f"{len(self.media)} sounds, {minutes:.1f} minutes, {len(self.held)} held out, on {self.device}")
 
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
-        model = AudioGRVQ(AudioGRVQConfig(**sizes), recipe["name"])
-        codebooks = len(model.codebook_sizes)
-        kept = [float(share) for share in recipe["data"]["kept"] or [1] * codebooks]
-        if len(kept) != codebooks or min(kept) < 0 or not sum(kept):
-            raise ValueError(f"data.kept has a share for each of {codebooks} codebooks, or none")
-        self.shares = torch.tensor(kept, device=self.device)
-        if recipe["start"] not in ("transform", "random"):
-            raise ValueError(f"start is transform or random, got {recipe['start']!r}")
-        if not args.resume and recipe["start"] == "transform":
-            start_as_transform(model, self.sounds, seed=args.seed)
+        frames = FRAMES if self.device.type == "cuda" else FRAMES // 4  # a CPU takes its time for k-means
         if args.resume:
-            start_from(model, AudioGRVQ.from_pretrained(find_model(args.resume)), self.sounds, seed=args.seed)
+            released = AudioGRVQ.from_pretrained(find_model(args.resume))
+            start_from(model, released, self.media, frames, seed=args.seed)
+        elif self.recipe.start == "transform":
+            start_as_transform(model, self.media, frames, seed=args.seed)
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
-        only = tuple(recipe["optim"]["only"])
-        self.chosen = [(name, p) for name, p in self.model.named_parameters() if not only or name.startswith(only)]
+        self.chosen = [(n, p) for n, p in self.model.named_parameters() if not optim.only or n.startswith(optim.only)]
         if not self.chosen:
-            raise ValueError(f"no weight has a name that begins with {' or '.join(only)}")
-        self.critics = SoundCritics(recipe["optim"]["critics_width"]).to(self.device)
-        if args.resume and (found := find_model(args.resume) / CRITICS_FILE).exists():
-            load_model(self.critics, found)
-            self.log(f"discriminators from {found}")
-        millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.model, self.critics)]
+            raise ValueError(f"no weight has a name that begins with {' or '.join(optim.only)}")
+        self.discriminators = SoundDiscriminators(optim.discriminators_width).to(self.device)
+        if args.resume:
+            self.resume_discriminators()
+        millions = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.model, self.discriminators)]
         self.log(f"model {millions[0]:.2f} M, discriminators {millions[1]:.2f} M")
         self.own_seeds()
-        self.best = math.inf
-        self.history: list[dict[str, Any]] = []
+        self.adversarial = Phase("with discriminators", self.recipe.loss.adversarial_from)
+        self.rounding = Phase("weights are rounded", 1 - self.recipe.rounding.share)
+        self.phases = [self.adversarial, self.rounding]
+        self.judge_step: GraphedStep | None = None
 
-    def optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]:
-        """Those of the model and that of the discriminators."""
+    def kept_shares(self, codebooks: int) -> list[float]:
+        """How often crops keep 1, 2, ... codebooks. Raises ValueError for shares that make no sense."""
+        kept = list(self.recipe.data.kept) or [1.0] * codebooks
+        if len(kept) != codebooks or min(kept) < 0 or not sum(kept):
+            raise ValueError(f"data.kept has a share for each of {codebooks} codebooks, or none")
+        return kept
+
+    def resume_discriminators(self) -> None:
+        path = find_model(self.args.resume) / DISCRIMINATORS_FILE
+        if path.exists():
+            load_model(self.discriminators, path)
+            self.log(f"discriminators from {path}")
+        else:
+            self.log(f"discriminators start anew: there is no {path}")
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of the model; that of the discriminators steps on its own."""
 
         def in_a_block(name: str, p: nn.Parameter) -> bool:
             return p.ndim == 3 and name.endswith((".up.weight", ".down.weight")) and min(p.shape[:2]) >= 16
 
-        optim = self.recipe["optim"]
-        critics = {**optim, "lr": optim["critics_lr"], "muon": 0}
-        return (
-            optimizers_of(self.chosen, optim, in_a_block),
-            optimizers_of(self.critics.named_parameters(), critics, in_a_block),
-        )
+        return optimizers_of(self.chosen, self.optim, in_a_block)
 
-    def run(self) -> None:
-        optim, conf = self.recipe["optim"], self.recipe["loss"]
-        self.out.mkdir(parents=True, exist_ok=True)
-        optimizers, critics_optimizers = self.optimizers()
-        compute: GraphedStep | None = None
-        judge: GraphedStep | None = None
-        loss = norm = torch.tensor(math.nan)
-        batch = optim["batch"]
-        adversarial = rounding = False
-        self.model.train()
-        pace = Pace(self, [*optimizers, *critics_optimizers], EVALUATIONS)
-        for step in pace:
-            if not adversarial and pace.share >= conf["adversarial_from"]:
-                adversarial = True
-                self.best = math.inf
-                self.log(f"[{100 * pace.share:5.1f} %] from here on with discriminators")
-            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
-                rounding = True
-                self.best = math.inf  # what counts from here on is what rounded weights do
-                self.log(f"[{100 * pace.share:5.1f} %] from here on weights are rounded")
-            x = self.store.batch(batch)
-            kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
-            if compute is None:
-                compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
-            loss = compute((x, kept), adversarial, rounding)
-            norm = compute.clip(optim["grad_clip"])
-            for optimizer in optimizers:
-                optimizer.step()
-            if adversarial:
-                if judge is None:
-                    judge = GraphedStep(self.critics, self.judge, (x, kept), not self.args.eager)
-                judge((x, kept), rounding)
-                judge.clip(optim["grad_clip"])
-                critics_optimizers[0].step()
-            if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm, adversarial, rounding)
-        if pace.step:
-            self.check(pace.step, 1.0, pace.seconds, loss, norm, adversarial, rounding)
-        elif self.main:
-            self.model.save_pretrained(self.out)
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            self.export()
-        self.accelerator.end_training()
+    def side_optimizers(self) -> list[torch.optim.Optimizer]:
+        """That of the discriminators."""
+        optim = {**self.optim, "lr": self.optim["discriminators_lr"], "muon": 0.0}
+        self.of_discriminators = optimizers_of(self.discriminators.named_parameters(), optim, lambda name, p: False)
+        return self.of_discriminators
 
-    def autocast(self) -> torch.autocast:
-        bf16 = self.args.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+    def inputs(self) -> tuple[Tensor, ...]:
+        batch = self.optim["batch"]
+        kept = torch.multinomial(self.shares, batch, replacement=True, generator=self.generator) + 1
+        return self.store.batch(batch), kept
+
+    def after_step(self, step: int, share: float, inputs: tuple[Tensor, ...], settings: tuple[bool, ...]) -> None:
+        """A step of the discriminators."""
+        adversarial, rounding = settings
+        if not adversarial:
+            return
+        if self.judge_step is None:
+            self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, not self.args.eager)
+        self.losses["discriminators"] = self.judge_step(inputs, rounding)
+        self.judge_step.clip(self.optim["grad_clip"])
+        for optimizer in self.of_discriminators:
+            optimizer.step()
 
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
-        found: tuple[Tensor, Tensor, Tensor]
-        found = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
-        return found
+        results: tuple[Tensor, Tensor, Tensor]
+        results = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
+        return results
 
     def loss(self, x: Tensor, kept: Tensor, adversarial: bool, rounding: bool) -> Tensor:
-        conf = self.recipe["loss"]
+        conf = self.recipe.loss
         x_hat, commitment, codebook = self.coded(x, kept, rounding)
         a, b = x[:, 0], x_hat[:, 0]
         scales: tuple[tuple[int, int], ...] = MEL_SCALES
-        if conf["mel_scales"] < len(scales) and (self.args.eager or self.device.type == "cpu"):
-            scales = tuple(random.sample(scales, conf["mel_scales"]))
-        total = conf["mel"] * mel_distance(a, b, RATE, scales).mean()
-        if conf["stft"]:
-            total = total + conf["stft"] * stft_distance(a, b).mean()
-        if conf["hearing"]:
-            total = total + conf["hearing"] * hearing_distance(a, b, RATE).mean()
-        total = total + conf["waveform"] * 10 * (a - b).abs().mean()
-        total = total + conf["commitment"] * commitment + conf["codebook"] * codebook
+        if conf.mel_scales < len(scales) and (self.args.eager or self.device.type == "cpu"):
+            scales = tuple(random.sample(scales, conf.mel_scales))
+        total = conf.mel * mel_distance(a, b, SAMPLE_RATE, scales).mean()
+        if conf.stft:
+            total = total + conf.stft * stft_distance(a, b).mean()
+        if conf.hearing:
+            total = total + conf.hearing * hearing_distance(a, b, SAMPLE_RATE).mean()
+        total = total + conf.waveform * 10 * (a - b).abs().mean()
+        total = total + conf.commitment * commitment + conf.codebook * codebook
         if adversarial:
-            with self.autocast(), held(self.critics):
+            with self.autocast(), held(self.discriminators):
                 heard = self.store.size // 2  # of a crop, its end, where the nets know enough of the past
                 with torch.no_grad():
-                    real = self.critics(x[:, :, -heard:])
-                fake = self.critics(x_hat[:, :, -heard:])
-            total = total + conf["adversarial"] * fooling_loss(fake) + conf["features"] * feature_loss(real, fake)
+                    real = self.discriminators(x[:, :, -heard:])
+                fake = self.discriminators(x_hat[:, :, -heard:])
+            total = total + conf.adversarial * generator_loss(fake) + conf.features * feature_loss(real, fake)
         return total
 
     def judge(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
+        """The loss of the discriminators."""
         with torch.no_grad():
             x_hat, _, _ = self.coded(x, kept, rounding)
         with self.autocast():
             heard = self.store.size // 2
-            return critics_loss(self.critics(x[:, :, -heard:]), self.critics(x_hat[:, :, -heard:]))
+            real, fake = self.discriminators(x[:, :, -heard:]), self.discriminators(x_hat[:, :, -heard:])
+            return discriminator_loss(real, fake)
 
-    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, adversarial: bool,
-              rounding: bool) -> None:  # fmt: skip
-        if not self.main:
-            return
-        rows = measure(released(self.model) if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
-        score = sum(r["mel_distance"] for r in rows) / len(rows)
-        kept = score < self.best or adversarial  # what discriminators bring, distances do not see
-        if kept:
-            self.best = min(self.best, score)
-            self.model.save_pretrained(self.out)
-            if adversarial:
-                save_model(self.critics, str(self.out / CRITICS_FILE))
-        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
-        self.log(
-            f"[{100 * share:5.1f} %] step {step} {step * self.recipe['optim']['batch'] / seconds:.0f} crops/s"
-            f" loss {float(loss):.4f} norm {float(norm):.2f} held-out mel {score:.4f}  "
-            + "  ".join(f"{r['levels']}: mel {r['mel_distance']:.4f} SI-SDR {r['si_sdr']:.2f} dB" for r in rows)
-            + (" kept" if kept else "")
-        )
+    def score(self, rows: list[Row]) -> float:
+        return -sum(r["mel_distance"] for r in rows) / len(rows)
 
-    def export(self) -> None:
-        """Show what the released weights do, and write the static prior of their codes."""
-        model = AudioGRVQ.from_pretrained(self.out).to(self.device)
-        counts = histograms(model, self.sounds)
-        StaticPrior.from_counts([count.numpy() for count in counts]).save_pretrained(self.out)
-        results: dict[str, Any] = {
-            "holdout": measure(model, self.holdout),
-            "codebook_usage": [float((count > 0).float().mean()) for count in counts],
-            "minutes": self.args.minutes,
-            "processes": self.accelerator.num_processes,
-            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
-            "sounds": len(self.sounds),
-            "seed": self.args.seed,
-            "recipe": self.recipe,
-            "history": self.history,
-        }
-        if self.args.test:
-            results["test"] = measure(model, read_sounds(list_sounds([self.args.test]), RATE))
-        (self.out / "training.json").write_text(as_json(results))
-        self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
-        for name in ("holdout", "test"):
-            for r in results.get(name, []):
-                self.log(
-                    f"{name:>8} {r['levels']} levels  mel {r['mel_distance']:.4f}  STFT {r['stft_distance']:.4f}"
-                    f"  SI-SDR {r['si_sdr']:.2f} dB"
-                )
+    def keeps(self, score: float) -> bool:
+        """What discriminators bring, distances do not see: from there on the last weights are kept."""
+        return super().keeps(score) or (self.adversarial.on and math.isfinite(score))
+
+    def save(self) -> None:
+        super().save()
+        if self.adversarial.on:
+            save_model(self.discriminators, str(self.out / DISCRIMINATORS_FILE))
+
+    def views(self, medium: Tensor) -> Iterator[Tensor]:
+        yield medium.to(self.device).float()[None, None] / 32768
+
+    def rows(self, model: AudioGRVQ, medium: Tensor, prior: Any = None) -> Iterator[Row]:
+        """Mel and STFT distance and SI-SDR of the first ten seconds for some numbers of levels."""
+        x = medium[:LONGEST].to(model.device).float()[None, None] / 32768
+        tokens = model.encode(x)
+        for n in (n for n in TEST_LEVELS if n <= len(model.codebook_sizes)):
+            x_hat = model.decode(tokens.levels(n))
+            yield {
+                "levels": n,
+                "mel_distance": float(mel_distance(x[:, 0], x_hat[:, 0], SAMPLE_RATE)),
+                "stft_distance": float(stft_distance(x[:, 0], x_hat[:, 0])),
+                "si_sdr": si_sdr(x[0, 0], x_hat[0, 0]),
+            }
+
+    def test_media(self) -> list[Tensor]:
+        return read_sounds(list_sounds([self.args.test]), SAMPLE_RATE)
 
 
 @contextmanager
@@ -269,43 +286,8 @@ def held(module: nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)  # every sound has a length of its own
-def measure(model: AudioGRVQ, sounds: list[Tensor]) -> list[dict[str, Any]]:
-    """Means over sounds (int16 ``[n]``, their first ten seconds) for each number of levels."""
-    training = model.training
-    model.eval()
-    sums = [{"mel_distance": 0.0, "stft_distance": 0.0, "si_sdr": 0.0} for _ in TEST_LEVELS]
-    levels = [n for n in TEST_LEVELS if n <= len(model.codebook_sizes)]
-    for sound in sounds:
-        x = sound[:LONGEST].to(model.device).float()[None, None] / 32768
-        tokens = model.encode(x)
-        for n, row in zip(levels, sums, strict=False):
-            x_hat = model.decode(tokens.levels(n))
-            row["mel_distance"] += float(mel_distance(x[:, 0], x_hat[:, 0], RATE))
-            row["stft_distance"] += float(stft_distance(x[:, 0], x_hat[:, 0]))
-            row["si_sdr"] += si_sdr(x[0, 0], x_hat[0, 0])
-    model.train(training)
-    pairs = zip(levels, sums, strict=False)
-    return [{"levels": n, **{key: value / len(sounds) for key, value in row.items()}} for n, row in pairs]
-
-
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)
-def histograms(model: AudioGRVQ, sounds: list[Tensor]) -> list[Tensor]:
-    """How often the sounds use each codeword of every codebook, ``[N_k]`` each."""
-    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
-    for sound in sounds:
-        codes = model.encode(sound.to(model.device).float()[None, None] / 32768).codes[0].cpu()
-        for own, count in zip(codes, counts, strict=True):
-            count += torch.bincount(own, minlength=len(count))
-    return counts
-
-
 def main() -> None:
-    parser = training_arguments(__doc__, "audio-24k", "sounds")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    run_script(parser, Trainer)
+    run_script(trainer_arguments(__doc__, "audio-24k", "sounds"), Trainer)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..tokenizers.quantize.vq import kmeans
 
 FLATTEN = 0.6  # power of a band's spread that is divided out: what components and codebooks see is flatter by that
 LOUDNESS = 3.0  # weight of the logarithm of loudness beside the bands
+FRAMES = 40_000  # of sounds, that components and codewords are learned from
 SMALL = 0.1  # of the usual random weights, for what the transform does not need
 
 
@@ -34,7 +35,7 @@ def mdct_basis() -> Tensor:
 
 
 @torch.no_grad()
-def start_as_transform(model: AudioGRVQ, sounds: Sequence[Tensor], frames: int = 40_000, seed: int = 0) -> None:
+def start_as_transform(model: AudioGRVQ, sounds: Sequence[Tensor], frames: int = FRAMES, seed: int = 0) -> None:
     """Set the weights of an untrained model.
 
     Args:
@@ -132,7 +133,7 @@ def start_levels(model: AudioGRVQ, x: Tensor, first: int = 0) -> None:
 
 @torch.no_grad()
 def start_from(
-    model: AudioGRVQ, released: AudioGRVQ, sounds: Sequence[Tensor], frames: int = 40_000, seed: int = 0
+    model: AudioGRVQ, released: AudioGRVQ, sounds: Sequence[Tensor], frames: int = FRAMES, seed: int = 0
 ) -> None:
     """Set the weights to those of a trained model, which may have fewer levels.
 

@@ -13,36 +13,108 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch._functorch.config
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from ..codec.metrics.features import FeatureDistance
-from ..codec.provenance import as_json
-from ..entropy.static import StaticPrior
-from ..entropy.tables import table_bits
-from ..tokenizers.folders import CONFIG_FILE
+from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
-from ..tokenizers.quantize.residual import ResidualQuantizer
-from .data.images import CropStore, list_images, read_all
-from .loop import STEPS_A_CHECK, Clock, learning_rate, psnr, residual_energies, run_script, training_arguments
+from ..tokenizers.quantize.base import Gradient
+from .data.images import CropStore, list_images, read_all, read_rgb
+from .graphed import GraphedStep
+from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
+from .rate import ROUNDS, lambdas, no_penalties, set_penalties
+from .recipe import Optim
+from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
 STAGES = ("faithful", "sharp")
-EVALUATIONS = 8  # a stage
-HOLDOUT_QUICK = 24  # held-out pictures that evaluations on the way look at
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
 MSSSIM_EVERY = 4  # the MS-SSIM loss looks at every 4th crop of a batch
+COUNTED = 200  # training pictures that the rate weight is chosen with
+LEAST_SIMILARITY = 1e-4  # of a scale, below which MS-SSIM has no gradient
+EXPORT_CHOICE = 0.1  # of the time, for choosing the rate weight, at most
+GUARDED_EVERY = 10  # steps, after which the guard and the adaptive weight look at the discriminator
+
+
+@dataclass(frozen=True)
+class Data:
+    """Crops."""
+
+    crop: int
+    zoom: float  # share of crops that are cut larger and reduced
+    holdout_every: int
+
+    def __post_init__(self) -> None:
+        if self.crop < MS_SSIM_SMALLEST or self.crop % STRIDE:
+            raise ValueError(f"data.crop is a multiple of {STRIDE}, at least {MS_SSIM_SMALLEST} pixels, for MS-SSIM")
+
+
+@dataclass(frozen=True)
+class ImageOptim(Optim):
+    """Steps, and the estimator of gradients through the quantizer."""
+
+    gradient: Gradient = "straight-through"
+
+
+@dataclass(frozen=True)
+class Faithful:
+    """Stage 1: analysis, codebooks and the faithful synthesis net."""
+
+    share: float  # of the time
+    pixel: Literal["mse", "log-mse"]  # log-mse: mean of log(mse + 1e-4) per picture
+    pixel_weight: float
+    ms_ssim: float
+    features: float
+    commitment: float
+    codebook: float
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """Stage 2: everything is frozen but the sharp synthesis net."""
+
+    share: float  # of the time
+    lr: float
+    l1: float
+    ms_ssim: float
+    features: float
+    feature_shift: int  # crops are cut by so many pixels at random before the feature net sees them
+    adversarial: float  # times the adaptive weight
+    adversarial_from: float  # share of the stage after which the discriminator starts
+    discriminator_lr: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a released model chooses codes."""
+
+    rate_weights: tuple[float, ...]  # of the bits of a code in the search, times lambda; the first to meet the limits
+    bpp_limits: tuple[float, ...]  # estimated bits per pixel at 1..K levels, without file overhead
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; ``train/recipes/image-grid.yaml`` says what they mean."""
+
+    name: str
+    model: ImageGridConfig
+    data: Data
+    optim: ImageOptim
+    faithful: Faithful
+    sharp: Sharp
+    export: Export
+    cpu: tuple[str, ...] = ()  # changes where there is no GPU
+
+    def __post_init__(self) -> None:
+        if len(self.export.bpp_limits) != len(self.model.codebook_sizes):
+            raise ValueError("export.bpp_limits has an entry for each of model.codebook_sizes")
 
 
 class Autoencoder(nn.Module):
@@ -61,12 +133,15 @@ class Autoencoder(nn.Module):
 
 
 def pixel_loss(x: Tensor, x_hat: Tensor, kind: str) -> Tensor:
+    """Squared error of ``[B, 3, H, W]``, or the mean of its logarithms."""
     mse = F.mse_loss(x_hat, x, reduction="none").mean((1, 2, 3))  # [B]
-    if kind == "mse":
-        return mse.mean()
-    if kind == "log-mse":
-        return (mse + 1e-4).log().mean()
-    raise ValueError(f"unknown pixel loss {kind!r}: use 'mse' or 'log-mse'")
+    return mse.mean() if kind == "mse" else (mse + 1e-4).log().mean()
+
+
+def msssim_loss(x: Tensor, x_hat: Tensor) -> Tensor:
+    """1 - MS-SSIM of a part of the batch: it is costly in float32, and a part serves as well."""
+    part = slice(0, None, MSSSIM_EVERY)
+    return 1 - similarity(x[part], x_hat[part].float(), LEAST_SIMILARITY).mean()
 
 
 def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
@@ -81,377 +156,257 @@ def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     return x[window], x_hat[window]
 
 
-def msssim_loss(x: Tensor, x_hat: Tensor) -> Tensor:
-    return 1 - ms_ssim(x_hat.float(), x.float(), data_range=1.0)
+def as_input(picture: Tensor, device: torch.device) -> Tensor:
+    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
+    return picture.to(device).permute(2, 0, 1)[None].float() / 255
 
 
 @torch.no_grad()
-def evaluate(
-    model: ImageGrid, pictures: list[Tensor], prior: StaticPrior | None = None, features: FeatureDistance | None = None
-) -> dict[str, list[dict[str, float]]]:
-    """Mean results by synthesis net and number of levels: psnr, ms_ssim, feature distance, static bits per pixel."""
-    device = model.device
-    table: dict[str, list[dict[str, float]]] = {}
-    batch = [p.to(device).permute(2, 0, 1)[None].float() / 255 for p in pictures]
-    tokens = [model.encode(x) for x in batch]
-    for synthesis in model.config.synthesis:
-        table[synthesis] = []
-        for levels in range(1, len(model.codebook_sizes) + 1):
-            sums: dict[str, float] = {}
-            for x, t in zip(batch, tokens, strict=True):
-                x_hat = model.decode(t.levels(levels), synthesis)
-                row = {"psnr": psnr(x, x_hat)}
-                if min(x.shape[2:]) > 160:
-                    row["ms_ssim"] = float(ms_ssim(x_hat, x, data_range=1.0))
-                if features is not None:
-                    row["features"] = float(features(x, x_hat))
-                if prior is not None:
-                    bits = prior.bits(t.codes[0].cpu().numpy())[:levels].sum()
-                    row["bpp_estimated"] = float(bits) / (x.shape[2] * x.shape[3])
-                for key, value in row.items():
-                    sums[key] = sums.get(key, 0.0) + value
-            table[synthesis].append({key: value / len(batch) for key, value in sums.items()})
-    return table
-
-
-def show(table: dict[str, list[dict[str, float]]]) -> str:
-    lines = []
-    for synthesis, rows in table.items():
-        for levels, row in enumerate(rows, 1):
-            lines.append(f"{synthesis:>9} {levels} " + "  ".join(f"{k} {v:.4f}" for k, v in row.items()))
-    return "\n".join(lines)
-
-
-@torch.no_grad()
-def count_codes(model: ImageGrid, pictures: list[Tensor]) -> list[Tensor]:
-    """Histogram of the codes of every level over ``pictures`` and their mirror images, ``[N_k]`` each."""
-    counts = [torch.zeros(n, dtype=torch.long) for n in model.codebook_sizes]
-    for picture in pictures:
-        x = picture.to(model.device).permute(2, 0, 1)[None].float() / 255
-        codes = model.encode(torch.cat([x, x.flip(3)])).codes
-        for k, count in enumerate(counts):
-            count += torch.bincount(codes[:, k].flatten().cpu(), minlength=count.numel())
-    return counts
-
-
-def latents_of(model: ImageGrid, pictures: list[Tensor]) -> Iterator[Tensor]:
+def latents_of(model: ImageGrid, pictures: Sequence[Tensor]) -> Iterator[Tensor]:
     """Latents ``[1, D, h, w]`` of the whole cells of pictures."""
     for picture in pictures:
         height, width = (n - n % STRIDE for n in picture.shape[:2])
-        yield model.latents(picture[:height, :width].to(model.device).permute(2, 0, 1)[None].float() / 255)
+        yield model.latents(as_input(picture[:height, :width], model.device))
 
 
-class Trainer:
+class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
 
+    recipe_class = Recipe
+    columns: ClassVar[dict[str, str]] = {
+        "bpp_estimated": "{:.4f} bpp", "psnr": "{:.3f} dB", "ms_ssim": "MS-SSIM {:.4f}", "features": "features {:.4f}",
+    }  # fmt: skip
+    brief = ("psnr", "features")
+    graphs = False  # whether the discriminator may act is decided on the host
+
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
-        self.recipe, self.args = recipe, args
-        kwargs = DistributedDataParallelKwargs(broadcast_buffers=False)
-        self.accelerator = Accelerator(
-            mixed_precision=args.precision, kwargs_handlers=[kwargs], cpu=not torch.cuda.is_available()
-        )
-        self.device = self.accelerator.device
-        rank = self.accelerator.process_index
-        set_seed(args.seed)  # the same frozen basis on all ranks: buffers are not synchronised
-        torch.backends.cuda.matmul.allow_tf32 = False  # codes are searched in float32
-        torch.backends.cudnn.benchmark = True
-        # The adaptive weight looks at gradients before backward() proper, so compiled buffers must outlive one pass.
-        torch._functorch.config.donated_buffer = False
-        self.main = self.accelerator.is_main_process
-
-        paths = list_images(args.data)
-        every = recipe["data"]["holdout_every"]
-        self.log(f"{len(paths)} pictures, {self.accelerator.num_processes} processes on {self.device}")
-        pictures = read_all(paths)
-        self.holdout = pictures[::every]
-        self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        size = recipe["data"]["crop"]
-        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=args.seed * 1000 + rank)
-        self.log(f"{len(self.store)} to train on, {len(self.holdout)} held out")
-
+        super().__init__(recipe, args)
+        data = self.recipe.data
+        self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
+        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
+        self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
+        self.media, self.held = self.middles(self.media), self.middles(self.held)
         if args.resume:
             self.model = ImageGrid.from_pretrained(args.resume)
-            for level in self.model.codebooks:  # training and its evaluations search without regard to bits
-                level.penalty = torch.zeros(level.codebook_sizes)
+            no_penalties(self.model.codebooks)  # training and its evaluations search without regard to bits
         else:
-            sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
-            self.model = ImageGrid(name=sizes.pop("name"), config=ImageGridConfig(**sizes))
-            for level in self.model.codebooks:
-                level.gradient = recipe["optim"]["gradient"]
-            self.model.quantizer.gradient = recipe["optim"]["gradient"]
+            self.model = ImageGrid(name=self.recipe.name, config=self.recipe.model)
+            for quantizer in (self.model.quantizer, *self.model.codebooks):
+                quantizer.gradient = self.recipe.optim.gradient
         channels_last(self.model.to(self.device))
-        set_seed(args.seed + rank)
+        self.own_seeds()
         # The first synthesis net is trained in stage 1, the second, if there is one, in stage 2.
         self.net_of = dict(zip(STAGES, self.model.config.synthesis, strict=False))
-        self.out = Path(args.out)
+        self.shown_nets = self.model.config.synthesis
         self.features: FeatureDistance | None = None
-        self.best = {"faithful": -1e9, "sharp": -1e9}
         self.rate_weight = 0.0
-        self.history: list[dict[str, Any]] = []
+        self.lr = self.recipe.optim.lr
+        self.adversarial: Phase | None = None
 
-    def log(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.store.batch(self.optim["batch"]).contiguous(memory_format=torch.channels_last),)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return optimizers_of(self.net.named_parameters(), {**self.optim, "lr": self.lr}, lambda name, p: p.ndim == 4)
+
+    # ---- the stages
+
+    def begin_faithful(self) -> None:
+        """Analysis net, codebooks and the faithful synthesis net."""
+        self.net = Autoencoder(self.model)
+        if self.recipe.faithful.features:
+            self.features = FeatureDistance("lite0").to(self.device)
+
+    def faithful(self, x: Tensor) -> Tensor:
+        conf = self.recipe.faithful
+        with self.autocast():
+            x_hat, commitment, codebook = self.run_net(x)
+        x_hat = x_hat.float()
+        loss = conf.pixel_weight * pixel_loss(x, x_hat, conf.pixel)
+        loss = loss + conf.commitment * commitment + conf.codebook * codebook
+        if conf.ms_ssim:
+            loss = loss + conf.ms_ssim * msssim_loss(x, x_hat)
+        if self.features is not None:
+            with self.autocast():
+                loss = loss + conf.features * self.features(x, x_hat).mean()
+        return loss
+
+    def begin_sharp(self) -> None:
+        """Only the sharp synthesis net; it starts as a copy of the faithful one."""
+        conf = self.recipe.sharp
+        net = self.model.synthesis[self.net_of["sharp"]]
+        if not self.args.resume:
+            net.load_state_dict(self.model.synthesis[self.net_of["faithful"]].state_dict())
+        self.model.requires_grad_(False)
+        self.net = net.requires_grad_(True)
+        self.lr = conf.lr
+        self.features = channels_last(FeatureDistance("lite0").to(self.device))
+        self.discriminator = channels_last(PatchDiscriminator().to(self.device))
+        self.discriminator_optimizers = optimizers_of(
+            self.discriminator.named_parameters(), {**self.optim, "lr": conf.discriminator_lr, "muon": 0.0},
+            lambda name, p: False,
+        )  # fmt: skip
+        self.judge_step: GraphedStep | None = None
+        self.guard = AdversarialGuard()
+        self.adversarial = Phase("with a discriminator", conf.adversarial_from if conf.adversarial else math.inf)
+        self.may_act, self.adapt = True, True
+        self.weight, self.ramp, self.right = (torch.zeros((), device=self.device) for _ in range(3))
+
+    def sharp(self, x: Tensor) -> Tensor:
+        conf, act = self.recipe.sharp, bool(self.adversarial and self.adversarial.on and self.may_act)
+        assert self.features is not None
+        with self.autocast():
+            with torch.no_grad():
+                z_q = self.model.quantizer(self.model.analysis(2 * x - 1)).z_q
+            x_hat = (self.run_net(z_q) + 1) / 2
+            feature = self.features(*shifted(x, x_hat, conf.feature_shift)).mean()
+        x_hat = x_hat.float()
+        self.painted = x_hat.detach()
+        loss = conf.l1 * F.l1_loss(x_hat, x) + conf.features * feature + conf.ms_ssim * msssim_loss(x, x_hat)
+        if not act:
+            return loss
+        self.discriminator.requires_grad_(False)  # its gradients are not wanted here
+        with self.autocast():
+            adversarial = -self.discriminator(x_hat).mean()
+        if self.adapt:  # the weight changes slowly, and costs two extra backward passes
+            assert isinstance(self.net, nn.Sequential)
+            last = self.net[-2].weight
+            assert isinstance(last, nn.Parameter)
+            self.weight.copy_(adaptive_weight(loss, adversarial, last))
+        self.discriminator.requires_grad_(True)
+        return loss + self.ramp * conf.adversarial * self.weight * adversarial
+
+    def judge(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """The loss of the discriminator, and the share of patches that it gets right."""
+        with self.autocast():
+            real, fake = self.discriminator(torch.cat([x, x_hat])).float().chunk(2)
+        self.right.copy_((((real > 0).float().mean() + (fake < 0).float().mean()) / 2).detach())
+        return hinge_discriminator(real, fake)
+
+    def after_step(self, step: int, share: float, inputs: tuple[Tensor, ...], settings: tuple[bool, ...]) -> None:
+        """A step of the discriminator, unless it is far ahead."""
+        if self.adversarial is None:
+            return
+        self.ramp.fill_(min(1.0, max(0.0, share - self.adversarial.begin) / 0.1))
+        if not settings[0]:
+            return
+        self.adapt = step % GUARDED_EVERY == 0 or not float(self.weight)
+        pair = (inputs[0], self.painted)
+        if self.judge_step is None:
+            self.judge_step = GraphedStep(self.discriminator, self.judge, pair, False)
+        self.losses["discriminator"] = self.judge_step(pair)
+        if not self.guard.holding:
+            self.judge_step.clip(self.optim["grad_clip"])
+            # Its rate warms up and stays.
+            set_rate(self.discriminator_optimizers, learning_rate(step, 0.0, self.optim["warmup_steps"], 1.0))
+            for optimizer in self.discriminator_optimizers:
+                optimizer.step()
+        if step % GUARDED_EVERY == 0:
+            self.may_act = self.guard.update(float(self.accelerator.reduce(self.right, reduction="mean")))
+        self.losses |= {"right": self.guard.accuracy, "held": float(self.guard.held_steps), "weight": self.weight}
+
+    def loss(self, *inputs: Any) -> Tensor:
+        """That of the stage."""
+        return self.faithful(inputs[0]) if self.stage == "faithful" else self.sharp(inputs[0])
+
+    # ---- evaluation
+
+    def begin_phase(self, phase: Phase) -> None:
+        """A discriminator trades a little feature distance for texture; what was best before still counts."""
+
+    def score(self, rows: list[Row]) -> float:
+        key, sign = ("features", -1) if self.stage == "sharp" else ("psnr", 1)
+        return sum(sign * r[key] for r in rows) / len(rows)
+
+    def keeps(self, score: float) -> bool:
+        """In stage 2 a little more feature distance is kept, a collapse is not."""
+        return score > self.best - (0.1 * abs(self.best) if self.stage == "sharp" and self.best > -math.inf else 0)
 
     def save(self) -> None:
-        if self.main:
-            copy_of = copy.deepcopy(self.model).cpu()
-            for level in copy_of.codebooks:
-                level.fold()
-            copy_of.save_pretrained(self.out)
+        folded = copy.deepcopy(self.model).cpu()
+        for level in folded.codebooks:
+            level.fold()
+        folded.save_pretrained(self.out)
 
-    def optimizer(self, module: nn.Module, lr: float) -> torch.optim.AdamW:
-        fused = self.device.type == "cuda"
-        betas = tuple(self.recipe["optim"]["betas"])
-        return torch.optim.AdamW(module.parameters(), lr=lr, betas=betas, weight_decay=0.0, fused=fused)
+    def views(self, medium: Tensor) -> Iterator[Tensor]:
+        x = as_input(medium, self.device)
+        yield torch.cat([x, x.flip(3)])
 
-    def step(self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """One guarded update: gradients are clipped, a step with a non-finite gradient is left out."""
-        optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(module.parameters(), self.recipe["optim"]["grad_clip"])
-        finite = torch.isfinite(torch.as_tensor(norm, device=self.device))
-        for parameter in module.parameters():  # no synchronisation with the host: a bad gradient becomes zero
-            if parameter.grad is not None:
-                parameter.grad = torch.where(finite, parameter.grad, torch.zeros_like(parameter.grad))
-        optimizer.step()
+    def rows(self, model: ImageGrid, medium: Tensor, prior: Any = None) -> Iterator[Row]:
+        """PSNR, MS-SSIM, in stage 2 feature distance, and with a prior its bits per pixel, by synthesis and levels."""
+        x = as_input(medium, self.device)
+        tokens = model.encode(x)
+        bits = None if prior is None else prior.bits(tokens.codes[0].cpu().numpy()).cumsum()
+        for synthesis in self.shown_nets:
+            for n in range(1, len(model.codebook_sizes) + 1):
+                x_hat = model.decode(tokens.levels(n), synthesis)
+                row = {"psnr": psnr(x, x_hat)}
+                if min(x.shape[2:]) >= MS_SSIM_SMALLEST:
+                    row["ms_ssim"] = float(similarity(x, x_hat))
+                if self.stage == "sharp" and self.features is not None:
+                    row["features"] = float(self.features(x, x_hat))
+                if bits is not None:
+                    row["bpp_estimated"] = float(bits[n - 1]) / (x.shape[2] * x.shape[3])
+                yield {"synthesis": synthesis, "levels": n, **row}
 
-    def set_rate(self, optimizer: torch.optim.Optimizer, base: float, step: int, share: float) -> None:
-        optim = self.recipe["optim"]
-        for group in optimizer.param_groups:
-            group["lr"] = base * learning_rate(step, share, optim["warmup_steps"], optim["cooldown"])
+    def test_media(self) -> list[Tensor]:
+        return read_all(list_images([self.args.test]))
 
-    def check(self, stage: str, step: int, share: float, crops: int, seconds: float, **losses: Tensor | float) -> None:
-        """Evaluate on the held-out pictures, log, and keep the weights if they are the best of this stage."""
-        if not self.main:
-            return
-        self.model.eval()
-        torch.backends.cudnn.benchmark = False  # pictures of many sizes: nothing to tune for
-        features = self.features if stage == "sharp" else None
-        rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK], features=features)[self.net_of[stage]]
-        score = sum(-r["features"] if features is not None else r["psnr"] for r in rows) / len(rows)
-        usage = [level.usage.report() for level in self.model.codebooks]
-        if stage == "faithful":
-            for level in self.model.codebooks:
-                level.usage.reset()
-        # A discriminator trades a little feature distance for texture: that is kept, a collapse is not.
-        kept = score > self.best[stage] - (0.1 * abs(self.best[stage]) if stage == "sharp" else 0)
-        if kept:
-            self.best[stage] = max(score, self.best[stage])
-            self.save()
-        self.history.append({"stage": stage, "step": step, "share": share, "rows": rows})
-        self.log(
-            f"[{stage} {100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s  "
-            + " ".join(f"{k} {float(v):.4f}" for k, v in losses.items())
-            + "  held-out "
-            + " ".join(f"{r['psnr']:.2f}" for r in rows)
-            + (" features " + " ".join(f"{r['features']:.4f}" for r in rows) if features is not None else "")
-            + (" usage " + " ".join(f"{u.usage:.3f}" for u in usage) if stage == "faithful" else "")
-            + (" kept" if kept else "")
-        )
-        self.model.train()
-        torch.backends.cudnn.benchmark = True
+    # ---- run and export
 
-    def run_stage(self, stage: str, seconds: float, body: Any) -> None:
-        clock, step, crops, checked = Clock(self.accelerator, seconds), 0, 0, -1
-        next_check = 1 / EVALUATIONS
-        losses: dict[str, Any] = {}
-        while True:
-            if step % STEPS_A_CHECK == 0 and clock.read() >= 1:
-                break
-            losses = body(step, clock.share)
-            step += 1
-            crops += self.recipe["optim"]["batch"] * self.accelerator.num_processes
-            if clock.share >= next_check and step % STEPS_A_CHECK == 0:
-                next_check += 1 / EVALUATIONS
-                self.check(stage, step, clock.share, crops, time.monotonic() - clock.begin, **losses)
-                checked = step
-        if step > checked:
-            self.check(stage, step, 1.0, crops, time.monotonic() - clock.begin, **losses)
-        self.accelerator.wait_for_everyone()
+    def run(self) -> None:
+        self.plan()
+        stages = [s for s in STAGES if s in self.args.stages and s in self.net_of]
+        shares = {s: getattr(self.recipe, s).share for s in stages}
+        total, seconds = sum(shares.values()), self.seconds_left()
+        for self.stage in stages:
+            self.best, self.losses, self.shown_nets = -math.inf, {}, (self.net_of[self.stage],)
+            getattr(self, f"begin_{self.stage}")()
+            self.run_net = torch.compile(self.net) if self.args.compile else self.net
+            self.phases = [self.adversarial] if self.adversarial else []
+            self.train(seconds * shares[self.stage] / total)
+            # The next stage and the export start from the best weights of this one.
+            best = self.load_best()
+            self.model.load_state_dict(best.state_dict())
+            if self.main:  # what rounding to int8 and float16 cost: compare with the last line of the stage
+                rows = self.measure(self.model, self.on_the_way)
+                self.log(f"[{self.stage}, weights as released] " + "; ".join(self.shown(r, self.brief) for r in rows))
+        self.shown_nets, self.stage = self.model.config.synthesis, ""
+        self.conclude()
 
-    def faithful(self, seconds: float) -> None:
-        conf = self.recipe["faithful"]
-        self.model.train()
-        auto: nn.Module = Autoencoder(self.model)
-        features = FeatureDistance("lite0").to(self.device) if conf["features"] else None
-        optimizer = self.optimizer(auto, self.recipe["optim"]["lr"])
-        auto = self.accelerator.prepare_model(torch.compile(auto) if self.args.compile else auto)
-        base = self.recipe["optim"]["lr"]
-
-        def body(step: int, share: float) -> dict[str, Tensor]:
-            self.set_rate(optimizer, base, step, share)
-            x = self.store.batch(self.recipe["optim"]["batch"]).contiguous(memory_format=torch.channels_last)
-            with self.accelerator.autocast():
-                x_hat, commitment, codebook = auto(x)
-            x_hat = x_hat.float()
-            pixel = pixel_loss(x, x_hat, conf["pixel"])
-            loss = conf["pixel_weight"] * pixel + conf["commitment"] * commitment + conf["codebook"] * codebook
-            if conf["ms_ssim"]:
-                part = slice(0, None, MSSSIM_EVERY)  # costly in float32, and a part of the batch serves as well
-                loss = loss + conf["ms_ssim"] * msssim_loss(x[part], x_hat[part])
-            if features is not None:
-                with self.accelerator.autocast():
-                    loss = loss + conf["features"] * features(x, x_hat).mean()
-            self.step(loss, auto, optimizer)
-            return {"pixel": pixel.detach(), "commitment": commitment.detach()}
-
-        self.run_stage("faithful", seconds, body)
-
-    def sharp(self, seconds: float) -> None:
-        conf = self.recipe["sharp"]
-        plain = self.model.synthesis[self.net_of["sharp"]]
-        if not self.args.resume:
-            plain.load_state_dict(self.model.synthesis[self.net_of["faithful"]].state_dict())
-        self.model.requires_grad_(False)
-        plain.requires_grad_(True)
-        assert isinstance(plain, nn.Sequential)
-        last = plain[-2].weight
-        assert isinstance(last, nn.Parameter)
-        quantizer: ResidualQuantizer = self.model.quantizer
-        self.features = features = channels_last(FeatureDistance("lite0").to(self.device))
-        critic_net = channels_last(PatchDiscriminator().to(self.device))
-        optimizer = self.optimizer(plain, conf["lr"])
-        critic_optimizer = self.optimizer(critic_net, conf["discriminator_lr"])
-        net: nn.Module = self.accelerator.prepare_model(torch.compile(plain) if self.args.compile else plain)
-        critic: nn.Module = self.accelerator.prepare_model(critic_net)
-        guard = AdversarialGuard()
-        state = {"act": True, "weight": 0.0}
-
-        def body(step: int, share: float) -> dict[str, Tensor | float]:
-            self.set_rate(optimizer, conf["lr"], step, share)
-            self.set_rate(critic_optimizer, conf["discriminator_lr"], step, 0.0)
-            x = self.store.batch(self.recipe["optim"]["batch"]).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad(), self.accelerator.autocast():
-                z_q = quantizer(self.model.analysis(2 * x - 1)).z_q
-            with self.accelerator.autocast():
-                x_hat = (net(z_q) + 1) / 2
-                feature = features(*shifted(x, x_hat, conf["feature_shift"])).mean()
-            x_hat = x_hat.float()
-            l1 = F.l1_loss(x_hat, x)
-            part = slice(0, None, MSSSIM_EVERY)
-            loss = conf["l1"] * l1 + conf["features"] * feature + conf["ms_ssim"] * msssim_loss(x[part], x_hat[part])
-            losses: dict[str, Tensor | float] = {"l1": l1.detach(), "feature": feature.detach()}
-            adversarial_on = share >= conf["adversarial_from"] and conf["adversarial"] > 0
-            if adversarial_on and state["act"]:
-                critic.requires_grad_(False)  # its gradients are not wanted here, nor their all-reduce
-                with self.accelerator.autocast():
-                    adversarial = -critic_net(x_hat).mean()
-                if step % 10 == 0 or not state["weight"]:  # it changes slowly, and costs two extra backward passes
-                    state["weight"] = float(adaptive_weight(loss, adversarial, last))
-                ramp = min(1.0, (share - conf["adversarial_from"]) / 0.1)
-                loss = loss + ramp * conf["adversarial"] * state["weight"] * adversarial
-                losses |= {"adversarial": adversarial.detach(), "weight": state["weight"]}
-            self.step(loss, net, optimizer)
-            if adversarial_on:
-                critic.requires_grad_(True)
-                with self.accelerator.autocast():
-                    real, fake = critic(torch.cat([x, x_hat.detach()])).float().chunk(2)
-                if not guard.holding:
-                    self.step(hinge_discriminator(real, fake), critic, critic_optimizer)
-                if step % 10 == 0:
-                    right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-                    right = self.accelerator.reduce(right.detach(), reduction="mean")
-                    state["act"] = guard.update(float(right))
-                losses |= {"critic": guard.accuracy, "held": float(guard.held_steps)}
-            return losses
-
-        self.run_stage("sharp", seconds, body)
-
-    @torch.no_grad()
-    def choose_rate_weight(self, model: ImageGrid) -> None:
-        """Set the penalties of the search (entropy-constrained quantization) to the smallest that meets the recipe."""
-        conf = self.recipe["export"]
-        some = self.pictures[:: max(1, len(self.pictures) // 200)]
-        levels = model.codebooks
-        for level in levels:
-            level.penalty = torch.zeros(level.codebook_sizes, device=self.device)
-        energies = residual_energies(model.codebooks, latents_of(model, some[:50]))
-        slopes = [2 * math.log(2) * energy / model.config.dim for energy in energies]
-        plain = count_codes(model, some)
-        plain_usage = [float((c > 0).double().mean()) for c in plain]
-        before: list[Tensor | None] = []
-        for weight in conf["rate_weights"]:
-            counts = plain
-            for _ in range(2 if weight else 0):  # the penalty changes the statistics that it is made of
-                bits = [table_bits(table) for table in StaticPrior.from_counts([c.numpy() for c in counts]).tables]
-                for level, slope, b in zip(levels, slopes, bits, strict=True):
-                    level.penalty = torch.from_numpy(weight * slope * (b - b.min())).float().to(self.device)
-                counts = count_codes(model, some)
+    def finish(self, model: ImageGrid, some: Sequence[Tensor]) -> tuple[ImageGrid, dict[str, Any]]:
+        """Set the penalties of the search to the smallest that meet the recipe's limits."""
+        conf, levels = self.recipe.export, model.codebooks
+        passes = ROUNDS * len(conf.rate_weights)
+        each = passes * self.seconds_of(lambda: self.count(model, some[:1]))
+        some = self.some(some[:: max(1, len(some) // COUNTED)], EXPORT_CHOICE, each)
+        held = self.some(self.tested, EXPORT_CHOICE, self.cost * len(conf.rate_weights))
+        no_penalties(levels)
+        slopes = lambdas(levels, latents_of(model, some[:50]))
+        self.shown_nets = model.config.synthesis[:1]
+        least, before = 0.0, [level.penalty for level in levels]
+        for weight in conf.rate_weights:
+            counts = set_penalties(levels, weight, slopes, lambda: self.count(model, some))
             usage = [float((c > 0).double().mean()) for c in counts]
-            if weight and min(usage) < LEAST_USAGE * min(1.0, min(plain_usage)):
+            if weight and min(usage) < least:
                 self.log(f"rate weight {weight:.2f} leaves codewords unused: " + " ".join(f"{u:.4f}" for u in usage))
                 for level, penalty in zip(levels, before, strict=True):
                     level.penalty = penalty
                 break
-            before = [level.penalty for level in levels]
-            prior = StaticPrior.from_counts([c.numpy() for c in counts])
-            rows = evaluate(model, self.holdout, prior)[model.config.synthesis[0]]
-            self.log(
-                f"rate weight {weight:.2f}  held-out "
-                + "  ".join(f"{r['bpp_estimated']:.4f} bpp {r['psnr']:.3f} dB" for r in rows)
-                + "  usage "
-                + " ".join(f"{u:.4f}" for u in usage)
-            )
-            self.rate_weight = weight
-            if all(r["bpp_estimated"] <= limit for r, limit in zip(rows, conf["bpp_limits"], strict=True)):
+            before, self.rate_weight = [level.penalty for level in levels], weight
+            least = least or LEAST_USAGE * min(1.0, min(usage))
+            rows = self.measure(model, held, static_prior(counts))
+            shown = "; ".join(self.shown(r, ("bpp_estimated", "psnr")) for r in rows)
+            self.log(f"rate weight {weight:.2f}  held-out {shown}  usage " + " ".join(f"{u:.4f}" for u in usage))
+            if all(r["bpp_estimated"] <= limit for r, limit in zip(rows, conf.bpp_limits, strict=True)):
                 break
-
-    def export(self) -> None:
-        """Tables of the static prior from the best weights, codebook usage, results on the test pictures."""
-        if not self.main:
-            return
-        begin = time.monotonic()
-        torch.backends.cudnn.benchmark = False
-        model = ImageGrid.from_pretrained(self.out).to(self.device)
-        self.choose_rate_weight(model)
+        self.shown_nets = model.config.synthesis
         model.cpu().save_pretrained(self.out)
-        model = ImageGrid.from_pretrained(self.out).to(self.device)
-        counts = count_codes(model, self.pictures)
-        prior = StaticPrior.from_counts([c.numpy() for c in counts])
-        prior.save_pretrained(self.out)
-        usage = [float((c > 0).float().mean()) for c in counts]
-        results: dict[str, Any] = {
-            "codebook_usage": usage,
-            "holdout": evaluate(model, self.holdout, prior),
-            "minutes": self.args.minutes,
-            "processes": self.accelerator.num_processes,
-            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
-            "pictures": len(self.pictures),
-            "seed": self.args.seed,
-            "rate_weight": self.rate_weight,
-            "recipe": self.recipe,
-            "history": self.history,
-        }
-        self.log("codebook usage on the training set: " + " ".join(f"{u:.4f}" for u in usage))
-        self.log("held-out pictures\n" + show(results["holdout"]))
-        if self.args.test:
-            results["test"] = evaluate(model, read_all(list_images([self.args.test])), prior)
-            self.log("test pictures\n" + show(results["test"]))
-        (self.out / "training.json").write_text(as_json(results))
-        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
-
-    def run(self) -> None:
-        seconds = 60 * self.args.minutes
-        stages = [s for s in STAGES if s in self.args.stages and s in self.net_of]
-        total = sum(self.recipe[s]["share"] for s in stages)
-        for stage in stages:
-            getattr(self, stage)(seconds * self.recipe[stage]["share"] / total)
-            # The next stage and the export start from the best weights of this one.
-            self.accelerator.wait_for_everyone()
-            if not (self.out / CONFIG_FILE).is_file():
-                raise ValueError(f"stage {stage} gave no finite result: lower its learning rate")
-            best = ImageGrid.from_pretrained(self.out)
-            self.model.load_state_dict(best.state_dict())
-            if self.main:  # what rounding to int8 and float16 cost: compare with the last line of the stage
-                rows = evaluate(self.model, self.holdout[:HOLDOUT_QUICK])[self.net_of[stage]]
-                self.log(f"[{stage}, weights as released] held-out " + " ".join(f"{r['psnr']:.3f}" for r in rows))
-        self.export()
-        self.accelerator.end_training()
+        return ImageGrid.from_pretrained(self.out).to(self.device), {"rate_weight": self.rate_weight}
 
 
 def main() -> None:
-    parser = training_arguments(__doc__, "image-grid")
+    parser = trainer_arguments(__doc__, "image-grid", graphs=False)
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--compile", action="store_true", help="torch.compile the trained nets")
     run_script(parser, Trainer)

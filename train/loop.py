@@ -1,4 +1,4 @@
-"""What training scripts share: arguments, a budget of time, optimizers and their rate over that time, PSNR."""
+"""What training scripts are made of: arguments, a budget of time, optimizers and their rate over that time, PSNR."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..codec.errors import TokodecError
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import CONFIG_FILE
-from ..tokenizers.quantize.codebook import CodebookQuantizer
 from ..tokenizers.weights import dequantize_int8, is_int8, quantize_int8
 from .muon import Muon
 from .recipe import change, read_recipe
 
 TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)
 
-STEPS_A_CHECK = 20  # the clock is looked at every so many steps
+STEPS_A_CHECK = 20  # the clock is looked at every so many steps at most,
+SECONDS_A_CHECK = 2.0  # and about as often as this
 
 
 def training_arguments(text: str | None, recipe: str, media: str = "pictures") -> argparse.ArgumentParser:
@@ -40,14 +41,21 @@ def training_arguments(text: str | None, recipe: str, media: str = "pictures") -
     parser.add_argument("--resume", help="model to start from: a folder or the name of a release")
     parser.add_argument("--out", required=True, help="folder for the trained model")
     parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
-    parser.add_argument("--precision", default="bf16", choices=["no", "bf16"])
+    # Most CPUs compute in bfloat16 many times slower than in float32.
+    default = "bf16" if torch.cuda.is_available() else "no"
+    parser.add_argument("--precision", default=default, choices=["no", "bf16"], help=f"here {default} if not given")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The recipe that was asked for, with its changes. Raises ValueError if there is none."""
+    """The recipe that was asked for, with its changes: its own for machines without a GPU, then those of ``--set``.
+
+    Raises: ValueError if there is none, or it lacks a setting that is changed.
+    """
     recipe = read_recipe(args.recipe)
+    if not torch.cuda.is_available():
+        change(recipe, recipe.get("cpu") or [])
     change(recipe, args.set)
     return recipe
 
@@ -57,18 +65,23 @@ def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespa
     """Exit with one line and code 2 for what a user does wrong: no pictures, no such model, settings without sense."""
     if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
         parser.error(f"{args.out} holds a model already: give another --out, or --force")
+    if args.minutes < 0:
+        parser.error(f"--minutes is 0 or more, got {args.minutes:g}")
     try:
         yield
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    except (OSError, ValueError, TokodecError) as error:
+        parser.error(" ".join(str(error).split()))
 
 
 def run_script(parser: argparse.ArgumentParser, trainer: Callable[[dict[str, Any], argparse.Namespace], Runs]) -> None:
     """Parse the command line, make the run of the recipe that it asks for, and run it."""
     args = parser.parse_args()
     with mistakes_in_one_line(parser, args):
-        found = trainer(recipe_of(args), args)
-    found.run()
+        run = trainer(recipe_of(args), args)
+    try:
+        run.run()
+    except TokodecError as error:  # training that came to nothing
+        parser.error(" ".join(str(error).split()))
 
 
 class Runs(Protocol):
@@ -83,14 +96,18 @@ class TrainingRun:
     Attributes:
         accelerator, device, process: see `accelerate`; main: whether this is the process that writes and speaks.
         seed: of this process's data.
+        begin: when the run began, by :func:`time.monotonic`.
+        optim: settings of the optimizers by name.
         out: folder for the model.
         benchmark: whether cuDNN tries its kernels at every new size, which pays where sizes are few.
     """
 
     benchmark = True
 
-    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+    def __init__(self, recipe: Any, args: argparse.Namespace) -> None:
+        self.begin = time.monotonic()
         self.recipe, self.args = recipe, args
+        self.optim: dict[str, Any] = recipe["optim"] if isinstance(recipe, dict) else vars(recipe.optim)
         self.accelerator = Accelerator(mixed_precision=args.precision, cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         self.process = self.accelerator.process_index
@@ -128,7 +145,8 @@ class Clock:
 class Pace:
     """The steps of a run until its time is over, as an iterator; sets the rates of ``optimizers`` before each.
 
-    All processes look at one clock, every ``STEPS_A_CHECK`` steps. Without any minutes there is no step.
+    All processes look at one clock, every ``STEPS_A_CHECK`` steps, or more often where steps are slow. Without any
+    minutes there is no step, otherwise at least one.
 
     Args:   evaluations: at even shares of the time, besides the one at the end.
             seconds: of the run; ``args.minutes`` if None.
@@ -142,10 +160,10 @@ class Pace:
         self, run: TrainingRun, optimizers: Sequence[torch.optim.Optimizer], evaluations: int,
         seconds: float | None = None,
     ) -> None:  # fmt: skip
-        self.optim, self.optimizers, self.evaluations = run.recipe["optim"], optimizers, evaluations
+        self.optim, self.optimizers, self.evaluations = run.optim, optimizers, evaluations
         self.none = not run.args.minutes
         self.clock = Clock(run.accelerator, 60 * run.args.minutes if seconds is None else seconds)
-        self.step, self.due, self.next = 0, False, 1 / evaluations
+        self.step, self.look, self.due, self.next = 0, 0, False, 1 / evaluations
 
     @property
     def share(self) -> float:
@@ -156,12 +174,21 @@ class Pace:
         """Since the beginning."""
         return time.monotonic() - self.clock.begin
 
+    def over(self) -> bool:
+        """Whether the time is over, by the clock if it is to be looked at before this step."""
+        if self.step < self.look:
+            return False
+        over = self.none or (self.clock.read() >= 1 and self.step > 0)
+        slow = self.share * self.clock.seconds / max(1, self.step) / SECONDS_A_CHECK  # the same on all processes
+        self.look = self.step + max(1, min(STEPS_A_CHECK, int(1 / max(slow, 1e-9)))) if self.step else 1
+        return over
+
     def __iter__(self) -> Iterator[int]:
-        while not (self.step % STEPS_A_CHECK == 0 and (self.none or self.clock.read() >= 1)):
+        while not self.over():
             factor = learning_rate(self.step, self.share, self.optim["warmup_steps"], self.optim["cooldown"])
             set_rate(self.optimizers, factor)
             self.step += 1
-            self.due = self.share >= self.next and self.step % STEPS_A_CHECK == 0
+            self.due = self.share >= self.next and self.step >= self.look
             if self.due:
                 self.next = (math.floor(self.share * self.evaluations) + 1) / self.evaluations
             yield self.step
@@ -211,19 +238,21 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
 def as_released(
     module: nn.Module, prefixes: tuple[str, ...], largest: int, half: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The weights that a release rounds to int8, so rounded; gradients pass (Bengio et al. 2013, arXiv:1308.3432).
+    """Round the weights that a release rounds to int8.
+
+    Gradients are straight-through (Bengio et al. 2013, arXiv:1308.3432).
 
     Args: prefixes, largest, half: as in :func:`~tokodec.tokenizers.weights.save`.
     """
-    found = {}
+    rounded = {}
     for name, p in module.named_parameters():
         if is_int8(name, p, prefixes, half):
-            found[name] = p + (dequantize_int8(*quantize_int8(p, largest)) - p).detach()
-    return found
+            rounded[name] = p + (dequantize_int8(*quantize_int8(p, largest)) - p).detach()
+    return rounded
 
 
 def call_as_released(net: nn.Module, model: Tokenizer, name: str, inputs: tuple[Any, ...]) -> Any:
-    """What ``net`` gives with its part ``name``, the model, as a release rounds it; gradients pass."""
+    """Call ``net`` with its part ``name``, the model, as a release rounds it, with straight-through gradients."""
     prefixes, half = (tuple(f"{name}.{prefix}" for prefix in own) for own in (model.int8_weights, model.half_weights))
     return functional_call(net, as_released(net, prefixes, model.int8_largest, half), inputs)
 
@@ -235,18 +264,6 @@ def released(model: TokenizerT) -> TokenizerT:
     for name, p in as_released(found, found.int8_weights, found.int8_largest, found.half_weights).items():
         found.get_parameter(name).copy_(p)
     return found
-
-
-@torch.no_grad()
-def residual_energies(levels: Sequence[CodebookQuantizer], latents: Iterable[Tensor]) -> list[float]:
-    """Mean squared length of what each level leaves over of latents, ``[1, D, *grid]`` each; one number a level."""
-    sums, cells = [0.0] * len(levels), 0
-    for residual in latents:
-        cells += residual[0, 0].numel()
-        for k, level in enumerate(levels):
-            residual = residual - level.decode(level.encode(residual))
-            sums[k] += float(residual.square().sum())
-    return [total / cells for total in sums]
 
 
 def psnr(x: Tensor, x_hat: Tensor) -> float:

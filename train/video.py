@@ -15,41 +15,80 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..codec.provenance import as_json
-from ..entropy.static import StaticPrior
-from ..entropy.tables import table_bits
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import find_model
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.quantize.vq import kmeans
 from ..tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
-from .data.images import list_images, read_all
-from .data.video import ClipStore, list_clips, read_clips
-from .graphed import GraphedStep
-from .loop import (
-    Pace,
-    TrainingRun,
-    call_as_released,
-    optimizers_of,
-    psnr,
-    released,
-    residual_energies,
-    run_script,
-    training_arguments,
-)
+from .data.images import list_images, read_rgb
+from .data.video import ClipStore, list_clips, read_clip, read_clips
+from .loop import call_as_released, optimizers_of, psnr, run_script
+from .rate import lambdas, no_penalties, set_penalties
+from .recipe import Optim, Rounding
+from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
-EVALUATIONS = 8
-HOLDOUT_QUICK = 6  # held-out clips that evaluations on the way look at
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
-STARTS = 20  # batches whose latents new codebooks start from
+ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
 DARK = 1e-4  # added to a squared error before its power
+
+
+@dataclass(frozen=True)
+class Data:
+    """Crops of space and time."""
+
+    shorter: int  # pixels of the shorter side of a clip, at most
+    frames: int  # of a crop: the first one and whole groups
+    crop: int  # edge of a crop in pixels
+    speeds: tuple[int, ...]  # of a crop, in frames of its clip
+    backwards: float  # share of crops that are played backwards
+    stills: float  # share of crops that are still pictures under a moving camera
+    whole: float  # share of crops that keep all levels, the others a random number of them
+    holdout_every: int
+
+    def __post_init__(self) -> None:
+        if self.frames % GROUP != 1 or self.crop % STRIDE:
+            raise ValueError(f"a crop has 1 + {GROUP} n frames, and an edge of whole cells of {STRIDE} pixels")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of its parts."""
+
+    pixel: float
+    power: float  # of a crop's mean squared error
+    commitment: float
+    codebook: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a released model chooses codes."""
+
+    rate_weight: float  # of the bits of a code in the search, times lambda
+    hold: float  # by this part of lambda * the bits of a code, what a cell had in the group before may be worse
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; ``train/recipes/video-grid.yaml`` says what they mean."""
+
+    name: str
+    model: VideoGridConfig
+    start: str  # a model whose nets and codebooks are taken over, or random
+    data: Data
+    loss: Loss
+    optim: Optim
+    rounding: Rounding
+    export: Export
+    cpu: tuple[str, ...] = ()  # changes where there is no GPU
 
 
 class Autoencoder(nn.Module):
@@ -67,57 +106,50 @@ class Autoencoder(nn.Module):
         return (x_hat.float() + 1) / 2, out.commitment_loss, out.codebook_loss
 
 
-class Trainer(TrainingRun):
+class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
+
+    recipe_class = Recipe
+    quick = 6
+    what = "clips"
+    columns: ClassVar[dict[str, str]] = {
+        "bpp": "{:.5f} bpp", "psnr": "{:.3f} dB", "psnr_first": "first frame {:.3f} dB",
+        "psnr_worst": "worst frame {:.3f} dB",
+    }  # fmt: skip
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
-        data = recipe["data"]
-        if data["frames"] % GROUP != 1 or data["crop"] % STRIDE:
-            raise ValueError(f"a crop has 1 + {GROUP} n frames, and an edge of whole cells of {STRIDE} pixels")
-        clips = read_clips(list_clips(args.data), data["shorter"])
-        self.holdout = clips[:: data["holdout_every"]]
-        self.clips = [c for i, c in enumerate(clips) if i % data["holdout_every"]]
-        pictures = read_all(list_images(args.stills)) if args.stills else []
+        data = self.recipe.data
+        part = 0.75 if args.stills else 1.0  # of the memory; pictures have the rest
+        longest = int(part * self.memory / 8)
+        reading = self.read(list_clips(args.data), lambda path: read_clip(path, data.shorter, longest), part)
+        self.media, self.held = reading.split(data.holdout_every)
+        pictures = list(self.read(list_images(args.stills), read_rgb, 1 - part).media.values()) if args.stills else []
         self.store = ClipStore(
-            self.clips, data["frames"], data["crop"], self.device, pictures, data["stills"] if pictures else 0.0,
-            data["speeds"], data["backwards"], self.seed,
+            self.media, data.frames, data.crop, self.device, pictures=pictures,
+            stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,
         )  # fmt: skip
-        frames = sum(map(len, self.clips))
+        frames = sum(map(len, self.media))
         self.log(
             f"{len(self.store)} clips and {len(pictures)} pictures to train on, {frames} frames,"
-            f" {len(self.holdout)} held out, on {self.device}"
+            f" {len(self.held)} held out, on {self.device}"
         )
 
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
-        model = VideoGrid(VideoGridConfig(**sizes), recipe["name"])
+        model = VideoGrid(self.recipe.model, self.recipe.name)
         new = range(len(model.codebook_sizes))  # codebooks that nobody has trained
         if args.resume:
-            released = VideoGrid.from_pretrained(find_model(args.resume))
-            if released.config != model.config:
-                raise ValueError(f"{args.resume} has other sizes than the recipe")
-            model.load_state_dict(released.state_dict())
-            new = range(0)
-        elif recipe["start"] != "random":
-            other = Tokenizer.from_pretrained(find_model(recipe["start"]))
-            if not isinstance(other, (ImageGrid, VideoGrid)):
-                raise ValueError(f"{recipe['start']} is no model whose nets could be a start")
-            model.start_from(other)
-            same = [
-                mine.basis.shape == given.basis.shape
-                for mine, given in zip(model.codebooks, other.codebooks, strict=False)
-            ]
-            new = range((*same, False).index(False), len(model.codebook_sizes))
-        for level in model.codebooks:  # training and its evaluations search without regard to bits
-            level.penalty = torch.zeros(level.codebook_sizes)
+            model, new = self.resumed(model), range(0)
+        elif self.recipe.start != "random":
+            new = start_from(model, self.recipe.start)
+        no_penalties(model.codebooks)  # training and its evaluations search without regard to bits
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
         self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
         self.own_seeds()
         if new:
             self.start_codebooks(new)
-        self.best = -math.inf
-        self.history: list[dict[str, Any]] = []
+        self.rounding = Phase("weights are rounded", 1 - self.recipe.rounding.share)
+        self.phases = [self.rounding]
 
     @torch.no_grad()
     def start_codebooks(self, new: range) -> None:
@@ -125,10 +157,12 @@ class Trainer(TrainingRun):
 
         Latents of a net that is new too are small and alike: far from random codewords, all would get the same one.
         """
-        batch = self.recipe["optim"]["batch"]
-        z_e = [self.model.latents(self.store.batch(batch)).movedim(1, -1).flatten(0, 3) for _ in range(STARTS)]
-        rows = torch.cat(z_e).float()
-        rows = rows[torch.randperm(len(rows), device=rows.device)[: 32 * max(self.model.codebook_sizes)]]
+        wanted = (ROWS if self.device.type == "cuda" else ROWS // 4) * max(self.model.codebook_sizes)
+        parts: list[Tensor] = []
+        while sum(map(len, parts)) < wanted:
+            parts.append(self.model.latents(self.store.batch(self.optim["batch"])).movedim(1, -1).flatten(0, 3))
+        rows = torch.cat(parts).float()
+        rows = rows[torch.randperm(len(rows), device=rows.device)[:wanted]]
         for k, level in enumerate(self.model.codebooks):
             if k in new:
                 level.basis.copy_(broadcast(kmeans(rows, level.codebook_sizes[0])))
@@ -139,165 +173,85 @@ class Trainer(TrainingRun):
         def in_a_block(name: str, p: nn.Parameter) -> bool:
             return p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith("quantizer.")
 
-        return optimizers_of(self.model.named_parameters(), self.recipe["optim"], in_a_block)
+        return optimizers_of(self.model.named_parameters(), self.optim, in_a_block)
 
-    def run(self) -> None:
-        optim = self.recipe["optim"]
-        self.out.mkdir(parents=True, exist_ok=True)
-        optimizers = self.optimizers()
-        compute: GraphedStep | None = None
-        loss = norm = torch.tensor(math.nan)
-        batch = optim["batch"]
-        rounding = False
-        self.model.train()
-        pace = Pace(self, optimizers, EVALUATIONS)
-        for step in pace:
-            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
-                rounding = True
-                self.best = -math.inf  # what counts from here on is what rounded weights do
-                self.log(f"[{100 * pace.share:5.1f} %] from here on weights are rounded")
-            x, kept = self.store.batch(batch), self.kept(batch)
-            if compute is None:
-                compute = GraphedStep(self.net, self.loss, (x, kept), not self.args.eager)
-            loss = compute((x, kept), rounding)
-            norm = compute.clip(optim["grad_clip"])
-            for optimizer in optimizers:
-                optimizer.step()
-            if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm, rounding)
-        if pace.step and not (self.history and self.history[-1]["step"] == pace.step):
-            self.check(pace.step, 1.0, pace.seconds, loss, norm, rounding)
-        elif not pace.step and self.main:
-            self.model.save_pretrained(self.out)
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            self.export()
-        self.accelerator.end_training()
+    def inputs(self) -> tuple[Tensor, ...]:
+        batch = self.optim["batch"]
+        return self.store.batch(batch), self.kept(batch)
 
     def kept(self, batch: int) -> Tensor:
         """Levels that crops keep, ``[batch]``: some all, the others any number alike."""
         most = len(self.model.codebook_sizes)
         rand = torch.rand(2, batch, device=self.device, generator=self.generator)
         drawn = (1 + most * rand[0]).long().clamp(1, most)
-        return torch.where(rand[1] < self.recipe["data"]["whole"], most, drawn)
+        return torch.where(rand[1] < self.recipe.data.whole, most, drawn)
 
     def loss(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
-        conf = self.recipe["loss"]
-        bf16 = self.args.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        conf = self.recipe.loss
+        with self.autocast():
             call = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
             x_hat, commitment, codebook = call
         square = (x - x_hat).square().mean((1, 2, 3, 4))
-        total = conf["pixel"] * (square + DARK).pow(conf["power"]).mean()
-        return total + conf["commitment"] * commitment + conf["codebook"] * codebook
+        total = conf.pixel * (square + DARK).pow(conf.power).mean()
+        return total + conf.commitment * commitment + conf.codebook * codebook
 
-    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Tensor, rounding: bool) -> None:
-        if not self.main:
-            return
-        rows = measure(released(self.model) if rounding else self.model, self.holdout[:HOLDOUT_QUICK])
-        score = sum(r["psnr"] for r in rows) / len(rows)
-        kept = score > self.best
-        if kept:
-            self.best = score
-            self.model.save_pretrained(self.out)
-        reports = [level.usage.report() for level in self.model.codebooks]
-        for level in self.model.codebooks:
-            level.usage.reset()
-        bits = [math.log2(max(1.0, report.perplexity)) for report in reports]  # order-0, since the last check
-        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows, "bits": bits})
-        crops = step * self.recipe["optim"]["batch"] * self.accelerator.num_processes
-        self.log(
-            f"[{100 * share:5.1f} %] step {step} {crops / seconds:.1f} crops/s loss {float(loss):.4f}"
-            f" norm {float(norm):.2f} held-out {score:.3f} dB  "
-            + "  ".join(f"{r['levels']}: {r['psnr']:.2f}" for r in rows)
-            + "  bits of a code " + " ".join(f"{b:.2f}" for b in bits)
-            + " usage " + " ".join(f"{report.usage:.2f}" for report in reports)
-            + (" kept" if kept else "")
-        )  # fmt: skip
+    def views(self, medium: Tensor) -> Iterator[Tensor]:
+        """The groups of pictures of a clip."""
+        for part in medium.split(LONGEST):
+            yield part.to(self.device).permute(3, 0, 1, 2)[None]
 
-    def export(self) -> None:
-        """Show what the released weights do, and write the static prior of their codes."""
-        model = VideoGrid.from_pretrained(self.out).to(self.device)
-        weight = self.recipe["export"]["rate_weight"]
-        results: dict[str, Any] = {"holdout_without_rate_weight": self.without_rate_weight(model)}
-        set_penalties(model, self.clips, weight, self.recipe["export"]["hold"])
-        model.cpu().save_pretrained(self.out)
-        model = VideoGrid.from_pretrained(self.out).to(self.device)
-        counts = histograms(model, self.clips)
-        prior = StaticPrior.from_counts([count.numpy() for count in counts])
-        prior.save_pretrained(self.out)
-        results |= {
-            "holdout": measure(model, self.holdout, prior),
-            "codebook_usage": [float((count > 0).float().mean()) for count in counts],
-            "minutes": self.args.minutes,
-            "processes": self.accelerator.num_processes,
-            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
-            "clips": len(self.clips),
-            "seed": self.args.seed,
-            "recipe": self.recipe,
-            "history": self.history,
-        }
-        if self.args.test:
-            results["test"] = measure(model, read_clips(list_clips([self.args.test]), None), prior)
-        (self.out / "training.json").write_text(as_json(results))
-        self.log("codebook usage " + " ".join(f"{share:.3f}" for share in results["codebook_usage"]))
-        self.log(f"held-out clips without, then with a rate weight of {weight:g}; test clips with it")
-        for name in ("holdout_without_rate_weight", "holdout", "test"):
-            for r in results.get(name, []):
-                self.log(
-                    f"{name.split('_')[0]:>8} {r['levels']} levels  {r['bpp']:.5f} bpp  {r['psnr']:.3f} dB"
-                    f"  first frame {r['psnr_first']:.3f} dB  worst frame {r['psnr_worst']:.3f} dB"
-                )
+    def rows(self, model: VideoGrid, medium: Tensor, prior: Any = None) -> Iterator[Row]:
+        """PSNR in dB of the first group of pictures as the mean over frames, of the first frame, and of the worst one.
 
-    def without_rate_weight(self, model: VideoGrid) -> list[dict[str, Any]]:
-        """What codes that are chosen by squared error alone do on the held-out clips."""
-        set_penalties(model, self.clips, 0)
-        counts = histograms(model, self.clips)
-        return measure(model, self.holdout, StaticPrior.from_counts([count.numpy() for count in counts]))
-
-
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)  # clips have sizes of their own
-def measure(model: VideoGrid, clips: Sequence[Tensor], prior: StaticPrior | None = None) -> list[dict[str, Any]]:
-    """Means over clips (uint8 ``[T, H, W, 3]``, their first group of pictures) for each number of levels.
-
-    Returns: PSNR in dB as the mean over frames, of the first frame, and of the worst one; with a prior, its bits a
-             pixel of a frame.
-    """
-    training = model.training
-    model.eval()
-    keys = ("psnr", "psnr_first", "psnr_worst", *(("bpp",) if prior is not None else ()))
-    rows: list[dict[str, Any]] = [dict.fromkeys(keys, 0.0) for _ in model.codebook_sizes]
-    for clip in clips:
-        x = clip[:LONGEST].to(model.device).permute(3, 0, 1, 2)[None]  # [1, 3, T, H, W] uint8
+        With a prior its bits a pixel of a frame.
+        """
+        x = medium[:LONGEST].to(model.device).permute(3, 0, 1, 2)[None]  # [1, 3, T, H, W] uint8
         tokens = model.encode(x)
         bits = None if prior is None else prior.bits(tokens.codes[0].cpu().numpy()).cumsum()
-        for k, row in enumerate(rows):
-            x_hat = model.decode(tokens.levels(k + 1))
-            pairs = zip(x.unbind(2), x_hat.unbind(2), strict=True)
+        for k in range(len(model.codebook_sizes)):
+            pairs = zip(x.unbind(2), model.decode(tokens.levels(k + 1)).unbind(2), strict=True)
             values = [psnr(a.float() / 255, b) for a, b in pairs]
-            row["psnr"] += sum(values) / len(values) / len(clips)
-            row["psnr_first"] += values[0] / len(clips)
-            row["psnr_worst"] += min(values) / len(clips)
-            if bits is not None:
-                row["bpp"] += float(bits[k]) / math.prod(tokens.spec.size) / len(clips)
-    model.train(training)
-    return [{"levels": k + 1, **row} for k, row in enumerate(rows)]
+            row = {"psnr": sum(values) / len(values), "psnr_first": values[0], "psnr_worst": min(values)}
+            rate = {} if bits is None else {"bpp": float(bits[k]) / math.prod(tokens.spec.size)}
+            yield {"levels": k + 1, **row, **rate}
+
+    def finish(self, model: VideoGrid, some: Sequence[Tensor]) -> tuple[VideoGrid, dict[str, Any]]:
+        """Let the search count bits; what codes that are chosen by squared error alone do is reported, too.
+
+        A cell keeps the code of the group before where another is better by no more than ``export.hold * lambda`` times
+        the bits of its codebook.
+        """
+        conf = self.recipe.export
+        no_penalties(model.codebooks)
+        model.hold.zero_()
+        plain = static_prior(self.count(model, some))
+        results = {"holdout_without_rate_weight": self.measure(model, self.tested, plain)}
+        slopes = lambdas(model.codebooks, latents_of(model, some))
+        bits = [math.log2(n) for n in model.codebook_sizes]
+        model.hold = model.hold.new_tensor([conf.hold * s * b for s, b in zip(slopes, bits, strict=True)])
+        set_penalties(model.codebooks, conf.rate_weight, slopes, lambda: self.count(model, some))
+        model.cpu().save_pretrained(self.out)
+        self.log(f"held-out clips without, then with a rate weight of {conf.rate_weight:g}; test clips with it")
+        return VideoGrid.from_pretrained(self.out).to(self.device), results
+
+    def test_media(self) -> list[Tensor]:
+        return read_clips(list_clips([self.args.test]), None)
+
+
+def start_from(model: VideoGrid, name: str) -> range:
+    """Take over the nets and codebooks of another model; returns the codebooks that are new.
+
+    Raises: ValueError if its nets cannot be a start.
+    """
+    other = Tokenizer.from_pretrained(find_model(name))
+    if not isinstance(other, (ImageGrid, VideoGrid)):
+        raise ValueError(f"{name} is no model whose nets could be a start")
+    model.start_from(other)
+    same = [mine.basis.shape == b.basis.shape for mine, b in zip(model.codebooks, other.codebooks, strict=False)]
+    return range((*same, False).index(False), len(model.codebook_sizes))
 
 
 @torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)
-def histograms(model: VideoGrid, clips: Sequence[Tensor]) -> list[Tensor]:
-    """How often the clips, cut into groups of pictures, use each codeword of every codebook, ``[N_k]`` each."""
-    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
-    for clip in clips:
-        for part in clip.split(LONGEST):
-            codes = model.encode(part.to(model.device).permute(3, 0, 1, 2)[None]).codes[0].cpu()
-            for own, count in zip(codes, counts, strict=True):
-                count += torch.bincount(own.flatten(), minlength=len(count))
-    return counts
-
-
 def latents_of(model: VideoGrid, clips: Sequence[Tensor]) -> Iterator[Tensor]:
     """Latents ``[1, D, t, h, w]`` of the whole cells of the clips' first groups of pictures."""
     for clip in clips:
@@ -307,37 +261,9 @@ def latents_of(model: VideoGrid, clips: Sequence[Tensor]) -> Iterator[Tensor]:
         yield model.latents(x)
 
 
-@torch.no_grad()
-@torch.backends.cudnn.flags(enabled=True, benchmark=False)
-def set_penalties(model: VideoGrid, clips: Sequence[Tensor], weight: float, hold: float = 0) -> None:
-    """Let the search count bits: a codeword costs its squared distance plus ``weight * lambda`` times its bits, and
-    ``hold * lambda`` times those of its codebook less where it is what was there before.
-
-    Entropy-constrained quantization (Chou, Lookabaugh and Gray 1989) with ``lambda = 2 ln 2 D_k / D``, the slope of the
-    rate-distortion curve of a Gaussian source at what level k leaves over. Weight 0: squared distance alone.
-    """
-    for level in model.codebooks:
-        level.penalty = torch.zeros(level.codebook_sizes, device=model.device)
-    model.hold.zero_()
-    if not weight and not hold:
-        return
-    energies = residual_energies(model.codebooks, latents_of(model, clips))
-    slopes = [2 * math.log(2) * energy / model.config.dim for energy in energies]
-    model.hold = model.hold.new_tensor(
-        [hold * slope * math.log2(n) for slope, n in zip(slopes, model.codebook_sizes, strict=True)]
-    )
-    for _ in range(2):  # the penalty changes the statistics that it is made of
-        counts = histograms(model, clips)
-        tables = StaticPrior.from_counts([count.numpy() for count in counts]).tables
-        for level, slope, table in zip(model.codebooks, slopes, tables, strict=True):
-            bits = table_bits(table)
-            level.penalty = torch.from_numpy(weight * slope * (bits - bits.min())).float().to(model.device)
-
-
 def main() -> None:
-    parser = training_arguments(__doc__, "video-grid", "clips")
+    parser = trainer_arguments(__doc__, "video-grid", "clips")
     parser.add_argument("--stills", nargs="*", default=[], help="folders with pictures that a camera moves over")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     run_script(parser, Trainer)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics import picture
-from . import metrics
+from .metrics import KEYS, bench_extra
 
 METHOD = "akima"  # of the package `bjontegaard`: the interpolation of log rate over the metric
 FEWEST = 4  # points of a curve, as in VCEG-M33
@@ -55,7 +55,7 @@ def mean_point(rows: Sequence[Mapping[str, Any]], setting: str) -> dict[str, Any
     MS-SSIM is put into dB after the mean, as the published points are.
     """
     point: dict[str, Any] = {"setting": setting, "pictures": len(rows)}
-    point |= means(rows, ("bytes", "bpp", *metrics.METRICS.values(), "encode_s", "decode_s"))
+    point |= means(rows, ("bytes", "bpp", *KEYS, "encode_s", "decode_s"))
     point["ms_ssim_db"] = None if point["ms_ssim"] is None else picture.decibel(point["ms_ssim"])
     return point
 
@@ -67,6 +67,14 @@ def means(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, f
         values = [row[key] for row in rows if row[key] is not None]
         found[key] = float(np.mean(values)) if values else None
     return found
+
+
+def group_by(rows: Iterable[Mapping[str, Any]], *keys: str) -> list[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
+    """Rows with equal values of ``keys`` together, in the order of their first ones; each group after these values."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [(dict(zip(keys, values, strict=True)), group) for values, group in groups.items()]
 
 
 def rising(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -108,7 +116,7 @@ def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, f
     if high - low < OVERLAP * shorter:
         share = max(0.0, high - low) / shorter
         return BdRate(None, reason=f"the curves share {share:.0%} of the shorter one's range, {OVERLAP:.0%} are needed")
-    with metrics.bench_extra():
+    with bench_extra():
         import bjontegaard
     percent = bjontegaard.bd_rate(
         rate_a, value_a, rate_t, value_t, method=METHOD, require_matching_points=False, min_overlap=0

@@ -1,66 +1,52 @@
-"""One device beside the CPU: whether each reads the other's files to the same codes, and how long it takes.
+"""A device beside the CPU: whether each reads the other's files to the same codes, how far apart what they make is, and
+how fast they are; for pictures, sounds and videos.
 
 ::
 
-    picture, quality -> file made on the CPU, file made on the device -> codes of both files on both
+    source, setting -> file made on the CPU, file made on the device -> codes of both files on both -> equal or not
     .tok file                                                        -> its codes on both
+    CPU's file                                                       -> decoded on both -> seconds; of videos, pixels
 
-The SHA-256 over the codes of all files is equal on all machines for equal files in equal order.
+Analysis and synthesis are in floats, so a few codes and pixels of the two may differ; what a file decodes to may not.
+The SHA-256 over the codes of all files of the CPU is equal on all machines for equal files in equal order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
-from ...tokenizers.image.photo import ImagePhoto
+from ..console import number_list
+from ..container.fields import FIT
 from ..container.read import read_tok
-from ..decode import decode_file, file_tokens
-from ..encode import encode_file
-from ..errors import MediaError, UsageError
-from ..files import open_output
-from ..media.audio import AUDIO_SUFFIXES_IN
+from ..errors import FormatError, UsageError
+from ..files import read_bytes
 from ..media.kind import Kind, media_kind
-from ..media.read_image import IMAGE_SUFFIXES_IN
-from ..media.read_video import VIDEO_SUFFIXES_IN
-from ..models import load_model, pick_device
-from ..provenance import as_json, commit, machine
-from ..registry import MODALITIES
-from .inputs import picture_files
+from ..media.read_video import Pixels, VideoReader
+from ..models import load_model, model_for, pick_device
+from ..provenance import origin
+from ..registry import FITTED, MODALITIES, MODALITY_NAMES
+from ..settings import Setting
+from .clips import SUFFIXES, files_in
+from .contender import timed
+from .curves import group_by
+from .image.ours import batch_decoder, codes_of
+from .ours import THINGS, decode, encode
+from .report import Table, json_file, print_table, said, table_of
+from .video.ours import paint, read_codes, same_payloads, stream_codes
 
-KINDS: dict[Kind, str] = {"image": "pictures", "audio": "sounds", "video": "videos"}
-SUFFIXES = {*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, *VIDEO_SUFFIXES_IN}
-WARM_UP = 4  # round trips over a size before the clock starts: graphs are captured on the third walk
+WARM_UP = 4  # decodings of a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture at one quality, or one .tok file. Seconds are medians of :data:`RUNS`."""
-
-    name: str
-    quality: float | None
-    height: int
-    width: int
-    bytes_cpu: int  # of the file made on the CPU
-    same_file: bool | None  # whether the device makes the same one; None without a picture
-    same_codes: bool  # of every file, read on both
-    encode_s: float | None  # on the device
-    decode_s: float  # on the device: file in memory to pixels in the CPU's memory
-    decode_cpu_s: float
+Codes = Sequence[Any]  # of a file: int64 arrays, one for each segment of a video; None where one cannot be read
+Read = Callable[[bytes, str], Codes]  # a file on a device
+Row = dict[str, Any]
 
 
 def folder_kind(folder: Path) -> Kind:
@@ -68,160 +54,338 @@ def folder_kind(folder: Path) -> Kind:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in files:
         if path.suffix == ".tok":
-            return MODALITIES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
-    return next((media_kind(path)[0] for path in files if path.suffix.lower() in SUFFIXES), "image")
+            return MODALITY_NAMES[read_tok(read_bytes(path)).header.modality]  # type: ignore[return-value]
+    suffixes = {suffix for known in SUFFIXES.values() for suffix in known}
+    return next((media_kind(path)[0] for path in files if path.suffix.lower() in suffixes), "image")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Raises MediaError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"cannot read {path}: {error}") from error
+def median_s(work: Callable[..., object], *arguments: Any, runs: int = RUNS) -> float:
+    return statistics.median(timed(work, *arguments).wall_s for _ in range(runs))
 
 
-def timed(run: Callable[[], object], runs: int = RUNS) -> float:
-    """Median seconds."""
-    times = []
-    for _ in range(runs):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+class Compared(NamedTuple):
+    """Files of one source, read on both devices, each by its maker first."""
+
+    codes: Codes  # of the CPU's file
+    other: Codes | None  # of the device's file
+    same: bool
+    seconds: tuple[float, float]  # for the codes of the CPU's file, on the CPU and on the device
 
 
-def codes_of(data: bytes, model: str | None, device: str) -> np.ndarray:
-    """All codes of a file, ``[K, h, w]``."""
-    tokens, _ = file_tokens(read_tok(data), model, device)
-    return tokens.codes[0].cpu().numpy()
+def compare(data: bytes, other: bytes | None, read: Read, device: str) -> Compared:
+    """Read the CPU's file, and the device's if there is one, on both."""
+    own, theirs = timed(read, data, "cpu"), timed(read, data, device)
+    same, made = equal(own.result, theirs.result), None
+    if other is not None:
+        made = read(other, device)
+        same = equal(made, read(other, "cpu")) and same
+    return Compared(own.result, made, same, (own.wall_s, theirs.wall_s))
 
 
-def bench_file(
-    name: str, source: bytes | None, data: bytes, quality: float | None, model: str | None, device: str
-) -> tuple[Row, np.ndarray]:
-    """Measure one file. source: the picture that it was made of on the CPU, None if there is only the file."""
-    header = read_tok(data).picture
-    codes = codes_of(data, model, "cpu")
-    same_file, encode_s, same = None, None, np.array_equal(codes, codes_of(data, model, device))
-    if source is not None:
-
-        def encode() -> bytes:
-            return encode_file(io.BytesIO(source), None, model=model, quality=quality, device=device).data
-
-        theirs = encode()
-        same_file = theirs == data
-        same &= np.array_equal(codes_of(theirs, model, device), codes_of(theirs, model, "cpu"))
-        encode_s = timed(encode)
-    decode_s = timed(lambda: decode_file(io.BytesIO(data), model=model, device=device))
-    cpu_s = timed(lambda: decode_file(io.BytesIO(data), model=model, device="cpu"), 1)
-    return Row(
-        name, quality, header.height, header.width, len(data), same_file, bool(same), encode_s, decode_s, cpu_s
-    ), codes  # fmt: skip
-
-
-def batch_decode(files: Sequence[bytes], model: ImagePhoto) -> Callable[[], None]:
-    """Decoding files of one size and quality: the entropy model a file after the other, pixels in one batch."""
-    toks = [read_tok(data) for data in files]
-
-    def run() -> None:
-        latents = []
-        for tok in toks:
-            header = tok.picture
-            walk = model.entropy.decompress(
-                tok.segment_payloads(0, header.layers), header.grid, header.quality, header.layers
-            )
-            latents.append(walk.latents)
-        x = model.pixels(torch.from_numpy(np.stack(latents)).to(model.device), toks[0].picture.quality)
-        (x * 255).round().byte().cpu()
-
-    return run
+def equal(codes: Codes, read: Codes) -> bool:
+    """Whether a reader gives the codes of the file's maker. Raises FormatError if its maker cannot read it."""
+    if any(part is None for part in codes):
+        raise FormatError("a file is damaged: some of its segments cannot be read")
+    return all(b is not None and np.array_equal(a, b) for a, b in zip(codes, read, strict=True))
 
 
 def bench_devices(
     folder: Path,
-    qualities: Sequence[float],
-    model: str | None,
-    device: str,
+    *,
+    qualities: str | None = None,
+    kbps: float | None = None,
+    levels: int | None = None,
+    model: str | None = None,
+    device: str = "auto",
     limit: int | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure, print tables, and return what the JSON file ``out`` gets.
 
-    Args:    folder: with pictures, or with .tok files if it holds any.
-    Raises:  a TokodecError: nothing there, or a model whose rate dial is not a quality.
+    Args:    folder: with media of one kind, or with .tok files of pictures or videos if it holds any.
+             qualities: of pictures, with commas, 20,50,80 if None.  kbps: of sounds, 3 if None.  levels: of videos, all
+             if None.
+    Raises:  a TokodecError: nothing there, an option of another kind, or a model that is not for the kind.
     """
-    device = pick_device(device)
-    name = model or MODALITIES["image"].encode_model
+    kind = folder_kind(folder)
+    given = (("qualities", "pictures", qualities), ("kbps", "sounds", kbps), ("levels", "videos", levels))
+    for option, things, value in given:
+        if value is not None and things != THINGS[kind]:
+            raise UsageError(f"--{option} is for {things}, and {folder} holds {THINGS[kind]}")
+    settings: dict[Kind, list[Setting | None]] = {
+        "image": [Setting("quality", quality) for quality in number_list(qualities or "20,50,80", "qualities")],
+        "audio": [Setting("kbps", kbps or 3.0)],
+        "video": [None if levels is None else Setting("levels", levels)],
+    }
+    device, name = pick_device(device), model or MODALITIES[kind].encode_model
     tokenizer = load_model(name, device).tokenizer
-    if not isinstance(tokenizer, ImagePhoto):
+    if tokenizer.modality != kind:
+        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
+    if kind == "image" and tokenizer.rate_control != "quality":
         raise UsageError(f"{tokenizer.name} has no quality for a rate dial")
-    files = sorted(folder.glob("*.tok"))[:limit] if folder.is_dir() else []
-    paths = [] if files else picture_files(folder, limit)
-    console, digest = Console(), hashlib.sha256()
-    rows: list[Row] = []
-    groups: dict[tuple[float, int, int], list[bytes]] = {}
-    seen: set[tuple[int, int]] = set()
-    work: list[tuple[str, Path, float | None]] = [(p.name, p, None) for p in files]
-    work += [(p.name, p, quality) for p in paths for quality in qualities]
-    for label, path, quality in work:
-        source = read_bytes(path)
-        data = (
-            source
-            if quality is None
-            else encode_file(io.BytesIO(source), None, model=name, quality=quality, device="cpu").data
-        )
-        picture = None if quality is None else source
-        extent = (read_tok(data).picture.height, read_tok(data).picture.width)
-        if extent not in seen:
-            for _ in range(WARM_UP):
-                decode_file(io.BytesIO(data), model=model, device=device)
-        seen.add(extent)
-        row, codes = bench_file(label, picture, data, quality, name, device)
-        digest.update(codes.astype("<i4").tobytes())
-        rows.append(row)
-        header = read_tok(data).picture
-        if header.n_segments == 1:
-            groups.setdefault((header.quality / 100, *extent), []).append(data)
-    batches = []
-    for (quality, height, width), members in groups.items():
-        if len(members) >= BATCH:
-            seconds = timed(batch_decode(members[:BATCH], tokenizer))
-            size = {"quality": quality, "height": height, "width": width}
-            batches.append({**size, "batch": BATCH, "pictures_per_s": BATCH / seconds})
-    report = {
-        "machine": machine(device), "commit": commit(), "model": tokenizer.name, "weights": tokenizer.weights_hash,
-        "codes_sha256": digest.hexdigest(), "rows": [asdict(row) for row in rows], "batches": batches,
-    }  # fmt: skip
-    show(report, rows, console)
-    if out is not None:
-        with open_output(out, force=True) as file:
-            assert file is not None
-            file.write(as_json(report).encode())
+    toks = sorted(folder.glob("*.tok"))[:limit] if kind != "audio" and folder.is_dir() else []
+    work = [(path, setting) for path in toks or files_in(folder, THINGS[kind], limit) for setting in settings[kind]]
+    if toks:
+        work = [(path, None) for path in toks]
+    measure = {"image": Pictures, "audio": Sounds, "video": Videos}[kind](name, device)
+    digest, rows = hashlib.sha256(), []
+    with json_file(out) as write:
+        for path, setting in work:
+            row, codes = measure.row(path, setting)
+            for part in codes:
+                digest.update(part.astype("<i4").tobytes())
+            rows.append(row)
+        report: dict[str, Any] = {
+            **origin(device), "model": tokenizer.name, "weights": tokenizer.weights_hash,
+            **({"kbps": kbps or 3.0} if kind == "audio" else {}), "codes_sha256": digest.hexdigest(), "rows": rows,
+            **measure.more(),
+        }  # fmt: skip
+        console = Console()
+        title = f"{report['model']} on {report['machine']['device']} beside the CPU"
+        for i, table in enumerate(measure.tables(rows)):
+            print_table(console, table, title if not i else "")
+        for line in [*measure.lines(rows), f"codes SHA-256 {report['codes_sha256']}"]:
+            said(console, line)
+        write(report)
     return report
 
 
-def show(report: dict[str, Any], rows: Sequence[Row], console: Console) -> None:
-    """Tables on stdout: means over the files of a quality."""
-    table = Table(box=SIMPLE, title=f"{report['model']} on {report['machine']['device']} beside the CPU")
-    for head in ("quality", "files", "bpp", "same file", "same codes", "encode ms", "decode ms", "most", "CPU ms"):
-        table.add_column(head, justify="right")
-    for quality in sorted({row.quality for row in rows}, key=lambda q: -1 if q is None else q):
-        group = [row for row in rows if row.quality == quality]
-        decode = [1e3 * row.decode_s for row in group]
-        encode = [1e3 * row.encode_s for row in group if row.encode_s is not None]
-        table.add_row(
-            "-" if quality is None else f"{quality:g}", str(len(group)),
-            f"{statistics.mean(8 * r.bytes_cpu / (r.height * r.width) for r in group):.3f}",
-            str(sum(bool(row.same_file) for row in group)) if encode else "-",
-            str(sum(row.same_codes for row in group)),
-            f"{statistics.mean(encode):.1f}" if encode else "-",
-            f"{statistics.mean(decode):.1f}", f"{max(decode):.1f}",
-            f"{1e3 * statistics.mean(row.decode_cpu_s for row in group):.0f}",
-        )  # fmt: skip
-    console.print(table)
-    for entry in report["batches"]:
-        console.print(
-            f"{entry['batch']} files of {entry['width']}x{entry['height']} at quality {entry['quality']:g},"
-            f" pixels in one batch: {entry['pictures_per_s']:.0f} pictures/s"
-        )
-    console.print(f"codes SHA-256 {report['codes_sha256']}")
+class Comparison:
+    """What the kinds of media have in common: a row for each file. ``model``: name of ours."""
+
+    options: ClassVar[Mapping[str, Any]] = {}  # of encoding
+
+    def __init__(self, model: str, device: str) -> None:
+        self.model, self.device = model, device
+        self.seen: set[Any] = set()  # sizes
+
+    def read(self, data: bytes, device: str) -> Codes:
+        return list(codes_of(data, self.model, device))
+
+    def encode(self, path: Path, setting: Setting | None, device: str) -> bytes:
+        return encode(path, self.model, device, setting, **self.options)
+
+    def made(self, path: Path, setting: Setting | None) -> tuple[bytes, bytes | None]:
+        """The CPU's file and the device's; a .tok file is taken as it is."""
+        if path.suffix.lower() == ".tok":
+            return read_bytes(path), None
+        return self.encode(path, setting, "cpu"), self.encode(path, setting, self.device)
+
+    def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
+        """Figures of a file, and the codes of the CPU's."""
+        raise NotImplementedError
+
+    def more(self) -> dict[str, Any]:
+        """What else the report holds."""
+        return {}
+
+    def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
+        raise NotImplementedError
+
+    def lines(self, rows: Sequence[Row]) -> Iterator[str]:
+        """What is said below the tables."""
+        yield from ()
+
+
+class Pictures(Comparison):
+    """Pictures at qualities. Seconds are medians of :data:`RUNS`; files of one size and quality also in batches."""
+
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
+        self.groups: dict[tuple[float, int, int], list[bytes]] = {}
+
+    def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
+        data, other = self.made(path, setting)
+        header = read_tok(data).picture
+        extent = header.height, header.width
+        if extent not in self.seen:
+            median_s(decode, data, self.model, self.device, runs=WARM_UP)
+        self.seen.add(extent)
+        if header.n_segments == 1:
+            self.groups.setdefault((header.quality / 100, *extent), []).append(data)
+        found = compare(data, other, self.read, self.device)
+        encode_s = None if other is None else median_s(self.encode, path, setting, self.device)
+        return {
+            "name": path.name, "quality": setting and setting.value, "height": header.height, "width": header.width,
+            "bytes_cpu": len(data), "same_file": None if other is None else other == data, "same_codes": found.same,
+            "encode_s": encode_s, "decode_s": median_s(decode, data, self.model, self.device),
+            "decode_cpu_s": median_s(decode, data, self.model, "cpu", runs=1),
+        }, found.codes  # fmt: skip
+
+    def more(self) -> dict[str, Any]:
+        self.batches = []
+        for (quality, height, width), members in self.groups.items():
+            if len(members) >= BATCH:
+                seconds = median_s(batch_decoder(members[:BATCH], self.model, self.device))
+                size = {"quality": quality, "height": height, "width": width}
+                self.batches.append({**size, "batch": BATCH, "pictures_per_s": BATCH / seconds})
+        return {"batches": self.batches}
+
+    def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
+        """Means over the files of a quality."""
+        entries = []
+        for key, group in group_by(sorted(rows, key=lambda row: row["quality"] or 0), "quality"):
+            encode, decode, decode_cpu = (
+                [1e3 * row[name] for row in group if row[name] is not None]
+                for name in ("encode_s", "decode_s", "decode_cpu_s")
+            )
+            entries.append(
+                key | {"files": len(group), "same_codes": sum(row["same_codes"] for row in group),
+                       "bpp": statistics.mean(8 * row["bytes_cpu"] / (row["height"] * row["width"]) for row in group),
+                       "same_file": sum(row["same_file"] for row in group) if encode else None,
+                       "encode": statistics.mean(encode) if encode else None, "decode": statistics.mean(decode),
+                       "most": max(decode), "cpu": statistics.mean(decode_cpu)}
+            )  # fmt: skip
+        columns = [("quality", "{quality:g}"), ("files", "{files}"), ("bpp", "{bpp:.3f}"), ("same file", "{same_file}")]
+        columns += [("same codes", "{same_codes}"), ("encode ms", "{encode:.1f}"), ("decode ms", "{decode:.1f}")]
+        yield table_of(entries, [*columns, ("most", "{most:.1f}"), ("CPU ms", "{cpu:.0f}")])
+
+    def lines(self, rows: Sequence[Row]) -> Iterator[str]:
+        for entry in self.batches:
+            size = f"{entry['width']}x{entry['height']} at quality {entry['quality']:g}"
+            yield f"{BATCH} files of {size}, pixels in one batch: {entry['pictures_per_s']:.0f} pictures/s"
+
+
+class Sounds(Comparison):
+    """Sounds at a rate."""
+
+    def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
+        data, other = self.made(path, setting)
+        assert other is not None
+        encode_s = timed(self.encode, path, setting, self.device).wall_s
+        found = compare(data, other, self.read, self.device)
+        assert found.other is not None
+        decoded = timed(decode, data, self.model, self.device)
+        sound = decoded.result.sound
+        alike = sum(
+            int((a[: len(b)] == b[: len(a)]).sum()) for a, b in zip(found.codes, found.other, strict=True)
+        )  # near ties of the nets may fall the other way; the size of a file may have room for other levels
+        return {
+            "name": path.name, "seconds": sound.samples.shape[1] / sound.sample_rate, "bytes_cpu": len(data),
+            "same_codes": found.same, "codes": sum(part.size for part in found.codes), "analysed_alike": alike,
+            "encode_s": encode_s, "decode_s": decoded.wall_s,
+        }, found.codes  # fmt: skip
+
+    def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
+        total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "name"}
+        total |= {key: total[key] / total["seconds"] for key in ("encode_s", "decode_s")}
+        total |= {"files": len(rows), "kbps": 8e-3 * total["bytes_cpu"] / total["seconds"]}
+        columns = [("files", "{files}"), ("same codes", "{same_codes}"), ("kbit/s", "{kbps:.3f}")]
+        columns += [("analysed alike", "{analysed_alike} of {codes}"), ("encode, of real time", "{encode_s:.4f}")]
+        yield table_of([total], [*columns, ("decode", "{decode_s:.4f}")])
+
+
+class Videos(Comparison):
+    """Clips at a number of levels. The first of every size is measured twice, and the first time thrown away: GPUs
+    choose their kernels then."""
+
+    options: ClassVar[Mapping[str, Any]] = {"sound": False}
+
+    def read(self, data: bytes, device: str) -> Codes:
+        tok = read_tok(data)
+        return read_codes(tok, model_for(tok.header, self.model, device))
+
+    def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
+        row, codes = self.measure(path, setting)
+        if (row["height"], row["width"]) not in self.seen:
+            self.seen.add((row["height"], row["width"]))
+            row, codes = self.measure(path, setting)
+        return row, codes
+
+    def measure(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
+        encode_s: tuple[float | None, float | None] = (None, None)
+        other: bytes | None = None
+        if path.suffix.lower() == ".tok":
+            data = read_bytes(path)
+        else:
+            own, theirs = (timed(self.encode, path, setting, on) for on in ("cpu", self.device))
+            data, other, encode_s = own.result, theirs.result, (own.wall_s, theirs.wall_s)
+        header = read_tok(data).video
+        if header.prior == FIT:
+            raise UsageError(f"{path}: a file of {FITTED} has no codes that devices could read differently")
+        models = [model_for(header, self.model, on) for on in ("cpu", self.device)]
+        found = compare(data, other, self.read, self.device)
+        same_bytes, made = all(same_payloads(read_tok(data), found.codes, model) for model in models), None
+        if other is not None:
+            assert found.other is not None
+            same_bytes &= all(same_payloads(read_tok(other), found.other, model) for model in reversed(models))
+            apart = [(a != b).sum((1, 2, 3)) for a, b in zip(found.codes, found.other, strict=True)]
+            first = timed(read_frames, path, header.segment)
+            chunked = [
+                np.array_equal(stream_codes(first.result, model, len(codes[0])), codes[0])
+                for model, codes in zip(models, (found.codes, found.other), strict=True)
+            ]
+            made = {
+                "same_file": data == other, "other_codes": np.sum(apart, axis=0).tolist(), "chunked_cpu": chunked[0],
+                "chunked_device": chunked[1], "read_s": first.wall_s,
+            }  # fmt: skip
+        largest, other_pixels, nets_s = compare_frames(data, found.codes, models)
+        sizes = range(max(map(len, found.codes)))  # segments may have different numbers of levels
+        row = {
+            "name": path.name, "height": header.height, "width": header.width, "frames": header.frames,
+            "segments": header.n_segments, "bytes_cpu": len(data), "same_codes": found.same, "same_bytes": same_bytes,
+            "codes": [sum(part[k].size for part in found.codes if k < len(part)) for k in sizes], "largest": largest,
+            "other_pixels": other_pixels, "made": made,
+        }  # fmt: skip
+        for i, where in enumerate(("cpu", "device")):
+            row[where] = {"encode": encode_s[i], "entropy": found.seconds[i], "nets": nets_s[i]}
+        return row, found.codes
+
+    def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
+        """A line for every clip, and the speed of both devices over all of them."""
+        entries = []
+        for row in rows:
+            made, differ, parts = row["made"], None, None
+            if made is not None:
+                differ = sum(made["other_codes"]) / sum(row["codes"])
+                parts = yes(made["chunked_cpu"] and made["chunked_device"])
+            words = {key: yes(row[key]) for key in ("same_codes", "same_bytes")}
+            entries.append(row | {"differ": differ, "parts": parts} | words)
+        columns = [("clip", "{name}"), ("frames", "{frames}"), ("same codes", "{same_codes}")]
+        columns += [("same bytes", "{same_bytes}"), ("other codes", "{differ:.3%}")]
+        columns += [("other pixels", "{other_pixels:.3%}"), ("most", "{largest}"), ("in parts", "{parts}")]
+        yield table_of(entries, columns)
+        frames, speeds = sum(row["frames"] for row in rows), []
+        for where in ("cpu", "device"):
+            total = {key: sum(row[where][key] or 0.0 for row in rows) for key in ("encode", "entropy", "nets")}
+            total["decode"] = total["entropy"] + total["nets"]
+            speeds.append({"where": where} | {key: frames / s if s else None for key, s in total.items()})
+        columns = [("frames a second", "{where}"), ("encode", "{encode:.1f}"), ("decode", "{decode:.1f}")]
+        yield table_of(speeds, [*columns, ("entropy model", "{entropy:.1f}"), ("nets", "{nets:.1f}")])
+
+    def lines(self, rows: Sequence[Row]) -> Iterator[str]:
+        both = [(sum(row["made"]["other_codes"]), sum(row["codes"])) for row in rows if row["made"] is not None]
+        if both:
+            differ, codes = (sum(column) for column in zip(*both, strict=True))
+            yield f"{differ} of {codes} codes ({differ / codes:.4%}) are others in files made on the device"
+
+
+def read_frames(path: Path, first: int) -> list[Pixels]:
+    """Read all frames of a video, and keep the first ones."""
+    kept: list[Pixels] = []
+    with VideoReader(path, str(path)) as reader:
+        for frame in reader:
+            if len(kept) < first:
+                kept.append(frame.pixels)
+    return kept
+
+
+def compare_frames(data: bytes, parts: Codes, models: Sequence[Any]) -> tuple[int, float, list[float]]:
+    """Largest difference of samples of 8 bits between what two models make of the same codes, share of pixels that
+    differ, and the seconds of both."""
+    header = read_tok(data).video
+    largest, differ, seconds = 0, 0, [0.0, 0.0]
+    for segment, codes in enumerate(parts):
+        begin, end = header.segment_span(segment)
+        painted = [timed(paint, codes, model, header.height, header.width) for model in models]
+        seconds = [total + made.wall_s for total, made in zip(seconds, painted, strict=True)]
+        a, b = (made.result for made in painted)
+        for x, y in zip(a[: end - begin], b, strict=False):
+            apart = np.abs(x.astype(np.int16) - y)
+            largest = max(largest, int(apart.max()))
+            differ += int(apart.any(2).sum())
+    return largest, differ / (header.frames * header.height * header.width), seconds
+
+
+def yes(value: bool) -> str:
+    return "yes" if value else "NO"

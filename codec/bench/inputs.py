@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ... import __version__
 from ...entropy.context.prior import ContextPrior
 from ...entropy.prior import Codes, Prior, check_codes
 from ...entropy.static import StaticPrior
@@ -24,23 +19,10 @@ from ..container.write import write_tok
 from ..corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ..errors import FormatError, MediaError, ModelError, UsageError, WeightsMismatchError
 from ..image.segments import segment_cells
-from ..media.read_image import IMAGE_SUFFIXES_IN
 from ..models import weights_hash_of
-from ..provenance import commit, machine
+from ..provenance import origin
 from ..tokens import tokenize_file
-
-
-def picture_files(folder: Path, limit: int | None) -> list[Path]:
-    """Pictures in a folder by suffix, sorted. Raises UsageError if there are none."""
-    if limit is not None and limit < 1:
-        raise UsageError(f"the limit must be at least 1, got {limit}")
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES_IN and p.is_file())
-    if not paths:
-        raise UsageError(f"no pictures in {folder}")
-    return paths[:limit]
-
+from .timing import torch_versions
 
 Columns = list[list[bytes]]  # payloads [s][k] of segment s and level k
 
@@ -151,26 +133,13 @@ def read_inputs(paths: Sequence[Path], model: str | None, device: str, folder: P
     return inputs
 
 
-def origin(folder: Path, static: Prior, context: Prior, device: str) -> dict[str, Any]:
+def priors_origin(folder: Path, static: Prior, context: Prior, device: str) -> dict[str, Any]:
     """What was measured, where, and when: the start of a report."""
+    place = origin(device)
     return {
         "model": folder.name,
         "weights_hash": weights_hash_of(folder),
         "prior_hashes": {"static": static.hash, "context": context.hash},
-        "machine": machine(device),
-        "versions": package_versions(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **place,
+        "versions": place["versions"] | torch_versions("numpy", "constriction", "compressai"),
     }
-
-
-def package_versions() -> dict[str, str | None]:
-    """Of everything that bytes and times depend on; None for what is absent."""
-    found: dict[str, str | None] = {"tokodec": __version__, "python": platform.python_version()}
-    found |= {"torch": str(torch.__version__), "cuda": torch.version.cuda}
-    for name in ("numpy", "constriction", "compressai"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

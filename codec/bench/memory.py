@@ -1,208 +1,199 @@
-"""Peak memory of one codec on one picture, sound or video: encoding and decoding each in a process of their own.
+"""What the machine must hold: the peak memory of processes, each of which does one thing, and their seconds.
 
-The figures are of whole processes, Python and libraries included; a process that only starts and reads the file is
-the floor to compare with.
+Figures are of whole processes, Python and libraries included. :func:`measure_peak_memory` runs encoding and decoding of
+one clip by one contender each in a process of its own; one that only starts and reads the clip is the floor to compare
+with. :func:`bench_processes` runs whole `codec` commands.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import TokodecError
-from .process import _PROBE
+import numpy as np
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from .image.compressai import Baseline
-    from .image.ours import Coder
-    from .image.peers import Peer
+from ..errors import TokodecError, UsageError
+from ..settings import Setting
+from .contender import Coded, Contender
+from .report import print_table, table_of
 
-# Weighed as processes of `codec` are, with one codec in place of the command line.
-_CHILD = _PROBE.rpartition("from tokodec.codec.cli")[0] + (
-    "from tokodec.codec.bench.memory import child\nchild(*sys.argv[1:])\n"
-)
 START = "start-up"
+# What a process begins with: at its end it writes its peak memory in KiB. The kernel's figure for children (ru_maxrss)
+# will not do on Linux: it starts from what the parent held.
+_PROBE = """
+import atexit, pathlib, resource, sys
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage // 1024 if sys.platform == "darwin" else usage
+report = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: report.write_text(str(peak())))
+"""
+_COMMAND = _PROBE + "from tokodec.codec.cli import main\nmain()\n"
+_CHILD = _PROBE + "from tokodec.codec.bench.memory import child\nchild(*sys.argv[1:])\n"
 
 
-def weigh(
-    picture: Path, threads: int, coder: Coder, peers: list[Peer], baselines: list[Baseline]
+@dataclass(frozen=True)
+class Run:
+    """One finished process: wall-clock seconds, processor seconds (user and system), peak resident memory."""
+
+    command: str
+    seconds: float
+    cpu: float
+    mib: float
+    printed: str
+
+
+def run_process(name: str, code: str, arguments: Sequence[str]) -> Run:
+    """Run Python ``code`` in a process of its own. Raises TokodecError, with its last line on stderr, if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "peak"
+        before, begin = os.times(), time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(report), *arguments], capture_output=True, text=True, errors="replace"
+        )
+        seconds, after = time.perf_counter() - begin, os.times()
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise TokodecError(f"{name} failed: {last}")
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return Run(name, seconds, cpu, int(report.read_text()) / 1024, done.stdout)
+
+
+# ------------------------------------------------------------------------------------------------------ contenders
+
+
+def measure_peak_memory(
+    contenders: Sequence[Contender], reader: tuple[str, Mapping[str, Any]], source: Path, threads: int
 ) -> list[dict[str, Any]]:
-    """Peak memory of every codec at the middle one of its settings, ours with all levels where levels are the dial.
+    """Peak memory of every contender at one of its settings, see :class:`~.contender.Spec`.
 
-    Args:    picture: file that is coded.  threads: of PyTorch and of the peers.
-    Returns: dicts with "codec", "synthesis", "encode_mib", "decode_mib" (peak resident memory of the process) and
-             "gpu_mib" (what PyTorch held on the GPU at most, None on the CPU); the first is :data:`START`.
+    Args:    reader: "module:function" that reads a clip, and its arguments after the path.  source: the clip's file.
+             threads: of PyTorch.
+    Returns: dicts with "codec", "synthesis" (the variant), "encode_mib", "decode_mib" (peak resident memory of the
+             process) and "gpu_mib" (what PyTorch held on the GPU at most, None on the CPU); the first is :data:`START`.
     Raises:  TokodecError if a process fails.
     """
-    middle = coder.settings[-1] if coder.by_levels else coder.settings[len(coder.settings) // 2]
-    ours = {"model": coder.model, "levels": middle.levels, "quality": middle.quality, "device": coder.device}
-    ours["effort"] = coder.effort
-    jobs: list[dict[str, Any]] = [{"kind": "start", "codec": START, "synthesis": ""}]
-    for synthesis in coder.synthesis:
-        jobs.append({"kind": "ours", "codec": coder.name, "synthesis": synthesis, **ours})
-    for peer in peers:
-        quality = peer.curve[len(peer.curve) // 2]
-        jobs.append({"kind": "peer", "codec": peer.name, "synthesis": "", "quality": quality})
-    for baseline in baselines:
-        jobs.append({"kind": "baseline", "codec": baseline.name, "synthesis": "", "device": baseline.device})
-    return weigh_jobs(jobs, picture, threads)
-
-
-def weigh_jobs(jobs: list[dict[str, Any]], source: Path, threads: int) -> list[dict[str, Any]]:
-    """What :func:`weigh` returns, for jobs that :func:`child` understands, on the file ``source``."""
-    found = []
-    encoded: dict[str, tuple[float, float | None]] = {}  # once for all synthesis nets
+    start, _ = run_step({"reader": reader}, "start", source, Path())
+    found = [{"codec": START, "synthesis": "", "encode_mib": start, "decode_mib": start, "gpu_mib": None}]
     with tempfile.TemporaryDirectory() as folder:
-        for job in jobs:
-            coded = Path(folder) / "coded"
-            job["threads"] = threads
-            if job["codec"] not in encoded:
-                encoded[job["codec"]] = _run(job, "encode", source, coded)
-            encode_mib, gpu_encode = decode_mib, gpu_decode = encoded[job["codec"]]
-            if job["kind"] != "start":
-                decode_mib, gpu_decode = _run(job, "decode", source, coded)
-            gpu = None if gpu_encode is None or gpu_decode is None else max(gpu_encode, gpu_decode)
-            found.append(
-                {"codec": job["codec"], "synthesis": job["synthesis"], "encode_mib": encode_mib,
-                 "decode_mib": decode_mib, "gpu_mib": gpu}
-            )  # fmt: skip
+        coded = Path(folder) / "coded"
+        for contender in contenders:
+            if (spec := contender.spec()) is None:
+                continue
+            job = {"reader": reader, "factory": spec.factory, "arguments": spec.arguments, "threads": threads}
+            job |= {"codec": contender.name, "setting": asdict(spec.setting)}
+            encode_mib, gpu_encode = run_step(job, "encode", source, coded)
+            for variant in contender.variants:
+                decode_mib, gpu_decode = run_step(job | {"variant": variant}, "decode", source, coded)
+                gpu = None if gpu_encode is None or gpu_decode is None else max(gpu_encode, gpu_decode)
+                names = {"codec": contender.name, "synthesis": variant}
+                found.append(names | {"encode_mib": encode_mib, "decode_mib": decode_mib, "gpu_mib": gpu})
     return found
 
 
-def _run(job: dict[str, Any], step: str, source: Path, coded: Path) -> tuple[float, float | None]:
-    """MiB of one process, in memory and on the GPU."""
-    report = coded.with_name("peak")
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(report), json.dumps(job), step, str(source), str(coded)],
-        capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TokodecError(f"weighing {job['codec']} failed: {last}")
-    return int(report.read_text()) / 1024, json.loads(done.stdout.splitlines()[-1])
+def run_step(job: dict[str, Any], step: str, source: Path, coded: Path) -> tuple[float, float | None]:
+    """MiB of one process that does a step of a job, in memory and on the GPU."""
+    name = f"measuring {job.get('codec', START)}"
+    done = run_process(name, _CHILD, [json.dumps(job), step, str(source), str(coded)])
+    return done.mib, json.loads(done.printed.splitlines()[-1])
 
 
 def child(text: str, step: str, source: str, coded: str) -> None:
-    """In the process that is weighed: one step of one codec; prints the peak on the GPU in MiB, or null."""
+    """Do one step of one contender in the process that is measured; print the peak on the GPU in MiB, or null."""
     job = json.loads(text)
-    work = _sound_step if job.get("sound") else _video_step if job.get("video") else _picture_step
-    work(job, step, source, Path(coded))
-    print(json.dumps(_gpu_mib(job.get("device"))))
-
-
-def _picture_step(job: dict[str, Any], step: str, picture: str, file: Path) -> None:
-    from ..container.fields import MAX_PIXELS
-    from ..media.read_image import read_image
-    from ..metrics.picture import as_rgb
-
-    size = (0, 0)
-    x = None
-    if step == "encode" or job["kind"] == "baseline":
-        x = as_rgb(read_image(Path(picture), picture, MAX_PIXELS).pixels)
-        size = x.shape[:2]
-    if job["kind"] == "ours":
-        from .image.ours import Coder, Setting, decode_ours, encode_ours
-
-        setting = Setting(job["levels"], job["quality"])
-        _set_threads(job["threads"])
-        coder = Coder(job["model"], job["codec"], (setting,), (job["synthesis"],), job["device"], job["effort"])
-        if x is not None:
-            file.write_bytes(encode_ours(x, coder, setting)[0])
-        else:
-            decode_ours(file.read_bytes(), coder, job["synthesis"])
-    elif job["kind"] == "peer":
-        from .image.peers import PeerSearch, decode_peer, find_peers
-
-        (peer,) = find_peers([job["codec"]], job["threads"])
-        if x is not None:
-            file.write_bytes(PeerSearch(peer, x, job["threads"]).encode(job["quality"]).data)
-        else:
-            decode_peer(file.read_bytes())
-    elif job["kind"] == "baseline":
-        from .image.compressai import from_text, load_baseline, to_text
-
-        _set_threads(job["threads"])
-        baseline = load_baseline(job["codec"], job["device"])
-        if step == "encode" and x is not None:
-            file.write_text(to_text(baseline.compress(x)[0]))
-        else:
-            baseline.decompress(from_text(file.read_text()), *size)
-
-
-def _sound_step(job: dict[str, Any], step: str, sound: str, file: Path) -> None:
-    from .clips import read_clip
-
-    clip = read_clip(Path(sound), job["max_seconds"])
-    if job["kind"] == "ours":
-        from .audio.ours import SoundCoder, decode_sound, encode_sound
-
-        _set_threads(job["threads"])
-        coder = SoundCoder(job["model"], job["codec"], (job["kbps"],), job["device"], job["effort"])
-        if step == "encode":
-            file.write_bytes(encode_sound(clip.wav, coder, job["kbps"]).data)
-        else:
-            decode_sound(file.read_bytes(), coder)
-    elif job["kind"] == "peer":
-        from .audio.opus import decode_opus, encode_opus
-
-        if step == "encode":
-            file.write_bytes(encode_opus(clip.x, job["kbps"]).data)
-        else:
-            decode_opus(file.read_bytes())
-    elif job["kind"] == "baseline":
-        import numpy as np
-
-        from .audio.neural import load_sound_baseline
-
-        _set_threads(job["threads"])
-        baseline = load_sound_baseline(job["codec"], job["device"])
-        if step == "encode":
-            file.write_bytes(baseline.encode(clip.x).astype(np.int16).tobytes())
-        else:
-            codes = np.frombuffer(file.read_bytes(), np.int16).astype(np.int64)
-            baseline.decode(codes.reshape(baseline.codebooks, -1))
-
-
-def _video_step(job: dict[str, Any], step: str, source: str, file: Path) -> None:
-    from .videos import Coded, VideoCodec, VideoSetting, read_video
-
-    codec: VideoCodec
-    if job["kind"] == "start":
-        read_video(Path(source), job["frames"])
-        return
-    if job["kind"] == "peer":
-        from .video.peers import find_video_peer
-
-        codec = find_video_peer(job["codec"], job["threads"])
-    else:
-        from .video.ours import prepare_frames, prepare_video
-
-        _set_threads(job["threads"])
-        ours = job["kind"] == "ours"
-        codec = prepare_video(*job["arguments"]) if ours else prepare_frames(*job["arguments"])
-    if step == "encode":
-        coded = codec.encode(read_video(Path(source), job["frames"]), VideoSetting(*job["setting"]))
-        file.write_text(json.dumps({"n": coded.n, "every": coded.every, "files": [f.hex() for f in coded.files]}))
-    else:
+    file = Path(coded)
+    contender: Contender | None = None
+    if step != "start":
+        make = named(job["factory"])  # imports PyTorch where it is needed
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(job["threads"])
+        contender = make(**job["arguments"])
+    if step == "decode":
+        assert contender is not None
         found = json.loads(file.read_text())
-        coded = Coded(tuple(map(bytes.fromhex, found["files"])), found["n"], found["every"])
-        for _ in codec.decode(coded):
-            pass
+        contender.decode(Coded(tuple(map(bytes.fromhex, found["files"])), found["size"]), job["variant"])
+    else:
+        name, arguments = job["reader"]
+        clip = named(name)(Path(source), **arguments)
+        if contender is not None:
+            done = contender.encode(clip, Setting(**job["setting"]))
+            file.write_text(json.dumps({"files": [data.hex() for data in done.files], "size": done.size}))
+    print(json.dumps(gpu_mib()))
 
 
-def _set_threads(threads: int) -> None:
-    import torch
+def named(name: str) -> Any:
+    """What "module:name" stands for, a module of the benchmarks."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
 
-    torch.set_num_threads(threads)
 
-
-def _gpu_mib(device: str | None) -> float | None:
-    if device != "cuda":
+def gpu_mib() -> float | None:
+    """The most that PyTorch held on the GPU; None if it did not use one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return None
-    import torch
+    return float(torch.cuda.max_memory_allocated() / 2**20)
 
-    return torch.cuda.max_memory_allocated() / 2**20
+
+# ------------------------------------------------------------------------------------------------- whole commands
+
+
+def run_codec(*arguments: str) -> Run:
+    """Run a `codec` command. Raises TokodecError if it fails."""
+    return replace(run_process(f"codec {' '.join(arguments)}", _COMMAND, arguments), command=arguments[0])
+
+
+def write_synthetic(path: Path, megapixels: float) -> None:
+    """Write a PPM of about so many million pixels, 4:3, with gradients, edges and noise in every tile; seed 0.
+
+    Row by row, so that a picture of any size can be made.
+    """
+    height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
+    width = max(1, round(megapixels * 1e6 / height))
+    rng = np.random.default_rng(0)
+    columns = np.arange(width, dtype=np.int64)
+    with path.open("wb") as file:
+        file.write(f"P6\n{width} {height}\n255\n".encode())
+        for row in range(height):
+            base = (columns // 7 + row // 5 + 40 * ((columns // 97 + row // 61) % 3)) % 224
+            pixels = base[:, None] + np.array([0, 8, 16]) + rng.integers(0, 16, (width, 1))
+            file.write(pixels.astype(np.uint8).tobytes())
+
+
+def bench_processes(picture: Path | None, megapixels: float | None, model: str | None, device: str) -> list[Run]:
+    """Time and measure `codec --help`, `encode`, `info` and `decode` on a file or a synthetic picture; print a table.
+
+    Raises: UsageError unless one of ``picture`` and ``megapixels`` is given.
+    """
+    if (picture is None) == (megapixels is None):
+        raise UsageError("give a picture or --megapixels")
+    more = ["--device", device, *(["--model", model] if model else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        source = picture
+        if source is None:
+            source = Path(folder) / "synthetic.ppm"
+            write_synthetic(source, megapixels or 0)
+        tok, out = str(Path(folder) / "a.tok"), str(Path(folder) / "a.png")
+        runs = [
+            run_codec("--help"),
+            run_codec("encode", str(source), "-o", tok, *more),
+            run_codec("info", tok),
+            run_codec("decode", tok, "-o", out, *more),
+        ]
+    columns = [("command", "codec {command}"), ("seconds", "{seconds:.2f}"), ("CPU seconds", "{cpu:.2f}")]
+    table = table_of(map(vars, runs), [*columns, ("peak MiB", "{mib:.0f}")])
+    print_table(Console(), table, f"whole processes on {source.name}, {os.cpu_count()} CPUs")
+    return runs

@@ -1,126 +1,178 @@
-"""One HTML page for a benchmark: curves, tables, and pictures under a slider. Everything is inside the file."""
+"""The HTML page of a rate benchmark: curves, exhibits and the sections of its report. Everything is inside the file."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .curves import BD_METRICS, FEWEST
-from .page_script import SCRIPT, STYLE
-
-SHOWN = 768  # pixels: larger pictures are cut to their middle, so that the page stays small
+from .metrics import Metric
+from .report import Cell, Section, Table
 
 # Colours that colour-blind readers tell apart (Okabe and Ito), on white and on black.
 OURS = ("#d55e00", "#e69f00", "#b8860b")
 PEERS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#8a8a8a", "#7a5cc2", "#2f9e9e")
-METRICS = (
-    ("psnr", "PSNR, dB", 2),
-    ("ms_ssim_db", "MS-SSIM, dB", 2),
-    ("ssimulacra2", "SSIMULACRA2", 1),
-    ("feature_distance", "feature distance (Lite2, lower is better)", 4),
-)
-# Published curves that are drawn from the start; the others are a click away.
-FIRST_SHOWN = (
-    "VTM (VVC)", "BPG 4:4:4 (x265)", "AV1 (libaom)", "bmshj2018-hyperprior MSE (CompressAI)",
-    "mbt2018-mean MSE (CompressAI)", "cheng2020-anchor MSE (CompressAI)", "elic2022 MSE (paper)",
-    "elic2022 (paper, its MS-SSIM plot)",
-)  # fmt: skip
+
+
+BPP = {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4}
+KBPS = {"key": "kbps", "name": "kbit/s", "unit": "kbit/s", "digits": 2}
 
 
 @dataclass(frozen=True)
 class Version:
-    """One picture by one codec. psnr: None for the original.  pixels: ``[H, W, 3]`` uint8."""
+    """A clip by one codec. kind: "original", "ours" or "peer".  media: what shows or plays it, HTML.  note: its bytes
+    and quality.  still: a frame of a video, ``[H, W, 3]`` uint8."""
 
     label: str
-    kind: str  # "original", "ours" or "peer"
-    bytes: int
-    psnr: float | None
-    pixels: np.ndarray
+    kind: str
+    media: str
+    note: str = ""
+    still: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A picture in all its versions, the original first. setting: of our files, e.g. "2 levels"."""
+    """A clip in all its versions, the original first. layout: class of the article.  above, below: HTML around the
+    cards of the versions, with ``more`` at the end of each.  group: what it is sorted by."""
 
     name: str
-    setting: str
-    versions: list[Version]
+    about: str
+    versions: Sequence[Version]
+    layout: str
+    above: str = ""
+    below: str = ""
+    more: str = ""
+    group: str = ""
+
+    @property
+    def html(self) -> str:
+        cards = "".join(
+            f'<figure class="{v.kind}" data-kind="{v.kind}">{v.media}<figcaption><b>{escape(v.label)}</b>'
+            f"{f'<br>{v.note}' if v.note else ''}{self.more}</figcaption></figure>"
+            for v in self.versions
+        )
+        head = f"<h3>{escape(self.name)} <small>{escape(self.about)}</small></h3>"
+        return f"""<article class="{self.layout}">
+{head}{self.above}
+<div class="cards">{cards}</div>
+{self.below}</article>
+"""
 
 
-def page(report: dict[str, Any], exhibits: Sequence[Exhibit]) -> str:
-    """The page as text. ``report`` is what results.json holds, see :func:`~.image.bench_images`."""
-    n = len(report["pictures"])
-    title = f"{report['model']}: {n} picture{'s' * (n != 1)}"
+@dataclass(frozen=True)
+class Chart:
+    """What the script draws. rate: the horizontal axis.  metrics: the vertical one, to choose from.  series: see
+    :func:`draw`.  ends: of the axis of rates, to choose from.  groups: points belong to one of them, and one is drawn
+    at a time."""
+
+    rate: Mapping[str, Any]
+    metrics: Sequence[Metric]
+    series: Sequence[Mapping[str, Any]]
+    ends: Sequence[float]
+    groups: Sequence[str] = ()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        metrics = [{"key": m.key, "name": m.axis, "digits": m.digits} for m in self.metrics]
+        groups = {"groups": list(self.groups)} if self.groups else {}
+        return {"rate": dict(self.rate), "metrics": metrics, "series": list(self.series), **groups}
+
+
+def draw(
+    curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], rate: str, keys: Sequence[str],
+    shown: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Series of a chart from name, kind and entries of each curve: points with the finite ones of ``keys`` (JSON has no
+    infinity), rising in ``rate``. shown: names of the published curves that are drawn from the start."""
+    palettes = {"ours": cycle(OURS), "peer": cycle(PEERS), "published": pale_colours(len(shown))}
+    series = []
+    for name, kind, entries in curves:
+        points = [{key: entry[key] for key in keys if finite(entry.get(key))} for entry in entries]
+        points.sort(key=lambda point: point[rate])
+        drawn = kind != "published" or name in shown
+        series.append(
+            {"name": name, "kind": kind, "colour": next(palettes[kind]), "shown": drawn, "points": points}
+        )
+    return series
+
+
+def pale_colours(first: int) -> Iterator[str]:
+    """Of published curves, the first ones far apart."""
+    yield from (f"hsl({i * 360 // first} 45% 50%)" for i in range(first))
+    yield from (f"hsl({i * 137 % 360} 30% 58%)" for i in range(100))
+
+
+def finite(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows beside its chart and sections. lead: what the figures are.  exhibits: after a heading and what
+    to do with them.  sources: name and description of everything that was measured.  style, script: more of both, after
+    those of all pages."""
+
+    title: str
+    lead: str
+    exhibits: tuple[str, str, Sequence[Exhibit]]
+    sources: Mapping[str, str]
+    style: str = ""
+    script: str = ""
+
+
+def page(what: Page, report: Mapping[str, Any], chart: Chart, sections: Sequence[Section]) -> str:
+    """The page as text. ``report`` is what results.json holds."""
     place = report["machine"] | report["versions"] | {key: report[key] for key in ("commit", "date")}
     facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in place.items())
-    codecs = report["peers"] | report["compressai"]
-    how = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in codecs.items())
-    if report["published"]:
-        how += f"<li><b>published points</b>: {escape(report['published'])}</li>"
-    skipped = "".join(f"<p>Left out: {escape(reason)}</p>" for reason in report["skipped"])
-    data = chart_data(report)
-    pictures = "".join(figure(e) for e in exhibits)
-    body = f"""<p>Sizes are those of whole files, headers included. A point of a curve is the mean over all
-pictures at one setting of one codec.</p>
-{skipped}
-<h2>Rate and distortion</h2>
-{chart(data, (0.1, 0.25, 0.5, 1, 2))}
-{bd_section(report)}
-{places_section(report)}
-<h2>Pictures at equal bytes</h2>
-<p>Pull the line to compare. The buttons choose what is left and right of it. Each other codec has the quality that
-gives the largest file not above ours.</p>
-{pictures}
-{matched_section(report)}
-{speed_section(report)}
-<h2>Means of every curve</h2>
-<details><summary>all settings of all codecs that were measured here</summary>{curves_table(report)}</details>
-<h2>How it was measured</h2>
-<ul>{how}</ul>
-<dl>{facts}</dl>
-"""
-    return document(title, body, data)
-
-
-def document(title: str, body: str, data: dict[str, Any], style: str = "", script: str = "") -> str:
-    """A whole page. ``data``: what :func:`chart` draws.  style, script: more of both, after those of all pages."""
-    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # nothing in it may end the element
+    how = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in what.sources.items())
+    notes = "".join(f"<p>Note: {escape(note)}</p>" for note in report.get("notes", []))
+    notes += "".join(f"<p>Left out: {escape(reason)}</p>" for reason in report["skipped"])
+    heading, hint, exhibits = what.exhibits
+    text = json.dumps(chart.data, allow_nan=False).replace("<", "\\u003c")  # nothing in it may end the element
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{STYLE}{style}</style>
+<title>{escape(what.title)}</title>
+<style>{STYLE}{what.style}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-{body}
+<h1>{escape(what.title)}</h1>
+<p>{escape(what.lead)}</p>
+{notes}
+<h2>Rate and distortion</h2>
+{chart_html(chart)}
+<h2>{escape(heading)}</h2>
+<p>{escape(hint)}</p>
+{"".join(exhibit.html for exhibit in exhibits)}
+{"".join(section_html(section) for section in sections)}
+<h2>How it was measured</h2>
+<ul>{how}</ul>
+<dl>{facts}</dl>
 <script type="application/json" id="data">{text}</script>
-<script>{SCRIPT}{script}</script>
+<script>{SCRIPT}{what.script}</script>
 </body>
 </html>
 """
 
 
-def chart(data: dict[str, Any], most: Sequence[float]) -> str:
-    """Where the script draws ``data``, with its controls. most: ends of the axis of rates to choose from."""
-    metrics = "".join(f'<option value="{m["key"]}">{escape(m["name"])}</option>' for m in data["metrics"])
-    ends = "".join(f'<option value="{v}">{v}</option>' for v in most)
-    groups = "".join(f'<option value="{escape(g)}">{escape(g)}</option>' for g in data.get("groups", ()))
+def chart_html(chart: Chart) -> str:
+    """Where the script draws, with its controls."""
+    metrics = "".join(f'<option value="{m.key}">{escape(m.axis)}</option>' for m in chart.metrics)
+    ends = "".join(f'<option value="{v}">{v}</option>' for v in chart.ends)
+    groups = "".join(f'<option value="{escape(g)}">{escape(g)}</option>' for g in chart.groups)
     return f"""<div class="controls">
 {f'<label>clips <select id="group">{groups}</select></label>' if groups else ""}
 <label>metric <select id="metric">{metrics}</select></label>
-<label>{escape(data["rate"]["name"])} <select id="axis"><option>linear</option><option>log</option></select></label>
+<label>{escape(chart.rate["name"])} <select id="axis"><option>linear</option><option>log</option></select></label>
 <label>up to <select id="most"><option value="0">all</option>{ends}</select></label>
 <span>Point at a curve for its numbers; a click on a name hides or shows it.</span>
 </div>
@@ -129,199 +181,265 @@ def chart(data: dict[str, Any], most: Sequence[float]) -> str:
 <div id="legend"></div>"""
 
 
-def chart_data(report: dict[str, Any]) -> dict[str, Any]:
-    """What the script draws: metrics that have points, and a series for each curve. No infinity, which JSON lacks."""
-    curves = sorted(report["curves"], key=lambda c: FIRST_SHOWN.index(c["name"]) if c["name"] in FIRST_SHOWN else 99)
-    curves.sort(key=lambda c: ("ours", "peer", "published").index(c["kind"]))  # else in their own order
-    series = []
-    colours = {"ours": iter(cycle(OURS)), "peer": iter(cycle(PEERS)), "published": iter(published_colours())}
-    for curve in curves:
-        points = [
-            {key: value for key in ("setting", "bpp", *(m[0] for m in METRICS)) if finite(value := point.get(key))}
-            for point in curve["points"]
-        ]
-        points.sort(key=lambda p: p["bpp"])
-        shown = curve["kind"] != "published" or curve["name"] in FIRST_SHOWN
-        entry = {"name": curve["name"], "kind": curve["kind"], "colour": next(colours[curve["kind"]])}
-        series.append({**entry, "shown": shown, "points": points})
-    measured = {key for s in series if s["kind"] != "published" for p in s["points"] for key in p}
-    metrics = [{"key": key, "name": name, "digits": digits} for key, name, digits in METRICS if key in measured]
-    return {
-        "rate": {"key": "bpp", "name": "bits per pixel", "unit": "bpp", "digits": 4},
-        "metrics": metrics or [{"key": "psnr", "name": "PSNR, dB", "digits": 2}],
-        "series": series,
-    }
+def section_html(section: Section) -> str:
+    tables = "".join(
+        "<div>" + (f"<h3>{escape(title)}</h3>" if title else "") + table_html(table) + "</div>"
+        for title, table in section.tables
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in section.notes)
+    if len(section.tables) > 1:
+        tables = f'<div class="columns">{tables}</div>'
+    body = f"<p>{escape(section.about)}</p>{tables}" + (f"<ul>{notes}</ul>" if notes else "")
+    if section.page_only:
+        body = f"<details><summary>{escape(section.page_only)}</summary>{body}</details>"
+    return f"<h2>{escape(section.title)}</h2>\n{body}\n"
 
 
-def finite(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def cycle(colours: Sequence[str]) -> list[str]:
-    return [*colours] * 20
-
-
-def published_colours() -> list[str]:
-    """Paler than the others; those that are drawn from the start are far apart."""
-    first = [f"hsl({i * 360 // len(FIRST_SHOWN)} 45% 50%)" for i in range(len(FIRST_SHOWN))]
-    return first + [f"hsl({i * 137 % 360} 30% 58%)" for i in range(100)]
-
-
-# ------------------------------------------------------------------------------------------------------------ tables
-
-
-def html_table(names: Iterable[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """``rows``: class of the row, and its cells as HTML."""
-    head = "".join(f"<th>{name}</th>" for name in names)
+def table_html(table: Table) -> str:
+    head = "".join(f"<th>{escape(wide_head(name))}</th>" for name in table.heads)
     body = "".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for kind, cells in rows
+        f'<tr class="{kind}">' + "".join(f"<td>{cell_html(cell)}</td>" for cell in cells) + "</tr>"
+        for kind, cells in table.rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def wide_head(head: str) -> str:
+    narrow, _, wide = head.partition("|")
+    return wide or narrow.replace("\n", " ")
 
 
-def percent(pair: dict[str, Any]) -> str:
-    """A BD-rate with its range, or a dash that says why there is none when it is pointed at."""
-    if pair["percent"] is None:
-        return f'<span title="{escape(pair["reason"])}">-</span>'
-    return f"{pair['percent']:+.1f} % <small>({pair['low']:.1f} to {pair['high']:.1f})</small>"
+def cell_html(cell: str | Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    title = f' title="{escape(cell.hint)}"' if cell.hint else ""
+    small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
+    return f'<span class="{cell.mark}"{title}>{escape(cell.text)}</span>{small}'
 
 
-def bd_section(report: dict[str, Any]) -> str:
-    """BD-rates against the codecs that were measured."""
-    pairs = [pair for pair in report["bd_rate"]["pairs"] if pair["kind"] == "peer"]
-    if not pairs:
-        return ""
-    found = list(dict.fromkeys(pair["metric"] for pair in pairs))
-    cells = {(pair["ours"], pair["against"], pair["metric"]): percent(pair) for pair in pairs}
-    rows = [
-        ("", [escape(ours), escape(against), *(cells.get((ours, against, metric), "-") for metric in found)])
-        for ours, against in dict.fromkeys((pair["ours"], pair["against"]) for pair in pairs)
-    ]
-    return f"""<h2>Bits that ours takes more (BD-rate)</h2>
-<p>Negative: ours takes fewer. Mean over the range of the metric in brackets, which both curves have in common (MS-SSIM
-in dB); by the package bjontegaard, method {escape(report["bd_rate"]["method"])}. A dash: fewer than {FEWEST} rising
-points, or too little in common.</p>
-{html_table(["ours", "against", *(BD_METRICS[metric] for metric in found)], rows)}"""
+def data_uri(kind: str, data: bytes) -> str:
+    """Data inside an address, e.g. of kind "image/png"."""
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
 
 
-def places_section(report: dict[str, Any]) -> str:
-    """Our place among the published curves: one list for each of our curves and each metric."""
-    if not report["places"]:
-        return ""
-    lists = []
-    for place in report["places"]:
-        rows = [("", [escape(e["against"]), percent(e)]) for e in place["order"]]
-        rows.insert(place["place"] - 1, ("own", [escape(place["ours"]), ""]))
-        numbered = [(kind, [f"{i}. {cells[0]}", *cells[1:]]) for i, (kind, cells) in enumerate(rows, 1)]
-        left_out = "; ".join(f"{escape(e['against'])}: {escape(e['reason'])}" for e in place["left_out"])
-        more = f"<details><summary>{len(place['left_out'])} without a figure</summary>{left_out}</details>"
-        head = f"{escape(place['ours'])}, {BD_METRICS[place['metric']]}: {place['place']} of {place['of']}"
-        table = html_table(["", "bits ours takes more"], numbered)
-        lists.append(f"<div><h3>{head}</h3>{table}{more if left_out else ''}</div>")
-    return f"""<h2>Place among the published curves</h2>
-<p>Ordered by our BD-rate against each. The ranges differ from pair to pair.</p>
-<div class="columns">{"".join(lists)}</div>"""
+# ------------------------------------------------------------------------------------------------- style and script
 
-
-def matched_section(report: dict[str, Any]) -> str:
-    """Ours at each number of levels and the others at the same bytes, if our dial is levels."""
-    groups = report["aggregates"]
-    if not groups:
-        return ""
-    rows = []
-    previous = None
-    for g in groups:
-        name = f"{g['codec']} {g['synthesis']}".strip()
-        cells = [escape(name), str(g["levels"]), number(g["bytes"], 0), number(g["bpp"], 4), number(g["psnr"], 2)]
-        cells += [number(g["ms_ssim"], 4), number(g["ssimulacra2"], 1), number(g["feature_distance"], 4)]
-        cells += [number(g["encode_s"], 3), number(g["decode_s"], 3), f"{g['bytes_ratio']:.0%}"]
-        cells.append("" if g["codec"] == report["model"] else f"{g['reached']} of {g['pictures']}")
-        rows.append(("first" if previous not in (None, g["levels"]) else "", cells))
-        previous = g["levels"]
-    names = ["codec", "levels", "bytes", "bpp", "PSNR", "MS-SSIM", "SSIMULACRA2", "feature distance"]
-    names += ["encode s", "decode s", "of our bytes", "reached"]
-    return f"""<h2>Means at equal bytes</h2>
-<p>Each other codec has, for each picture, the quality that gives the largest file not above ours. Reached: on how many
-pictures its lowest quality is small enough.</p>
-{html_table(names, rows)}"""
-
-
-def speed_section(report: dict[str, Any]) -> str:
-    """Seconds and memory of every codec."""
-    weighed = {(e["codec"], e["synthesis"]): e for e in (report["memory"] or {"codecs": []})["codecs"]}
-    timed = {(e["codec"], e["synthesis"]): e for e in report["speed"]}
-    rows = []
-    for key in dict.fromkeys([*weighed, *timed]):
-        time, weight = timed.get(key, {}), weighed.get(key, {})
-        random = " <small>(random weights)</small>" if time.get("random_weights") else ""
-        name = escape(" ".join(key).strip()) + random
-        cells = [name, number(time.get("encode_s"), 3), number(time.get("decode_s"), 3)]
-        cells += [number(weight.get(key), 0) for key in ("encode_mib", "decode_mib", "gpu_mib")]
-        rows.append(("", cells))
-    place = report["machine"]
-    where = place["device"] if place["device"] != "cpu" else place["processor"]
-    about = f"Median over pictures and settings; {escape(where)}, {place['torch_threads']} threads for every codec."
-    if report["memory"]:
-        about += (
-            f" Memory is the peak of a whole process that codes {escape(report['memory']['picture'])} once, Python and"
-            " libraries included; start-up is one that only reads the picture."
-        )
-    if report["compressai"]:
-        about += " CompressAI models have random weights here: they are there for their times only."
-    names = ["codec", "encode s", "decode s", "encode MiB", "decode MiB", "GPU MiB"]
-    return f"<h2>Seconds and memory for one picture</h2><p>{about}</p>{html_table(names, rows)}"
-
-
-def curves_table(report: dict[str, Any]) -> str:
-    """The means at every setting of every codec that was measured."""
-    rows: list[tuple[str, list[str]]] = []
-    for curve in report["curves"]:
-        if curve["kind"] == "published":
-            continue
-        for i, p in enumerate(curve["points"]):
-            cells = [escape(curve["name"]), escape(p["setting"]), number(p["bytes"], 0), number(p["bpp"], 4)]
-            cells += [number(p["psnr"], 2), number(p["ms_ssim"], 4), number(p["ssimulacra2"], 1)]
-            cells += [number(p["feature_distance"], 4), number(p["encode_s"], 3), number(p["decode_s"], 3)]
-            rows.append(("first" if not i and rows else "", cells))
-    names = ["codec", "setting", "bytes", "bpp", "PSNR", "MS-SSIM", "SSIMULACRA2", "feature distance", "encode s"]
-    return html_table([*names, "decode s"], rows)
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def figure(exhibit: Exhibit) -> str:
-    """A slider over two versions, and all versions below it with their bytes."""
-    height, width = exhibit.versions[0].pixels.shape[:2]
-    shown = min(width, SHOWN), min(height, SHOWN)
-    cut = f", the middle {shown[0]} &times; {shown[1]} pixels" if shown != (width, height) else ""
-    cards = "".join(
-        f'<figure data-kind="{v.kind}"><img alt="{escape(v.label)}" src="{data_uri(v.pixels)}">'
-        f"<figcaption><b>{escape(v.label)}</b><br>{v.bytes:,} bytes{f', {v.psnr:.2f} dB' if v.psnr else ''}<br>"
-        f'<button data-side="left">left</button><button data-side="right">right</button></figcaption></figure>'
-        for v in exhibit.versions
-    )
-    return f"""<section>
-<h3>{escape(exhibit.name)} <small>{width} &times; {height}{cut}, ours with {escape(exhibit.setting)}</small></h3>
-<div class="slider" style="aspect-ratio:{shown[0]}/{shown[1]};max-width:{shown[0]}px">
-<img class="right" alt="right"><img class="left" alt="left"><span class="line"></span>
-<output class="left"></output><output class="right"></output>
-<input type="range" min="0" max="100" step="0.1" value="50" aria-label="border between left and right">
-</div>
-<div class="cards">{cards}</div>
-</section>
+STYLE = """
+:root{--paper:#fff;--ink:#1a1a1a;--faint:#ddd;--box:#f4f4f4;color-scheme:light dark}
+@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#e8e8e8;--faint:#3a3a3a;--box:#242424}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{max-width:1040px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}h3{font-size:1rem}h3 small{font-weight:normal;opacity:.75}
+button,select{font:inherit;color:inherit}
+.controls{display:flex;flex-wrap:wrap;gap:.4rem 1.4rem;align-items:baseline;font-size:14px}
+#chart{position:relative}#chart svg{display:block;width:100%;height:auto;touch-action:pan-y}
+svg text{font-size:13px;fill:var(--ink)}svg .grid{stroke:var(--faint)}
+svg .curve{fill:none;stroke-width:1.8}svg .ours{stroke-width:3}svg .published{stroke-width:1.4;stroke-dasharray:5 4}
+@media (max-width:640px){svg text{font-size:24px}}
+svg .faded{opacity:.25}
+#tip{position:absolute;pointer-events:none;background:#000d;color:#fff;font-size:13px;line-height:1.35}
+#tip{padding:.3em .6em;border-radius:4px;white-space:pre;z-index:1}
+#legend div{display:flex;flex-wrap:wrap;gap:.25rem .4rem;align-items:center;margin:.35rem 0;font-size:13px}
+#legend b{font-weight:600;margin-right:.3rem}
+#legend button{border:1px solid var(--faint);border-radius:1em;background:var(--box);padding:.05em .7em;cursor:pointer}
+#legend button[aria-pressed=false]{opacity:.45;text-decoration:line-through}
+#legend i{display:inline-block;width:.75em;height:.75em;border-radius:50%;margin-right:.4em}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:.25em .6em;text-align:right}th:first-child,td:first-child{text-align:left;white-space:nowrap}
+thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}tr.first td{border-top:1px solid var(--faint)}
+tr.own td{font-weight:700;background:var(--box)}
+.columns{display:flex;flex-wrap:wrap;gap:0 2.5rem;align-items:start}
+.slider{position:relative;overflow:hidden;user-select:none}
+.slider img{position:absolute;inset:0;width:100%;height:100%}
+.slider input{position:absolute;inset:0;width:100%;height:100%;margin:0;opacity:0;cursor:ew-resize}
+.slider .line{position:absolute;top:0;bottom:0;width:2px;margin-left:-1px;background:#fff;box-shadow:0 0 3px #000}
+.slider:focus-within .line{width:4px;margin-left:-2px}
+.slider output{position:absolute;top:8px;padding:0 .5em;background:#000a;color:#fff;font-size:13px;border-radius:3px}
+.slider output.left{left:8px}.slider output.right{right:8px}
+article{margin-top:1.5rem}article h3{margin-bottom:.3rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:.9rem;margin-top:.6rem}
+.pictures .cards{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}
+.cards figure{margin:0;background:var(--box);border-radius:6px;overflow:hidden}.cards img{width:100%;display:block}
+.sounds .ours,.videos .ours{outline:2px solid #d55e00}
+figcaption{font-size:13px;line-height:1.4;padding:.3em .7em}.cards button{margin:.2em .3em 0 0}
+.cards button[aria-pressed=true]{font-weight:700;outline:2px solid currentColor}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:13px}dd{margin:0;overflow-wrap:anywhere}
+details{margin-top:1rem}li{font-size:14px}
 """
 
+# Data come from the element #data: {rate: {key, name, unit, digits}, metrics: [{key, name, digits}],
+# series: [{name, kind, colour, shown, points}]}. Where there are groups too, each point has one, and one is drawn.
+SCRIPT = """
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const W = 1000, H = 560, LEFT = 62, RIGHT = 16, TOP = 14, BOTTOM = 46;
+const rate = data.rate.key;
+const state = {metric: data.metrics[0].key, log: false, most: 0, group: data.groups ? data.groups[0] : undefined};
+const tip = document.getElementById("tip"), chart = document.getElementById("chart");
+const SVG = chart.querySelector("svg").namespaceURI;
+let dots = [];  // what is drawn: {x, y, series, point} in units of the drawing
 
-def data_uri(pixels: np.ndarray) -> str:
-    """The picture, or its middle, as a lossless WebP inside an address."""
-    height, width = pixels.shape[:2]
-    top, left = max(0, (height - SHOWN) // 2), max(0, (width - SHOWN) // 2)
-    part = np.ascontiguousarray(pixels[top : top + SHOWN, left : left + SHOWN])
-    buffer = io.BytesIO()
-    Image.fromarray(part).save(buffer, "WEBP", lossless=True, quality=75, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+function svg(tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const key in attributes) element.setAttribute(key, attributes[key]);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function ticks(low, high, about) {
+  const span = high - low || 1, power = 10 ** Math.floor(Math.log10(span / about));
+  const step = [1, 2, 5, 10].map(m => m * power).find(s => span / s <= about);
+  const found = [];
+  const last = Math.ceil(high / step - 1e-9);
+  for (let i = Math.floor(low / step + 1e-9); i <= last; i++) found.push(+(i * step).toFixed(9));
+  return found;
+}
+
+function logTicks(low, high) {
+  const found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
+    for (const m of [1, 2, 5]) found.push(+(m * 10 ** e).toPrecision(3));
+  const first = Math.max(0, found.findLastIndex(v => v <= low)), last = found.findIndex(v => v >= high);
+  return found.slice(first, last < 0 ? found.length : last + 1);
+}
+
+function draw() {
+  const metric = data.metrics.find(m => m.key === state.metric);
+  const lines = data.series.filter(s => s.shown)
+    .map(series => ({series, points: series.points.filter(
+      p => p.group === state.group && Number.isFinite(p[metric.key]) && p[rate] > 0)}))
+    .filter(line => line.points.length);
+  const most = state.most || Infinity;
+  const inside = lines.flatMap(line => line.points.filter(p => p[rate] <= most));
+  const label = `${metric.name} over ${data.rate.name}`;
+  const root = svg("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label});
+  dots = [];
+  if (!inside.length) root.append(svg("text", {x: W / 2, y: H / 2, "text-anchor": "middle"}, "nothing to show"));
+  else {
+    const rates = inside.map(p => p[rate]), values = inside.map(p => p[metric.key]);
+    const right = state.most ? Math.max(state.most, Math.min(...rates) * 2) : Math.max(...rates);
+    const xs = state.log ? logTicks(Math.min(...rates), right) : ticks(0, right, 8);
+    const ys = ticks(Math.min(...values), Math.max(...values), 8);
+    const scale = state.log ? Math.log : v => v, x0 = scale(xs[0]), x1 = scale(state.most ? right : xs.at(-1));
+    const x = v => LEFT + (scale(v) - x0) / (x1 - x0 || 1) * (W - LEFT - RIGHT);
+    const y = v => H - BOTTOM - (v - ys[0]) / (ys.at(-1) - ys[0] || 1) * (H - TOP - BOTTOM);
+    for (const v of ys) {
+      root.append(svg("line", {class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v)}));
+      root.append(svg("text", {x: LEFT - 8, y: y(v) + 4, "text-anchor": "end"}, v));
+    }
+    for (const v of xs.filter(v => x(v) <= W - RIGHT + 1)) {
+      root.append(svg("line", {class: "grid", x1: x(v), x2: x(v), y1: TOP, y2: H - BOTTOM}));
+      root.append(svg("text", {x: x(v), y: H - BOTTOM + 18, "text-anchor": "middle"}, v));
+    }
+    root.append(svg("text", {x: (LEFT + W) / 2, y: H - 6, "text-anchor": "middle"}, data.rate.name));
+    const clip = svg("clipPath", {id: "area"});
+    clip.append(svg("rect", {x: LEFT - 6, y: TOP - 6, width: W - LEFT - RIGHT + 12, height: H - TOP - BOTTOM + 12}));
+    const area = svg("g", {"clip-path": "url(#area)"});
+    root.append(clip, area);
+    const order = {published: 0, peer: 1, ours: 2};  // ours on top
+    for (const {series, points} of lines.sort((a, b) => order[a.series.kind] - order[b.series.kind])) {
+      const group = svg("g", {"data-series": series.name});
+      const path = points.map(p => `${x(p[rate]).toFixed(1)},${y(p[metric.key]).toFixed(1)}`).join(" ");
+      group.append(svg("polyline", {class: `curve ${series.kind}`, points: path, stroke: series.colour}));
+      for (const point of points) {
+        const dot = {x: x(point[rate]), y: y(point[metric.key]), series, point, group};
+        const r = series.kind === "ours" ? 5 : series.kind === "peer" ? 3.5 : 2.5;
+        group.append(svg("circle", {cx: dot.x, cy: dot.y, r, fill: series.colour}));
+        if (point[rate] <= right * 1.001) dots.push(dot);
+      }
+      area.append(group);
+    }
+  }
+  chart.replaceChildren(root, tip);
+  tip.hidden = true;
+}
+
+function hover(event) {
+  const box = chart.getBoundingClientRect(), unit = W / box.width;
+  const x = (event.clientX - box.left) * unit, y = (event.clientY - box.top) * unit;
+  let best = null, least = 40;
+  for (const dot of dots) {
+    const distance = Math.hypot(dot.x - x, dot.y - y);
+    if (distance < least) [best, least] = [dot, distance];
+  }
+  for (const dot of dots) dot.group.classList.toggle("faded", best !== null && dot.series !== best.series);
+  tip.hidden = best === null;
+  if (best === null) return;
+  const metric = data.metrics.find(m => m.key === state.metric), {series, point} = best;
+  const kind = series.kind === "published" ? "\\npublished point" : point.setting ? "\\n" + point.setting : "";
+  const place = `${point[rate].toFixed(data.rate.digits)} ${data.rate.unit}`;
+  tip.textContent = `${series.name}${kind}\\n${place}\\n${metric.name}: ` +
+    point[metric.key].toFixed(metric.digits);
+  tip.style.left = Math.min(best.x / unit + 12, box.width - tip.offsetWidth) + "px";
+  tip.style.top = Math.max(0, best.y / unit - tip.offsetHeight - 8) + "px";
+}
+
+function legend() {
+  const kinds = {ours: "ours", peer: "measured here", published: "published"};
+  for (const kind in kinds) {
+    const group = data.series.filter(s => s.kind === kind);
+    if (!group.length) continue;
+    const row = document.createElement("div"), name = document.createElement("b");
+    name.textContent = kinds[kind];
+    row.append(name);
+    const buttons = group.map(series => {
+      const button = document.createElement("button"), mark = document.createElement("i");
+      mark.style.background = series.colour;
+      button.append(mark, series.name);
+      button.show = shown => { series.shown = shown; button.setAttribute("aria-pressed", shown); };
+      button.show(series.shown);
+      button.addEventListener("click", () => { button.show(!series.shown); draw(); });
+      return button;
+    });
+    row.append(...buttons);
+    for (const [text, shown] of group.length > 3 ? [["all", true], ["none", false]] : []) {
+      const button = document.createElement("button");
+      button.textContent = text;
+      button.addEventListener("click", () => { for (const b of buttons) b.show(shown); draw(); });
+      row.append(button);
+    }
+    document.getElementById("legend").append(row);
+  }
+}
+
+for (const key of ["metric", "axis", "most", "group"])
+  document.getElementById(key)?.addEventListener("change", event => {
+    const value = event.target.value;
+    if (key === "axis") state.log = value === "log"; else state[key] = key === "most" ? +value : value;
+    draw();
+  });
+chart.addEventListener("pointermove", hover);
+chart.addEventListener("pointerleave", () => {
+  tip.hidden = true;
+  for (const dot of dots) dot.group.classList.remove("faded");
+});
+const ourMost = Math.max(0, ...data.series.filter(s => s.kind === "ours").flatMap(s => s.points.map(p => p[rate])));
+const options = [...document.getElementById("most").options];
+const fitting = options.find(option => +option.value >= 1.2 * ourMost) || options[0];
+fitting.selected = true;
+state.most = +fitting.value;
+legend();
+draw();
+
+for (const section of document.querySelectorAll("article.pictures")) {
+  const slider = section.querySelector(".slider"), range = slider.querySelector("input");
+  const cards = [...section.querySelectorAll("figure")];
+  const move = () => {
+    slider.querySelector("img.left").style.clipPath = `inset(0 ${100 - range.value}% 0 0)`;
+    slider.querySelector(".line").style.left = range.value + "%";
+  };
+  const choose = (side, card) => {
+    slider.querySelector("img." + side).src = card.querySelector("img").src;
+    slider.querySelector("output." + side).textContent = card.querySelector("b").textContent;
+    for (const other of cards)
+      other.querySelector(`[data-side=${side}]`).setAttribute("aria-pressed", other === card);
+  };
+  for (const card of cards)
+    for (const button of card.querySelectorAll("button"))
+      button.addEventListener("click", () => choose(button.dataset.side, card));
+  range.addEventListener("input", move);
+  choose("left", cards.find(card => card.dataset.kind === "ours"));
+  choose("right", cards.find(card => card.dataset.kind === "peer") || cards[0]);
+  move();
+}
+"""

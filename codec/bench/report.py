@@ -1,152 +1,189 @@
-"""What `codec bench image` prints."""
+"""What benchmarks write and print: sections of a report, once for the terminal and for the page, and files of results.
+
+A :class:`Section` is made once from what results.json holds. :func:`print_report` shows it on a terminal of 80 columns,
+:func:`.page.page` as HTML.
+"""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from ..errors import UsageError
-from ..files import atomic_output
+from ..files import atomic_output, open_output
 from ..provenance import as_json
-from .curves import BD_METRICS
 
-METRIC_COLUMNS = (
-    ("psnr", "PSNR\ndB", "{:.2f}"),
-    ("ms_ssim", "MS-\nSSIM", "{:.4f}"),
-    ("ssimulacra2", "SSIMU-\nLACRA2", "{:.1f}"),
-    ("feature_distance", "feat.\ndist.", "{:.4f}"),
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell with more than text. small: what stands behind it.  hint: shown on the page when it is pointed at.  mark:
+    its class there."""
+
+    text: str
+    small: str = ""
+    hint: str = ""
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.small}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column goes to the left, the others to the right.
+
+    heads: "narrow|wide" where the terminal and the page differ, narrow ones with line breaks.
+    rows: class of the row, and its cells. A row of class "first" begins a group, one of class "own" is ours.
+    wide: so many columns at the end are for the page only.  terse: what stands behind the text of cells, too.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str | Cell]]]
+    wide: int = 0
+    terse: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report. about: what to know of its figures.  page_only: "" or the summary that hides it there."""
+
+    title: str
+    about: str
+    tables: Sequence[tuple[str, Table]]  # each with a title of its own, or none
+    notes: Sequence[str] = ()
+    page_only: str = field(default="")
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def plural(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' * (n != 1)}"
+
+
+def signed(percent: float | None, digits: int = 0) -> str:
+    return "-" if percent is None else f"{percent:+.{digits}f} %"
+
+
+def bd_cell(pair: Mapping[str, Any]) -> Cell:
+    """A BD-rate and the range of the metric that it is the mean over, or a dash with the reason."""
+    if pair["percent"] is None:
+        return Cell("-", hint=pair["reason"])
+    digits = 0 if pair.get("metric") == "ssimulacra2" else 1
+    return Cell(signed(pair["percent"], 1), f"[{pair['low']:.{digits}f}, {pair['high']:.{digits}f}]")
+
+
+def where(report: Mapping[str, Any]) -> str:
+    """The machine in some words, e.g. "Intel Xeon, 1 thread"."""
+    host = report["machine"]
+    threads = plural(host["torch_threads"], "thread")
+    return f"{host['device'] if host['device'] != 'cpu' else host['processor']}, {threads}"
+
+
+Column = tuple[str, str | Callable[[Mapping[str, Any]], str | Cell]]
+
+
+class _Dashes(Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "-" if value is None else str(super().format_field(value, format_spec))
+
+
+def table_of(
+    entries: Iterable[Mapping[str, Any]], columns: Sequence[Column], group: str = "", wide: int = 0
+) -> Table:
+    """A row for each entry.
+
+    Args:    columns: heads, see :class:`Table`, and what a cell is: a format of the entry's fields, as "{bytes:.0f}",
+             in which None becomes a dash, or a function of the entry.
+             group: field whose change begins a group of rows; an entry with a true field "ours" is marked as ours.
+    """
+    rows: list[tuple[str, Sequence[str | Cell]]] = []
+    last: Any = None
+    for entry in entries:
+        kind = "own" if entry.get("ours") is True else ""
+        if group and rows and entry[group] != last:
+            kind = "first"
+        last = entry[group] if group else None
+        cells = [_Dashes().vformat(cell, (), entry) if isinstance(cell, str) else cell(entry) for _, cell in columns]
+        rows.append((kind, cells))
+    return Table([head for head, _ in columns], rows, wide)
+
+
+MEMORY: tuple[Column, ...] = tuple(
+    (f"{step}\nMiB", f"{{{key}:.0f}}")
+    for step, key in (("encode", "encode_mib"), ("decode", "decode_mib"), ("GPU", "gpu_mib"))
 )
 
 
-def print_report(report: dict[str, Any], out: Path) -> None:
-    """Means, BD-rates, places, times and memory as tables that fit 80 columns."""
+def memory_section(report: Mapping[str, Any]) -> list[Section]:
+    """The memory of all codecs, if it was measured."""
+    if not report["memory"]:
+        return []
+    (name,) = (report["memory"][key] for key in ("clip", "picture") if key in report["memory"])
+    about = (
+        f"Of a whole process that codes {name} once, Python and libraries included; start-up is one that only reads it."
+    )
+    table = table_of(report["memory"]["codecs"], [("codec", "{codec}"), *MEMORY])
+    return [Section("Peak memory", about, [("", table)])]
+
+
+# ---------------------------------------------------------------------------------------------------- the terminal
+
+
+def plain_console() -> Console:
+    """As wide as the terminal, or 120 columns where there is none."""
     console = Console()
-    n = len(report["pictures"])
-    effort = f", effort {report['effort']}" if report.get("effort") else ""
-    title = f"{report['model']}{effort}: means over {n} picture{'s' * (n != 1)}"
-    console.print(matched_table(report, title) if report["aggregates"] else our_table(report, title))
-    if any(e["reached"] < e["pictures"] for e in report["aggregates"]):
-        console.print("* on some pictures even the lowest quality takes more bytes than ours", highlight=False)
-    pairs = report["bd_rate"]["pairs"]
-    if any(pair["kind"] == "peer" for pair in pairs):
-        console.print(bd_table(report))
-    for place in report["places"]:
-        name = f"{place['ours']}, {BD_METRICS[place['metric']]}"
-        text = f"place {place['place']} of {place['of']} among the published curves, by the bits that ours takes more"
-        console.print(f"{name}: {text}", highlight=False)
-        for i, entry in enumerate(place["order"], 1):
-            number = i + (i >= place["place"])
-            console.print(f"  {number:2d}  {entry['against']}: {entry['percent']:+.1f} %", highlight=False)
-    console.print(speed_table(report))
+    return console if console.is_terminal else Console(width=120)
+
+
+def said(console: Console, line: str) -> None:
+    """Print one line as it is."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table, title: str = "", padding: int = 1) -> None:
+    rich = RichTable(title=Text(title) if title else None, box=SIMPLE, padding=(0, padding), title_justify="left")
+    shown = len(table.heads) - table.wide
+    for i, head in enumerate(table.heads[:shown]):
+        rich.add_column(head.partition("|")[0], justify="right" if i else "left", no_wrap=True, vertical="bottom")
+    for kind, cells in table.rows:
+        if kind == "first":
+            rich.add_section()
+        texts = (cell.text if table.terse and isinstance(cell, Cell) else str(cell) for cell in cells[:shown])
+        rich.add_row(*map(Text, texts))
+    console.print(rich)
+
+
+def print_report(sections: Sequence[Section], report: Mapping[str, Any], out: Path, more: str = "") -> None:
+    """All sections but those of the page, what was left out, and where the files are."""
+    console = Console()
+    for section in sections:
+        if section.page_only:
+            continue
+        said(console, f"{section.title}. {section.about}".strip())
+        for title, table in section.tables:
+            print_table(console, table, title, padding=0)
+        for note in section.notes:
+            said(console, note)
+    for note in report.get("notes", []):
+        said(console, f"note: {note}")
     for reason in report["skipped"]:
-        console.print(f"left out: {reason}", highlight=False, markup=False)
-    where = f"results.csv, results.json and index.html are in {out}"
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
+        said(console, f"left out: {reason}")
+    said(console, f"results.csv, results.json{more} and index.html are in {out}")
 
 
-def new_table(title: str, *columns: str) -> Table:
-    """The first column to the left, the others to the right."""
-    table = Table(title=title, box=SIMPLE, padding=0)
-    for i, column in enumerate(columns):
-        table.add_column(column, no_wrap=True, justify="right" if i else "left")
-    return table
-
-
-def metric_cells(entry: dict[str, Any]) -> list[str]:
-    return ["-" if entry[key] is None else form.format(entry[key]) for key, _, form in METRIC_COLUMNS]
-
-
-def matched_table(report: dict[str, Any], title: str) -> Table:
-    """Ours at each number of levels, and the peers at the same bytes."""
-    metric_names = [name for _, name, _ in METRIC_COLUMNS]
-    columns = ["\ncodec", "\nlevels", "\nbytes", "\nbpp", *metric_names, "enc.\ns", "dec.\ns", "of our\nbytes"]
-    table = new_table(title, *columns)
-    for i, e in enumerate(report["aggregates"]):
-        if i and e["levels"] != report["aggregates"][i - 1]["levels"]:
-            table.add_section()
-        missed = " " if e["reached"] == e["pictures"] else "*"
-        table.add_row(
-            f"ours {e['synthesis']}" if e["codec"] == report["model"] else e["codec"],
-            str(e["levels"]),
-            f"{e['bytes']:.0f}",
-            f"{e['bpp']:.4f}",
-            *metric_cells(e),
-            f"{e['encode_s']:.2f}",
-            f"{e['decode_s']:.2f}",
-            f"{e['bytes_ratio']:.0%}{missed}",
-        )
-    return table
-
-
-def our_table(report: dict[str, Any], title: str) -> Table:
-    """Ours at each setting."""
-    table = new_table(title, "\nsetting", "\nbytes", "\nbpp", *(m[1] for m in METRIC_COLUMNS), "enc.\ns", "dec.\ns")
-    for curve in report["curves"]:
-        for p in curve["points"] if curve["kind"] == "ours" else ():
-            name = p["setting"] + curve["name"].removeprefix(report["model"])
-            seconds = [f"{p['encode_s']:.2f}", f"{p['decode_s']:.2f}"]
-            table.add_row(name, f"{p['bytes']:.0f}", f"{p['bpp']:.4f}", *metric_cells(p), *seconds)
-    return table
-
-
-def bd_table(report: dict[str, Any]) -> Table:
-    """BD-rate of each of our curves against each peer that was measured."""
-    pairs = [pair for pair in report["bd_rate"]["pairs"] if pair["kind"] == "peer"]
-    found = list(dict.fromkeys(pair["metric"] for pair in pairs))
-    title = escape("BD-rate: bits that ours takes more [range of the metric]")
-    table = new_table(title, "ours", "against", *(BD_METRICS[metric] for metric in found))
-    cells = {(pair["ours"], pair["against"], pair["metric"]): bd_text(pair) for pair in pairs}
-    for ours, against in dict.fromkeys((pair["ours"], pair["against"]) for pair in pairs):
-        name = ours.removeprefix(report["model"] + " ")
-        table.add_row(name, against, *(cells.get((ours, against, metric), "-") for metric in found))
-    if any(pair["percent"] is None for pair in pairs):
-        table.caption = "-: the curves have too little in common; results.json says why"
-    return table
-
-
-def bd_text(pair: dict[str, Any]) -> str:
-    """E.g. "-12.3 % [26.1, 38.0]"; a dash if there is no figure."""
-    if pair["percent"] is None:
-        return "-"
-    digits = 0 if pair["metric"] == "ssimulacra2" else 1
-    return f"{pair['percent']:+.1f} % [{pair['low']:.{digits}f}, {pair['high']:.{digits}f}]"
-
-
-def speed_table(report: dict[str, Any]) -> Table:
-    """Median seconds and peak memory of every codec."""
-    place = report["machine"]
-    where = place["device"] if place["device"] != "cpu" else place["processor"]
-    threads = place["torch_threads"]
-    title = f"one picture, {where}, {threads} thread{'s' * (threads != 1)}"
-    columns = ["codec", "encode s\nmedian", "decode s\nmedian", "encode\nMiB", "decode\nMiB", "GPU\nMiB"]
-    table = new_table(title, *columns)
-    weighed = {(e["codec"], e["synthesis"]): e for e in (report["memory"] or {"codecs": []})["codecs"]}
-    timed = {(e["codec"], e["synthesis"]): e for e in report["speed"]}
-    random = False
-    for key in dict.fromkeys([*weighed, *timed]):
-        name = f"ours {key[1]}".strip() if key[0] == report["model"] else key[0]
-        cells = ["-"] * 5
-        if key in timed:
-            cells[:2] = [f"{timed[key]['encode_s']:.3f}", f"{timed[key]['decode_s']:.3f}"]
-            random = random or timed[key]["random_weights"]
-            name += "*" * timed[key]["random_weights"]
-        if key in weighed:
-            e = weighed[key]
-            cells[2:] = [f"{e['encode_mib']:.0f}", f"{e['decode_mib']:.0f}"]
-            cells.append("-" if e["gpu_mib"] is None else f"{e['gpu_mib']:.0f}")
-        table.add_row(name, *cells)
-    if random:
-        table.caption = "* CompressAI with random weights: times only"
-    return table
+# ------------------------------------------------------------------------------------------------------------ files
 
 
 def make_folder(out: Path) -> None:
@@ -157,12 +194,12 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
 
 
-def rows_as_csv(rows: Sequence[Any]) -> str:
-    """Instances of one dataclass, at least one, as a table with a head."""
+def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with equal keys, at least one, as a table with a head."""
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
+    writer.writerows(rows)
     return table.getvalue()
 
 
@@ -176,3 +213,16 @@ def write_text(path: Path, text: str) -> None:
     """A file, whole or not at all; one of this name is replaced. Raises a TokodecError."""
     with atomic_output(path, force=True) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def json_file(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Around a benchmark that writes one JSON file, or none: that it can be written is known before the work. What is
+    given writes the report. Raises a TokodecError."""
+    with open_output(out, force=True) as file:
+
+        def write(report: dict[str, Any]) -> None:
+            if file is not None:
+                file.write(as_json(report).encode())
+
+        yield write

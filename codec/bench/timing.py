@@ -1,34 +1,34 @@
-"""Timing on CPUs and GPUs, and how times are shown."""
+"""Timing on CPUs and GPUs."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import importlib.util
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from ..errors import UsageError
 
 LEAST_RUNS = 5
+WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
+SEED = 0  # of random weights and codes
 Search = Callable[[], Tensor]
 OURS = "ours"
 
 
-# -------------------------------------------------------------------------------------------------- time and memory
-
-
 def synchronize(device: str) -> None:
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def current(device: str) -> AbstractContextManager[Any]:
+    """Make a device PyTorch's current one, if it is a GPU; what was before comes back."""
+    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
 
 
 def triton_testing() -> Any:
@@ -44,7 +44,7 @@ def time_ms(search: Search, seconds: float, device: str, estimate: float) -> tup
     CUDA: events around each run, L2 flushed before it, as Triton's do_bench does. CPU: the wall clock.
     At least ``LEAST_RUNS`` runs; ``estimate`` is how many seconds one takes.
     """
-    if device == "cuda":
+    if device.startswith("cuda"):
         rep = 1e3 * max(seconds, 1.2 * LEAST_RUNS * estimate)
         found = triton_testing().do_bench(search, warmup=min(100.0, rep / 4), rep=rep, quantiles=[0.5, 0.25, 0.75])
         return found[0], found[1], found[2]
@@ -91,42 +91,17 @@ def show_ms(value: float | None) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.0f}"
 
 
-WARM_UP = 2  # round trips over a grid before the clock starts: 4 runs, CUDA graphs are captured on the third
-SEED = 0  # of the random weights and codes of the large codebooks
+def show_range(low: float | None, high: float | None) -> str:
+    """Quartiles of milliseconds."""
+    return "-" if low is None else f"{show_ms(low)}..{show_ms(high)}"
 
 
-# ------------------------------------------------------------------------------------------------------- the whole
-
-
-@contextmanager
-def torch_threads(n: int | None) -> Iterator[None]:
-    """PyTorch with n threads on the CPU; the number before comes back."""
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# ------------------------------------------------------------------------------------------------------ printing
-
-
-def plain_console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
-
-
-def said(console: Console, line: str) -> None:
-    """Print one line as it is."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def numbers(title: str, first: str, *headings: str) -> Table:
-    """An empty table: a column of names, then columns of numbers."""
-    table = Table(title=title, box=SIMPLE, padding=(0, 1), title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def torch_versions(*packages: str) -> dict[str, str | None]:
+    """Of PyTorch with its build, of CUDA, and of packages that times depend on; None for what is absent."""
+    found: dict[str, str | None] = {"torch": str(torch.__version__), "cuda": torch.version.cuda}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -17,10 +17,10 @@ from .fields import AudioHeader, read_header, write_header
 # Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper
 # case is critical (refuse the file), lower case is ancillary (skip the chunk).
 HEAD, LAYR, ALPH, TEND = b"HEAD", b"LAYR", b"ALPH", b"TEND"
-ICCP, EXIF, INDX = b"iCCP", b"eXIF", b"iNDX"
+ICCP, EXIF, XMPP, INDX = b"iCCP", b"eXIF", b"xMPP", b"iNDX"
 TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
-KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, INDX, TIME, AHED, AUDL}
-MAX_METADATA = 16 << 20  # bytes of an ICC profile or EXIF block after decompression
+KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, XMPP, INDX, TIME, AHED, AUDL}
+MAX_METADATA = 16 << 20  # bytes of an ICC profile, EXIF block or XMP packet after decompression
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
 INDEX_POINTER = struct.Struct("<Q")
@@ -75,9 +75,9 @@ def pack_chunk(kind: bytes, payload: bytes) -> bytes:
 
 
 def compress_metadata(data: bytes) -> bytes:
-    """Payload of iCCP or eXIF. Raises LimitError for a block that no reader would take."""
+    """Payload of iCCP, eXIF or xMPP. Raises LimitError for a block that no reader would take."""
     if len(data) > MAX_METADATA:
-        raise LimitError(f"metadata of {len(data)} bytes is over {MAX_METADATA >> 20} MiB; leave it out: --no-metadata")
+        raise LimitError(f"metadata of {len(data)} bytes is over {MAX_METADATA >> 20} MiB; leave it out: --keep")
     return zlib.compress(data, 9)
 
 

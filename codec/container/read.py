@@ -2,7 +2,7 @@
 
 ::
 
-    signature  version | HEAD | iCCP eXIF | LAYR (layer 0 of every segment) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+    signature  version | HEAD | iCCP eXIF xMPP | LAYR (layer 0, all segments) | ALPH | LAYR (layer 1) ... | iNDX | TEND
     of a video:        | HEAD | TIME AHED | LAYR AUDL ... (by time) | TEND
 
 Segments are squares of a picture's grid, or spans of time.
@@ -12,6 +12,7 @@ Needs nothing but the standard library, so `codec info` answers without torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,26 @@ from .chunks import (
     read_sound_head,
     scan,
 )
-from .fields import SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
+from .fields import (
+    CELLS_PER_BYTE,
+    FREE_CELLS,
+    SIGNATURE,
+    USUAL_CELLS,
+    USUAL_SPAN,
+    VERSION,
+    AudioHeader,
+    ImageHeader,
+    VideoHeader,
+    read_header,
+)
 
 if TYPE_CHECKING:
     from .fields import Header
 
 
+MAX_PROBLEMS = 100  # lines that are told of one file
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
+FREE_SEGMENTS = 4  # and a file that has less than the frame of a chunk for each segment beyond these
 PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 
 
@@ -111,6 +125,14 @@ class TokFile:
             return None
         return payload[prefix[2] :]
 
+    def holds_its_cells(self, segment: int) -> bool:
+        """Whether the first chunk of a segment is there, and long enough for the cells that it stands for."""
+        at = self.places.get((LAYR, 0, segment))
+        if at is None or not isinstance(self.header, VideoHeader):
+            return at is not None  # cells of pictures and sounds are few, see MAX_SEGMENT and MAX_FRAMES
+        size = int.from_bytes(self.data[at + 4 : at + 8], "little")
+        return math.prod(self.header.segment_grid(segment)) <= most_cells(size)
+
     def segment_payloads(self, segment: int, wanted: int) -> list[bytes]:
         """Payloads of the layers of a segment up to the first that is missing or damaged, ``wanted`` at most."""
         payloads: list[bytes] = []
@@ -124,8 +146,9 @@ class TokFile:
         return payloads
 
     def damaged(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
+        """Put a line on ``problems``, each once and ``MAX_PROBLEMS`` of them: a file may have a fault in every byte."""
+        if len(self.problems) <= MAX_PROBLEMS and problem not in self.problems:
+            self.problems.append(problem if len(self.problems) < MAX_PROBLEMS else "more is damaged")
 
     def metadata(self, kind: bytes) -> bytes | None:
         payload = self.payload(kind)
@@ -182,12 +205,29 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
         _rebuild_index(tok)
     if isinstance(header, VideoHeader) and header.sound:
         _read_track(tok, max_samples)
-    present = sum(key[:2] == (LAYR, 0) for key in tok.places)
-    if present * MAX_MISSING < header.n_segments:
+    present = sum(key[:2] == (LAYR, 0) and tok.holds_its_cells(key[2]) for key in tok.places)
+    if not _enough(present, header, len(data)):
         raise TruncatedError(
             f"too little is left to decode: the first layer of {present} of {header.n_segments} segments"
         )
     return tok
+
+
+def _enough(present: int, header: Header, size: int) -> bool:
+    """Whether so many of the segments are worth decoding, and what all of them cost is in proportion to the file.
+
+    A segment of a picture counts as often as one of usual size goes into it.
+    """
+    segments = header.n_segments
+    if isinstance(header, ImageHeader):
+        span = max(USUAL_SPAN, USUAL_CELLS * header.stride)
+        segments = max(segments, -(-header.height // span) * -(-header.width // span))
+    return present * MAX_MISSING >= header.n_segments and segments <= FREE_SEGMENTS + size // FRAME
+
+
+def most_cells(size: int) -> int:
+    """Cells of a video that a payload of so many bytes may stand for. (Of a black one some 25 take a byte.)"""
+    return FREE_CELLS + CELLS_PER_BYTE * size
 
 
 def modality_of(start: bytes) -> int | None:
@@ -239,11 +279,11 @@ def _bound_track(tok: TokFile) -> None:
     assert tok.track is not None
     header, start = tok.track
     there = [key[2] for key in tok.places if key[0] == AUDL]
-    if len(there) * MAX_MISSING >= header.n_segments:
+    if _enough(len(there), header, len(tok.data)):
         return
     frames = header.segment_span(max(there, default=-1))[1] if there else 0
     samples = min(header.samples, frames * header.stride * header.sample_rate // header.coded_rate)
-    if not samples or len(there) * MAX_MISSING < max(there) + 1:
+    if not samples or not _enough(len(there), replace(header, samples=samples), len(tok.data)):
         tok.damaged(f"the sound is lost: {len(there)} of its {header.n_segments} segments are there")
         tok.track = None
         return

@@ -19,6 +19,7 @@ from .chunks import (
     LAYR,
     TEND,
     TIME,
+    XMPP,
     compress_metadata,
     pack_chunk,
     pack_layer_prefix,
@@ -68,11 +69,12 @@ def write_tok(
     alpha: bytes | None = None,
     icc: bytes | None = None,
     exif: bytes | None = None,
+    xmp: bytes | None = None,
 ) -> bytes:
     """Build the file of a picture or a sound.
 
     Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
-          alpha: payload of ALPH.  icc, exif: uncompressed.
+          alpha: payload of ALPH.  icc, exif, xmp: uncompressed.
     """
     if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
         raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
@@ -86,7 +88,7 @@ def write_tok(
         out.extend(pack_chunk(kind, payload))
 
     put(HEAD, write_header(header))
-    for kind, data in ((ICCP, icc), (EXIF, exif)):
+    for kind, data in ((ICCP, icc), (EXIF, exif), (XMPP, xmp)):
         if data:
             put(kind, compress_metadata(data))
     for k, row in enumerate(layers):

@@ -52,6 +52,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ...tokenizers.folders import is_release, parse_json
 from ..errors import MediaError, UsageError
 from ..files import atomic_outputs
 from ..models import load_model, pick_device
@@ -90,7 +91,6 @@ def sequencer_maker(
              model: where its folder is, if it is no released one.
     Raises:  UsageError for a pattern that is none; when called, for digits that the model does not have.
     """
-    from ...tokenizers.folders import released_models
     from ...tokenizers.sequence import PATTERNS, Sequencer
 
     if pattern not in PATTERNS:
@@ -99,7 +99,7 @@ def sequencer_maker(
     def make(spec: TokenSpec) -> Sequencer:
         trees = None
         if digits:
-            if model is None and spec.model not in released_models():
+            if model is None and not is_release(spec.model):
                 raise UsageError(f"the digits of {spec.model} are not at hand: give its folder with --model")
             loaded = load_model(model or spec.model, pick_device(device))
             check_weights(spec, loaded.tokenizer)
@@ -287,7 +287,7 @@ class MegatronCorpus:
         data, index, schema = megatron_paths(path)
         self.path = data
         try:
-            self.schema: dict[str, Any] = json.loads(schema.read_bytes())
+            self.schema: dict[str, Any] = parse_json(schema.read_bytes())
             raw = index.read_bytes()
             size = data.stat().st_size
         except OSError as error:
@@ -318,7 +318,7 @@ class MegatronCorpus:
             raise MediaError(f"{schema} is not the schema of this corpus: {error}") from error
         self._specs = [kinds[kind][0] for kind in of]
         self._begins = np.cumsum(self.lengths) - self.lengths
-        self._ids: npt.NDArray[Any] = np.memmap(data, self._dtype, "r")
+        self._ids: npt.NDArray[Any] = np.memmap(data, self._dtype, "r") if size else np.zeros(0, self._dtype)
 
     def __len__(self) -> int:
         """Documents: one for each source."""

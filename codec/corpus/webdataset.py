@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ...tokenizers.folders import parse_json
 from ..errors import MediaError, UsageError
 from ..files import atomic_output
+from .npy import read_array
 from .token_files import parse_spec
 
 if TYPE_CHECKING:
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
 CODES, SPEC = ".codes.npy", ".json"  # members of a tar file, after the key
 INT16_CODES = 1 << 15
-BROKEN_ARCHIVE = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError)  # what bad JSON leads to
+# What bad JSON leads to, and headers of members that lead to further headers.
+BROKEN_ARCHIVE = (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 # -------------------------------------------------------------------------------------------------------- WebDataset
@@ -100,12 +104,26 @@ def write_webdataset(path: str | Path, items: Iterable[tuple[str, Tokens]], forc
     return len(writer)
 
 
+class _Whole(io.FileIO):
+    """A file of which no read asks for more than is left: what a damaged size would make Python reserve memory for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+
+
 def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
-    """Keys and tokens of a tar file, in its order. Raises MediaError if it is none of ours; nothing is unpickled."""
-    key, parts = "", dict[str, bytes]()
+    """Keys and tokens of a tar file, in its order; nothing is unpickled, and no member is larger than the file.
+
+    Raises: MediaError if it is none of ours.
+    """
+    key, parts, reached = "", dict[str, bytes](), -1
     try:
-        with tarfile.open(path, "r:", encoding="utf-8") as tar:
+        with _Whole(path) as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             for member in tar:
+                if member.offset <= reached:
+                    raise ValueError("a member begins before the end of the one before")
+                reached = member.offset
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, suffix = base.partition(".")
                 if not member.isfile() or dot + suffix not in (CODES, SPEC):
@@ -115,11 +133,9 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
                     if parts:
                         raise ValueError(f"{key} has only one of its two members")
                     key = found
-                file = tar.extractfile(member)
-                assert file is not None
-                parts[dot + suffix] = file.read()
+                parts[dot + suffix] = _member_bytes(tar, member)
                 if len(parts) == 2:
-                    yield key, _member_tokens(parts[CODES], json.loads(parts[SPEC]))
+                    yield key, _member_tokens(parts[CODES], parse_json(parts[SPEC]))
                     parts = {}
             if parts:
                 raise ValueError(f"{key} has only one of its two members")
@@ -128,21 +144,32 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
     except OSError as error:
         raise MediaError(f"cannot read {path}: {error.strerror or error}") from error
     except (*BROKEN_ARCHIVE, tarfile.TarError, EOFError) as error:
-        raise MediaError(f"{path} is not a WebDataset of tokens: {key + ': ' if key else ''}{error}") from error
+        detail = " ".join(str(error).split())[:200]
+        raise MediaError(f"{path} is not a WebDataset of tokens: {key + ': ' if key else ''}{detail}") from error
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What a member holds. Raises ValueError if it has holes, which a few bytes make as large as one likes."""
+    if member.issparse() or member.size < 0:
+        raise ValueError("a sparse member")
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError("a member without bytes")
+    with file:
+        data = file.read()
+    if len(data) != member.size:
+        raise ValueError("a member that ends early")
+    return data
 
 
 def _member_tokens(data: bytes, text: dict[str, Any]) -> Tokens:
-    """Codes and their spec to tokens; the header of the array is believed only as far as there are bytes."""
+    """Codes and their spec to tokens."""
     import numpy as np
     import torch
 
     from ...tokenizers.tokens import Tokens
 
-    buffer = io.BytesIO(data)
-    if np.lib.format.read_magic(buffer) != (1, 0):
-        raise ValueError("an array of another version of the .npy format")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-    if fortran or dtype not in (np.dtype("<i2"), np.dtype("<i4")):
-        raise ValueError(f"codes are {dtype}, not int16 or int32 in C order")
-    codes = np.frombuffer(data, dtype, offset=buffer.tell()).reshape(shape)
+    codes = read_array(data)
+    if codes.dtype not in (np.dtype("<i2"), np.dtype("<i4")):
+        raise ValueError(f"codes are {codes.dtype}, not int16 or int32")
     return Tokens(torch.from_numpy(codes.astype(np.int64)), parse_spec(text["spec"]))

@@ -23,17 +23,19 @@ import torch
 import torch.nn.functional as F
 
 from ...entropy.integer import OneThread
+from ...tokenizers.folders import is_release
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES
-from ..errors import UsageError, WeightsMismatchError
+from ..errors import ModelError, UsageError, WeightsMismatchError
 from ..files import atomic_output
 from ..image.format import decode_pixels, image_tokenizer
 from ..media.audio import Sound, read_audio, resample, write_audio
 from ..media.kind import Kind, media_kind, refuse_videos
-from ..media.read_image import Picture, read_image
+from ..media.picture import Picture
+from ..media.read_image import read_image
 from ..media.write_image import write_image
 from ..models import Model, load_model, pick_device
 from ..progress import Progress, as_progress
-from ..registry import MODALITIES
+from ..registry import MODALITIES, default_generator
 from .model import Generator, load_generator
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def generate_files(
     n, prompt = options.n, options.prompt
     kind: Kind = "image" if prompt is None else media_kind(Path(prompt))[0]
     refuse_videos(kind, str(prompt))
-    generator, loaded = load_pair(options.model or _default_generator(kind), options.tokenizer, options.device)
+    generator, loaded = load_pair(options.model or default_generator(kind), options.tokenizer, options.device)
     modality = loaded.tokenizer.modality
     if prompt is not None and modality != kind:
         raise UsageError(f"{generator.name} is a generator for {modality}, and {prompt} is {MODALITIES[kind].noun}")
@@ -160,12 +162,6 @@ def generate_files(
     return Generated(samples, files, notes)
 
 
-def _default_generator(kind: Kind) -> str:
-    model = MODALITIES[kind].generator
-    assert model is not None, "videos were refused"
-    return model
-
-
 @contextmanager
 def a_folder(folder: Path) -> Iterator[None]:
     """Make a folder; if it was not there before and the block fails, it goes again. Raises UsageError."""
@@ -187,6 +183,11 @@ def load_pair(model: str, tokenizer: str | None, device: str) -> tuple[Generator
     device = pick_device(device)
     generator = load_generator(model, device)
     window = generator.config.window
+    if tokenizer is None and not is_release(window.model):  # no file leads to a folder or to the network
+        raise ModelError(
+            f"{generator.name} makes tokens of {window.model[:64]!r}, which does not come with tokodec;"
+            " give its folder with --tokenizer"
+        )
     loaded = load_model(tokenizer or window.model, device)
     own = loaded.tokenizer
     if (own.name, own.weights_hash) != (window.model, window.weights_hash):

@@ -31,11 +31,14 @@ from torch import Tensor, nn
 
 from ...entropy.tree import CodeTree
 from ...tokenizers import weights
+from ...tokenizers.api import BROKEN_SETTINGS
+from ...tokenizers.budget import Budget
 from ...tokenizers.folders import CONFIG_FILE, find_model, read_config
 from ...tokenizers.graphed import record
 from ...tokenizers.quantize.base import ABSENT
 from ...tokenizers.sequence import BEGIN, END, MISSING, PAD, Pattern, Sequencer
 from ...tokenizers.tokens import Tokens, TokenSpec
+from ..corpus.token_files import parse_spec
 from ..errors import ModelError
 from ..models import pick_device
 from ..registry import GENERATOR
@@ -60,6 +63,10 @@ class GeneratorConfig:
     heads: int = 6
 
     def __post_init__(self) -> None:
+        if any(type(n) is not int for n in (self.levels, self.hidden, self.inner, self.layers, self.heads)):
+            raise ValueError("levels, hidden, inner, layers and heads are integers")
+        if any(type(n) is not int for bases in self.bases for n in bases):
+            raise ValueError("bases of digits are integers")
         if not 1 <= self.levels <= len(self.window.codebook_sizes):
             raise ValueError(f"levels must be 1 to {len(self.window.codebook_sizes)}, got {self.levels}")
         if self.pattern not in PATTERNS:
@@ -163,7 +170,7 @@ class Generator(nn.Module):
         stream, cell, axes, rotary, back = (
             x.to(self.device) for x in (stream, cell, axes, place[stream, inside], back)
         )
-        return Order(stream, cell, axes, rotary, tuple((s, at.to(self.device)) for s, at in groups), back)
+        return Order(stream, cell, axes, rotary, groups=tuple((s, at.to(self.device)) for s, at in groups), back=back)
 
     def ids(self, codes: Tensor) -> Tensor:
         """Codes ``[B, K, *grid]`` of this model's levels at least to ids ``[B, T + 2]``; nothing is checked."""
@@ -355,13 +362,14 @@ class Generator(nn.Module):
         state, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
         try:
             settings = _tuples(found["config"])
-            config = GeneratorConfig(**{**settings, "window": TokenSpec(**settings["window"])})
+            config = GeneratorConfig(**{**settings, "window": parse_spec(settings["window"])})
             leaves = [state[f"leaf_{k}"].numpy() for k in range(len(config.bases))]
             trees = [CodeTree(bases, leaf) for bases, leaf in zip(config.bases, leaves, strict=True)]
-            model = cls(config, trees, found["name"], dropout)
+            with Budget(state):
+                model = cls(config, trees, found["name"], dropout)
             model.load_state_dict(state)
-        except (TypeError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-            detail = " ".join(str(error).split())[:200]
+        except BROKEN_SETTINGS as error:
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{folder}: {CONFIG_FILE} or the weights are not a generator's: {detail}") from error
         model.weights_hash = weights_hash
         return model.eval()

@@ -15,44 +15,45 @@ from ...tokenizers.image.base import ImageTokenizer
 from ...tokenizers.tokens import Tokens
 from ..container.fields import ImageHeader
 from ..container.read import TokFile
+from ..container.write import write_tok
 from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..errors import ChunkError, FormatError, UsageError
-from ..media.read_image import Picture, read_image
+from ..media.picture import Picture
+from ..media.read_image import read_image
 from ..media.write_image import encode_alpha, write_image
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
+from .prepare import prepare
 from .segments import picture_of
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a file holds beside the codes. alpha: payload of ALPH.  icc, exif: uncompressed."""
+    """What a file holds beside the codes. alpha: payload of ALPH.  icc, exif, xmp: uncompressed."""
 
     channels: int = 3
     bit_depth: int = 8
     alpha: bytes | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
+
+    def write(self, header: ImageHeader, layers: list[list[bytes]]) -> bytes:
+        """The bytes of a file."""
+        return write_tok(header, layers, self.alpha, icc=self.icc, exif=self.exif, xmp=self.xmp)
 
 
-def extras_of(picture: Picture, metadata: bool) -> Extras:
-    """What of a picture is not in its codes. metadata: whether profile and EXIF are kept."""
+def extras_of(picture: Picture) -> Extras:
+    """What of a picture is not in its codes."""
     return Extras(
-        picture.pixels.shape[2],
-        picture.bit_depth,
-        None if picture.alpha is None else encode_alpha(picture.alpha),
-        picture.icc if metadata else None,
-        picture.exif if metadata else None,
+        channels=picture.pixels.shape[2],
+        bit_depth=picture.bit_depth,
+        alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+        icc=picture.icc,
+        exif=picture.exif,
+        xmp=picture.xmp,
     )
-
-
-def notes_of(picture: Picture, metadata: bool) -> list[str]:
-    """What could not be kept, one line each."""
-    notes = list(picture.notes)
-    if not metadata and (picture.icc or picture.exif):
-        notes.append("ICC profile and EXIF left out as asked")
-    return notes
 
 
 def image_tokenizer(model: Model) -> ImageTokenizer:
@@ -72,16 +73,15 @@ class ImageFormat(Format):
         """The file of a picture."""
 
     @abc.abstractmethod
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         """Pixels ``[H, W, channels]`` uint8 of a file, and the fewest layers that a segment was decoded with."""
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
-        picture = read_image(source.data, source.name, options.max_pixels)  # 1
+        picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
+        prepare(picture, options.keep)
         encoded = self.build(picture, model, options, progress)  # 2, 3
-        encoded.notes = notes_of(picture, options.metadata)
+        encoded.notes, encoded.problems = picture.notes, picture.problems
         return encoded
 
     def decode(
@@ -96,14 +96,16 @@ class ImageFormat(Format):
         return Decoded(picture, tok.header, held, tok.problems, notes)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        picture = read_image(source.data, source.name, options.max_pixels)
+        picture = prepare(read_image(source.data, source.name, options.max_pixels))
         tokenizer = image_tokenizer(model)
         if options.quality is not None and tokenizer.rate_control != "quality":
             raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
-        there = {"the alpha channel": picture.alpha, "the ICC profile": picture.icc, "EXIF": picture.exif}
-        notes = [f"{what} is not part of tokens" for what, value in there.items() if value is not None]
+        there = {"alpha channel": picture.alpha, "ICC profile": picture.icc, "EXIF": picture.exif, "XMP": picture.xmp}
+        articles = {"alpha channel": "the ", "ICC profile": "the "}
+        held = [articles.get(what, "") + what for what, value in there.items() if value is not None]
+        notes = [f"{what} is not part of tokens" for what in held]
         tokens = tokenizer.encode_picture(torch.from_numpy(picture.pixels), options.quality)
-        return Tokenized(tokens, [], picture.notes + notes)
+        return Tokenized(tokens, picture.problems, picture.notes + notes)
 
     def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Picture:
         picture = Picture(decode_pixels(tokens, model, 3, synthesis))

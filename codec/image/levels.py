@@ -12,7 +12,7 @@ from ..container.read import TokFile
 from ..container.write import write_tok
 from ..contract import Encoded
 from ..errors import UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, Rate
 from ..progress import Progress
@@ -28,11 +28,9 @@ class LevelsFormat(ImageFormat):
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
         tokens = image_tokenizer(model).encode_picture(torch.from_numpy(picture.pixels), progress=progress.update)
         layers = compress_tokens(tokens, model)
-        return build_file(tokens, layers, model, extras_of(picture, options.metadata), options.rate)
+        return build_file(tokens, layers, model, extras_of(picture), options.rate)
 
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         tokens = self.tokens_of(tok, model, options.levels)
         held = self.held(tok, tokens, options.levels)
         return decode_pixels(tokens, model, tok.picture.channels, options.synthesis, progress), held
@@ -95,7 +93,7 @@ def build_file(tokens: Tokens, layers: list[list[bytes]], model: Model, extras: 
     )
 
     def build(n: int) -> bytes:
-        return write_tok(replace(header, layers=n), layers[:n], extras.alpha, extras.icc, extras.exif)
+        return extras.write(replace(header, layers=n), layers[:n])
 
     n = rate.choose_levels(build, len(layers), height * width)
     return Encoded(build(n), n, height * width)

@@ -27,10 +27,9 @@ from ...tokenizers.image.tiling import Tile, tiles
 from ...tokenizers.tokens import Tokens
 from ..container.fields import ImageHeader
 from ..container.read import TokFile, read_tok
-from ..container.write import write_tok
 from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions
 from ..progress import SILENT, Progress
@@ -63,7 +62,7 @@ class QualityFormat(ImageFormat):
             first, later = progress.part(0, ANALYSED), progress.part(ANALYSED, 1)
         latents = photo.analyse_tiled(torch.from_numpy(picture.pixels), progress=first.update)
         refiner = Refiner(photo, picture.pixels, latents, options.n_steps) if options.effort else None
-        files = PhotoFile(photo, latents, size, extras_of(picture, options.metadata), refiner)
+        files = PhotoFile(photo, latents, size, extras_of(picture), refiner)
         most = options.rate.most_bytes(math.prod(size))
         if most is None:
             steps = quality_steps(DEFAULT_QUALITY if options.rate.quality is None else options.rate.quality)
@@ -72,9 +71,7 @@ class QualityFormat(ImageFormat):
             data, steps = files.best_within(most, later)
         return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=steps / 100)
 
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         photo = photo_model(model)
         try:
             photo.check_one_synthesis(options.synthesis)
@@ -230,7 +227,7 @@ def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int
         quality=steps,
     )
     layers = [list(row) for row in zip(*columns, strict=True)]
-    return write_tok(header, layers, extras.alpha, extras.icc, extras.exif)
+    return extras.write(header, layers)
 
 
 # -------------------------------------------------------------------- decoding

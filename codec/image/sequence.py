@@ -18,10 +18,9 @@ from ...tokenizers.image.sequence import ImageSequence, share_tokens
 from ...tokenizers.quantize.base import ABSENT
 from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..container.write import write_tok
 from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import EncodeOptions, Rate
 from ..progress import SILENT, Progress
@@ -36,7 +35,7 @@ class SequenceFormat(LevelsFormat):
     rates = ("tokens", "quality", "bpp", "bytes")
 
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
-        extras = extras_of(picture, options.metadata)
+        extras = extras_of(picture)
         layers = 0
 
         def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
@@ -48,7 +47,7 @@ class SequenceFormat(LevelsFormat):
                 alpha=int(extras.alpha is not None),
                 bit_depth=extras.bit_depth,
             )
-            return write_tok(header, payloads, extras.alpha, extras.icc, extras.exif)
+            return extras.write(header, payloads)
 
         data, total = encode_sequence(picture.pixels, model, options.rate, build, progress)
         return Encoded(data, layers, math.prod(picture.pixels.shape[:2]), tokens=total)

@@ -1,72 +1,41 @@
-"""Metadata of pictures: EXIF blocks, PNG chunks, what is kept and what is noted as dropped."""
+"""Metadata of pictures: EXIF and XMP blocks, what is kept and what is noted as dropped."""
 
 from __future__ import annotations
 
+import re
 import struct
-import zlib
-from typing import BinaryIO
 
-from PIL import Image, ImageCms
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-# What Pillow's decoders raise on damaged files.
-DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    AttributeError, OverflowError, MemoryError, RuntimeError, ZeroDivisionError, AssertionError, ImageCms.PyCMSError,
-)  # fmt: skip
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from .pillow_guard import DECODER_ERRORS
+
 ORIENTATION = 0x0112
+_RESOLUTION = (0x011A, 0x011B, 0x0128)  # along x and y, and its unit
+_XMP_KEYS = ("xmp", "XML:com.adobe.xmp")  # of Pillow, and of text in a PNG
 
 
-# Metadata --------------------------------------------------------------------------------------------------------
-
-
-def png_chunks(file: BinaryIO) -> list[tuple[str, str]]:
-    """Type and, of text chunks, keyword of all chunks except IDAT. Payloads are skipped, not read."""
-    found = []
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length = int.from_bytes(head[:4], "big")
-        kind = head[4:].decode("latin-1")
-        after = file.tell() + length + 4
-        keyword = ""
-        if kind in ("tEXt", "zTXt", "iTXt"):
-            keyword = file.read(min(length, 80)).split(b"\0")[0].decode("latin-1")
-        if kind != "IDAT":
-            found.append((kind, " ".join(keyword.split())))
-        if kind == "IEND":
-            break
-        file.seek(after)
-    return found
-
-
-def dropped_metadata(im: Image.Image, chunks: list[tuple[str, str]], has_alpha: bool, has_exif: bool) -> list[str]:
-    """One note for each kind of metadata in the file that a Picture does not hold."""
+def dropped_metadata(
+    im: Image.Image, chunks: list[tuple[str, str]], has_alpha: bool, exif: bytes | None
+) -> list[str]:
+    """One note for each kind of metadata in the file that a Picture does not hold. chunks: of a PNG."""
     notes = []
-    kinds = {kind for kind, _ in chunks}
-    texts = sorted({keyword for _, keyword in chunks if keyword})
-    if "XML:com.adobe.xmp" in texts:
-        texts.remove("XML:com.adobe.xmp")
-    if has_exif and "Raw profile type exif" in texts:
-        texts.remove("Raw profile type exif")  # read as EXIF
-    if im.info.get("xmp") or "XML:com.adobe.xmp" in im.info:
-        notes.append("XMP not kept")
+    texts = {keyword for _, keyword in chunks if keyword} - {_XMP_KEYS[1]}
+    if exif is not None:
+        texts.discard("Raw profile type exif")  # read as EXIF
     photoshop = im.info.get("photoshop")
     if isinstance(photoshop, dict) and 0x0404 in photoshop:
         notes.append("IPTC not kept")
     if im.info.get("comment"):
         notes.append("comment not kept")
     if texts:
-        notes.append(f"text not kept: {', '.join(texts)}")
-    if "cICP" in kinds:
-        notes.append("colour description (cICP) not kept: samples are taken as sRGB")
-    elif kinds & {"gAMA", "cHRM"} and not kinds & {"iCCP", "sRGB"}:  # those two take precedence over gAMA and cHRM
-        named = " and ".join(kind for kind in ("gAMA", "cHRM") if kind in kinds)
-        notes.append(f"{named} not kept: samples are taken as sRGB")
+        notes.append(f"text not kept: {', '.join(sorted(texts))}")
+    dpi = im.info.get("dpi")
+    if isinstance(dpi, tuple) and len(dpi) == 2 and _says_something(dpi) and not _has_resolution(exif):
+        shown = " x ".join(f"{value:.4g}" for value in dict.fromkeys(map(float, dpi)))
+        notes.append(f"print resolution not kept: {shown} dots per inch")
     if isinstance(im, TiffImageFile):
         tags = set(im.tag_v2)
-        if 700 in tags and "XMP not kept" not in notes:
-            notes.append("XMP not kept")
         if 33723 in tags:
             notes.append("IPTC not kept")
         if 330 in tags:
@@ -77,6 +46,31 @@ def dropped_metadata(im: Image.Image, chunks: list[tuple[str, str]], has_alpha: 
         if private:
             notes.append(f"TIFF tags not kept: {', '.join(map(str, private))}")
     return notes
+
+
+def _says_something(dpi: tuple[float, float]) -> bool:
+    """Whether a resolution is not merely what programs write that know of none."""
+    return all(value > 1 for value in dpi) and any(round(value) not in (72, 96) for value in dpi)
+
+
+def _has_resolution(exif: bytes | None) -> bool:
+    if exif is None:
+        return False
+    order = "<" if exif[:2] == b"II" else ">"
+    (first,) = struct.unpack_from(order + "I", exif, 4)
+    return any(tag == _RESOLUTION[0] for tag, _, _ in _entries(exif, order, first))
+
+
+def read_xmp(im: Image.Image) -> bytes | None:
+    """The packet of XMP, in which the orientation is 1: it has been applied."""
+    for key in _XMP_KEYS:
+        packet = im.info.get(key)
+        if isinstance(packet, str):
+            packet = packet.encode()
+        if isinstance(packet, bytes) and packet.strip(b"\0"):
+            upright = re.sub(rb"(tiff:Orientation\s*=\s*[\"'])[2-8]", rb"\g<1>1", packet)
+            return re.sub(rb"(<tiff:Orientation>\s*)[2-8]", rb"\g<1>1", upright)
+    return None
 
 
 def read_exif(im: Image.Image, notes: list[str]) -> tuple[bytes | None, int]:
@@ -128,7 +122,30 @@ def _strip_exif(block: bytes) -> tuple[bytes | None, int]:
             count -= 1
             struct.pack_into(order + "H", data, first, count)
             break
+    if orientation >= 5:
+        _swap_sides(data, order, first)
     return (bytes(data) if count else None), orientation
+
+
+def _entries(data: bytes | bytearray, order: str, start: int) -> list[tuple[int, int, int]]:
+    """Tag, type and place of the entries of a directory, as far as it is there."""
+    if start < 8 or start + 2 > len(data):
+        return []
+    (count,) = struct.unpack_from(order + "H", data, start)
+    places = range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12)
+    return [(*struct.unpack_from(order + "HH", data, place), place) for place in places]
+
+
+def _swap_sides(data: bytearray, order: str, first: int) -> None:
+    """Exchange PixelXDimension and PixelYDimension: the picture has been turned."""
+    for tag, _, place in _entries(data, order, first):
+        if tag == 0x8769:  # the EXIF directory
+            (start,) = struct.unpack_from(order + "I", data, place + 8)
+            sides = {tag: (kind, place) for tag, kind, place in _entries(data, order, start) if tag in (0xA002, 0xA003)}
+            if len(sides) == 2 and sides[0xA002][0] == sides[0xA003][0]:
+                x, y = sides[0xA002][1] + 8, sides[0xA003][1] + 8
+                data[x : x + 4], data[y : y + 4] = data[y : y + 4], data[x : x + 4]
+            return
 
 
 def _blank_directory(data: bytearray, order: str, start: int, keep: tuple[int, int]) -> None:
@@ -150,17 +167,24 @@ def _blank_directory(data: bytearray, order: str, start: int, keep: tuple[int, i
         if offset in values and length in values:
             spans.append((values[offset], values[offset] + values[length]))
     spans = [(a, min(b, len(data))) for a, b in spans if keep[1] <= a < len(data) or (a >= 8 and b <= keep[0])]
-    for a, b in spans:
-        data[a:b] = bytes(b - a)
-    while spans and max(b for _, b in spans) >= len(data) - 1 and len(data) > keep[1]:  # 1: padding to even
-        del data[max(min(a for a, b in spans if b >= len(data) - 1), keep[1]) :]
-        spans = [(a, b) for a, b in spans if a < len(data)]
+    zeroed = 0
+    for a, b in sorted(spans):  # each byte once, however many values lie over each other
+        if b > zeroed:
+            data[max(a, zeroed) : b] = bytes(b - max(a, zeroed))
+            zeroed = b
+    cut = len(data)
+    for a, b in sorted(spans, key=lambda span: -span[1]):
+        if b < cut - 1:  # 1: padding to even
+            break
+        cut = min(cut, max(a, keep[1]))
+    del data[cut:]
 
 
 # Tags of a TIFF's own directory that describe the picture and may move to another file.
 _TIFF_EXIF_TAGS = frozenset(
     (
         *(0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C),  # description, make, model, software, date, artist
+        *_RESOLUTION,
         *(0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0)),  # rating, copyright, XPTitle ... XPSubject
         *(0x8769, 0x8825),  # the EXIF and GPS directories
     )

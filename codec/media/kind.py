@@ -8,11 +8,11 @@ it as one. Other pictures that move (APNG, WebP, AVIF) stay pictures, whose read
 from __future__ import annotations
 
 import io
-import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from ..errors import MediaError, UnsupportedMediaError
+from ..files import stored
 from .audio import AUDIO_SUFFIXES_IN
 from .guard import references
 from .read_image import IMAGE_SUFFIXES_IN
@@ -38,35 +38,33 @@ _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"
 
 
 def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
-    """What a media file holds, and the source to read it from: what cannot seek, pipes with names too, is read into
-    memory, once and in order; but for what begins as nothing that is known.
+    """What a media file holds, and the source to read it from: of what can be read only once, a copy.
 
     A file that cannot be opened is a picture unless its suffix says otherwise; reading it will tell what is wrong.
+
+    Raises: MediaError for a stream that begins like nothing that is read here: it may have no end.
     """
-    suffix = ""
+    name = str(source) if isinstance(source, Path) else "standard input"
+    suffix = source.suffix if isinstance(source, Path) else ""
+    source = stored(source, lambda start: _refuse_unknown(start, name, suffix))
     if isinstance(source, Path):
-        suffix = source.suffix
         try:
             with source.open("rb") as file:
                 start = file.read(_LOOK)
-                if not stat.S_ISREG(source.stat().st_mode):
-                    source = _in_memory(start, file)
         except OSError:
             start = b""
         return _kind(start, suffix, source), source
-    if not source.seekable():
-        source = _in_memory(source.read(_LOOK), source)
     here = source.tell()
     start = source.read(_LOOK)
     source.seek(here)
-    return _kind(start, "", source), source
+    return _kind(start, suffix, source), source
 
 
-def _in_memory(start: bytes, rest: BinaryIO) -> BinaryIO:
-    """A stream as a file that can seek. What begins with zeros only, as /dev/zero, is not read on: it may not end."""
-    while len(start) < _LOOK and (more := rest.read(_LOOK - len(start))):
-        start += more
-    return io.BytesIO(start + rest.read() if start.strip(b"\0") else start)
+def _refuse_unknown(start: bytes, name: str, suffix: str) -> None:
+    if _kind(start, suffix, io.BytesIO(start)) == "image":  # or anything else
+        from .read_image import refuse_unknown
+
+        refuse_unknown(start, name)
 
 
 def refuse_videos(kind: Kind, name: str) -> None:

@@ -1,11 +1,10 @@
-"""Pictures in and out: any common file <-> uint8 samples, alpha, colour profile and EXIF.
+"""Pictures in: any common file -> uint8 samples, alpha, colour profile, EXIF and XMP.
 
 A reader of pictures has many chances to lose something in silence: the second frame, the low bytes of 16-bit samples,
-the rotation, the colour profile. Here everything that is in the file is either in the :class:`Picture`, or named in its
-``notes``, or a reason to refuse. (The print resolution is the one exception: it says nothing about the samples.)
+the rotation, the colour profile, the half that is damaged. Here everything that is in the file is either in the
+:class:`Picture`, or named in its ``notes`` or ``problems``, or a reason to refuse.
 
-Pictures are large, so samples move in bands of rows: beside Pillow's own copy (which takes four bytes for each RGB
-pixel) and the result nothing of the size of the picture is allocated, and EXIF orientation costs no copy at all.
+What decoding takes is bounded by the header before samples are read: see :func:`_check_limits`.
 """
 
 from __future__ import annotations
@@ -13,27 +12,29 @@ from __future__ import annotations
 import io
 import re
 import struct
-import sys
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
-from .exif import DECODER_ERRORS, ORIENTATION, PNG_SIGNATURE, dropped_metadata, png_chunks, read_exif, tiff_exif
+from . import png
+from .exif import dropped_metadata, read_exif, read_xmp, tiff_exif
+from .jpeg import JPEG_END, JpegScan, scan_jpeg
+from .picture import Picture
+from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .profile import CodePoints, fitting_profile, profile_of_code_points, profile_of_gamma
+from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
+from .tiff import MAX_PAGES, TiffPage, tiff_pages
 
 IMAGE_SUFFIXES_IN = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib",
-    ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif",
+    ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 # Plugins that may look at a file (JPEG's also finds MPO). The others are never asked: EPS would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM")
@@ -41,59 +42,51 @@ _MAGIC = {
     b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"BM": "BMP", b"GIF8": "GIF",
 }  # fmt: skip
-_BAND_PIXELS = 1 << 18
-
-
-@dataclass
-class Picture:
-    """One still picture, upright.
-
-    ``exif`` starts with the TIFF header (``II*\\0`` or ``MM\\0*``), without the ``Exif\\0\\0`` that JPEG puts before
-    it. It is the block of the file except that the orientation, which has been applied, and the thumbnail are gone;
-    offsets inside it are unchanged, so that maker notes stay readable.
-    """
-
-    pixels: np.ndarray  # uint8 [H, W, C], C = 1 (gray) or 3 (RGB, display-referred, sRGB unless icc says otherwise)
-    alpha: np.ndarray | None = None  # uint8 [H, W], not premultiplied; None if the file has no alpha
-    icc: bytes | None = None  # ICC profile as found in the file
-    exif: bytes | None = None
-    bit_depth: int = 8  # of the source: 8, or 16 if it had more than 8 bits per sample
-    notes: list[str] = field(default_factory=list)  # a line each: what was converted or could not be kept
-
-
-class _Raster(NamedTuple):
-    """Rows of a decoded picture as the file stores them, before EXIF orientation."""
-
-    height: int
-    width: int
-    channels: int
-    has_alpha: bool
-    band: Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]  # rows y0 .. y1 -> [h, W, C], [h, W]
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OTHERS = {  # what people have, and no reader here
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop", b"\0\0\1\0": "icon", b"%!PS": "PostScript", b"%PDF": "PDF",
+    b"<svg": "SVG", b"<?xml": "SVG or XML", b"v/1\1": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"SIMPLE  =": "FITS",
+    b"FUJIFILM": "camera raw", b"IIRO": "camera raw", b"IIU\0": "camera raw", b"qoif": "QOI",
+}  # fmt: skip
+# Bytes of memory a pixel that decoding takes at most, result included. Pillow keeps 4 and the result has 3 or 4;
+# progressive JPEG holds all coefficients, TIFF a strip, the libraries of the last three pictures of their own.
+_COST = {"JPEG, progressive": 14, "TIFF": 12, "WEBP": 18, "AVIF": 14, "HEIF": 14}
+_USUAL_COST = 9
+_BUDGET = 12  # bytes of memory for each pixel of the limit
+# More pixels than these must have a byte for each so many: not even pictures of one colour have fewer in practice.
+_FREE_PIXELS, _PIXELS_PER_BYTE = 1 << 24, 8192
+_FREE_SCANS, _PIXEL_SCANS = 16, 1 << 30  # of JPEG: each scan is a walk over the picture
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_image(source: Path | BinaryIO, name: str, max_pixels: int) -> Picture:
+def read_image(source: Path | BinaryIO, name: str, max_pixels: int, strict: bool = False) -> Picture:
     """Read one still picture from a file of any format in ``IMAGE_SUFFIXES_IN`` (told by content, not by suffix).
 
     Gray stays gray (1, 2, 4, 8 and 16 bits, with or without alpha), everything else becomes RGB; a palette becomes RGB
     even if all its colours are gray. More than 8 bits are rounded to 8, CMYK and LAB converted to sRGB, with a note.
+    What describes colours otherwise (code points of AVIF, HEIC and PNG, a gamma) becomes a profile. Of a TIFF with
+    reduced copies the picture itself is taken. HEIC needs the package pillow-heif.
 
     Args:    source: a path, or a binary file object read from where it stands (need not be seekable).
              name: what messages call it.  max_pixels: larger pictures are refused before any sample is decoded.
+             strict: refuse damaged JPEG and PNG files, of which otherwise what is there is decoded.
     Returns: the picture, upright: all eight EXIF orientations are applied.
     Raises:  UnsupportedMediaError for animations, several pages, float or 32-bit samples; MediaError for everything
              that cannot be read. Both are one line that names the file.
-    Cost:    peak memory 2.4 times the RGB samples for PNG, JPEG, TIFF and BMP (Pillow keeps 4 bytes a pixel), twice the
-             gray ones (three times if they have 16 bits), 1.0 for PPM; the libraries of AVIF and WebP need 3 and 5.4.
-             16-bit RGB is decoded twice, for the high bytes and for the low ones, because Pillow holds only 8 bits.
+    Cost:    peak memory 2.4 times the RGB samples for PNG, baseline JPEG, TIFF and BMP (Pillow keeps 4 bytes a pixel),
+             twice the gray ones (three times if they have 16 bits), 1.0 for PPM; 4.4 for progressive JPEG; the
+             libraries of AVIF and WebP need 3 and 5.4. In no case more than 12 bytes for each of ``max_pixels``.
+             16-bit RGB is decoded twice, for the high bytes and for the low ones, because Pillow holds only 8 bits;
+             PNG is inflated once more to see that it is whole.
     """
     if not isinstance(source, Path):
-        return _read_stream(source, name, max_pixels)
+        return _read_stream(source, name, max_pixels, strict)
     try:
         with source.open("rb") as file:
-            return _read_stream(file, name, max_pixels)
+            return _read_stream(file, name, max_pixels, strict)
     except FileNotFoundError:
         raise MediaError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -102,326 +95,288 @@ def read_image(source: Path | BinaryIO, name: str, max_pixels: int) -> Picture:
         raise MediaError(f"{name} cannot be read: {one_line(error)}") from error
 
 
-def _read_stream(stream: BinaryIO, name: str, max_pixels: int) -> Picture:
+def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool) -> Picture:
     file = stream
     if not stream.seekable() or stream.tell() != 0:  # TIFF offsets count from the start
         file = io.BytesIO(stream.read())
     with pillow_without_limits():
         try:
-            return _decode(file, name, max_pixels)
+            opened = _examine(file, name, max_pixels)
+            if strict and opened.problems:
+                raise MediaError(f"{name}: {opened.problems[0]}")
+            return _decode(opened, name, max_pixels)
         except TokodecError:
             raise
         except DECODER_ERRORS as error:
             raise MediaError(f"{name} is damaged or cut off: {one_line(error)}") from error
 
 
-def _decode(file: BinaryIO, name: str, max_pixels: int) -> Picture:
-    im = _open(file, name)
+@dataclass
+class _Opened:
+    """A file that has been looked at. file: what to decode, mended if that was needed.  page: of a TIFF."""
+
+    file: BinaryIO
+    size: int
+    png: png.PngScan | None = None
+    jpeg: JpegScan | None = None
+    pages: list[TiffPage] = field(default_factory=list)
+    page: int = 0
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _examine(file: BinaryIO, name: str, max_pixels: int) -> _Opened:
+    """Look at the structure of a file: is it whole, which page is the picture, and what would decoding take?"""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(32)
+    opened = _Opened(file, size)
+    if start.startswith(png.PNG_SIGNATURE):
+        header = png.read_header(file)
+        if header is not None:
+            _check_limits("PNG", header.width, header.height, size, name=name, max_pixels=max_pixels)
+            opened.png = png.scan_png(file)
+        if opened.png is not None and opened.png.problems:
+            if opened.png.got < max(1, opened.png.row):
+                raise MediaError(f"{name} is damaged or cut off: no samples are left")
+            opened.problems = opened.png.problems
+            opened.file = png.repair_png(file, opened.png)
+    elif start.startswith(b"\xff\xd8\xff"):
+        file.seek(0)
+        data = file.read()
+        opened.jpeg = scan_jpeg(data)
+        if opened.jpeg.samples:
+            opened.problems = opened.jpeg.problems
+            whole = opened.jpeg.ended and opened.jpeg.cut is None
+            opened.file = io.BytesIO(data if whole else data[: opened.jpeg.cut] + JPEG_END)
+    elif (webp := _webp_size(start)) is not None:  # Pillow allocates the picture when it opens the file
+        _check_limits("WEBP", *webp, size, name, max_pixels)
+    elif start.startswith((b"II", b"MM")):
+        opened.pages = tiff_pages(file)
+        opened.page = _main_page(opened.pages, name, opened.notes)
+    return opened
+
+
+def _webp_size(start: bytes) -> tuple[int, int] | None:
+    """Width and height by the first chunk (RFC 9649, section 2.5 on), None if it is none."""
+    if len(start) < 30 or start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return None
+    if start[12:16] == b"VP8X":
+        return 1 + int.from_bytes(start[24:27], "little"), 1 + int.from_bytes(start[27:30], "little")
+    if start[12:16] == b"VP8L":
+        packed = int.from_bytes(start[21:25], "little")
+        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", start, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _main_page(pages: list[TiffPage], name: str, notes: list[str]) -> int:
+    """The page that is the picture: not a reduced copy and not a mask. Raises UnsupportedMediaError if several are."""
+    if any(page.raw for page in pages):
+        raise UnsupportedMediaError(f"{name} is a camera raw file (DNG): develop it first")
+    main = [i for i, page in enumerate(pages) if page.is_main]
+    if pages and not main:
+        raise UnsupportedMediaError(f"{name} holds reduced copies only, as camera raw files do: develop it first")
+    if len(main) > 1:
+        count = f"{len(main)} or more" if len(pages) == MAX_PAGES else str(len(main))
+        raise UnsupportedMediaError(f"{name} holds {count} frames (pages); only single pictures can be read")
+    if len(pages) > 1:
+        notes.append(f"{len(pages) - 1} reduced copies and masks of the picture not kept")
+    return main[0] if main else 0
+
+
+def _check_limits(kind: str, width: int, height: int, size: int, name: str, max_pixels: int) -> None:
+    """Raise MediaError for what would take too much memory or time, by the size that the header declares.
+
+    Memory stays below ``_BUDGET`` bytes for each of ``max_pixels``, and below 300 MB for files of a few bytes.
+    """
+    pixels = width * height
+    if width < 1 or height < 1:
+        raise MediaError(f"{name} has no pixels: it is {width} x {height}")
+    if pixels > max_pixels:
+        raise MediaError(f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}")
+    if pixels > max(_FREE_PIXELS, _PIXELS_PER_BYTE * size):
+        raise MediaError(f"{name} declares {width} x {height} pixels in {size} bytes: no picture is that simple")
+    cost = _COST.get(kind, _USUAL_COST)
+    if pixels > _FREE_PIXELS and pixels * cost > _BUDGET * max_pixels:
+        most = _BUDGET * max_pixels // cost
+        what = f"{width} x {height} pixels, more than the limit of {most} for {kind}"
+        raise MediaError(f"{name} has {what}: each takes {cost} bytes of memory; see --max-pixels")
+
+
+def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
+    file, notes = opened.file, opened.notes
+    im = _open(file, name, opened.page)
     tiff = isinstance(im, TiffImageFile)
-    notes: list[str] = []
-    _check_size(im, name, max_pixels)
+    _check_work(im, opened, name, max_pixels)
     _check_frames(im, name, notes)
-    chunks = png_chunks(file) if im.format == "PNG" else []
-    bits = _bits_per_sample(im, file)
-    low_tiles = _low_byte_tiles(im)
+    bits = bits_per_sample(im, file)
+    low_tiles = low_byte_tiles(im)
     exif, orientation = tiff_exif(im, notes) if isinstance(im, TiffImageFile) else (None, 1)
 
-    raster = _raster(im, file, name, bits, notes)
+    rows = raster(im, file, name, bits, notes)
     if not tiff:
         exif, orientation = read_exif(im, notes)  # after load(): PNG may hold it behind the samples
-    upright = (raster.width, raster.height) if orientation >= 5 else (raster.height, raster.width)
-    pixels = np.empty((*upright, raster.channels), np.uint8)
-    alpha = np.empty(upright, np.uint8) if raster.has_alpha else None
-    pixels_stored = _as_stored(pixels, orientation)  # views: writing to them turns the picture
-    alpha_stored = None if alpha is None else _as_stored(alpha, orientation)
-    for y0, y1 in bands(raster.height, raster.width):
-        pixels_band, alpha_band = raster.band(y0, y1)
+    upright = (rows.width, rows.height) if orientation >= 5 else (rows.height, rows.width)
+    pixels = np.empty((*upright, rows.channels), np.uint8)
+    alpha = np.empty(upright, np.uint8) if rows.has_alpha else None
+    pixels_stored = as_stored(pixels, orientation)  # views: writing to them turns the picture
+    alpha_stored = None if alpha is None else as_stored(alpha, orientation)
+    for y0, y1 in bands(rows.height, rows.width):
+        pixels_band, alpha_band = rows.band(y0, y1)
         pixels_stored[y0:y1] = pixels_band
         if alpha_stored is not None and alpha_band is not None:
             alpha_stored[y0:y1] = alpha_band
 
-    icc = None if im.mode in ("CMYK", "LAB") else im.info.get("icc_profile") or None  # those two are sRGB by now
+    icc = _profile(im, file, opened.png, rows.channels == 1, notes)
     key = im.info.get("transparency")
-    notes += dropped_metadata(im, chunks, has_alpha=alpha is not None, has_exif=exif is not None)
-    del raster, im  # gives Pillow's copy back before the second pass needs another one
+    xmp = read_xmp(im)
+    chunks = opened.png.chunks if opened.png is not None else []
+    notes += dropped_metadata(im, chunks, has_alpha=alpha is not None, exif=exif)
+    if opened.jpeg is not None and opened.jpeg.long_xmp:
+        notes.append("XMP beyond its first 64 kB not kept")
+    del rows, im  # gives Pillow's copy back before the second pass needs another one
     if low_tiles is not None:
-        _add_low_bytes(_open(file, name), low_tiles, key, pixels_stored, alpha_stored)
+        add_low_bytes(_open(file, name, opened.page), low_tiles, key, pixels_stored, alpha_stored)
     if bits > 8:
         notes.insert(0, f"{bits} bits per sample reduced to 8")
-    return Picture(pixels, alpha, icc, exif, 16 if bits > 8 else 8, notes)
+    depth = 16 if bits > 8 else 8
+    return Picture(pixels, alpha, icc, exif, bit_depth=depth, notes=notes, xmp=xmp, problems=opened.problems)
 
 
-def _open(file: BinaryIO, name: str) -> ImageFile:
+def _open(file: BinaryIO, name: str, page: int = 0) -> ImageFile:
     file.seek(0)
     start = file.read(16)
     if not start:
         raise MediaError(f"{name} is empty")
+    heif = start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+    formats = (*_FORMATS, "HEIF") if heif and _knows_heif() else _FORMATS
     file.seek(0)
     try:
-        return Image.open(file, formats=_FORMATS)
+        im = Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        for magic, kind in _MAGIC.items():
-            if start.startswith(magic):
-                raise MediaError(f"{name} is a damaged {kind} file, or of a rare kind that cannot be read") from None
-        if start.startswith(b"RIFF") or start[4:8] == b"ftyp":
-            raise MediaError(f"{name} is a damaged or unknown WebP, AVIF or other container file") from None
-        known = "PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF, PPM"
-        raise MediaError(f"{name} is not a picture in a known format ({known})") from None
+        raise MediaError(f"{name} {_refusal(start, heif and formats is _FORMATS)}") from None
+    if page:
+        im.seek(page)
+    return im
 
 
-def _check_size(im: ImageFile, name: str, max_pixels: int) -> None:
+def _knows_heif() -> bool:
+    """Register the reader of pillow-heif, if that is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False)
+    return True
+
+
+def _refusal(start: bytes, heif: bool) -> str:
+    """What is wrong with a file that begins so and that no reader takes."""
+    if heif:
+        return "is a HEIC picture, which the package pillow-heif reads: pip install pillow-heif"
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return f"is a damaged {kind} file, or of a rare kind that cannot be read"
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            return f"is a file of the kind {kind}, which cannot be read: convert it, for instance to PNG"
+    if start.startswith(b"RIFF") or start[4:8] == b"ftyp":
+        return "is a damaged or unknown WebP, AVIF or other container file"
+    return "is not a picture in a known format (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP, GIF, PPM)"
+
+
+def refuse_unknown(start: bytes, name: str) -> None:
+    """Raise MediaError if a file that begins so is of no kind that is read here: streams are judged so."""
+    Image.init()
+    with pillow_without_limits():
+        for kind in _FORMATS:
+            accept = Image.OPEN[kind][1]
+            if len(start) >= 16 and (accept is None or accept(start[:16]) is True):
+                return
+    raise MediaError(f"{name} {_refusal(start, heif=start[8:12] in _HEIF_BRANDS and not _knows_heif())}")
+
+
+def _check_work(im: ImageFile, opened: _Opened, name: str, max_pixels: int) -> None:
+    """Raise MediaError for what would take too much, now that Pillow has found the size."""
+    progressive = opened.jpeg is not None and opened.jpeg.progressive
     width, height = im.size
-    if width < 1 or height < 1:
-        raise MediaError(f"{name} has no pixels: it is {width} x {height}")
-    if width * height > max_pixels:
-        raise MediaError(f"{name} has {width} x {height} pixels, more than the limit of {max_pixels}")
+    _check_limits(
+        "JPEG, progressive" if progressive else im.format or "",
+        width,
+        height,
+        opened.size,
+        name=name,
+        max_pixels=max_pixels,
+    )
+    scans = 1 if opened.jpeg is None else opened.jpeg.scans
+    if scans > _FREE_SCANS and scans * width * height > _PIXEL_SCANS:
+        raise MediaError(f"{name} has {scans} scans of {width} x {height} pixels: no encoder needs so many")
+    if isinstance(im, TiffImageFile):
+        tile = int(im.tag_v2.get(322, 0)) * int(im.tag_v2.get(323, 0))
+        if tile > max(_FREE_PIXELS, 4 * width * height):
+            raise MediaError(f"{name} has {width} x {height} pixels in tiles of {tile}: it is damaged")
 
 
 def _check_frames(im: ImageFile, name: str, notes: list[str]) -> None:
-    frames = int(getattr(im, "n_frames", 1))
+    frames = 1 if isinstance(im, TiffImageFile) else int(getattr(im, "n_frames", 1))  # those are known by their pages
     if frames == 1:
         return
-    if im.format == "MPO":
-        notes.append(f"only the first of {frames} pictures in the file is kept (MPO)")
+    if im.format in ("MPO", "HEIF"):
+        which = "first" if im.format == "MPO" else "primary"
+        notes.append(f"only the {which} of {frames} pictures in the file is kept ({im.format})")
         return
-    kind = "frames (pages)" if im.format == "TIFF" else "frames"
-    raise UnsupportedMediaError(f"{name} holds {frames} {kind}; only single pictures can be read")
+    raise UnsupportedMediaError(f"{name} holds {frames} frames; only single pictures can be read")
 
 
-def _bits_per_sample(im: ImageFile, file: BinaryIO) -> int:
-    """The depth in the file, which Pillow's mode does not tell (it calls 16-bit RGB plain RGB)."""
-    if im.format == "PNG":
-        file.seek(24)  # signature 8, chunk length 4, "IHDR" 4, width 4, height 4
-        depth = file.read(1)[0]
-        return depth
-    if isinstance(im, TiffImageFile):
-        return max(im.tag_v2.get(258, (1,)))
-    if im.format == "PPM" and im.tile:
-        args = im.tile[0].args
-        if im.mode == "F":
-            return 32
-        maxval = args[-1] if isinstance(args, tuple) else 65535 if args == "I;16B" else 255
-        return int(maxval).bit_length()
-    if im.format == "AVIF" and any(flags & 0x40 for flags in _av1_flags(file)):
-        return 12 if any(flags & 0x20 for flags in _av1_flags(file)) else 10
-    return 8
+# ---------------------------------------------------------------------------------------------------------- colours
 
 
-def _av1_flags(file: BinaryIO) -> list[int]:
-    """Of each AV1 stream in an AVIF file (colour, perhaps alpha): 0x40 more than 8 bits, 0x20 12 bits, 0x10 gray."""
+def _profile(im: ImageFile, file: BinaryIO, scan: png.PngScan | None, gray: bool, notes: list[str]) -> bytes | None:
+    """The profile of the samples: that of the file, or one made of what it says otherwise. None for sRGB."""
+    if im.mode in ("CMYK", "LAB"):  # converted to sRGB
+        return None
+    icc = im.info.get("icc_profile") or None
+    points = _code_points(im, file, scan)
+    if points is not None and (icc is None or scan is not None):  # cICP comes before iCCP, nclx after a profile
+        try:
+            return profile_of_code_points(points, gray)
+        except ValueError as error:
+            what = "the profile is" if icc else "samples are taken as sRGB"
+            notes.append(f"colour description ({error}) not kept: {what}{' kept' if icc else ''}")
+    if icc is not None:
+        icc, note = fitting_profile(icc, gray)
+        notes += [] if note is None else [note]
+        return icc
+    if points is None and scan is not None and "sRGB" not in scan.kinds() and scan.colours:
+        return _profile_of_gamma(scan, gray, notes)
+    return None
+
+
+def _profile_of_gamma(scan: png.PngScan, gray: bool, notes: list[str]) -> bytes | None:
+    gamma, where = scan.colours.get("gAMA"), scan.colours.get("cHRM")
+    try:
+        value = None if gamma is None or len(gamma) != 4 else struct.unpack(">I", gamma)[0] / 100000
+        numbers = None if where is None or len(where) != 32 else struct.unpack(">8I", where)
+        return profile_of_gamma(value, None if numbers is None else tuple(n / 100000 for n in numbers), gray)
+    except (ValueError, ZeroDivisionError):
+        notes.append("gAMA and cHRM not kept: they describe no colours")
+        return None
+
+
+def _code_points(im: ImageFile, file: BinaryIO, scan: png.PngScan | None) -> CodePoints | None:
+    """Code points of ITU-T H.273 in the file, None if it has none."""
+    if scan is not None:
+        cicp = scan.colours.get("cICP", b"")
+        return CodePoints(cicp[0], cicp[1]) if len(cicp) == 4 else None
+    if im.format not in ("AVIF", "HEIF"):
+        return None
     file.seek(0)
-    head = file.read(1 << 16)
-    return [found[1][0] for found in re.finditer(rb"av1C\x81.(.)", head, re.DOTALL)]
+    found = re.search(rb"colrnclx(..)(..)", file.read(1 << 16), re.DOTALL)
+    return None if found is None else CodePoints(*(int.from_bytes(part, "big") for part in found.groups()))
 
 
-# Rows of a loaded picture ----------------------------------------------------------------------------------------
-
-
-def _raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]) -> _Raster:
-    """Decode, and say how rows become uint8 gray or RGB with or without alpha."""
-    if im.format == "PPM" and im.tile and im.tile[0].codec_name != "ppm_plain" and im.mode in ("L", "I", "RGB"):
-        return _netpbm_raster(im, file)
-    if im.mode == "F" or (im.mode == "I" and im.format != "PPM"):
-        kind = "float" if im.mode == "F" else "signed or 32-bit integer"
-        raise UnsupportedMediaError(f"{name} holds {kind} samples without a defined range: convert it to 8 or 16 bits")
-    photometric = 1
-    if isinstance(im, TiffImageFile):
-        photometric = int(im.tag_v2.get(262, 1))
-        if bits > 8 and im.tag_v2.get(284, 1) == 2 and im.tag_v2.get(277, 1) > 1:
-            raise UnsupportedMediaError(f"{name} holds {bits}-bit channels in separate planes: save it interleaved")
-
-    gray_alpha_16 = im.format == "PNG" and bits == 16 and im.mode == "RGBA" and im.tile[0].args == "LA;16B"
-    if gray_alpha_16:  # Pillow drops the low bytes; as RGBA the four bytes are high and low gray, high and low alpha
-        im.tile = [tile._replace(args="RGBA") for tile in im.tile]
-    im.load()
-    vars(im).pop("_decoder", None)  # WebP and AVIF keep the whole decoded picture in there
-    width, height = im.im.size  # not im.size, which TIFF has turned already
-    mode = im.mode
-    key = im.info.get("transparency")
-
-    def rows(y0: int, y1: int) -> Image.Image:
-        return im.crop((0, y0, width, y1))
-
-    if gray_alpha_16:
-
-        def gray_alpha_band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
-            samples = np.asarray(rows(y0, y1))  # [h, W, 4]
-            both = _to_8_bits(samples[..., 0::2].astype(np.uint16) << 8 | samples[..., 1::2])  # [h, W, 2]
-            return both[..., :1], both[..., 1]
-
-        return _Raster(height, width, 1, True, gray_alpha_band)
-
-    if mode.startswith("I"):  # I;16 in either byte order; I only from PPM, which scales to 65535
-        maxval = (1 << bits) - 1 if mode != "I" else 65535
-
-        def gray_16_band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
-            samples = np.asarray(rows(y0, y1)).astype(np.uint16)  # [h, W]
-            opaque = None if key is None else _opaque(samples[..., None], key)
-            if photometric == 0:  # white is zero
-                samples = np.uint16(maxval) - samples
-            return _to_8_bits(samples, maxval)[..., None], opaque
-
-        return _Raster(height, width, 1, key is not None, gray_16_band)
-
-    if mode in ("1", "L", "RGB") and key is not None:  # one colour is transparent
-        if mode == "1":
-            key = 255 if key else 0
-        elif im.format == "PNG" and mode == "L":
-            key = key * 255 // ((1 << bits) - 1)  # Pillow spreads 2 and 4 bits over 0 .. 255, but not the key
-        channels = 3 if mode == "RGB" else 1
-
-        def keyed_band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
-            band = rows(y0, y1)
-            band.info.pop("transparency", None)
-            samples = np.asarray(band.convert("L") if mode == "1" else band).reshape(y1 - y0, width, channels)
-            return samples, _opaque(samples, key)
-
-        return _Raster(height, width, channels, True, keyed_band)
-
-    convert, target = _conversion(im, notes)
-    if im.format == "AVIF" and all(flags & 0x10 for flags in _av1_flags(file) or [0]):  # Pillow says RGB
-        convert, target = (lambda part: part.convert(target)), "LA" if target == "RGBA" else "L"
-    has_alpha = target in ("LA", "RGBA")
-    channels = 3 if target.startswith("RGB") else 1
-
-    def band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
-        samples = np.asarray(convert(rows(y0, y1)))
-        samples = samples.reshape(y1 - y0, width, channels + has_alpha)
-        return samples[..., :channels], samples[..., channels] if has_alpha else None
-
-    return _Raster(height, width, channels, has_alpha, band)
-
-
-def _conversion(im: Image.Image, notes: list[str]) -> tuple[Callable[[Image.Image], Image.Image], str]:
-    """What brings any 8-bit mode to L, LA, RGB or RGBA, and which of them it is."""
-    mode = im.mode
-    if mode in ("L", "LA", "RGB", "RGBA"):
-        return (lambda band: band), mode
-    if mode in ("CMYK", "LAB"):
-        icc = im.info.get("icc_profile")
-        transform = None
-        if mode == "LAB":
-            source = ImageCms.createProfile("LAB")
-            transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), "LAB", "RGB")
-            notes.append("LAB converted to sRGB")
-        elif icc:
-            try:
-                profile = ImageCms.getOpenProfile(io.BytesIO(icc))
-                transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "CMYK", "RGB")
-                notes.append("CMYK converted to sRGB by its ICC profile")
-            except (ImageCms.PyCMSError, OSError):
-                notes.append("CMYK converted to RGB without its ICC profile, which is damaged: colours are approximate")
-        else:
-            notes.append("CMYK converted to RGB without an ICC profile: colours are approximate")
-        if transform is not None:
-            chosen = transform
-
-            def by_profile(band: Image.Image) -> Image.Image:
-                converted = ImageCms.applyTransform(band, chosen)
-                assert converted is not None  # it is None only for inPlace
-                return converted
-
-            return by_profile, "RGB"
-        return (lambda band: band.convert("RGB")), "RGB"
-    if mode == "1":
-        target = "L"
-    elif mode == "La":
-        target = "LA"
-    elif mode in ("RGBa", "PA") or im.has_transparency_data:
-        target = "RGBA"
-    else:  # P, YCbCr, RGBX, HSV
-        target = "RGB"
-    return (lambda band: band.convert(target)), target
-
-
-def _netpbm_raster(im: ImageFile, file: BinaryIO) -> _Raster:
-    """Binary PGM and PPM of any maxval; Pillow takes them apart sample by sample in Python."""
-    tile = im.tile[0]
-    maxval = tile.args[-1] if isinstance(tile.args, tuple) else 65535 if im.mode == "I" else 255
-    width, height = im.size
-    channels = 3 if im.mode == "RGB" else 1
-    dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
-    row_bytes = width * channels * dtype.itemsize
-    file.seek(0, io.SEEK_END)
-    if file.tell() - tile.offset < row_bytes * height:
-        raise OSError("image file is truncated")
-
-    def band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
-        file.seek(tile.offset + y0 * row_bytes)
-        samples = np.frombuffer(file.read((y1 - y0) * row_bytes), dtype).reshape(y1 - y0, width, channels)
-        return samples if maxval == 255 else _to_8_bits(np.minimum(samples, maxval), maxval), None
-
-    return _Raster(height, width, channels, False, band)
-
-
-def _low_byte_tiles(im: ImageFile) -> list[Any] | None:
-    """Tiles that decode the *low* bytes of 16-bit RGB and RGBA, or None for pictures of other kinds.
-
-    Pillow takes the high byte of each sample. Told that the bytes stand in the other order it takes the low one.
-    """
-    tiles = []
-    for tile in im.tile:
-        args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        found = re.fullmatch(r"(RGB[AX]?;16)([LBN])", str(args[0]))
-        if im.mode not in ("RGB", "RGBA") or not found:
-            return None
-        little = found[2] == "L" or (found[2] == "N" and sys.byteorder == "little")
-        swapped = found[1] + ("B" if little else "L")
-        tiles.append(tile._replace(args=(swapped, *args[1:]) if isinstance(tile.args, tuple) else swapped))
-    return tiles or None
-
-
-def _add_low_bytes(
-    im: ImageFile, tiles: list[Any], key: tuple[int, ...] | None, pixels: np.ndarray, alpha: np.ndarray | None
-) -> None:
-    """Round high byte (in ``pixels`` and ``alpha``) and low byte (decoded here) to 8 bits, in place."""
-    if isinstance(im, TiffImageFile):
-        im.getexif()[ORIENTATION] = 1
-    im.tile = tiles
-    im.load()
-    height, width = pixels.shape[:2]
-    for y0, y1 in bands(height, width):
-        low = np.asarray(im.crop((0, y0, width, y1)))  # [h, W, 3 or 4]
-        samples = pixels[y0:y1].astype(np.uint16) << 8 | low[..., :3]
-        pixels[y0:y1] = _to_8_bits(samples)
-        if alpha is not None and low.shape[2] == 4:
-            alpha[y0:y1] = _to_8_bits(alpha[y0:y1].astype(np.uint16) << 8 | low[..., 3])
-        elif alpha is not None and key is not None:
-            alpha[y0:y1] = _opaque(samples, key)
-
-
-def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _BAND_PIXELS // width)
-    for y0 in range(0, height, step):
-        yield y0, min(y0 + step, height)
-
-
-def _to_8_bits(samples: np.ndarray, maxval: int = 65535) -> np.ndarray:
-    """``samples`` * 255 / ``maxval``, rounded to the nearest (halves up)."""
-    wide = samples.astype(np.uint32)
-    wide *= 255
-    if maxval == 65535:
-        wide += 32895  # libpng's constant: the shift then equals the rounded quotient for all 65536 values
-        wide >>= 16
-    else:
-        wide += maxval // 2
-        wide //= maxval
-    return wide.astype(np.uint8)
-
-
-def _opaque(samples: np.ndarray, key: int | tuple[int, ...]) -> np.ndarray:
-    """Alpha of a picture in which one colour is transparent: [h, W, C] -> [h, W]."""
-    return np.where((samples == np.asarray(key)).all(axis=-1), np.uint8(0), np.uint8(255))
-
-
-def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """The view of an upright array that has its rows and columns where a file of this EXIF orientation has them."""
-    if orientation >= 5:
-        upright = upright.swapaxes(0, 1)
-    # EXIF 2.32, tag 274: 0th row at the top and 0th column at the left for 1, at the top and at the right for 2, ...
-    rows = -1 if orientation in (3, 4, 6, 7) else 1
-    columns = -1 if orientation in (2, 3, 7, 8) else 1
-    return upright[::rows, ::columns]
+# ------------------------------------------------------------------------------------------------------------ alpha
 
 
 def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
@@ -435,8 +390,8 @@ def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     kinds: list[bytes] = []
     stream = bytearray()
-    at = len(PNG_SIGNATURE)
-    if data[:at] != PNG_SIGNATURE:
+    at = len(png.PNG_SIGNATURE)
+    if data[:at] != png.PNG_SIGNATURE:
         raise ChunkError("alpha chunk: not a PNG")
     while at < len(data):
         if len(data) - at < 12:
@@ -481,41 +436,3 @@ def _check_inflated_size(stream: bytes | bytearray, expected: int) -> None:
         raise ChunkError("alpha chunk: the PNG is damaged (no valid zlib stream)") from error
     if size != expected or not inflater.eof or inflater.unused_data:
         raise ChunkError("alpha chunk: the PNG does not hold as many samples as it says")
-
-
-# ----------------------------------------------------------------------------------------------------------- Pillow
-
-_guard = threading.Lock()
-_users = 0
-_restore = ExitStack()
-
-
-@contextmanager
-def pillow_without_limits() -> Iterator[None]:
-    """Switch off Pillow's size limit (ours is checked instead) and its warnings while anybody is inside.
-
-    Both are global to the process: the first thread that enters sets them, the last one that leaves restores them.
-    """
-    global _users
-    with _guard:
-        if _users == 0:
-            _restore.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            _restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = None
-        _users += 1
-    try:
-        yield
-    finally:
-        with _guard:
-            _users -= 1
-            if _users == 0:
-                _restore.close()
-
-
-def one_line(error: object) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,23 +5,28 @@ from __future__ import annotations
 import io
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ..errors import MediaError, TokodecError, UnsupportedMediaError
-from .exif import DECODER_ERRORS, descriptive
-from .read_image import bands, one_line, pillow_without_limits
+from ..files import Output, atomic_output
+from .exif import descriptive
+from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .profile import fitting_profile
+from .raster import bands
 
 if TYPE_CHECKING:
-    from .read_image import Picture
+    from .picture import Picture
 
 
 IMAGE_SUFFIXES_OUT = (".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm", ".jpg", ".jpeg", ".avif")
 PNG_LEVEL = 4  # a noisy photograph of 768 x 512: 57 ms; levels 1 to 3 take 40 ms for 11 % more bytes, 6 gains nothing
 JPEG_QUALITY = 95
 AVIF_QUALITY = 90
+# A segment of JPEG holds 65533 bytes; these begin with "Exif\0\0" and "http://ns.adobe.com/xap/1.0/\0".
+_JPEG_EXIF, _JPEG_XMP = 65533 - 6, 65533 - 29
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -33,9 +38,10 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     png, tiff, bmp, ppm, pgm and webp (lossless) give back the same samples; jpeg (quality 95, 4:4:4) and avif (quality
     90, 4:4:4) are conveniences of high quality, and say so in a note.
 
-    Args:    picture: see :class:`Picture`.  target: a path (overwritten), or a binary file object, perhaps a pipe.
+    Args:    picture: see :class:`Picture`.  target: a path (overwritten once the picture is whole), or a binary file
+             object, perhaps a pipe.
              format: one of ``IMAGE_SUFFIXES_OUT``, with or without the dot.  name: what messages call the output.
-    Returns: notes, a line each: what the format could not hold (ICC, EXIF) or changed.
+    Returns: notes, a line each: what the format could not hold (ICC, EXIF, XMP) or changed.
     Raises:  UnsupportedMediaError if the format cannot hold alpha, colour or the size; MediaError for a suffix that is
              not known and for everything that the disk refuses.
     Cost:    peak memory, picture included, 2.33 times the RGB samples (Pillow keeps 4 bytes a pixel); 1.0 for gray and
@@ -47,7 +53,10 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     _check_fits(picture, suffix, name)
     try:
         with ExitStack() as stack:
-            file = stack.enter_context(target.open("wb")) if isinstance(target, Path) else target
+            if isinstance(target, Path):
+                file = stack.enter_context(atomic_output(target, force=True))
+            else:  # Pillow does not look at what a file object takes
+                file = target if isinstance(target, Output) else cast(BinaryIO, Output(target, name))
             if suffix in (".ppm", ".pgm", ".pnm"):
                 return _write_netpbm(picture, file, suffix)
             stack.enter_context(pillow_without_limits())
@@ -84,7 +93,7 @@ def _write_netpbm(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
 
 def _write_pillow(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
     notes: list[str] = []
-    icc, exif = picture.icc, picture.exif
+    gray = picture.pixels.shape[2] == 1
     options: dict[str, Any]
     if suffix == ".png":
         plugin, options = "PNG", {"compress_level": PNG_LEVEL}
@@ -95,34 +104,16 @@ def _write_pillow(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
     elif suffix == ".bmp":
         plugin, options = "BMP", {}
         notes += [f"{kind} not kept: .bmp has no place for it" for kind in _metadata(picture)]
-        icc = exif = None
     elif suffix == ".avif":
-        subsampling = "4:0:0" if picture.pixels.shape[2] == 1 else "4:4:4"
-        plugin, options = "AVIF", {"quality": AVIF_QUALITY, "subsampling": subsampling}
+        plugin, options = "AVIF", {"quality": AVIF_QUALITY, "subsampling": "4:0:0" if gray else "4:4:4"}
         notes.append(f".avif is lossy: written with quality {AVIF_QUALITY}")
     else:
         plugin, options = "JPEG", {"quality": JPEG_QUALITY, "subsampling": 0}
         notes.append(f"{suffix} is lossy: written with quality {JPEG_QUALITY}")
-        if exif is not None and len(exif) > 65527:  # a segment holds 65533 bytes, six of them "Exif\0\0"
-            notes.append(f"EXIF not kept: {len(exif)} bytes are more than {suffix} can hold")
-            exif = None
-    if suffix == ".webp" and picture.pixels.shape[2] == 1:
+    if plugin == "WEBP" and gray:
         notes.append(".webp has no gray: written as RGB")
-        if icc is not None and icc[16:20] == b"GRAY":
-            notes.append("ICC profile not kept: it is for gray, and .webp has RGB only")
-            icc = None
-    if icc is not None:
-        options["icc_profile"] = icc
-    if exif is not None and plugin == "TIFF":
-        try:
-            block = Image.Exif()
-            block.load(exif)
-            options["exif"] = descriptive(block).tobytes()
-            options["compression"] = "raw"  # Pillow's way through libtiff cannot write the EXIF and GPS directories
-        except DECODER_ERRORS:
-            notes.append("EXIF not kept: it is damaged")
-    elif exif is not None:
-        options["exif"] = b"Exif\0\0" + exif
+    if plugin != "BMP":
+        options |= _metadata_options(picture, plugin, suffix, gray and plugin != "WEBP", notes)
 
     pipe = file
     if plugin == "TIFF" and not file.seekable():
@@ -132,6 +123,43 @@ def _write_pillow(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
         assert isinstance(file, io.BytesIO)
         pipe.write(file.getbuffer())
     return notes
+
+
+def _metadata_options(picture: Picture, plugin: str, suffix: str, gray: bool, notes: list[str]) -> dict[str, Any]:
+    """What Pillow is to write beside the samples, as far as the format can hold it. gray: whether they are so there."""
+    options: dict[str, Any] = {}
+    icc, exif, xmp = picture.icc, picture.exif, picture.xmp
+    if icc is not None:
+        icc, note = fitting_profile(icc, gray)
+        notes += [] if note is None else [note]
+        if icc is not None:
+            options["icc_profile"] = icc
+    for kind, block, most in (("EXIF", exif, _JPEG_EXIF), ("XMP", xmp, _JPEG_XMP)):
+        if plugin == "JPEG" and block is not None and len(block) > most:
+            notes.append(f"{kind} not kept: {len(block)} bytes are more than {suffix} can hold")
+            exif, xmp = (None, xmp) if kind == "EXIF" else (exif, None)
+    if exif is not None and plugin == "TIFF":
+        try:
+            tags = Image.Exif()
+            tags.load(exif)
+            options["exif"] = descriptive(tags).tobytes()
+            options["compression"] = "raw"  # Pillow's way through libtiff cannot write the EXIF and GPS directories
+        except DECODER_ERRORS:
+            notes.append("EXIF not kept: it is damaged")
+    elif exif is not None:
+        options["exif"] = b"Exif\0\0" + exif
+    if xmp is not None and plugin == "TIFF":
+        options["tiffinfo"] = {700: xmp}
+    elif xmp is not None and plugin == "PNG":
+        try:
+            info = PngImagePlugin.PngInfo()
+            info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+            options["pnginfo"] = info
+        except UnicodeDecodeError:
+            notes.append("XMP not kept: it is not UTF-8")
+    elif xmp is not None:
+        options["xmp"] = xmp
+    return options
 
 
 def _to_pillow(picture: Picture) -> Image.Image:
@@ -146,7 +174,8 @@ def _to_pillow(picture: Picture) -> Image.Image:
 
 
 def _metadata(picture: Picture) -> list[str]:
-    return [kind for kind, value in (("ICC profile", picture.icc), ("EXIF", picture.exif)) if value]
+    held = {"ICC profile": picture.icc, "EXIF": picture.exif, "XMP": picture.xmp}
+    return [kind for kind, value in held.items() if value]
 
 
 # ------------------------------------------------------------------------------------------------------------ alpha

@@ -98,7 +98,18 @@ class VideoWriter:
             self._sink = _Y4m(target, name, height, width, rate=rate, aspect=pixel_aspect, notes=self.notes)
         else:
             kind = _Gif if suffix == ".gif" else _Av
-            self._sink = kind(target, suffix, name, height, width, time_base, rate, sound, pixel_aspect, self.notes)
+            self._sink = kind(
+                target,
+                suffix,
+                name,
+                height,
+                width,
+                time_base=time_base,
+                rate=rate,
+                sound=sound,
+                aspect=pixel_aspect,
+                notes=self.notes,
+            )
 
     def __enter__(self) -> VideoWriter:
         return self

@@ -130,7 +130,15 @@ class ClockMaker:
         duration = Fraction(int(ticks[-1]), len(steps)) if len(steps) else Fraction(last)
         own = None if even else ticks * scale.numerator // scale.denominator
         duration_ticks = max(1, round(duration * scale))
-        return Clock(tick, start, duration_ticks, round(last * scale), len(ticks), own, None if even else rate)
+        return Clock(
+            tick,
+            start,
+            duration_ticks,
+            round(last * scale),
+            frames=len(ticks),
+            ticks=own,
+            nominal=None if even else rate,
+        )
 
 
 def _fit(tick: Fraction, *numbers: Fraction | int) -> bool:
@@ -156,7 +164,9 @@ def clock_of(tok: TokFile) -> Clock:
             ticks = np.concatenate([[0], np.cumsum(np.array(steps, dtype=np.int64))])
         except ChunkError as error:
             tok.damaged(f"the times of frames are lost, they are evenly spaced: {error}")
-    return Clock(header.tick, header.start, header.duration, header.last, header.frames, ticks, rate)
+    return Clock(
+        header.tick, header.start, header.duration, header.last, frames=header.frames, ticks=ticks, nominal=rate
+    )
 
 
 def shown_clock(tok: TokFile) -> Clock:

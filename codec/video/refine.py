@@ -16,6 +16,7 @@ Source: Campos et al. 2019, "Content adaptive optimization for neural image comp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,6 @@ from ...tokenizers.video.grid import GROUP, StreamingVideoEncoder, VideoGrid
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..contract import Progress
     from ..media.read_video import Pixels
     from ..models import Model
 
@@ -59,7 +59,7 @@ class RefinedEncoder:
         width: int,
         levels: int | None,
         n_steps: int,
-        progress: Progress | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         if height * width > MOST_PIXELS:
             raise UsageError(f"effort takes frames of at most {MOST_PIXELS} pixels, got {height} x {width}")

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..api import Tokenizer, tables
+from ..inputs import check_samples, to_sounds
+from ..precision import whole_float32
 from ..quantize.base import ABSENT
 from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
@@ -203,21 +205,39 @@ class AudioGRVQ(Tokenizer):
             lengths: true lengths of signals that were padded at their ends; codes of the padding are ``ABSENT``, the
                 others are those of each signal alone.
             seen: as in :meth:`codes`.
-        Raises: ValueError for other shapes, an empty signal, or another number of levels.
+        Raises: ValueError for other shapes, types or ranges of ``x`` (floating-point or int16, see :mod:`..inputs`), an
+            empty signal, or another number of levels.
         """
-        if x.ndim != 3 or x.shape[1] != 1 or 0 in x.shape:
-            raise ValueError(f"a batch of sounds is [B, 1, n], got {tuple(x.shape)}")
+        x = to_sounds(x, self.device)
+        check_samples(x)
         n = x.shape[2]
         if lengths is not None:
             if len(lengths) != len(x) or not all(1 <= length <= n for length in lengths):
                 raise ValueError(f"lengths are one for each signal, 1 to {n}")
             inside = torch.arange(n, device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
             x = torch.where(inside[:, None], x, 0.0)
-        codes = self.codes(self.analysis(F.pad(x, (0, -n % FRAME))), levels, seen=seen)
+        codes = self.encode_codes(x, levels, seen)
         if lengths is not None:
             frames = torch.tensor([-(-length // FRAME) for length in lengths], device=x.device)
             codes = torch.where(torch.arange(codes.shape[2], device=x.device) < frames[:, None, None], codes, ABSENT)
         return Tokens(codes, self.spec((n,)))
+
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor, levels: int | None = None, seen: int | None = None) -> Tensor:
+        """Codes of :meth:`encode`, by tensors alone; values of ``x`` are not looked at."""
+        self.require_float32()
+        x = to_sounds(x, self.device)
+        return self.codes(self.latents(F.pad(x, (0, -x.shape[2] % FRAME))), levels, seen=seen)
+
+    def latents(self, x: Tensor, state: State | None = None) -> Tensor:
+        """Analysis only: ``x [B, 1, 320 t]`` to ``z [B, D, t]``. state: of the stream that ``x`` is the next part of.
+
+        Few frames of a stream go through the net step by step, without gradients: see :func:`is_short`.
+        """
+        with whole_float32(self.device):
+            if state is not None and is_short(x, x.shape[2] // FRAME):
+                return self.analysis.step(x.transpose(1, 2), state).transpose(1, 2)
+            return self.analysis(x, state)
 
     def codes(
         self,
@@ -259,18 +279,31 @@ class AudioGRVQ(Tokenizer):
         """
         self.check_tokens(tokens)
         n = tokens.spec.size[0]
-        frames = None
-        if lengths is not None:
-            frames = torch.tensor([-(-length // FRAME) for length in lengths], device=tokens.codes.device)
-        x_hat = self.synthesise(self.quantizer.decode(tokens.codes), frames)[:, :, :n]
+        codes = tokens.codes.to(self.device)
         if lengths is None:
-            return x_hat
+            return self.decode_codes(codes, (n,))
+        frames = torch.tensor([-(-length // FRAME) for length in lengths], device=codes.device)
+        x_hat = self.synthesise(self.quantizer.decode(codes), frames)[:, :, :n]
         inside = torch.arange(n, device=x_hat.device) < torch.tensor(lengths, device=x_hat.device)[:, None]
         return torch.where(inside[:, None], x_hat, 0.0)
 
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Codes ``[B, k, t]`` to signals ``[B, 1, n]``, by tensors alone. size: (n,); of whole frames if None."""
+        self.require_float32()
+        (n,) = (None,) if size is None else size
+        return self.synthesise(self.quantizer.decode(codes))[:, :, :n]
+
+    def parts(self, z: Tensor, state: State | None = None) -> Tensor:
+        """Synthesis net only: ``z [B, D, t]`` to ``[B, WINDOW + 1, 2 t]``; the state as in :meth:`latents`."""
+        with whole_float32(self.device):
+            if state is not None and is_short(z, z.shape[2]):
+                return self.synthesis.step(z.transpose(1, 2), state).transpose(1, 2)
+            return self.synthesis(z.to(next(self.synthesis.parameters()).dtype), state)
+
     def synthesise(self, z: Tensor, frames: Tensor | None = None) -> Tensor:
         """Latents ``[B, D, t]`` to signals ``[B, 1, 320 t]``. frames: ``[B]`` those that count, all if None."""
-        pieces = self.pieces(self.synthesis(z.to(next(self.synthesis.parameters()).dtype)))
+        pieces = self.pieces(self.parts(z))
         there = pieces.new_ones(len(z), pieces.shape[1])
         if frames is not None:
             there = (torch.arange(pieces.shape[1], device=z.device) < 2 * frames[:, None]).to(pieces.dtype)
@@ -307,6 +340,7 @@ class StreamingEncoder:
     """
 
     def __init__(self, model: AudioGRVQ, levels: int | None = None) -> None:
+        model.require_float32()
         self.model, self.levels = model, levels
         self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
@@ -314,7 +348,12 @@ class StreamingEncoder:
 
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
-        """The next samples ``[B, 1, n]`` to codes ``[B, levels, t]``, t of which may be 0."""
+        """The next samples ``[B, 1, n]`` to codes ``[B, levels, t]``, t of which may be 0; n may be 0 as well.
+
+        Raises: ValueError as :meth:`AudioGRVQ.encode` does.
+        """
+        x = to_sounds(x, self.model.device, part=True)
+        check_samples(x)
         return self._codes(self.latents(x))
 
     @torch.no_grad()
@@ -341,9 +380,7 @@ class StreamingEncoder:
     def _latents(self, x: Tensor) -> Tensor:
         if not x.shape[2]:
             return x.new_zeros(len(x), self.model.config.dim, 0)
-        if is_short(x, x.shape[2] // FRAME):
-            return self.model.analysis.step(x.transpose(1, 2), self.state).transpose(1, 2)
-        return self.model.analysis(x, self.state)
+        return self.model.latents(x, self.state)
 
     def _codes(self, z: Tensor) -> Tensor:
         if not z.shape[2]:
@@ -359,6 +396,7 @@ class StreamingDecoder:
     """
 
     def __init__(self, model: AudioGRVQ) -> None:
+        model.require_float32()
         self.model = model
         self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
@@ -371,12 +409,7 @@ class StreamingDecoder:
         if not codes.shape[2]:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
         model = self.model
-        z = self.quantizer.decode(codes)
-        if is_short(z, z.shape[2]):
-            parts = model.synthesis.step(z.transpose(1, 2), self.state).transpose(1, 2)
-        else:
-            parts = model.synthesis(z, self.state)
-        blocks = model.overlap(model.pieces(parts))
+        blocks = model.overlap(model.pieces(model.parts(self.quantizer.decode(codes), self.state)))
         if self.tail is not None:
             blocks[:, :3] += self.tail
         self.tail = blocks[:, -3:].clone()

@@ -15,7 +15,7 @@ a discriminator with g_a frozen, and invents plausible texture where the bits di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import tables
+from ..inputs import check_pixels, to_pictures
+from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens
@@ -131,23 +133,27 @@ class ImageGrid(ImageTokenizer):
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
         """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, levels, ceil(H/16), ceil(W/16)]``.
 
-        Args:    x: float.  levels: 1..K, the rate dial; all by default.
-        Raises:  ValueError for other shapes or an empty picture.
+        Args:    x: of any floating-point type, or uint8.  levels: 1..K, the rate dial; all by default.
+        Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), or an empty picture.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
-        levels = self.check_levels(levels)
+        x = to_pictures(x, self.device)
+        check_pixels(x)
+        return Tokens(self.encode_codes(x, levels), self.spec(tuple(x.shape[2:])))
+
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """Codes of :meth:`encode`, by tensors alone; values of ``x`` are not looked at."""
+        self.require_float32()
+        x = to_pictures(x, self.device)
         height, width = x.shape[2:]
-        # Replicated borders cost fewer bits than black ones; decode() cuts them off again.
+        # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        codes = self.quantizer.encode(self.latents(x), levels)
-        return Tokens(codes, self.spec((height, width)))
+        return self.quantizer.encode(self.latents(x), self.check_levels(levels))
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``z_e [B, D, h, w]``."""
-        x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would move codes away from the CPU's
-            return self.analysis(x)
+        with whole_float32(self.device):
+            return self.analysis((2 * x - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, synthesis: str | None = None) -> Tensor:
@@ -157,16 +163,27 @@ class ImageGrid(ImageTokenizer):
         Raises:  ValueError if the tokens are another model's or there is no such synthesis net.
         """
         self.check_tokens(tokens)
-        height, width = tokens.spec.size
-        return self.pixels(tokens.codes, synthesis)[..., :height, :width]
+        return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size, synthesis)
+
+    @torch.no_grad()
+    def decode_codes(
+        self, codes: Tensor, size: Sequence[int] | None = None, synthesis: str | None = None
+    ) -> Tensor:
+        """Codes ``[B, k, h, w]`` to pictures ``[B, 3, H, W]`` in [0, 1], by tensors alone.
+
+        Args:    size: (H, W); of whole cells, ``(16 h, 16 w)``, if None.
+        """
+        self.require_float32()
+        height, width = (None, None) if size is None else size
+        return self.pixels(codes, synthesis)[..., :height, :width]
 
     @torch.no_grad()
     def pixels(self, codes: Tensor, synthesis: str | None = None) -> Tensor:
         """Codes ``[B, k, h, w]`` to pixels ``[B, 3, 16h, 16w]`` in [0, 1]."""
         net = self.synthesis[self.check_synthesis(synthesis)]
-        z_q = self.quantizer.decode(codes).to(next(net.parameters()).dtype)  # [B, D, h, w], float32 before
-        z_q = z_q.contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with whole_float32(self.device):
+            z_q = self.quantizer.decode(codes).to(next(net.parameters()).dtype)  # [B, D, h, w], float32 before
+            z_q = z_q.contiguous(memory_format=torch.channels_last)
             return ((net(z_q) + 1) / 2).clamp(0, 1)
 
     def encode_picture(

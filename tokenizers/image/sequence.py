@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..api import tables
+from ..inputs import check_pixels, to_pictures
+from ..precision import whole_float32
 from ..quantize.base import ABSENT, Quantizer
 from ..quantize.binary import BSQ, LFQ
 from ..quantize.simvq import SimVQ
@@ -224,28 +226,30 @@ class ImageSequence(ImageTokenizer):
             tokens: of every window, 1 to 256; all if None.
             total: of all windows of a picture together, shared so that the squared error is small; one each at least.
         Returns: as many levels as the window with the most tokens has; what others do without is ``ABSENT``.
-        Raises:  ValueError for other shapes, an empty picture, both numbers, or numbers out of range.
+        Raises:  ValueError for other shapes, types or ranges of ``x`` (floating-point or uint8, see :mod:`..inputs`),
+                 an empty picture, both numbers, or numbers out of range.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise ValueError(f"a picture batch is [B, 3, H, W], got {tuple(x.shape)}")
-        most = self.config.tokens
+        x = to_pictures(x, self.device)
+        check_pixels(x)
         if tokens is not None and total is not None:
             raise ValueError("give the tokens of every window or the total, not both")
-        if tokens is not None and not 1 <= tokens <= most:
-            raise ValueError(f"tokens is 1 to {most}, got {tokens}")
         spec = self.spec(tuple(x.shape[2:]))
-        windows = to_windows(x)  # [B, h, w, 3, 272, 272]
-        codes = self.codes(windows.flatten(0, 2))[:, :tokens]  # [B * h * w, n]
         if total is not None:
-            count = spec.grid[0] * spec.grid[1]
+            count, most = spec.grid[0] * spec.grid[1], self.config.tokens
             if not count <= total <= count * most:
                 raise ValueError(f"the total of {count} windows is {count} to {count * most}, got {total}")
-            errors = self.errors(windows.flatten(0, 2), codes, inside(*x.shape[2:]).repeat(len(x), 1, 1))
-            shares = [share_tokens(own, self.prefixes, total) for own in errors.numpy().reshape(len(x), count, -1)]
-            kept = torch.from_numpy(np.concatenate(shares)).to(codes.device)
-            codes = torch.where(torch.arange(most, device=codes.device) < kept[:, None], codes, ABSENT)
-            codes = codes[:, : int(kept.max())]
-        return Tokens(codes.unflatten(0, (len(x), *spec.grid)).permute(0, 3, 1, 2).contiguous(), spec)
+        codes = self.encode_codes(x, tokens)
+        return Tokens(codes if total is None else self._share(x, codes, total), spec)
+
+    def _share(self, x: Tensor, codes: Tensor, total: int) -> Tensor:
+        """All codes ``[B, tokens, h, w]`` of pictures to those that are worth it, so many a picture."""
+        b, most, h, w = codes.shape
+        rows = codes.permute(0, 2, 3, 1).flatten(0, 2)  # [B * h * w, tokens]
+        errors = self.errors(to_windows(x).flatten(0, 2), rows, inside(*x.shape[2:]).repeat(b, 1, 1))
+        shares = [share_tokens(own, self.prefixes, total) for own in errors.numpy().reshape(b, h * w, -1)]
+        kept = torch.from_numpy(np.stack(shares)).view(b, 1, h, w).to(codes.device)
+        place = torch.arange(most, device=codes.device)[:, None, None]
+        return torch.where(place < kept, codes, ABSENT)[:, : int(kept.max())].contiguous()
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -254,8 +258,26 @@ class ImageSequence(ImageTokenizer):
         Raises: ValueError if the tokens are another model's.
         """
         self.check_tokens(tokens)
-        height, width = tokens.spec.size
-        return torch.cat(list(paint(self.window_rows(tokens))), 2)[:, :, :height, :width]
+        return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size)
+
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """Codes of :meth:`encode` without a ``total``, by tensors alone; values of ``x`` are not looked at."""
+        if tokens is not None and not 1 <= tokens <= self.config.tokens:
+            raise ValueError(f"tokens is 1 to {self.config.tokens}, got {tokens}")
+        windows = to_windows(to_pictures(x, self.device))  # [B, h, w, 3, 272, 272]
+        codes = self.codes(windows.flatten(0, 2))[:, :tokens]
+        return codes.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2).contiguous()
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Codes ``[B, n, h, w]`` to pictures ``[B, 3, H, W]`` in [0, 1], by tensors alone.
+
+        Args:    size: (H, W); of whole windows, ``(256 h, 256 w)``, if None.
+        """
+        self.require_float32()
+        height, width = (None, None) if size is None else size
+        return torch.cat(list(paint(self.window_rows(codes))), 2)[:, :, :height, :width]
 
     @torch.no_grad()
     def encode_tiled(
@@ -294,7 +316,7 @@ class ImageSequence(ImageTokenizer):
         height, width = tokens.spec.size
         out = torch.empty(height, width, channels, dtype=torch.uint8)
         top = 0
-        for strip in paint(self.window_rows(tokens)):
+        for strip in paint(self.window_rows(tokens.codes)):
             x_hat = strip[0] if channels == 3 else strip[0].mean(0, keepdim=True)
             target = out[top : top + x_hat.shape[1]]
             target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], :width])
@@ -318,10 +340,10 @@ class ImageSequence(ImageTokenizer):
         self.check_one_synthesis(synthesis)
         return self.decode_tiled(tokens, channels, progress)
 
-    def window_rows(self, tokens: Tokens) -> Iterator[Tensor]:
-        """Decoded windows, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""
-        for codes in tokens.codes.permute(2, 0, 3, 1):  # [B, w, n]
-            yield self.windows(codes.flatten(0, 1).to(self.device)).unflatten(0, codes.shape[:2])
+    def window_rows(self, codes: Tensor) -> Iterator[Tensor]:
+        """Decoded windows of codes ``[B, n, h, w]``, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""
+        for row in codes.permute(2, 0, 3, 1).unbind():  # [B, w, n]
+            yield self.windows(row.flatten(0, 1).to(self.device)).unflatten(0, row.shape[:2])
 
     # ---------------------------------------------------------------- windows
 
@@ -332,13 +354,16 @@ class ImageSequence(ImageTokenizer):
 
     def codes(self, windows: Tensor) -> Tensor:
         """Windows ``[B, 3, 272, 272]`` in [0, 1] to codes ``[B, tokens]``."""
-        parts = [self.quantizer.encode(self.analysis(2 * x - 1))[:, 0] for x in windows.split(BATCH)]
+        self.require_float32()
+        with whole_float32(self.device):
+            parts = [self.quantizer.encode(self.analysis(2 * x - 1))[:, 0] for x in windows.split(BATCH)]
         return torch.cat(parts)
 
     def windows(self, codes: Tensor) -> Tensor:
         """Codes ``[B, n]`` to windows ``[B, 3, 272, 272]`` in [0, 1]."""
-        parts = [self.synthesis(self.quantizer.decode(own[:, None]), own != ABSENT) for own in codes.split(BATCH)]
-        return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1)
+        with whole_float32(self.device):
+            parts = [self.synthesis(self.quantizer.decode(own[:, None]), own != ABSENT) for own in codes.split(BATCH)]
+        return ((torch.cat(parts) + 1) / 2).clamp(0, 1)
 
     @torch.no_grad()
     def errors(self, windows: Tensor, codes: Tensor, where: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class Tileable(Protocol):
     def latents(self, x: Tensor) -> Tensor: ...
     def pixels(self, codes: Tensor, synthesis: str | None = None) -> Tensor: ...
     def check_tokens(self, tokens: Tokens) -> None: ...
+    def require_float32(self) -> None: ...
 
 
 @torch.no_grad()
@@ -69,6 +70,7 @@ def encode_tiled(
     Returns: tokens with codes ``[1, K, h, w]`` on the CPU, those of ``model.encode`` on the whole picture.
     Memory:  one tile with its halo, whatever H and W are.
     """
+    model.require_float32()
     height, width, _ = pixels.shape
     spec = model.spec((height, width))
     codes = torch.empty(1, len(spec.codebook_sizes), *spec.grid, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,10 +43,25 @@ class Quantizer(nn.Module, abc.ABC):
     """Maps latents ``[B, D, *grid]`` to codes ``[B, K, *grid]`` and back, for a grid of any rank.
 
     Subclasses set :attr:`dim` and :attr:`codebook_sizes`.
+
+    Latents may be of any floating-point type, and weights as well (``.bfloat16()``); quantized latents and losses are
+    float32, whatever autocast says.
     """
+
+    #: Buffers that stay float32 whatever type the module is cast to.
+    float32_buffers: tuple[str, ...] = ()
 
     dim: int  # D, channels of the latents
     codebook_sizes: tuple[int, ...]  # N of each of the K codebooks
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        held = {name: getattr(self, name) for name in self.float32_buffers}
+        super()._apply(fn, recurse)
+        for name, before in held.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
 
     @property
     def n_codebooks(self) -> int:

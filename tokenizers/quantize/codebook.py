@@ -47,7 +47,7 @@ class CodebookQuantizer(Quantizer):
     @property
     @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """The codewords ``[N, D]`` float32, with gradient if they are learned by gradient."""
+        """The codewords ``[N, D]``, with gradient if they are learned by gradient; of the type of the weights."""
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
@@ -78,7 +78,8 @@ class CodebookQuantizer(Quantizer):
             rows = F.normalize(rows, dim=-1)
         if self.training:
             self.prepare(rows)
-        codebook = F.normalize(self.codebook, dim=-1) if self.metric == "cosine" else self.codebook
+        codebook = self.codebook.float()
+        codebook = F.normalize(codebook, dim=-1) if self.metric == "cosine" else codebook
         indices = nearest_codeword(rows, codebook, "dot" if self.metric == "cosine" else self.metric)
         return rows, self.look_up(indices, codebook), indices
 
@@ -107,7 +108,7 @@ class CodebookQuantizer(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
-            codebook = self.codebook
+            codebook = self.codebook.float()
             if self.metric == "cosine":
                 codebook = F.normalize(codebook, dim=-1)
         indices = codes[:, 0]  # [B, *grid]

@@ -38,6 +38,8 @@ class FSQ(Quantizer):
     Source: Mentzer et al., arXiv:2309.15505, section 3 and appendix A.1; we differ: the rotation trick may be used.
     """
 
+    float32_buffers = ("half_range", "offset")  # rounded ones would bound, and so code, latents in another way
+
     half_width: Tensor
     half_range: Tensor
     offset: Tensor

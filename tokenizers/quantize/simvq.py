@@ -46,7 +46,7 @@ class SimVQ(CodebookQuantizer):
         # gradient would scatter it into [N, D] first, which was the costliest kernel of a training step on a GPU.
         if self.metric != "l2":
             return codebook[indices]
-        return straight_through(self.basis[indices] @ self.projection, codebook.detach()[indices])
+        return straight_through((self.basis[indices] @ self.projection).float(), codebook.detach()[indices])
 
     @torch.no_grad()
     def fold(self) -> None:

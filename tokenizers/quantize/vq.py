@@ -95,6 +95,9 @@ class VQ(CodebookQuantizer):
     def register_codewords(self, codewords: Tensor) -> None:
         self.codewords = nn.Parameter(codewords)
 
+    # Coarser types would swallow the small shares that a batch adds to an average.
+    float32_buffers: tuple[str, ...] = ("cluster_size",)
+
     @property
     def codebook(self) -> Tensor:
         return self.codewords
@@ -102,7 +105,7 @@ class VQ(CodebookQuantizer):
     @torch.no_grad()
     def replace_codewords(self, where: Tensor, rows: Tensor) -> None:
         """Set the codewords numbered ``where [R]`` to ``rows [R, D]`` and give them a fresh count."""
-        self.codewords[where] = rows
+        self.codewords[where] = rows.to(self.codewords.dtype)
         self.cluster_size[where] = self.fresh_count
 
     @torch.no_grad()
@@ -148,6 +151,7 @@ class EMAVQ(VQ):
     """
 
     learned_by_gradient = False
+    float32_buffers = ("cluster_size", "cluster_sum")
     cluster_sum: Tensor
 
     def __init__(
@@ -161,7 +165,9 @@ class EMAVQ(VQ):
         decay: float = 0.99,
         smoothing: float = 1e-5,
     ) -> None:
-        super().__init__(codebook_size, dim, metric, gradient, kmeans_iterations, dead_below, decay)
+        super().__init__(
+            codebook_size, dim, metric, gradient, kmeans_iterations, dead_below=dead_below, decay=decay
+        )
         self.smoothing = smoothing
         self.register_buffer("cluster_sum", self.codewords * self.cluster_size[:, None])
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from ..api import Tokenizer, tables
 from ..image.grid import ImageGrid
 from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
+from ..inputs import check_pixels, to_clips
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
@@ -214,28 +215,42 @@ class VideoGrid(Tokenizer):
     def encode(self, x: Tensor, levels: int | None = None, rate: float | None = None) -> Tokens:
         """Clips ``[B, 3, T, H, W]`` to tokens ``[B, levels, 1 + ceil((T-1)/4), ceil(H/16), ceil(W/16)]``.
 
-        Args:    x: in [0, 1], or uint8.  levels: 1..K, the rate dial; all by default.  rate: frames a second.
-        Raises:  ValueError for other shapes or an empty clip.
+        Args:    x: of any floating-point type in [0, 1], or uint8.  levels: 1..K, the rate dial; all by default.
+                 rate: frames a second.
+        Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), or an empty clip.
         """
-        _check_clip(x)
+        x = to_clips(x, self.device)
+        check_pixels(x)
+        return Tokens(self.encode_codes(x, levels), self.spec(tuple(x.shape[2:]), sample_rate=rate))
+
+    @torch.no_grad()
+    def encode_codes(self, x: Tensor, levels: int | None = None) -> Tensor:
+        """Codes of :meth:`encode`, by tensors alone; values of ``x`` are not looked at."""
+        x = to_clips(x, self.device)
         stream = StreamingVideoEncoder(self, levels)
-        codes = torch.cat([stream.push(x), stream.finish()], 2)
-        return Tokens(codes, self.spec(tuple(x.shape[2:]), sample_rate=rate))
+        return torch.cat([stream.quantize(stream.latents(x)), stream.finish()], 2)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
         """Tokens to clips ``[B, 3, T, H, W]`` in [0, 1]. Raises ValueError if the tokens are another model's."""
         self.check_tokens(tokens)
-        frames, height, width = tokens.spec.size
-        x_hat = StreamingVideoDecoder(self, height, width).push(tokens.codes)
-        return x_hat[:, :, :frames]
+        return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size)
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Codes ``[B, k, t, h, w]`` to clips ``[B, 3, T, H, W]`` in [0, 1], by tensors alone.
+
+        Args:    size: (T, H, W); of whole cells, ``(1 + 4 (t - 1), 16 h, 16 w)``, if None.
+        """
+        frames, height, width = (None, None, None) if size is None else size
+        return StreamingVideoDecoder(self, height, width).push(codes)[:, :, :frames]
 
     def latents(self, x: Tensor, state: State | None = None) -> Tensor:
         """Analysis only: ``x [B, 3, T, 16h, 16w]`` in [0, 1] to ``z_e [B, D, t, h, w]``.
 
         T is ``1 + 4 n``, and ``4 n`` in later parts of a stream, which ``state`` belongs to.
         """
-        with whole_float32(x.device):
+        with whole_float32(self.device):
             z_e = self.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous(), state)
         return z_e.permute(0, 4, 1, 2, 3)
 
@@ -251,7 +266,7 @@ class VideoGrid(Tokenizer):
 
     def pixels(self, z_q: Tensor, state: State | None = None) -> Tensor:
         """Synthesis only: ``z_q [B, D, t, h, w]`` to ``x_hat [B, 3, T, 16h, 16w]``, about in [0, 1]."""
-        with whole_float32(z_q.device):
+        with whole_float32(self.device):
             x_hat = self.synthesis(z_q.permute(0, 2, 3, 4, 1).contiguous(), state)
         return (x_hat.permute(0, 4, 1, 2, 3) + 1) / 2
 
@@ -309,13 +324,6 @@ def _space(net: CausalNet) -> Iterator[nn.Parameter]:
             yield from layer.parameters()
 
 
-def _check_clip(x: Tensor, size: Sequence[int] | None = None) -> None:
-    if x.ndim != 5 or x.shape[1] != 3 or 0 in (*x.shape[:2], *x.shape[3:]) or (size is None and not x.shape[2]):
-        raise ValueError(f"a batch of clips is [B, 3, T, H, W], got {tuple(x.shape)}")
-    if size is not None and tuple(x.shape[3:]) != tuple(size):
-        raise ValueError(f"frames of {tuple(x.shape[3:])} in a clip of {tuple(size)}")
-
-
 class StreamingVideoEncoder:
     """Codes of a clip that comes in parts of any number of frames; together those of :meth:`VideoGrid.encode`.
 
@@ -323,6 +331,7 @@ class StreamingVideoEncoder:
     """
 
     def __init__(self, model: VideoGrid, levels: int | None = None) -> None:
+        model.require_float32()
         self.model, self.levels = model, model.check_levels(levels)
         self.state = State()
         self.wanted = FIRST  # frames of the group that comes next
@@ -331,7 +340,12 @@ class StreamingVideoEncoder:
 
     @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
-        """The next frames ``[B, 3, n, H, W]`` in [0, 1] or uint8 to codes ``[B, levels, m, h, w]``, m may be 0."""
+        """The next frames ``[B, 3, n, H, W]`` in [0, 1] or uint8 to codes ``[B, levels, m, h, w]``, m may be 0.
+
+        Raises: ValueError as :meth:`VideoGrid.encode` does, or for frames of another size than those before.
+        """
+        x = to_clips(x, self.model.device, part=True)
+        check_pixels(x)
         return self.quantize(self.latents(x))
 
     @torch.no_grad()
@@ -342,7 +356,8 @@ class StreamingVideoEncoder:
     @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
         """As :meth:`push`, but latents ``[B, D, m, h, w]``; :meth:`quantize` makes codes of them."""
-        _check_clip(x, None if self.rest is None else self.rest.shape[3:])
+        if self.rest is not None and x.shape[3:] != self.rest.shape[3:]:
+            raise ValueError(f"frames of {tuple(x.shape[3:])} in a clip of {tuple(self.rest.shape[3:])}")
         x = x if self.rest is None else torch.cat([self.rest, x], 2)
         z_e = []
         begin = 0
@@ -397,6 +412,7 @@ class StreamingVideoDecoder:
     """
 
     def __init__(self, model: VideoGrid, height: int | None = None, width: int | None = None) -> None:
+        model.require_float32()
         self.model, self.height, self.width = model, height, width
         self.state = State()
 
@@ -412,6 +428,6 @@ class StreamingVideoDecoder:
         model = self.model
         groups = []
         for cell in codes.split(1, 2):
-            z_q = model.quantizer.decode(cell).to(next(model.synthesis.parameters()).dtype)
+            z_q = model.quantizer.decode(cell)
             groups.append(model.pixels(z_q, self.state).clamp(0, 1)[..., : self.height, : self.width])
         return torch.cat(groups, 2)

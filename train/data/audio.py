@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .reading import in_parallel, list_media
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 QUIETEST, LOUDEST = -35.0, -12.0  # dB of full scale: the root mean square that a crop is brought to
@@ -22,25 +22,24 @@ LOWEST = 1 / 256  # of half the rate: the frequency of the first knot
 
 
 def list_sounds(folders: Iterable[str | Path]) -> list[Path]:
-    """All sounds below ``folders``, sorted by file name so that the order is the same on every machine.
+    """All sounds below ``folders``, see :func:`~.reading.list_media`."""
+    return list_media(folders, SUFFIXES, "sounds")
 
-    Raises: FileNotFoundError if a folder is missing or there is no sound.
+
+def read_mono(path: Path, rate: int, seconds: float = math.inf) -> Tensor:
+    """One sound, or so many seconds from its beginning, as int16 ``[n]`` at ``rate``, its channels mixed.
+
+    Raises: ValueError if it cannot be read.
     """
-    found: list[Path] = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
-        found += [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise FileNotFoundError(f"no sounds in {', '.join(map(str, folders))}")
-    return sorted(found, key=lambda p: (p.name, str(p)))
-
-
-def read_mono(path: Path, rate: int) -> Tensor:
-    """One sound as int16 ``[n]``, its channels mixed, at ``rate`` samples a second."""
     import soundfile
 
-    samples, own = soundfile.read(str(path), dtype="float32", always_2d=True)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            own = file.samplerate
+            frames = -1 if math.isinf(seconds) else math.ceil(seconds * own)
+            samples = file.read(frames, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path}: {error}") from error
     return resample(samples.mean(1), own, rate)
 
 
@@ -54,9 +53,8 @@ def resample(mono: np.ndarray, own: float, rate: float) -> Tensor:
 
 
 def read_sounds(paths: Sequence[Path], rate: int) -> list[Tensor]:
-    """Decode sounds in parallel (both libraries release the interpreter lock), int16 ``[n]`` each."""
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: read_mono(path, rate), paths))
+    """Decode sounds, int16 ``[n]`` each."""
+    return in_parallel(lambda path: read_mono(path, rate), paths)
 
 
 def at_speeds(sounds: Sequence[Tensor], speeds: Sequence[float]) -> list[Tensor]:
@@ -67,8 +65,7 @@ def at_speeds(sounds: Sequence[Tensor], speeds: Sequence[float]) -> list[Tensor]
     if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
         raise ValueError(f"speeds are factors of 0.5 to 2, got {list(speeds)}")
     work = [(sound, speed) for speed in speeds for sound in sounds]
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda w: w[0] if w[1] == 1 else resample(w[0].numpy() / 32768.0, w[1], 1.0), work))
+    return in_parallel(lambda w: w[0] if w[1] == 1 else resample(w[0].numpy() / 32768.0, w[1], 1.0), work)
 
 
 class SoundStore:

@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from ...codec.files import atomic_output
 from .images import CropStore
+from .reading import in_parallel, list_media
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
 PACK_SUFFIX = ".zip"
@@ -43,18 +42,8 @@ TURN = 0.12  # radians
 
 
 def list_clips(folders: Iterable[str | Path]) -> list[Path]:
-    """All clips below ``folders``, packed or not, sorted by file name so that the order is the same on every machine.
-
-    Raises: FileNotFoundError if a folder is missing or there is no clip.
-    """
-    found: list[Path] = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
-        found += [p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES | {PACK_SUFFIX}]
-    if not found:
-        raise FileNotFoundError(f"no clips in {', '.join(map(str, folders))}")
-    return sorted(found, key=lambda p: (p.name, str(p)))
+    """All clips below ``folders``, packed or not, see :func:`~.reading.list_media`."""
+    return list_media(folders, VIDEO_SUFFIXES | {PACK_SUFFIX}, "clips")
 
 
 def reduced(pixels: np.ndarray, size: int | None) -> np.ndarray:
@@ -124,20 +113,25 @@ def packed_frames(path: Path) -> Iterator[np.ndarray]:
         raise ValueError(f"{path} is not a packed clip, or damaged: {error}") from error
 
 
-def read_clip(path: Path, size: int | None = None) -> Tensor:
-    """One clip as uint8 ``[T, H, W, 3]``, packed or not, its shorter side ``size`` at most."""
+def read_clip(path: Path, size: int | None = None, most: int | None = None) -> Tensor:
+    """One clip as uint8 ``[T, H, W, 3]``, packed or not, its shorter side ``size`` at most.
+
+    Args: most: bytes of its frames, after which the rest of the clip is left out.
+    """
     packed = path.suffix.lower() == PACK_SUFFIX
-    frames = packed_frames(path) if packed else video_frames(path, size)
-    found = [torch.from_numpy(np.array(reduced(pixels, size))) for pixels in frames]
-    if not found:
+    frames: list[Tensor] = []
+    for pixels in packed_frames(path) if packed else video_frames(path, size):
+        frames.append(torch.from_numpy(np.array(reduced(pixels, size))))
+        if most is not None and (len(frames) + 1) * frames[0].numel() > most:
+            break
+    if not frames:
         raise ValueError(f"{path} holds no frames")
-    return torch.stack(found)
+    return torch.stack(frames)
 
 
 def read_clips(paths: Sequence[Path], size: int | None = None) -> list[Tensor]:
-    """Decode clips in parallel (the libraries release the interpreter lock), uint8 ``[T, H, W, 3]`` each."""
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: read_clip(path, size), paths))
+    """Decode clips, uint8 ``[T, H, W, 3]`` each."""
+    return in_parallel(lambda path: read_clip(path, size), paths)
 
 
 class ClipStore:

@@ -6,17 +6,19 @@ folded into the weights, as one does before inference. Codes are not entropy-cod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.utils import parametrize
 
 from ...errors import UsageError
 from ...metrics.spectrogram import Mono
-from ..clips import RATE
+from ...settings import Setting
+from ..clips import SAMPLE_RATE, Clip
+from ..contender import Codec, Coded, Spec
 
 CODEBOOKS = 4  # of 1024 codewords, 75 times a second: 3 kbit/s
 # EnCodec 24 kHz is what EncodecConfig() says (Defossez et al. 2022, arXiv:2210.13438). DAC 24 kHz: conf/final/24khz.yml
@@ -24,7 +26,7 @@ CODEBOOKS = 4  # of 1024 codewords, 75 times a second: 3 kbit/s
 DAC: dict[str, Any] = {
     "encoder_hidden_size": 64, "downsampling_ratios": [2, 4, 5, 8], "decoder_hidden_size": 1536,
     "upsampling_ratios": [8, 5, 4, 2], "n_codebooks": 32, "codebook_size": 1024, "codebook_dim": 8,
-    "hop_length": 320, "sampling_rate": RATE,
+    "hop_length": 320, "sampling_rate": SAMPLE_RATE,
 }  # fmt: skip
 SOUND_BASELINES = {
     "encodec": f"EnCodec 24 kHz (transformers), {CODEBOOKS} codebooks, random weights: times only",
@@ -33,36 +35,46 @@ SOUND_BASELINES = {
 
 
 @dataclass(frozen=True)
-class SoundBaseline:
+class SoundBaseline(Codec):
     """A network that is ready to code sounds."""
 
     name: str
     net: Any
     device: str
-    codebooks: int = CODEBOOKS
+    kind = "baseline"
+    settings = (Setting("codebooks", CODEBOOKS),)
+
+    @property
+    def described(self) -> str:
+        return SOUND_BASELINES[self.name]
 
     @torch.inference_mode()
-    def encode(self, x: Mono) -> npt.NDArray[np.int64]:
-        """Samples ``[n]`` to codes ``[codebooks, ceil(n / 320)]``; DAC leaves out a last frame that is not whole."""
-        signal = torch.from_numpy(x).to(self.device)[None, None]
+    def encode(self, clip: Clip, setting: Setting) -> Coded:
+        """Codes ``[codebooks, ceil(n / 320)]`` as int16; DAC leaves out a last frame that is not whole."""
+        signal = torch.from_numpy(clip.x).to(self.device)[None, None]
         if self.name == "encodec":
-            codes = self.net.encode(signal, bandwidth=0.75 * self.codebooks).audio_codes[0]  # [1, K, t]
+            codes = self.net.encode(signal, bandwidth=0.75 * CODEBOOKS).audio_codes[0]  # [1, K, t]
         else:
-            codes = self.net.encode(signal, n_quantizers=self.codebooks).audio_codes
-        return codes[0].cpu().numpy()
+            codes = self.net.encode(signal, n_quantizers=CODEBOOKS).audio_codes
+        return Coded.of(codes[0].cpu().numpy().astype(np.int16).tobytes())
 
     @torch.inference_mode()
-    def decode(self, codes: npt.NDArray[np.int64]) -> Mono:
-        """Codes ``[codebooks, t]`` to samples ``[about 320 t]``."""
-        batch = torch.from_numpy(codes).to(self.device)[None]
+    def decode(self, coded: Coded, variant: str = "") -> Mono:
+        """Samples ``[about 320 t]``."""
+        codes = np.frombuffer(coded.files[0], np.int16).astype(np.int64).reshape(1, CODEBOOKS, -1)
+        batch = torch.from_numpy(codes).to(self.device)
         if self.name == "encodec":
             x_hat = self.net.decode(batch[None], [None]).audio_values
         else:
             x_hat = self.net.decode(audio_codes=batch).audio_values
         return x_hat.reshape(-1).cpu().numpy()
 
+    def spec(self) -> Spec:
+        arguments = {"name": self.name, "device": self.device}
+        return Spec("audio.neural:load_sound_baseline", arguments, self.settings[0])
 
-def find_sound_baselines(names: list[str]) -> tuple[list[str], list[str]]:
+
+def find_sound_baselines(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The names without repetition, and a note if `transformers` cannot be imported; then no name is left.
 
     Raises: UsageError for an unknown name.

@@ -14,6 +14,7 @@ What is fair to Opus here:
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ import numpy as np
 from ...errors import MediaError, UsageError
 from ...media.audio import resample
 from ...metrics.spectrogram import Mono
-from ..clips import RATE
+from ...settings import Setting
+from ..clips import SAMPLE_RATE, Clip
+from ..contender import Codec, Coded, Spec, middle
 
 KBPS = (6.0, 8.0, 12.0, 16.0, 24.0)
 OPTIONS = {"application": "audio", "vbr": "on", "compression_level": "10"}
@@ -32,15 +35,57 @@ SHIFT = 16  # samples at that rate: the most that a decoded sound is moved
 
 
 @dataclass(frozen=True)
-class OpusFile:
-    """An Ogg file, and how many bytes of it are packets."""
+class Opus(Codec):
+    """libopus in Ogg files, whose packets are the bytes that count."""
 
-    data: bytes
-    packet_bytes: int
+    name = "opus"
+    kind = "peer"
+    settings = tuple(Setting("kbps", rate) for rate in KBPS)
+
+    @property
+    def described(self) -> str:
+        import av
+
+        options = ", ".join(f"{key}={value}" for key, value in OPTIONS.items())
+        library = ".".join(map(str, av.library_versions["libavcodec"]))
+        frames = f"frames of 60 ms below {SHORT_FRAMES:g} kbit/s and of 20 ms from there on"
+        version = f"libopus through PyAV {av.__version__} (libavcodec {library})"
+        return f"{version}: {options}, {frames}; rates are those of its packets"
+
+    def encode(self, clip: Clip, setting: Setting) -> Coded:
+        """A sound to an Ogg file of about so many kbit/s. Raises MediaError if the library refuses."""
+        import av
+
+        buffer = io.BytesIO()
+        packet_bytes = 0
+        options = OPTIONS | {"frame_duration": "20" if setting.value >= SHORT_FRAMES else "60"}
+        try:
+            with av.open(buffer, "w", format="ogg") as container:
+                stream: Any = container.add_stream("libopus", rate=SAMPLE_RATE, layout="mono", options=options)
+                stream.bit_rate = round(1000 * setting.value)
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip.x[None]), format="flt", layout="mono")
+                frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+                for packet in [*stream.encode(frame), *stream.encode(None)]:
+                    packet_bytes += packet.size
+                    container.mux(packet)
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(f"opus cannot write {len(clip.x)} samples at {setting.label}: {error}") from error
+        return Coded((buffer.getvalue(),), packet_bytes)
+
+    def decode(self, coded: Coded, variant: str = "") -> Mono:
+        """Samples ``[2 n]`` at 48 kHz, pre-skip and padding cut off; :func:`align` takes them to 24 kHz."""
+        import av
+
+        with av.open(io.BytesIO(coded.files[0]), "r") as container:
+            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+        return np.concatenate(frames).astype(np.float32)
+
+    def spec(self) -> Spec:
+        return Spec("audio.opus:Opus", {}, middle(self.settings))
 
 
-def find_sound_peers(names: list[str]) -> list[str]:
-    """The names without repetition. Raises UsageError for another codec than opus, or without libopus."""
+def find_sound_peers(names: Sequence[str]) -> list[Opus]:
+    """The peers of these names. Raises UsageError for another codec than opus, or without libopus."""
     for name in names:
         if name != "opus":
             raise UsageError(f"unknown codec {name!r} to compare with: there is opus")
@@ -49,48 +94,7 @@ def find_sound_peers(names: list[str]) -> list[str]:
 
         if "libopus" not in av.codecs_available:
             raise UsageError("this PyAV was built without libopus: pip install -U av")
-    return list(dict.fromkeys(names))
-
-
-def settings() -> str:
-    """For the report."""
-    import av
-
-    options = ", ".join(f"{key}={value}" for key, value in OPTIONS.items())
-    library = ".".join(map(str, av.library_versions["libavcodec"]))
-    frames = f"frames of 60 ms below {SHORT_FRAMES:g} kbit/s and of 20 ms from there on"
-    version = f"libopus through PyAV {av.__version__} (libavcodec {library})"
-    return f"{version}: {options}, {frames}; rates are those of its packets"
-
-
-def encode_opus(x: Mono, kbps: float) -> OpusFile:
-    """A sound ``[n]`` at 24 kHz to an Ogg file of about ``kbps``. Raises MediaError if the library refuses."""
-    import av
-
-    buffer = io.BytesIO()
-    packet_bytes = 0
-    options = OPTIONS | {"frame_duration": "20" if kbps >= SHORT_FRAMES else "60"}
-    try:
-        with av.open(buffer, "w", format="ogg") as container:
-            stream: Any = container.add_stream("libopus", rate=RATE, layout="mono", options=options)
-            stream.bit_rate = round(1000 * kbps)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x[None]), format="flt", layout="mono")
-            frame.sample_rate, frame.pts = RATE, 0
-            for packet in [*stream.encode(frame), *stream.encode(None)]:
-                packet_bytes += packet.size
-                container.mux(packet)
-    except (av.FFmpegError, ValueError) as error:
-        raise MediaError(f"opus cannot write {len(x)} samples at {kbps:g} kbit/s: {error}") from error
-    return OpusFile(buffer.getvalue(), packet_bytes)
-
-
-def decode_opus(data: bytes) -> Mono:
-    """Samples ``[2 n]`` at 48 kHz, pre-skip and padding cut off."""
-    import av
-
-    with av.open(io.BytesIO(data), "r") as container:
-        frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    return np.concatenate(frames).astype(np.float32)
+    return [Opus()] if names else []
 
 
 def align(x: Mono, x_hat: Mono) -> Mono:
@@ -98,10 +102,10 @@ def align(x: Mono, x_hat: Mono) -> Mono:
 
     It is moved by at most :data:`SHIFT` samples; what is missing at an end is silence.
     """
-    fine = resample(x[None], RATE, DECODED_RATE)[0]
+    fine = resample(x[None], SAMPLE_RATE, DECODED_RATE)[0]
     padded = np.zeros(len(fine) + 2 * SHIFT, np.float32)
     n = min(len(x_hat), len(fine) + SHIFT)
     padded[SHIFT : SHIFT + n] = x_hat[:n]
     windows = np.lib.stride_tricks.sliding_window_view(padded, len(fine))  # [2 SHIFT + 1, 2 n]
     best = int(np.argmax(windows @ fine))
-    return resample(np.ascontiguousarray(windows[best])[None], DECODED_RATE, RATE)[0]
+    return resample(np.ascontiguousarray(windows[best])[None], DECODED_RATE, SAMPLE_RATE)[0]

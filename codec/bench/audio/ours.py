@@ -1,11 +1,10 @@
-"""Our side of `codec bench audio`: a model, its rates, its files in memory, its nets alone, and its streams."""
+"""Our models for sounds in benchmarks: files, the nets alone, and streams."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,28 +12,21 @@ from torch import Tensor
 from ....tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEncoder
 from ....tokenizers.tokens import Tokens
 from ...container.read import read_tok
-from ...contract import Encoded, check_effort
-from ...decode import decode_file, file_tokens
-from ...encode import encode_file
-from ...errors import UsageError
+from ...decode import file_tokens
 from ...metrics.spectrogram import Mono
-from ...models import load_model, pick_device
-from ...registry import MODALITIES
-from ..clips import RATE, Timed, timed
+from ...models import load_model
+from ...settings import Setting
+from ..clips import SAMPLE_RATE
+from ..contender import Coded, Spec, Timed, timed
+from ..ours import Ours, decode, load_ours, rates
 
-KBPS = (0.75, 1.5, 3.0, 6.0)
 CHUNK = 1920  # samples of a stream that come at once: 80 ms
 
 
-@dataclass(frozen=True)
-class SoundCoder:
-    """Our codec, ready to run."""
+class SoundCoder(Ours):
+    """A model for sounds at rates."""
 
-    model: str  # name, folder or hub id
-    name: str
-    kbps: tuple[float, ...]  # what is asked for, rising
-    device: str
-    effort: int = 0
+    smallest = Setting("levels", 1)
 
     @property
     def tokenizer(self) -> AudioGRVQ:
@@ -42,41 +34,28 @@ class SoundCoder:
         assert isinstance(tokenizer, AudioGRVQ)
         return tokenizer
 
+    def decode(self, coded: Coded, variant: str = "") -> Mono:
+        """Samples ``[n]`` at 24 kHz."""
+        sound = decode(coded.files[0], self.model, self.device).sound
+        assert sound.sample_rate == SAMPLE_RATE
+        assert len(sound.samples) == 1
+        return sound.samples[0]
+
+    def spec(self) -> Spec:
+        """The largest rate."""
+        setting = self.settings[-1]
+        arguments = {"model": self.model, "device": self.device, "kbps": [setting.value], "effort": self.effort}
+        return Spec("audio.ours:prepare_sound", arguments, setting)
+
 
 def prepare_sound(model: str | None, device: str, kbps: Sequence[float], effort: int = 0) -> SoundCoder:
     """Load the model and check the rates. Raises UsageError for another kind of model, no rates, no effort."""
-    check_effort(effort)
-    chosen = tuple(sorted(set(kbps)))
-    if not chosen or not all(rate > 0 and math.isfinite(rate) for rate in chosen):
-        raise UsageError("rates are numbers above 0, in kbit/s")
-    model = model or MODALITIES["audio"].encode_model
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if not isinstance(tokenizer, AudioGRVQ):
-        raise UsageError(f"{tokenizer.name} is not a model for sounds")
-    return SoundCoder(model, tokenizer.name, chosen, device, effort)
+    settings = rates(kbps or [0.0])
+    model, device, tokenizer = load_ours(model, "audio", device, effort)
+    return SoundCoder(model, tokenizer.name, tuple(settings), device, effort)
 
 
-def encode_sound(wav: bytes, coder: SoundCoder, kbps: float) -> Encoded:
-    """Our file of at most so many kbit/s. Raises RateError if our smallest file is larger."""
-    return encode_file(io.BytesIO(wav), model=coder.model, kbps=kbps, device=coder.device, effort=coder.effort)
-
-
-def encode_smallest(wav: bytes, coder: SoundCoder) -> Encoded:
-    """Our smallest file."""
-    return encode_file(io.BytesIO(wav), model=coder.model, levels=1, device=coder.device, effort=coder.effort)
-
-
-def decode_sound(data: bytes, coder: SoundCoder) -> Mono:
-    """Samples ``[n]`` at 24 kHz."""
-    sound = decode_file(io.BytesIO(data), model=coder.model, device=coder.device).sound
-    assert sound.sample_rate == RATE
-    assert len(sound.samples) == 1
-    return sound.samples[0]
-
-
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """What is in our file: ``bits`` that its codes would take without an entropy model, 10 each where a codebook has
     1024 words, and the mean ``levels`` of a frame."""
 
@@ -84,7 +63,7 @@ class Codes:
     levels: float
 
 
-def codes_of(data: bytes, coder: SoundCoder) -> Codes:
+def count_codes(data: bytes, coder: SoundCoder) -> Codes:
     """Count the codes of our file, segment by segment as many as there are."""
     tokens, _ = file_tokens(read_tok(data), coder.model, coder.device)
     counts = (tokens.codes >= 0).sum((0, 2)).tolist()
@@ -96,7 +75,7 @@ def run_nets(x: Mono, coder: SoundCoder, levels: int) -> tuple[Timed[Tokens], Ti
     """The nets and the quantizer alone, without entropy coding and files: encoding and decoding."""
     tokenizer = coder.tokenizer
     signal = torch.from_numpy(x)[None, None].to(coder.device)
-    encoded = timed(lambda: tokenizer.encode(signal, levels))
+    encoded = timed(tokenizer.encode, signal, levels)
     return encoded, timed(lambda: tokenizer.decode(encoded.result).cpu())
 
 

@@ -1,28 +1,36 @@
-"""The HTML page of `codec bench audio`: curves, tables, players and spectrograms. Everything is inside the file."""
+"""What `codec bench audio` prints and shows: tables, curves, players and spectrograms."""
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ...media.audio import Sound, write_audio
 from ...metrics.spectrogram import DYNAMICS, Mono, levels, spectrogram
-from ..audio_report import BY_KEY, against_rates, beats_text, duels_of, losses, metrics_of, our_rates
-from ..clips import RATE
-from ..page import OURS, PEERS, chart, document, finite, html_table, number
+from ..clips import SAMPLE_RATE
+from ..metrics import SOUND_METRICS, Metric
+from ..page import KBPS, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..report import Cell, Section, Table, memory_section, plural, table_of, where
 
 SHOWN_SECONDS = 10.0  # of a sound on the page
+BY_KEY = {metric.key: metric for metric in SOUND_METRICS.values()}
+BEATS_NONE = "none"
+LEAD = (
+    "Rates are real bytes: of ours those of whole files, of Opus those of its packets alone, which is kinder to it; the"
+    " rate of its Ogg files is in the tables. A point of a curve is the mean over the clips of one kind at one setting."
+    " ViSQOL listens in its speech mode to clips of kind speech and in its audio mode to all others; the two do not"
+    " compare. PESQ (wideband), STOI and DNSMOS (P.835, overall) are for speech only. Mel and STFT distances: lower is"
+    " better."
+)
+HINT = (
+    "Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to"
+    f" {SAMPLE_RATE // 2000} kHz and {DYNAMICS:.0f} dB."
+)
 STYLE = """
-article{margin-top:1.4rem}article h3{margin-bottom:.3rem}
-.sounds{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:1rem}
-.sounds figure{margin:0;background:var(--box);border-radius:6px;overflow:hidden}
-.sounds img{display:block;width:100%;height:150px;image-rendering:auto}
-.sounds audio{display:block;width:100%;height:36px}.sounds figcaption{padding:.3em .7em}
-.sounds .ours{outline:2px solid #d55e00}.better{color:#00795a;font-weight:600}.worse{color:#c0392b}
+.sounds img{height:150px}.sounds audio{display:block;width:100%;height:36px}
+.better{color:#00795a;font-weight:600}.worse{color:#c0392b}
 @media (prefers-color-scheme:dark){.better{color:#4fd1a5}.worse{color:#ff8a7a}}
 """
 # One sound at a time; the next goes on where the last one is.
@@ -41,195 +49,171 @@ for (const article of document.querySelectorAll("article")) {
 """
 
 
-@dataclass(frozen=True)
-class SoundVersion:
-    """One sound by one codec. x: ``[n]`` at 24 kHz."""
-
-    label: str
-    kind: str  # "original", "ours" or "peer"
-    kbps: float
-    x: Mono
-
-
-@dataclass(frozen=True)
-class SoundExhibit:
-    """A clip in all its versions, the original first. kind: of clip."""
-
-    name: str
-    kind: str
-    versions: list[SoundVersion]
-
-
-def audio_page(report: dict[str, Any], exhibits: Sequence[SoundExhibit]) -> str:
-    """The page as text. ``report`` is what results.json holds, see :func:`~.audio.bench_audio`."""
-    n = len(report["clips"])
+def audio_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
+    """The page as text. ``report`` is what results.json holds, see :func:`.bench.bench_audio`."""
     effort = f", effort {report['effort']}" if report["effort"] else ""
-    title = f"{report['model']}{effort}: {n} clip{'s' * (n != 1)}"
-    place = report["machine"] | report["versions"] | {key: report[key] for key in ("commit", "date")}
-    facts = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in place.items())
-    codecs = report["peers"] | report["baselines"]
-    how = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in codecs.items())
-    notes = "".join(f"<p>Note: {escape(note)}</p>" for note in report["notes"])
-    notes += "".join(f"<p>Left out: {escape(reason)}</p>" for reason in report["skipped"])
-    data = chart_data(report)
-    kinds = "".join(kind_section(report, kind) for kind in report["kinds"])
-    body = f"""<p>Rates are real bytes: of ours those of whole files, of Opus those of its packets alone, which is
-kinder to it; the rate of its Ogg files is in the tables. A point of a curve is the mean over the clips of one kind at
-one setting.</p>
-{notes}
-<h2>Rate and quality</h2>
-{chart(data, (16, 32))}
-<h2>Listen</h2>
-<p>Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to
-{RATE // 2000} kHz and {DYNAMICS:.0f} dB.</p>
-{"".join(article(e) for e in sorted(exhibits, key=lambda e: report["kinds"].index(e.kind)))}
-{kinds}
-{speed_section(report)}
-<h2>How it was measured</h2>
-<ul>{how}</ul>
-<p>ViSQOL listens in its speech mode to clips of kind speech and in its audio mode to all others; the two do not
-compare. PESQ (wideband), STOI and DNSMOS (P.835, overall) are for speech only. Mel and STFT distances: lower is
-better.</p>
-<dl>{facts}</dl>
-"""
-    return document(title, body, data, STYLE, SCRIPT)
+    title = f"{report['model']}{effort}: {plural(len(report['clips']), 'clip')}"
+    by_kind = sorted(exhibits, key=lambda exhibit: report["kinds"].index(exhibit.group))
+    sources = report["peers"] | report["baselines"]
+    what = Page(title, LEAD, ("Listen", HINT, by_kind), sources, style=STYLE, script=SCRIPT)
+    return page(what, report, chart_of(report), sections)
 
 
-def chart_data(report: dict[str, Any]) -> dict[str, Any]:
-    """What the script draws: a series for each codec, whose points belong to the kinds of clips."""
-    colours = {True: iter(OURS), False: iter(PEERS)}
-    series = []
-    for codec, ours in dict.fromkeys((e["codec"], e["ours"]) for e in report["aggregates"]):
-        points = [
-            {"group": e["kind"], "setting": f"{e['asked_kbps']:g} kbit/s", "kbps": e["kbps"]}
-            | {key: e[key] for key in report["metrics"] if finite(e[key])}
-            for e in report["aggregates"]
-            if e["codec"] == codec
-        ]
-        points.sort(key=lambda point: point["kbps"])
-        kind = "ours" if ours else "peer"
-        series.append({"name": codec, "kind": kind, "colour": next(colours[ours]), "shown": True, "points": points})
-    names = [(BY_KEY[key], " (lower is better)" * (not BY_KEY[key].higher_is_better)) for key in report["metrics"]]
-    return {
-        "rate": {"key": "kbps", "name": "kbit/s", "unit": "kbit/s", "digits": 2},
-        "groups": report["kinds"],
-        "metrics": [{"key": m.key, "name": m.title + more, "digits": m.digits} for m, more in names],
-        "series": series,
-    }
+def chart_of(report: Mapping[str, Any]) -> Chart:
+    """A series for each codec, whose points belong to the kinds of clips."""
+    entries = [
+        entry | {"group": entry["kind"], "setting": f"{entry['asked_kbps']:g} kbit/s"} for entry in report["aggregates"]
+    ]
+    curves = [
+        (codec, "ours" if ours else "peer", [entry for entry in entries if entry["codec"] == codec])
+        for codec, ours in dict.fromkeys((entry["codec"], entry["ours"]) for entry in entries)
+    ]
+    series = draw(curves, "kbps", ("group", "setting", "kbps", *report["metrics"]))
+    return Chart(KBPS, [BY_KEY[key] for key in report["metrics"]], series, (16, 32), report["kinds"])
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
+# --------------------------------------------------------------------------------------------------------- sections
 
 
-def kind_section(report: dict[str, Any], kind: str) -> str:
+def sections(report: Mapping[str, Any]) -> list[Section]:
+    """Means for each kind of clip, what ours beats and where it loses, times and memory."""
+    found = [section for kind in report["kinds"] for section in kind_sections(report, kind)]
+    return [*found, speed_section(report), *memory_section(report)]
+
+
+def kind_sections(report: Mapping[str, Any], kind: str) -> list[Section]:
     """Means of one kind of clip, and where ours wins and loses."""
     metrics = metrics_of(report, kind)
-    rows = []
-    previous = None
-    entries = [e for e in report["aggregates"] if e["kind"] == kind]
-    for e in entries:
-        cells = [escape(f"{e['codec']} {e['asked_kbps']:g}"), number(e["kbps"], 2), number(e["file_kbps"], 2)]
-        cells += ["-" if e["saved"] is None else f"{e['saved']:.1%}"]
-        cells += [number(e[m.key], m.digits) for m in metrics]
-        rows.append(("own" if e["ours"] else "first" if previous else "", cells))
-        previous = e["ours"]
-    names = ["codec", "kbit/s", "file kbit/s", "saved", *(escape(m.title) for m in metrics)]
-    clips = f"{entries[0]['clips']} clip{'s' * (entries[0]['clips'] != 1)}"
-    text = f"""<h2>{escape(kind.capitalize())}: means over {clips}</h2>
-<p>Saved: share of the bits that fixed-length codes would take.</p>
-{html_table(names, rows)}"""
-    if not report["duels"]:
-        return text
+    entries = [entry for entry in report["aggregates"] if entry["kind"] == kind]
+    columns = [("codec", "{codec} {asked_kbps:g}"), ("kbit/s", "{kbps:.2f}"), ("file\nkbit/s", "{file_kbps:.2f}")]
+    columns += [("saved", "{saved:.1%}"), *(metric.column for metric in metrics)]
+    heads = [metric.head for metric in metrics]
+    tables = [("", table_of(entries, columns, "codec"))]
+    about = (
+        "kbit/s of opus are those of its packets. Saved: share of the bits that fixed-length codes would take, whole"
+        " files."
+    )
+    title = f"{kind.capitalize()}: means over {plural(entries[0]['clips'], 'clip')}"
+    if not report["pairwise"]:
+        return [Section(title, about, tables)]
     beats = [
-        ("", [f"{rate:g} kbit/s", *(beats_text(report, kind, rate, m.key) for m in metrics)])
+        ("", [f"{rate:g} kbit/s", *(beats_text(report, kind, rate, metric.key) for metric in metrics)])
         for rate in our_rates(report, kind)
     ]
-    sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in losses(report, kind))
-    return f"""{text}
-<h3>Up to which rate of Opus, in kbit/s, ours is better in the mean</h3>
-{html_table(["ours", *(escape(m.title) for m in metrics)], beats)}
-<ul>{sentences}</ul>
-<details><summary>every rate against every rate</summary>{duel_table(report, kind)}</details>"""
+    tables.append(("Up to which rate of Opus, in kbit/s, ours is better in the mean", Table(["ours", *heads], beats)))
+    every = Table(["kbit/s, ours against Opus", *heads], pairwise_rows(report, kind))
+    return [
+        Section(title, about, tables, losses(report, kind)),
+        Section(
+            f"{kind.capitalize()}: ours against Opus", "The difference, and on how many clips ours is better.",
+            [("", every)], page_only="every rate against every rate",
+        ),
+    ]  # fmt: skip
 
 
-def duel_table(report: dict[str, Any], kind: str) -> str:
+def metrics_of(report: Mapping[str, Any], kind: str) -> list[Metric]:
+    """Those that were measured on this kind of clip."""
+    rows = [entry for entry in report["aggregates"] if entry["kind"] == kind]
+    return [BY_KEY[key] for key in report["metrics"] if any(entry[key] is not None for entry in rows)]
+
+
+def comparisons(report: Mapping[str, Any], kind: str, kbps: float, metric: str) -> list[dict[str, Any]]:
+    """Entries of "pairwise", by the rate of Opus, rising."""
+    found = [p for p in report["pairwise"] if (p["kind"], p["kbps"], p["metric"]) == (kind, kbps, metric)]
+    return sorted(found, key=lambda pair: pair["against_kbps"])
+
+
+def our_rates(report: Mapping[str, Any], kind: str) -> list[float]:
+    return [e["asked_kbps"] for e in report["aggregates"] if e["ours"] and e["kind"] == kind]
+
+
+def against_rates(report: Mapping[str, Any], kind: str) -> list[float]:
+    return sorted({pair["against_kbps"] for pair in report["pairwise"] if pair["kind"] == kind})
+
+
+def beats_text(report: Mapping[str, Any], kind: str, kbps: float, metric: str) -> str:
+    """The highest rate of Opus that ours at ``kbps`` is better than, and than all rates below it, in the mean."""
+    best = BEATS_NONE
+    for pair in comparisons(report, kind, kbps, metric):
+        if not pair["better"]:
+            break
+        best = f"{pair['against_kbps']:g}"
+    return best
+
+
+def losses(report: Mapping[str, Any], kind: str) -> list[str]:
+    """Sentences that say by which metrics ours is better and worse, and on how many clips: each of our rates against
+    the rates of Opus that are two to three times as high, or against the next one if there are none."""
+    found = []
+    for rate in our_rates(report, kind):
+        higher = [r for r in against_rates(report, kind) if r >= 2 * rate]
+        for against in [r for r in higher if r <= 3 * rate] or higher[:1]:
+            sides: dict[bool, list[str]] = {True: [], False: []}
+            for metric in metrics_of(report, kind):
+                for pair in comparisons(report, kind, rate, metric.key):
+                    if pair["against_kbps"] == against:
+                        text = f"{metric.title.partition(',')[0]} ({pair['clips_better']} of {pair['clips']} clips)"
+                        sides[pair["better"]].append(text)
+            better, worse = (", ".join(sides[side]) or "none" for side in (True, False))
+            what = f"{kind}, ours at {rate:g} against Opus at {against:g} kbit/s"
+            found.append(f"{what}: better by {better}; worse by {worse}")
+    return found
+
+
+def pairwise_rows(report: Mapping[str, Any], kind: str) -> list[tuple[str, Sequence[str | Cell]]]:
     """For each of our rates against each of Opus's, the difference of each metric and on how many clips ours is
     better."""
-    metrics = metrics_of(report, kind)
-    rows: list[tuple[str, list[str]]] = []
+    rows: list[tuple[str, Sequence[str | Cell]]] = []
     for rate in our_rates(report, kind):
         for i, against in enumerate(against_rates(report, kind)):
-            cells = [f"{rate:g} against {against:g}"]
-            for metric in metrics:
-                found = [d for d in duels_of(report, kind, rate, metric.key) if d["against_kbps"] == against]
-                cells.append(duel_cell(found[0], metric.digits) if found else "-")
+            cells: list[str | Cell] = [f"{rate:g} against {against:g}"]
+            for metric in metrics_of(report, kind):
+                pairs = comparisons(report, kind, rate, metric.key)
+                found = [pair for pair in pairs if pair["against_kbps"] == against]
+                cells.append(pair_cell(found[0], metric.digits) if found else "-")
             rows.append(("first" if not i and rows else "", cells))
-    return html_table(["kbit/s, ours against Opus", *(escape(m.title) for m in metrics)], rows)
+    return rows
 
 
-def duel_cell(duel: dict[str, Any], digits: int) -> str:
-    verdict = "better" if duel["better"] else "worse"
-    difference = f"{duel['ours'] - duel['theirs']:+.{digits}f}"
-    return f'<span class="{verdict}">{difference}</span> <small>{duel["clips_better"]}/{duel["clips"]}</small>'
+def pair_cell(pair: Mapping[str, Any], digits: int) -> Cell:
+    difference = f"{pair['ours'] - pair['theirs']:+.{digits}f}"
+    return Cell(difference, f"{pair['clips_better']}/{pair['clips']}", mark="better" if pair["better"] else "worse")
 
 
-def speed_section(report: dict[str, Any]) -> str:
-    """Real-time factors and memory."""
-    place = report["machine"]
-    where = place["device"] if place["device"] != "cpu" else place["processor"]
-    threads = place["torch_threads"]
-    keys = ("encode", "decode", "total", "total_cpu")
-    entries = report["speed"]
-    rows = [("own" if e["ours"] else "", [escape(e["what"]), *(number(e[k], 3) for k in keys)]) for e in entries]
-    text = f"""<h2>Speed</h2>
-<p>Seconds of work for a second of sound, medians over clips; {escape(where)}, {threads}
-thread{"s" * (threads != 1)}. CPU total: seconds of the processor, which other work on the machine changes less.
-Files: from the bytes of a WAV file to those of a .tok file, and back to samples. Networks with random weights are there
-for their times only.</p>
-{html_table(["codec", "encode", "decode", "total", "CPU total"], rows)}"""
-    if not report["memory"]:
-        return text
-    weighed = [
-        ("", [escape(e["codec"]), *(number(e[k], 0) for k in ("encode_mib", "decode_mib", "gpu_mib"))])
-        for e in report["memory"]["codecs"]
-    ]
-    return f"""{text}
-<p>Peak memory of a whole process that codes {escape(report["memory"]["clip"])} once, Python and libraries included;
-start-up is one that only reads the clip.</p>
-{html_table(["codec", "encode MiB", "decode MiB", "GPU MiB"], weighed)}"""
+def speed_section(report: Mapping[str, Any]) -> Section:
+    """Real-time factors, by the clock and of the processor."""
+    about = (
+        f"Seconds of work for a second of sound, medians over clips; {where(report)}. CPU total: seconds of the"
+        " processor, which other work on the machine changes less. Files: from the bytes of a WAV file to those of a"
+        " .tok file, and back to samples. Networks with random weights are there for their times only."
+    )
+    columns = [("codec", "{what}"), *((key, f"{{{key}:.3f}}") for key in ("encode", "decode", "total"))]
+    return Section("Speed", about, [("", table_of(report["speed"], [*columns, ("CPU\ntotal", "{total_cpu:.3f}")]))])
 
 
 # ------------------------------------------------------------------------------------------------------------ sounds
 
 
-def article(exhibit: SoundExhibit) -> str:
-    """Players of all versions of a clip, each under its spectrogram."""
-    n = round(SHOWN_SECONDS * RATE)
-    loudest = float(levels(exhibit.versions[0].x[:n]).max())
-    seconds = len(exhibit.versions[0].x) / RATE
+def players(name: str, kind: str, sounds: Sequence[tuple[str, str, float, Mono]]) -> Exhibit:
+    """All versions of a clip, each under its spectrogram. sounds: label, kind, kbit/s and samples, the original first.
+    kind: of clip."""
+    n = round(SHOWN_SECONDS * SAMPLE_RATE)
+    loudest = float(levels(sounds[0][3][:n]).max())
+    seconds = len(sounds[0][3]) / SAMPLE_RATE
     cut = f", its first {SHOWN_SECONDS:g} s" if seconds > SHOWN_SECONDS else ""
-    cards = "".join(
-        f'<figure class="{v.kind}"><img alt="spectrogram of {escape(v.label)}" src="{picture_uri(v.x[:n], loudest)}">'
-        f'<audio controls preload="metadata" src="{sound_uri(v.x[:n])}"></audio>'
-        f"<figcaption><b>{escape(v.label)}</b>, {v.kbps:.2f} kbit/s</figcaption></figure>"
-        for v in exhibit.versions
-    )
-    return f"""<article>
-<h3>{escape(exhibit.name)} <small>{escape(exhibit.kind)}, {seconds:.1f} s{cut}</small></h3>
-<div class="sounds">{cards}</div>
-</article>
-"""
+    versions = []
+    for label, of, kbps, x in sounds:
+        image = io.BytesIO()
+        spectrogram(x[:n], loudest).save(image, "PNG", optimize=True)
+        uri = data_uri("image/png", image.getvalue())
+        media = f'<img alt="spectrogram of {escape(label)}" src="{uri}">'
+        media += f'<audio controls preload="metadata" src="{sound_uri(x[:n])}"></audio>'
+        versions.append(Version(label, of, media, f"{kbps:.2f} kbit/s"))
+    return Exhibit(name, f"{kind}, {seconds:.1f} s{cut}", versions, "sounds", group=kind)
 
 
 def sound_uri(x: Mono) -> str:
     """16-bit FLAC inside an address."""
     buffer = io.BytesIO()
-    write_audio(Sound(x[None], RATE), buffer, ".flac", "a player")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def picture_uri(x: Mono, loudest: float) -> str:
-    """The spectrogram as PNG inside an address."""
-    buffer = io.BytesIO()
-    spectrogram(x, loudest).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    write_audio(Sound(x[None], SAMPLE_RATE), buffer, ".flac", "a player")
+    return data_uri("audio/flac", buffer.getvalue())

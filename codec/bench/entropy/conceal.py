@@ -24,18 +24,16 @@ from ....tokenizers.api import Tokenizer
 from ....tokenizers.image.grid import ImageGrid
 from ....tokenizers.image.tiling import decode_tiled, encode_tiled
 from ....tokenizers.tokens import Tokens, TokenSpec
-from ...container.fields import MAX_PIXELS
 from ...errors import ModelError, UsageError
-from ...files import atomic_output, open_output
-from ...media.read_image import IMAGE_SUFFIXES_IN, Picture, read_image
+from ...files import atomic_output
+from ...media.read_image import IMAGE_SUFFIXES_IN, Picture
 from ...media.write_image import write_image
-from ...metrics import picture as metrics_picture
+from ...metrics.picture import psnr
 from ...models import pick_device
-from ...provenance import as_json
 from ...registry import MODALITIES
-from ..inputs import input_files, load_priors, origin
-from ..timing import numbers, plain_console, said
-from .prior import where
+from ..clips import read_photo
+from ..inputs import input_files, load_priors, priors_origin
+from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
 
 SYNTHESIS = "faithful"
 KINDS = ("codes", "cells", "later")
@@ -167,6 +165,7 @@ def bench_conceal(
     share: float = 0.2,
     model: str | None = None,
     device: str = "auto",
+    *,
     seed: int = 0,
     out: Path | None = None,
     save: Path | None = None,
@@ -189,21 +188,21 @@ def bench_conceal(
     if save is not None:
         make_folder(save)
     console = plain_console()
-    with open_output(out, force=True) as file, torch.no_grad():
+    with json_file(out) as write, torch.no_grad():
         folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")
-        codewords = tokenizer.codewords()
+        codewords = [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
         ways = fillers(static, context, codewords)
         fills: list[Fill] = []
         intact: dict[str, float] = {}
         for i, path in enumerate(track(paths, "measuring", console=Console(stderr=True), transient=True)):
-            x = metrics_picture.as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
+            x = read_photo(path).x
             tokens = encode_tiled(tokenizer, torch.from_numpy(x.copy()))  # a view of three equal channels is read-only
             codes = tokens.codes[0].numpy()
             best = to_pixels(tokenizer, codes, tokens.spec)
-            intact[str(path)] = metrics_picture.psnr(x, best)
+            intact[str(path)] = psnr(x, best)
             kept = save if i == 0 else None
             save_png(kept, path, "intact", best)
             for k, kind in enumerate(KINDS):
@@ -211,13 +210,13 @@ def bench_conceal(
                 lost = float((damaged < 0).mean())
                 for name, fill in ways.items():
                     x_hat = to_pixels(tokenizer, fill(damaged), tokens.spec)
-                    psnr = metrics_picture.psnr(x, x_hat)
-                    drop = 0.0 if psnr == intact[str(path)] else intact[str(path)] - psnr
-                    fills.append(Fill(path.name, kind, name, lost, psnr, drop))
+                    value = psnr(x, x_hat)
+                    drop = 0.0 if value == intact[str(path)] else intact[str(path)] - value
+                    fills.append(Fill(path.name, kind, name, lost=lost, psnr=value, drop=drop))
                     save_png(kept if kind == SAVED_KIND else None, path, name, x_hat)
         means = summarize(fills)
         report: dict[str, Any] = {
-            **origin(folder, static, context, device),
+            **priors_origin(folder, static, context, device),
             "seed": seed,
             "share": share,
             "synthesis": SYNTHESIS,
@@ -227,17 +226,8 @@ def bench_conceal(
             "fills": [asdict(one) for one in fills],
         }
         print_report(report, means, console)
-        if file is not None:
-            file.write(as_json(report).encode())
+        write(report)
     return report
-
-
-def make_folder(folder: Path) -> None:
-    """Raises UsageError if it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}") from error
 
 
 def save_png(folder: Path | None, picture: Path, name: str, pixels: np.ndarray) -> None:
@@ -262,22 +252,19 @@ def summarize(fills: Sequence[Fill]) -> list[Mean]:
 
 
 def print_report(report: dict[str, Any], means: Sequence[Mean], console: Console) -> None:
-    n = len(report["pictures"])
-    said(console, f"{n} picture{'s' * (n != 1)}, share {report['share']:g}, seed {report['seed']}; {where(report)}")
-    psnr = float(np.mean(report["intact_psnr"]))
-    said(console, f"intact codes: {psnr:.2f} dB on average, synthesis net {SYNTHESIS}")
-    headings = [f"{kind}\n{text}" for kind in KINDS for text in ("drop, dB", f"of {REFERENCE}")]
-    table = numbers("mean drop of PSNR by kind of loss", "\nfiller", *headings)
-    of = {(mean.kind, mean.filler): mean for mean in means}
-    for name in FILLERS:
-        cells = []
-        for kind in KINDS:
-            mean = of[kind, name]
-            cells += [f"{mean.drop:.2f}", "-" if mean.of_nearest is None else f"{mean.of_nearest:.3f}"]
-        table.add_row(name, *cells)
-    table.add_section()
-    table.add_row("codes lost", *(text for kind in KINDS for text in (f"{of[kind, REFERENCE].lost:.1%}", "")))
-    console.print(table)
+    pictures, place = plural(len(report["pictures"]), "picture"), where(report)
+    said(console, f"{pictures}, share {report['share']:g}, seed {report['seed']}; {place}")
+    average = float(np.mean(report["intact_psnr"]))
+    said(console, f"intact codes: {average:.2f} dB on average, synthesis net {SYNTHESIS}")
+    entries: list[dict[str, Any]] = [{"filler": name} for name in FILLERS]
+    columns: list[tuple[str, str]] = [("filler", "{filler}")]
+    for kind in KINDS:
+        own = [mean for mean in means if mean.kind == kind]
+        for entry, mean in zip(entries, own, strict=True):
+            entry |= {f"{kind}_drop": mean.drop, f"{kind}_of": mean.of_nearest}
+        head = f"{kind}, {own[0].lost:.1%} lost"
+        columns += [(f"{head}\ndrop, dB", f"{{{kind}_drop:.2f}}"), (f"of\n{REFERENCE}", f"{{{kind}_of:.3f}}")]
+    print_table(console, table_of(entries, columns), "mean drop of PSNR by kind of loss")
     for line in (
         "codes: each code of each level is lost on its own; cells: a cell loses all its levels",
         "later: as codes, and a lost code takes the later levels of its cell with it",

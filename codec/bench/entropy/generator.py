@@ -8,10 +8,9 @@ numbers are code lengths of models: only the integer priors make files.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +24,18 @@ from ....tokenizers.quantize.base import ABSENT
 from ....tokenizers.tokens import Tokens
 from ...corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ...errors import MediaError, UsageError, WeightsMismatchError
-from ...files import open_output
 from ...generate.bits import code_bits, priors_of, whole_windows
 from ...generate.files import load_pair
 from ...generate.model import Generator, Uncached
 from ...media.audio import AUDIO_SUFFIXES_IN
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import Model, pick_device
-from ...provenance import as_json, commit, machine, versions
-from ...registry import MODALITIES
+from ...provenance import origin
+from ...registry import default_generator
 from ...tokens import tokenize_file
 from ..inputs import input_files
-from ..timing import numbers, plain_console, said, torch_threads
+from ..report import json_file, plain_console, print_table, said, table_of
+from ..run import torch_threads
 
 if TYPE_CHECKING:
     from ...generate.bits import BitsRow
@@ -53,10 +52,13 @@ class Speed:
     ids: int  # of a sample
     cached_s: float
     uncached_s: float
-    cached_ids_s: float
-    uncached_ids_s: float
-    ratio: float
     passes: int  # without the cache, that were timed; the others are taken to be like them
+
+    def as_json(self) -> dict[str, float]:
+        """With ids a second, and how many times as fast the cache is."""
+        total = self.samples * self.ids
+        rates = {"cached_ids_s": total / self.cached_s, "uncached_ids_s": total / self.uncached_s}
+        return asdict(self) | rates | {"ratio": self.uncached_s / self.cached_s}
 
 
 @torch.no_grad()
@@ -88,8 +90,7 @@ def sampling_speed(generator: Generator, samples: int, full: bool, seed: int) ->
         for end in ends:
             walk(ids, end)
         uncached, passes = (now(generator) - begin) / len(ends) * length, len(ends)
-    total = samples * length
-    return Speed(samples, length, cached, uncached, total / cached, total / uncached, uncached / cached, passes)
+    return Speed(samples, length, cached, uncached, passes)
 
 
 def now(generator: Generator) -> float:
@@ -119,6 +120,7 @@ def bench_generator(
     model: str | None = None,
     tokenizer: str | None = None,
     device: str = "auto",
+    *,
     samples: int = 4,
     full: bool = False,
     seed: int = 0,
@@ -134,13 +136,13 @@ def bench_generator(
     Raises:  a TokodecError.
     """
     device = pick_device(device)
-    if samples < 1 or (threads is not None and threads < 1):
-        raise UsageError("samples and threads are at least 1")
+    if samples < 1:
+        raise UsageError("samples are at least 1")
     suffixes = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES)
     paths = input_files(inputs, suffixes, "media or tokens")[:limit]
     console = plain_console()
-    with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
-        generator, loaded = load_pair(model or MODALITIES["image"].generator, tokenizer, device)
+    with torch_threads(threads), json_file(out) as write, torch.no_grad():
+        generator, loaded = load_pair(model or default_generator("image"), tokenizer, device)
         home = tokenizer or generator.config.window.model
         grids, names, short = [], [], 0
         for path in paths:
@@ -160,39 +162,37 @@ def bench_generator(
             "tokenizer": loaded.tokenizer.name,
             "tokenizer_hash": loaded.tokenizer.weights_hash,
             "prior_hashes": {name: prior.hash for name, prior in priors.items()},
-            "machine": machine(device),
-            "versions": versions(),
-            "commit": commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **origin(device),
             "inputs": names,
             "windows": windows,
             "too_small": short,
             "seed": seed,
             "bits": [asdict(row) for row in rows],
-            "speed": asdict(speed),
+            "speed": speed.as_json(),
         }
         what = f"{windows} windows of {len(grids)} signals, {short} too small"
         said(console, f"{generator.name} {generator.weights_hash}: {what}")
         print_bits(rows, console)
-        print_speed(speed, console)
-        if file is not None:
-            file.write(as_json(report).encode())
+        print_speed(report["speed"], console)
+        write(report)
     return report
 
 
 def print_bits(rows: Sequence[BitsRow], console: Console) -> None:
-    headings = [f"level {k + 1}" for k in range(len(rows[0].levels))]
-    table = numbers("bits a code, the same tokens", "model", *headings, "a cell", "an id", "of the generator")
-    for r in rows:
-        share = f"{r.cell / rows[0].cell:.1%}" if rows[0].cell else "-"
-        table.add_row(r.model, *(f"{b:.3f}" for b in r.levels), f"{r.cell:.3f}", f"{r.token:.3f}", share)
-    console.print(table)
+    levels = [(f"level {k + 1}", f"{{levels[{k}]:.3f}}") for k in range(len(rows[0].levels))]
+    columns = [("model", "{model}"), *levels, ("a cell", "{cell:.3f}"), ("an id", "{token:.3f}")]
+    entries = [vars(r) | {"share": r.cell / rows[0].cell if rows[0].cell else None} for r in rows]
+    table = table_of(entries, [*columns, ("of the generator", "{share:.1%}")])
+    print_table(console, table, "bits a code, the same tokens")
 
 
-def print_speed(speed: Speed, console: Console) -> None:
-    table = numbers(f"sampling, {speed.samples} x {speed.ids} ids", "", "seconds", "ids/s")
-    table.add_row("with KV cache", f"{speed.cached_s:.2f}", f"{speed.cached_ids_s:.0f}")
-    table.add_row("without", f"{speed.uncached_s:.2f}", f"{speed.uncached_ids_s:.0f}")
-    console.print(table)
-    timed = "all passes" if speed.passes == speed.ids else f"{speed.passes} passes at evenly spaced lengths"
-    said(console, f"{speed.ratio:.1f} times as fast with the cache; without it {timed} were timed")
+def print_speed(speed: Mapping[str, Any], console: Console) -> None:
+    rows = [
+        {"way": name, "seconds": speed[f"{key}_s"], "rate": speed[f"{key}_ids_s"]}
+        for name, key in (("with KV cache", "cached"), ("without", "uncached"))
+    ]
+    columns = [("", "{way}"), ("seconds", "{seconds:.2f}"), ("ids/s", "{rate:.0f}")]
+    print_table(console, table_of(rows, columns), f"sampling, {speed['samples']} x {speed['ids']} ids")
+    few = f"{speed['passes']} passes at evenly spaced lengths"
+    timed = "all passes" if speed["passes"] == speed["ids"] else few
+    said(console, f"{speed['ratio']:.1f} times as fast with the cache; without it {timed} were timed")

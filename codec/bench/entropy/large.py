@@ -7,7 +7,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from rich.console import Console
 from ....entropy.context.net import ContextNet, LevelShape
 from ....entropy.context.prior import ContextPrior
 from ....entropy.schedule import offsets_within, refinement
-from ..timing import LEAST_RUNS, SEED, WARM_UP, numbers, one_line, said
+from ..report import print_table, said, table_of
+from ..timing import LEAST_RUNS, SEED, WARM_UP, one_line
 
 LARGE = {16384: LevelShape(), 262144: LevelShape(features=16, digit=32)}  # codewords -> network
 LARGE_GRID = (64, 64)
@@ -161,24 +162,21 @@ def time_large(name: str, n: int, seconds: float, device: str) -> LargeRow:
         return LargeRow(name, n, reason=f"failed: {type(error).__name__}: {one_line(error)}")
     there, back_s = (float(np.median(own)) for own in zip(*times, strict=True))
     m = pair.codes.size
-    return LargeRow(name, n, m, m / there, m / back_s, m / (there + back_s), pair.tables_mib)
+    return LargeRow(
+        name, n, m, compress_codes_s=m / there, decompress_codes_s=m / back_s, codes_s=m / (there + back_s),
+        tables_mib=pair.tables_mib,
+    )  # fmt: skip
+
+
+COLUMNS = (
+    ("coder", "{coder}"), ("codewords", "{codewords}"), ("symbols\nat a time", "{symbols}"),
+    ("compress", "{compress_codes_s:.0f}"), ("decompress", "{decompress_codes_s:.0f}"), ("both", "{codes_s:.0f}"),
+    ("tables of\n64x64, MiB", "{tables_mib:.0f}"),
+)  # fmt: skip
 
 
 def print_large(rows: Sequence[LargeRow], console: Console) -> None:
-    table = numbers(
-        "large codebooks: codes per second", "\ncoder", "\ncodewords", "symbols\nat a time", "\ncompress",
-        "\ndecompress", "\nboth", "tables of\n64x64, MiB",
-    )  # fmt: skip
-    for i, row in enumerate(rows):
-        if i and row.codewords != rows[i - 1].codewords:
-            table.add_section()
-        rates = (row.compress_codes_s, row.decompress_codes_s, row.codes_s)
-        table.add_row(
-            row.coder, str(row.codewords), "-" if row.symbols is None else str(row.symbols),
-            *("-" if rate is None else f"{rate:.0f}" for rate in rates),
-            "-" if row.tables_mib is None else f"{row.tables_mib:.0f}",
-        )  # fmt: skip
-    console.print(table)
+    print_table(console, table_of(map(asdict, rows), COLUMNS, "codewords"), "large codebooks: codes per second")
     said(console, "ours: random weights, 8 steps over a grid of 64 x 64, digits of at most 256 values")
     said(console, "peers: made-up tables, there before the clock starts; a table each: a grid needs all of them")
     for row in rows:

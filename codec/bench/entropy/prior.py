@@ -27,14 +27,14 @@ from ....entropy.context.prior import ContextPrior
 from ....entropy.prior import Codes, Prior
 from ...corpus.token_files import TOKEN_SUFFIXES
 from ...errors import UsageError
-from ...files import open_output
 from ...image.segments import segment_cells
 from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import pick_device
-from ...provenance import as_json
 from ...registry import MODALITIES
-from ..inputs import input_files, load_priors, origin, read_inputs
-from ..timing import LEAST_RUNS, SEED, WARM_UP, numbers, plain_console, quartiles, said, torch_threads
+from ..inputs import input_files, load_priors, priors_origin, read_inputs
+from ..report import json_file, plain_console, print_table, said, table_of, where
+from ..run import torch_threads
+from ..timing import LEAST_RUNS, SEED, WARM_UP, quartiles
 from .large import LARGE, LARGE_CODERS, print_large, time_large
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def bench_prior(
     inputs: Sequence[Path],
     model: str | None = None,
     device: str = "auto",
+    *,
     threads: int | None = None,
     seconds: float = 0.5,
     large: bool = False,
@@ -224,31 +225,30 @@ def bench_prior(
     device = pick_device(device)
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
     paths = input_files(inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
     console = plain_console()
-    with open_output(out, force=True) as file, torch_threads(threads), torch.no_grad():
+    with torch_threads(threads), json_file(out) as write, torch.no_grad():
         folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
         found = read_inputs(paths, model, device, folder, static)
         report: dict[str, Any] = {
-            **origin(folder, static, context, device),
+            **priors_origin(folder, static, context, device),
             "seconds": seconds,
             "seed": SEED,
             "segment": segment_cells(found[0].spec.strides[0]),
         }
         cells = sum(one.codes[0].size for one in found)
-        said(console, f"{len(found)} inputs, {cells} cells, {len(found[0].codes)} levels; {where(report)}")
+        place = f"{where(report)}, torch {report['versions']['torch']}"
+        said(console, f"{len(found)} inputs, {cells} cells, {len(found[0].codes)} levels; {place}")
         said(console, f"{folder.name}: static prior {static.hash}, context prior {context.hash}")
         files, levels = rate_rows(found, static, context)
         print_rates(files, levels, console)
         hashes = table_hashes(found, context)
         total = hash_of_hashes(hashes)
         said(console, f"tables SHA-256 {total}")
-        said(console, "")
         speeds = [time_prior(name, prior, found, seconds) for name, prior in (("static", static), ("context", context))]
-        print_speed(speeds, len(found), console)
-        both = agreement(found, context, context.to("cpu")) if device == "cuda" else None
+        title = "entropy part of an input, all levels, warm: median over the inputs (quartiles)"
+        print_table(console, table_of(map(asdict, speeds), SPEEDS), title)
+        both = agreement(found, context, context.to("cpu")) if device.startswith("cuda") else None
         if both is not None:
             print_agreement(both, console)
         report |= {
@@ -266,65 +266,40 @@ def bench_prior(
             rows = [time_large(name, n, seconds, device) for n in LARGE for name in LARGE_CODERS]
             print_large(rows, console)
             report["large"] = [asdict(row) for row in rows]
-        if file is not None:
-            file.write(as_json(report).encode())
+        write(report)
     return report
 
 
-def where(report: dict[str, Any]) -> str:
-    """The machine in some words."""
-    host = report["machine"]
-    threads = f"{host['torch_threads']} thread{'s' * (host['torch_threads'] != 1)}"
-    device = host["device"] if host["device"] != "cpu" else f"{host['processor']}, {threads}"
-    return f"{device}, torch {report['versions']['torch']}"
+FILES = (
+    ("levels", "{levels}"), ("file\nstatic", "{static_bytes:.1f}"), ("file\ncontext", "{context_bytes:.1f}"),
+    ("saved", "{saved:.2%}"), ("payload\ncontext", "{payload_bytes:.1f}"),
+    ("estimate\ncontext", "{estimate_bytes:.1f}"), ("payload /\nestimate", "{payload_excess:+.2%}"),
+    ("file /\nestimate", "{file_excess:+.2%}"),
+)  # fmt: skip
+LEVELS = (
+    ("level", "{level}"), ("codes", "{codes}"), ("static", "{static_bits:.3f}"), ("context", "{context_bits:.3f}"),
+    ("saved", "{saved:.2%}"),
+)  # fmt: skip
+SPEEDS = (
+    ("prior", "{prior}"),
+    ("compress\nms", "{compress_ms:.2f}"), ("25..75 %", "{compress_ms_25:.2f}..{compress_ms_75:.2f}"),
+    ("decompress\nms", "{decompress_ms:.2f}"), ("25..75 %", "{decompress_ms_25:.2f}..{decompress_ms_75:.2f}"),
+    ("compress\ncodes/s", "{compress_codes_s:.0f}"), ("decompress\ncodes/s", "{decompress_codes_s:.0f}"),
+    ("inputs whose\ncodes came back", "{exact}"),
+)  # fmt: skip
 
 
 def print_rates(files: Sequence[FileRow], levels: Sequence[LevelRow], console: Console) -> None:
-    table = numbers(
-        "bytes of a file, mean over the inputs", "\nlevels", "whole file\nstatic", "whole file\ncontext", "\nsaved",
-        "payload\ncontext", "estimate\ncontext", "payload /\nestimate", "file /\nestimate",
-    )  # fmt: skip
-    for f in files:
-        table.add_row(
-            str(f.levels), f"{f.static_bytes:.1f}", f"{f.context_bytes:.1f}", f"{f.saved:.2%}",
-            f"{f.payload_bytes:.1f}", f"{f.estimate_bytes:.1f}", f"{f.payload_excess:+.2%}", f"{f.file_excess:+.2%}",
-        )  # fmt: skip
-    console.print(table)
-    said(console, "whole file: signature, header, chunk frames and CRCs, payloads of all segments, index, end")
+    print_table(console, table_of(map(asdict, files), FILES), "bytes of a file, mean over the inputs")
+    said(console, "file: signature, header, chunk frames and CRCs, payloads of all segments, index, end")
     said(console, "payload: what the coder wrote, rounded up to 32-bit words; estimate: code length / 8, context prior")
-    table = numbers("bits per code of each level alone", "level", "codes", "static", "context", "saved")
-    for level in levels:
-        table.add_row(*bits_row(str(level.level), level.codes, level.static_bits, level.context_bits))
-    table.add_section()
-    cells, static, context = levels[0].codes, *(sum(bits) for bits in zip(*map(bits_of, levels), strict=True))
-    table.add_row(*bits_row("per cell", cells, static, context))
-    console.print(table)
+    entries = [asdict(row) for row in levels]
+    total = {key: sum(entry[key] for entry in entries) for key in ("static_bits", "context_bits")}
+    entries.append({"level": "per cell", "codes": levels[0].codes, **total})
+    for entry in entries:
+        entry["saved"] = 1 - entry["context_bits"] / entry["static_bits"] if entry["static_bits"] else None
+    print_table(console, table_of(entries, LEVELS), "bits per code of each level alone")
     said(console, "code lengths that the priors estimate: nothing of the file around them, no rounding of payloads")
-    said(console, "")
-
-
-def bits_of(row: LevelRow) -> tuple[float, float]:
-    return row.static_bits, row.context_bits
-
-
-def bits_row(name: str, codes: int, static: float, context: float) -> tuple[str, ...]:
-    saved = "-" if not static else f"{1 - context / static:.2%}"
-    return name, str(codes), f"{static:.3f}", f"{context:.3f}", saved
-
-
-def print_speed(rows: Sequence[SpeedRow], inputs: int, console: Console) -> None:
-    table = numbers(
-        "entropy part of an input, all levels, warm: median over the inputs (quartiles)", "\nprior", "compress\nms",
-        "\n25..75 %", "decompress\nms", "\n25..75 %", "compress\ncodes/s", "decompress\ncodes/s", "codes\ncame back",
-    )  # fmt: skip
-    for r in rows:
-        table.add_row(
-            r.prior,
-            f"{r.compress_ms:.2f}", f"{r.compress_ms_25:.2f}..{r.compress_ms_75:.2f}",
-            f"{r.decompress_ms:.2f}", f"{r.decompress_ms_25:.2f}..{r.decompress_ms_75:.2f}",
-            f"{r.compress_codes_s:.0f}", f"{r.decompress_codes_s:.0f}", f"{r.exact} of {inputs}",
-        )  # fmt: skip
-    console.print(table)
 
 
 def print_agreement(both: Agreement, console: Console) -> None:

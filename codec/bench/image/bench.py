@@ -2,10 +2,10 @@
 
 ::
 
-    picture -> RGB -> our file at each setting of our dial -> decoded by every synthesis net    -> metrics -> a row each
-                   -> each peer's file at each setting of its own                    -> decoded -> metrics -> a row
-                   -> where our dial is a few levels: each peer's file, the largest
-                      not above ours                                                 -> decoded -> metrics -> a row
+    picture -> RGB -> our file at each setting                -> decoded by every synthesis net -> metrics -> a row each
+                   -> each peer's file at each of its settings                       -> decoded -> metrics -> a row
+                   -> where our rate control is a few levels: each peer's file, the
+                      largest not above ours                                         -> decoded -> metrics -> a row
     rows -> means for each setting -> curves -> BD-rates -> results.csv, results.json, index.html
 
 Sizes are those of whole files. Every codec gets the same 8-bit RGB pixels without alpha and metadata, from memory.
@@ -13,207 +13,147 @@ Sizes are those of whole files. Every codec gets the same 8-bit RGB pixels witho
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from ...container.fields import MAX_PIXELS
+from ...console import names_in, number_list
 from ...errors import MediaError, UsageError
-from ...media.read_image import read_image
-from ...metrics import picture as metrics_picture
-from ...provenance import commit, machine, versions
-from .. import metrics
-from ..curves import METHOD, Curve, compare, mean_point, means, places
-from ..inputs import picture_files
-from ..memory import weigh
-from ..page import Exhibit, Version, page
-from ..report import make_folder, print_report, rows_as_csv, write_results
-from . import compressai
-from .ours import Coder, Setting, decode_ours, encode_ours, prepare, warm_up
-from .peers import Peer, PeerSearch, decode_peer, find_peers
+from ...metrics.picture import psnr
+from ...settings import Setting
+from ..clips import Photo, files_in, read_photo
+from ..contender import Coded, Contender, results, timed, warm_up
+from ..curves import METHOD, Curve, compare, group_by, mean_point, means, places
+from ..metrics import KEYS, bench_extra, check_bench_extra, choose_metrics, measure
+from ..options import ImageOptions
+from ..page import Exhibit, Version
+from ..run import Bench, Findings, Row, run
+from .compressai import Baseline, check_baselines, load_baseline
+from .ours import PhotoCoder, prepare
+from .page import image_page, sections, slider, version
+from .peers import Peer, PeerSearch, find_peers
 from .published import check_is_kodak, load_published
 
 EXHIBITS = 3  # pictures shown on the page
 # On it: the first three of these that were asked for and reach our bytes.
 SHOWN_PEERS = ("avif", "jxl", "jpeg", "heic", "webp", "jpeg2000", "avif420")
-SHOWN_BPP = 0.2  # about so many bits per pixel, where our dial is a quality
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture coded one way; a line of results.csv. What does not apply or was not asked for is None."""
-
-    picture: str
-    codec: str  # name of our model, or of the peer
-    synthesis: str  # our synthesis net; empty for a peer
-    role: str  # "curve": a setting of its own; "matched": a peer at our bytes; "speed": only the times mean something
-    levels: int | None  # levels in our file; for a matched peer, in the file of ours that it is matched with
-    quality: float | None
-    bytes: int | None  # of the whole file
-    bpp: float | None
-    psnr: float | None
-    ms_ssim: float | None
-    ssimulacra2: float | None
-    feature_distance: float | None
-    encode_s: float
-    decode_s: float
-    reached: bool | None = None  # False if the matched peer's file of lowest quality is larger than ours
-    bytes_ratio: float | None = None  # of the matched peer's file to ours
-
-
-# What is averaged over pictures for each number of levels; the rest of a row says which group it belongs to.
-MEANS = (
-    "bytes", "bpp", "psnr", "ms_ssim", "ssimulacra2", "feature_distance", "encode_s", "decode_s", "bytes_ratio",
+SHOWN_BPP = 0.2  # about so many bits per pixel, where our rate control is a quality
+COLUMNS = (  # of results.csv; what does not apply or was not asked for is empty
+    "picture", "codec",
+    "synthesis",  # our synthesis net; empty for a peer
+    "role",  # "curve": a setting of its own; "matched": a peer at our bytes; "speed": only the times mean something
+    "levels",  # in our file; for a matched peer, in the file of ours that it is matched with
+    "quality", "bytes", "bpp", *KEYS, "encode_s", "decode_s",
+    "reached",  # False if the matched peer's file of lowest quality is larger than ours
+    "bytes_ratio",  # of the matched peer's file to ours
 )  # fmt: skip
+# What is averaged over pictures for each number of levels; the rest of a row says which group it belongs to.
+MEANS = ("bytes", "bpp", *KEYS, "encode_s", "decode_s", "bytes_ratio")
 
 
-def bench_images(
-    folder: Path,
-    out: Path,
-    against: list[str],
-    model: str | None,
-    device: str,
-    limit: int | None = None,
-    *,
-    also: Sequence[str] = (),
-    qualities: Sequence[float] | None = None,
-    metric_names: Sequence[str] = tuple(metrics.METRICS),
-    published: str | None = None,
-    baselines: Sequence[str] = (),
-    show: Sequence[str] = (),
-    effort: int = 0,
-    reuse: Path | None = None,
-    memory: bool = True,
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """Measure a model on the pictures of a folder; print tables and write the results.
+def bench_images(options: ImageOptions) -> dict[str, Any]:
+    """Measure a model on the pictures of a folder; print tables and write the results, see :func:`~..run.run`.
 
-    Args:    folder: pictures directly in it are taken, in the order of their names.
-             out: folder for results.csv (a row a picture and setting), results.json (means, BD-rates, settings,
-             machine) and index.html; made if missing, files of these names are replaced.
-             against: names of peers, see :data:`~.peers.PEERS`.
-             model: name, folder or hub id, the default for pictures if None.  device: "auto", "cpu" or "cuda".
-             limit: only the first so many pictures.
-             also: more models, measured at their own settings and drawn beside the first.
-             qualities: 0 to 100, for a model whose rate dial is a quality.
-             metric_names: see :data:`~.metrics.METRICS`.
-             published: "kodak" to compare with published points too; the pictures must then be those 24.
-             baselines: CompressAI models to time, see :data:`~.baselines.MODELS`.
-             show: names of pictures for the page's sliders; three of them if empty.
-             effort: of our encoder, for models whose rate dial is a quality.
-             reuse: results.json of an earlier run on the same pictures, whose curves of the peers are taken.
-             memory: weigh each codec in processes of its own, on the first picture.
-             threads: of PyTorch and of the peers; what PyTorch has now if None.
-    Returns: what results.json holds.
-    Raises:  a TokodecError: no picture, an unknown peer, metric or model, a package of an extra missing. A picture that
-             cannot be read, or that a peer refuses, is left out and named under "skipped".
+    Raises: a TokodecError: no picture, an unknown peer, metric or model, a package of an extra missing.
     """
-    import torch
-    from rich.console import Console
-    from rich.progress import track
+    show = names_in(options.show)
+    paths = files_in(options.folder, "pictures", options.limit, show)
+    bench = PhotoBench(options, paths, show)
+    return run(bench, paths, options.out, memory=options.memory, threads=options.threads)
 
-    paths = picture_files(folder, limit)
-    keys = metrics.choose_metrics(metric_names)
-    missing = set(show) - {path.name for path in paths}
-    if missing:
-        raise UsageError(f"{min(missing)} is not among the pictures")
-    threads = threads or torch.get_num_threads()
-    peers = find_peers(against, threads)
-    reused = None if reuse is None else load_reused(reuse, peers, [path.name for path in paths], keys)
-    timed = compressai.check_baselines(list(baselines))
-    if published is not None:
-        if published != "kodak":
-            raise UsageError(f"unknown published points {published!r}: there are those of kodak")
-        check_is_kodak([shape_of(path) for path in paths])
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; the results need a folder")
-    if peers or published:
-        with metrics.bench_extra():
-            import bjontegaard  # noqa: F401
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        coder = prepare(model, device, qualities, strict=True, effort=effort)
-        if reused is not None and coder.by_levels:
-            raise UsageError(f"peers are matched with every file of {coder.name}: curves cannot be reused")
-        others = [prepare(name, device, qualities, effort=effort) for name in also]
-        metrics.check_bench_extra(coder.device, keys)
-        learned = [compressai.load_baseline(name, coder.device) for name in timed]
 
-        spread = {paths[round(i * (len(paths) - 1) / max(1, EXHIBITS - 1))].name for i in range(EXHIBITS)}
-        rows: list[Row] = []
-        exhibits: list[Exhibit] = []
-        skipped: list[str] = []
-        used: list[Path] = []
-        seen: set[tuple[int, ...]] = set()
-        for path in track(paths, "measuring", console=Console(stderr=True), transient=True):
-            try:
-                x = metrics_picture.as_rgb(read_image(path, str(path), MAX_PIXELS).pixels)
-                if x.shape not in seen:
-                    seen.add(x.shape)
-                    warm_up_all(x, [coder, *others], learned)
-                searches = [] if reused else [PeerSearch(peer, x, threads) for peer in peers]
-                files: dict[Setting, bytes] = {}
-                found = list(bench_picture(path.name, x, coder, searches, keys, files))
-                for other in others:
-                    found += bench_picture(path.name, x, other, [], keys)
-                found += [time_baseline(path.name, x, baseline) for baseline in learned]
-                if path.name in (show or spread):
-                    exhibits.append(exhibit(path, x, coder, searches, files, others))
-            except MediaError as error:
-                skipped.append(str(error))
-                continue
-            rows += found
-            used.append(path)
-        if not rows:
-            raise MediaError(f"none of the pictures in {folder} can be read; the first: {skipped[0]}")
-        weighed = weigh(used[0], threads, coder, peers, learned) if memory else []
-        place = machine(coder.device)
-    finally:
-        torch.set_num_threads(before)
+class PhotoBench(Bench):
+    """What pictures add to the runner."""
 
-    curves = mean_curves(rows, [coder, *others])
-    if reused is not None:
-        curves += reused.curves
-    report: dict[str, Any] = {
-        "model": coder.name,
-        "also": [other.name for other in others],
-        "pictures": [path.name for path in used],
-        "skipped": skipped,
-        "effort": effort,
-        "metrics": list(keys),
-        "aggregates": aggregate(rows) if coder.by_levels else [],
-        "speed": speed(rows),
-        "memory": {"picture": used[0].name, "codecs": weighed} if memory else None,
-        "peers": {peer.name: peer.described for peer in peers},
-        "reused": None if reused is None else reused.source,
-        "compressai": dict.fromkeys(timed, compressai.LABEL),
-        "published": None,
-        "machine": place,
-        "versions": versions(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    if published:
-        source = load_published()
-        report["published"] = source["source"]
-        curves += published_curves(source["curves"])
-    comparisons = compare(curves)
-    report["curves"] = [dataclasses.asdict(curve) for curve in curves]
-    report["bd_rate"] = {"package": "bjontegaard", "method": METHOD, "pairs": comparisons}
-    report["places"] = places(comparisons)
-    make_folder(out)
-    write_results(out, rows_as_csv(rows), report, page(report, exhibits))
-    print_report(report, out)
-    return report
+    things = "pictures"
+    memory_clip = "picture"
+    reader = ("clips:read_photo", {})
+    sections = staticmethod(sections)
+    page = staticmethod(image_page)
+
+    def __init__(self, options: ImageOptions, paths: Sequence[Path], show: Sequence[str]) -> None:
+        self.options = options
+        self.metrics = choose_metrics(names_in(options.metrics))
+        self.keys = [metric.key for metric in self.metrics]
+        self.qualities = None if options.qualities is None else number_list(options.qualities, "qualities")
+        self.threads = options.threads or torch.get_num_threads()
+        self.peers = find_peers(names_in(options.against), self.threads)
+        names = [path.name for path in paths]
+        self.reused = None if options.reuse is None else load_reused(options.reuse, self.peers, names, self.keys)
+        self.timed = check_baselines(names_in(options.compressai))
+        if options.published is not None:
+            if options.published != "kodak":
+                raise UsageError(f"unknown published points {options.published!r}: there are those of kodak")
+            check_is_kodak([shape_of(path) for path in paths])
+        if self.peers or options.published:
+            with bench_extra():
+                import bjontegaard  # noqa: F401
+        spread = (names[round(i * (len(names) - 1) / max(1, EXHIBITS - 1))] for i in range(EXHIBITS))
+        self.shown = set(show or spread)
+        self.seen: set[tuple[int, ...]] = set()
+
+    def prepare(self) -> list[Contender]:
+        options = self.options
+        self.coder = prepare(options.model, options.device, self.qualities, strict=True, effort=options.effort)
+        if self.reused is not None and self.coder.by_levels:
+            raise UsageError(f"peers are matched with every file of {self.coder.name}: curves cannot be reused")
+        self.device = self.coder.device
+        more = names_in(options.also)
+        self.others = [prepare(name, options.device, self.qualities, effort=options.effort) for name in more]
+        check_bench_extra(self.device, self.keys)
+        self.learned: list[Baseline] = [load_baseline(name, self.device) for name in self.timed]
+        return [self.coder, *self.peers, *self.learned]
+
+    def read(self, path: Path) -> Photo:
+        return read_photo(path)
+
+    def facts(self, clip: Photo) -> tuple[str, str]:
+        return clip.name, f"{clip.x.shape[1]} x {clip.x.shape[0]}"
+
+    def measure(self, clip: Photo, notes: list[str]) -> tuple[list[Row], Exhibit | None]:
+        if self.device.startswith("cuda") and clip.x.shape not in self.seen:
+            warm_up(clip, [self.coder, *self.others, *self.learned], 3)
+        self.seen.add(clip.x.shape)
+        searches = [] if self.reused else [PeerSearch(peer, clip) for peer in self.peers]
+        files: dict[Setting, Coded] = {}
+        rows = list(picture_rows(clip, self.coder, searches, self.keys, files))
+        for other in self.others:
+            rows += picture_rows(clip, other, [], self.keys)
+        for result in results(clip, self.learned, notes):  # only their times mean something
+            rows.append(row(clip, codec=result.codec.name, synthesis="", role="speed", **result.seconds))
+        shown = exhibit(clip, self.coder, searches, files, self.others) if clip.name in self.shown else None
+        return rows, shown
+
+    def report(self, found: Findings) -> dict[str, Any]:
+        curves = mean_curves(found.rows, [self.coder, *self.others])
+        curves += [] if self.reused is None else self.reused.curves
+        source = load_published() if self.options.published else None
+        curves += [] if source is None else published_curves(source["curves"])
+        comparisons = compare(curves)
+        return {
+            "model": self.coder.name,
+            "also": [other.name for other in self.others],
+            "pictures": found.clips,
+            "effort": self.options.effort,
+            "metrics": self.keys,
+            "aggregates": aggregate(found.rows) if self.coder.by_levels else [],
+            "speed": speed(found.rows),
+            "peers": {peer.name: peer.described for peer in self.peers},
+            "reused": None if self.reused is None else self.reused.source,
+            "compressai": dict.fromkeys(self.timed, Baseline.described),
+            "published": None if source is None else source["source"],
+            "curves": [asdict(curve) for curve in curves],
+            "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": comparisons},
+            "places": places(comparisons),
+        }
 
 
 @dataclass(frozen=True)
@@ -254,126 +194,109 @@ def shape_of(path: Path) -> tuple[int, int]:
         raise MediaError(f"{path}: not a picture that can be read") from error
 
 
-def warm_up_all(x: np.ndarray, coders: Sequence[Coder], learned: Sequence[compressai.Baseline]) -> None:
-    """Before the first picture of a size, where it matters: GPUs choose and record kernels in the first runs."""
-    if coders[0].device == "cuda":
-        for coder in coders:
-            warm_up(x, coder, 3)
-        for baseline in learned:
-            compressai.warm_up(x, baseline)
+# -------------------------------------------------------------------------------------------------------------- rows
 
 
-def bench_picture(
-    name: str,
-    x: np.ndarray,
-    coder: Coder,
-    searches: list[PeerSearch],
+def row(clip: Photo, **values: Any) -> Row:
+    """A line of results.csv. Bits per pixel follow from the bytes."""
+    size = values.get("bytes")
+    return dict.fromkeys(COLUMNS) | {"picture": clip.name, "bpp": size and 8 * size / clip.pixels} | values
+
+
+def picture_rows(
+    clip: Photo,
+    coder: PhotoCoder,
+    searches: Sequence[PeerSearch],
     keys: Sequence[str],
-    files: dict[Setting, bytes] | None = None,
+    files: dict[Setting, Coded] | None = None,
 ) -> Iterator[Row]:
-    """Rows of one picture: ours at every setting by every synthesis net, each with the peers matched to it if the dial
-    is levels; then the peers at their own settings. Our files are left in ``files``."""
-    pixels = x.shape[0] * x.shape[1]
-    measured: dict[tuple[str, int], dict[str, Any]] = {}
+    """Rows of one picture: ours at every setting by every synthesis net, each with the peers matched to it if the rate
+    control is levels; then the peers at their own settings. Our files are left in ``files``."""
 
+    @functools.cache
     def peer_fields(search: PeerSearch, quality: int) -> dict[str, Any]:
         """The fields of a peer's row that depend on its file only, measured once for each file."""
-        key = (search.peer.name, quality)
-        if key not in measured:
-            file = search.encode(quality)
-            x_hat, decode_s = decode_peer(file.data)
-            measured[key] = {
-                "codec": search.peer.name, "synthesis": "", "quality": quality, "bytes": len(file.data),
-                "bpp": 8 * len(file.data) / pixels, "encode_s": file.encode_s, "decode_s": decode_s,
-                **metrics.measure(x, x_hat, keys, coder.device),
-            }  # fmt: skip
-        return measured[key]
+        encoded = search.encode(quality)
+        decoded = timed(search.peer.decode, encoded.result)
+        fields = {"codec": search.peer.name, "synthesis": "", "quality": quality, "bytes": encoded.result.size}
+        fields |= {"encode_s": encoded.wall_s, "decode_s": decoded.wall_s}
+        return fields | measure(clip.x, decoded.result, keys, coder.device)
 
-    for setting in coder.settings:
-        data, encode_s = encode_ours(x, coder, setting)
+    for result in results(clip, [coder], []):
+        setting, size = result.setting, result.encoded.result.size
         if files is not None:
-            files[setting] = data
-        for synthesis in coder.synthesis:
-            x_hat, decode_s = decode_ours(data, coder, synthesis)
-            yield Row(
-                picture=name, codec=coder.name, synthesis=synthesis, role="curve", levels=setting.levels,
-                quality=setting.quality, bytes=len(data), bpp=8 * len(data) / pixels, encode_s=encode_s,
-                decode_s=decode_s, reached=True, bytes_ratio=1.0, **metrics.measure(x, x_hat, keys, coder.device),
-            )  # fmt: skip
-        for search in searches if coder.by_levels else ():
-            file, reached = search.nearest(len(data))
-            yield Row(
-                picture=name, role="matched", levels=setting.levels, reached=reached,
-                bytes_ratio=len(file.data) / len(data), **peer_fields(search, file.quality),
-            )  # fmt: skip
+            files[setting] = result.encoded.result
+        yield row(
+            clip, codec=coder.name, synthesis=result.variant, role="curve", bytes=size, reached=True, bytes_ratio=1.0,
+            **setting.rate, **result.seconds, **measure(clip.x, result.decoded.result, keys, coder.device),
+        )  # fmt: skip
+        if not coder.by_levels or result.variant != coder.variants[-1]:
+            continue
+        for search in searches:
+            quality, reached = search.nearest(size)
+            fields = {"bytes_ratio": search.size(quality) / size, "reached": reached, **peer_fields(search, quality)}
+            yield row(clip, role="matched", levels=int(setting.value), **fields)
     for search in searches:
         for quality in search.peer.curve:
-            yield Row(picture=name, role="curve", levels=None, **peer_fields(search, quality))
-
-
-def time_baseline(name: str, x: np.ndarray, baseline: compressai.Baseline) -> Row:
-    """A row with the times of a network with random weights and nothing else."""
-    found, encode_s = baseline.compress(x)
-    _, decode_s = baseline.decompress(found, *x.shape[:2])
-    nothing = dict.fromkeys(("levels", "quality", "bytes", "bpp", *metrics.METRICS.values()))
-    return Row(
-        picture=name, codec=baseline.name, synthesis="", role="speed", encode_s=encode_s, decode_s=decode_s, **nothing
-    )
+            yield row(clip, role="curve", **peer_fields(search, quality))
 
 
 def exhibit(
-    path: Path,
-    x: np.ndarray,
-    coder: Coder,
-    searches: list[PeerSearch],
-    ours: dict[Setting, bytes],
-    others: Sequence[Coder] = (),
+    clip: Photo,
+    coder: PhotoCoder,
+    searches: Sequence[PeerSearch],
+    ours: Mapping[Setting, Coded],
+    others: Sequence[PhotoCoder] = (),
 ) -> Exhibit:
     """What the page shows of a picture: the original, ours by every synthesis net, then at our bytes the other models
-    with a quality for a dial and up to three peers.
+    with a quality and up to three peers.
 
     Args: ours: our files by setting, from few bytes to many.
 
     The size is that of our file at the fewest levels that the first of :data:`SHOWN_PEERS` can reach, or, where the
-    dial is a quality, of our file nearest to :data:`SHOWN_BPP` that it can reach; our largest file if there is none.
-    Then it is shown with its smallest file, where no other peer gets there either.
+    rate control is a quality, of our file nearest to :data:`SHOWN_BPP` that it can reach; our largest file if there is
+    none. Then it is shown with its smallest file, where no other peer gets there either.
     """
     wanted = sorted(searches, key=lambda search: SHOWN_PEERS.index(search.peer.name))
     files = list(ours.items())
     if not coder.by_levels:
-        goal = SHOWN_BPP * x.shape[0] * x.shape[1] / 8
-        files.sort(key=lambda pair: abs(math.log(len(pair[1]) / goal)))
-    largest = max(files, key=lambda pair: len(pair[1]))
-    setting, data = next((pair for pair in files if not wanted or wanted[0].nearest(len(pair[1]))[1]), largest)
-    shown = [search for search in wanted if search.nearest(len(data))[1]][:3] or wanted[:1]
+        goal = SHOWN_BPP * clip.pixels / 8
+        files.sort(key=lambda pair: abs(math.log(pair[1].size / goal)))
+    largest = max(files, key=lambda pair: pair[1].size)
+    setting, coded = next((pair for pair in files if not wanted or wanted[0].nearest(pair[1].size)[1]), largest)
+    size = coded.size
+    shown = [search for search in wanted if search.nearest(size)[1]][:3] or wanted[:1]
 
-    versions = [Version("original", "original", path.stat().st_size, None, x)]
-    for synthesis in reversed(coder.synthesis):
-        x_hat, _ = decode_ours(data, coder, synthesis)
-        versions.append(
-            Version(f"{coder.name} {synthesis}".strip(), "ours", len(data), metrics_picture.psnr(x, x_hat), x_hat)
-        )
+    def by(label: str, kind: str, coded: Coded, x_hat: np.ndarray) -> Version:
+        return version(label, kind, coded.size, psnr(clip.x, x_hat), x_hat)
+
+    versions = [version("original", "original", clip.source, None, clip.x)]
+    for net in reversed(coder.variants):
+        versions.append(by(f"{coder.name} {net}".strip(), "ours", coded, coder.decode(coded, net)))
     for other in others:
         if not other.by_levels:
-            same, _ = encode_ours(x, other, size=len(data))
-            x_hat, _ = decode_ours(same, other, other.synthesis[0])
-            versions.append(Version(other.name, "ours", len(same), metrics_picture.psnr(x, x_hat), x_hat))
+            same = other.encode(clip, Setting("size", size))
+            versions.append(by(other.name, "ours", same, other.decode(same, other.variants[0])))
     for search in shown:
-        file, reached = search.nearest(len(data))
-        x_hat, _ = decode_peer(file.data)
+        quality, reached = search.nearest(size)
+        file = search.encode(quality).result
         label = search.peer.name.upper() + ("" if reached else ", its smallest file")
-        versions.append(Version(label, "peer", len(file.data), metrics_picture.psnr(x, x_hat), x_hat))
-    return Exhibit(path.name, setting.label, versions)
+        versions.append(by(label, "peer", file, search.peer.decode(file)))
+    return slider(clip.name, clip.x.shape[:2], setting.label, versions)
 
 
-def mean_curves(rows: Sequence[Row], coders: Sequence[Coder]) -> list[Curve]:
+# ------------------------------------------------------------------------------------------------------------- means
+
+
+def mean_curves(rows: Sequence[Row], coders: Sequence[PhotoCoder]) -> list[Curve]:
     """The rows of settings of their own as one curve of means for each codec and synthesis net, ours first."""
     names = {coder.name for coder in coders}
-    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for row in rows:
-        if row.role == "curve":
-            settings = groups.setdefault((row.codec, row.synthesis), {})
-            settings.setdefault(Setting(row.levels, row.quality).label, []).append(dataclasses.asdict(row))
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for own in rows:
+        if own["role"] == "curve":
+            control = "quality" if own["levels"] is None else "levels"
+            settings = groups.setdefault((own["codec"], own["synthesis"]), {})
+            settings.setdefault(Setting(control, own[control]).label, []).append(own)
     return [
         Curve(
             f"{codec} {synthesis}".strip(),
@@ -386,12 +309,12 @@ def mean_curves(rows: Sequence[Row], coders: Sequence[Coder]) -> list[Curve]:
 
 def published_curves(found: Sequence[dict[str, Any]]) -> list[Curve]:
     """What :func:`~.published.load_published` gives under "curves", as curves."""
-    result = []
+    curves = []
     for entry in found:
         names = [key for key in ("bpp", "psnr", "ms_ssim_db") if key in entry]
         points = [dict(zip(names, values, strict=True)) for values in zip(*(entry[n] for n in names), strict=True)]
-        result.append(Curve(entry["name"], "published", points))
-    return result
+        curves.append(Curve(entry["name"], "published", points))
+    return curves
 
 
 def aggregate(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -399,29 +322,21 @@ def aggregate(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     A metric that some pictures are too small for is averaged over the others, and None if there are none.
     """
-    groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        if row.levels is not None:
-            groups.setdefault((row.codec, row.synthesis, row.levels), []).append(row)
-    result = []
-    for (codec, synthesis, levels), group in groups.items():
-        entry: dict[str, Any] = {"codec": codec, "synthesis": synthesis, "levels": levels, "pictures": len(group)}
-        entry["reached"] = sum(bool(row.reached) for row in group)
-        result.append(entry | means([dataclasses.asdict(row) for row in group], MEANS))
-    return result
+    groups = group_by((own for own in rows if own["levels"] is not None), "codec", "synthesis", "levels")
+    return [
+        key | {"pictures": len(group), "reached": sum(bool(own["reached"]) for own in group)} | means(group, MEANS)
+        for key, group in groups
+    ]
 
 
 def speed(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Median seconds for one picture over pictures and settings, for each codec and synthesis net."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row.role != "matched":
-            groups.setdefault((row.codec, row.synthesis, row.role), []).append(row)
+    groups = group_by((own for own in rows if own["role"] != "matched"), "codec", "synthesis", "role")
     return [
         {
-            "codec": codec, "synthesis": synthesis, "random_weights": role == "speed", "files": len(group),
-            "encode_s": float(np.median([row.encode_s for row in group])),
-            "decode_s": float(np.median([row.decode_s for row in group])),
+            "codec": key["codec"], "synthesis": key["synthesis"], "random_weights": key["role"] == "speed",
+            "files": len(group), **{name: float(np.median([own[name] for own in group]))
+                                    for name in ("encode_s", "decode_s")},
         }
-        for (codec, synthesis, role), group in groups.items()
+        for key, group in groups
     ]  # fmt: skip

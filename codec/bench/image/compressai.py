@@ -7,7 +7,7 @@ many symbols as with trained weights, but easier ones: its part of the time is t
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,41 +15,53 @@ import numpy as np
 import torch
 
 from ...errors import UsageError
+from ...settings import Setting
+from ..clips import Photo
+from ..contender import Codec, Coded, Spec, warm_up
 
 MODELS = ("bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-anchor")
 QUALITY = 5  # of 8 (of 6 for cheng2020-anchor): which width the networks have
 MULTIPLE = 64  # sides are padded to multiples of it
-LABEL = f"CompressAI, quality {QUALITY}, random weights: times only"
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(Codec):
     """A network that is ready to code pictures."""
 
     name: str
     net: Any
     device: str
+    kind = "baseline"
+    settings = (Setting("quality", QUALITY),)
+    described = f"CompressAI, quality {QUALITY}, random weights: times only"
 
-    def compress(self, x: np.ndarray) -> tuple[dict[str, Any], float]:
-        """Strings and shape for :meth:`decompress`, and the seconds from pixels ``[H, W, 3]`` uint8 to them."""
-        start = time.perf_counter()
-        height, width = x.shape[:2]
+    def encode(self, clip: Photo, setting: Setting) -> Coded:
+        """The coded strings, after what decoding needs beside them as JSON."""
+        height, width = clip.x.shape[:2]
         with torch.inference_mode():
-            image = torch.from_numpy(x.transpose(2, 0, 1).copy()).to(self.device).float()[None] / 255  # [1, 3, H, W]
+            x = torch.from_numpy(clip.x.transpose(2, 0, 1).copy()).to(self.device).float()[None] / 255  # [1, 3, H, W]
             padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-            found: dict[str, Any] = self.net.compress(torch.nn.functional.pad(image, padding, mode="replicate"))
-        return found, time.perf_counter() - start
+            found: dict[str, Any] = self.net.compress(torch.nn.functional.pad(x, padding, mode="replicate"))
+        strings = found["strings"]
+        head = {"parts": [len(part) for part in strings], "shape": list(found["shape"]), "size": [height, width]}
+        files = (json.dumps(head).encode(), *(string for part in strings for string in part))
+        return Coded(files, sum(map(len, files)))
 
-    def decompress(self, found: dict[str, Any], height: int, width: int) -> tuple[np.ndarray, float]:
-        """Pixels ``[height, width, 3]`` uint8, and the seconds they took."""
-        start = time.perf_counter()
+    def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
+        """Pixels ``[H, W, 3]`` uint8."""
+        head, rest = json.loads(coded.files[0]), iter(coded.files[1:])
+        strings = [[next(rest) for _ in range(n)] for n in head["parts"]]
+        height, width = head["size"]
         with torch.inference_mode():
-            x_hat = self.net.decompress(found["strings"], found["shape"])["x_hat"][0, :, :height, :width]
-            pixels = (x_hat.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        return pixels, time.perf_counter() - start
+            x_hat = self.net.decompress(strings, head["shape"])["x_hat"][0, :, :height, :width]
+            return (x_hat.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+    def spec(self) -> Spec:
+        arguments = {"name": self.name, "device": self.device}
+        return Spec("image.compressai:load_baseline", arguments, self.settings[0])
 
 
-def check_baselines(names: list[str]) -> list[str]:
+def check_baselines(names: Sequence[str]) -> list[str]:
     """The names without repetition. Raises UsageError for an unknown one, or if `compressai` cannot be imported."""
     for name in names:
         if name not in MODELS:
@@ -66,26 +78,8 @@ def load_baseline(name: str, device: str) -> Baseline:
         net = getattr(_zoo(), name.replace("-", "_"))(quality=QUALITY, pretrained=False).eval()
     net.update()
     baseline = Baseline(name, net.to(device), device)
-    warm_up(np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8), baseline)
+    warm_up(Photo("warm-up", np.zeros((MULTIPLE, MULTIPLE, 3), np.uint8)), [baseline])
     return baseline
-
-
-def warm_up(x: np.ndarray, baseline: Baseline, times: int = 1) -> None:
-    """Code a picture and forget it."""
-    for _ in range(times):
-        baseline.decompress(baseline.compress(x)[0], *x.shape[:2])
-
-
-def to_text(found: dict[str, Any]) -> str:
-    """What :meth:`Baseline.compress` gives, as JSON for another process."""
-    strings = [[string.hex() for string in part] for part in found["strings"]]
-    return json.dumps({"strings": strings, "shape": list(found["shape"])})
-
-
-def from_text(text: str) -> dict[str, Any]:
-    """Undoes :func:`to_text`."""
-    found = json.loads(text)
-    return {"strings": [[bytes.fromhex(s) for s in part] for part in found["strings"]], "shape": found["shape"]}
 
 
 def _zoo() -> Any:

@@ -1,79 +1,48 @@
-"""Our side of `codec bench image`: a model, the settings of its rate dial, and its files in memory."""
+"""Our models for pictures in benchmarks, and what these need of the product beyond its files."""
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from ....tokenizers.api import Tokenizer
-from ...contract import check_effort
-from ...decode import decode_file
-from ...encode import encode_file
+from ....tokenizers.image.photo import ImagePhoto
+from ....tokenizers.image.sequence import ImageSequence
+from ....tokenizers.tokens import Tokens
+from ...container.read import read_tok
+from ...container.write import write_tok
+from ...decode import file_tokens
 from ...errors import UsageError
-from ...models import load_model, pick_device
-from ...registry import MODALITIES
-
-QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0, 65.0, 80.0, 90.0, 100.0)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A place of the rate dial: one of the two."""
-
-    levels: int | None = None
-    quality: float | None = None
-
-    @property
-    def value(self) -> float:
-        """The number on the dial."""
-        return float(self.levels or 0) if self.quality is None else self.quality
-
-    @property
-    def label(self) -> str:
-        if self.quality is not None:
-            return f"quality {self.quality:g}"
-        return f"{self.levels} level{'s' * (self.levels != 1)}"
+from ...image.segments import image_header
+from ...image.sequence import Shares
+from ...models import load_model
+from ...settings import Setting, rate_settings, synthesis_nets
+from ..clips import Photo
+from ..contender import Codec, Coded, Spec, middle, warm_up
+from ..ours import Ours, decode, load_ours
 
 
-@dataclass(frozen=True)
-class Coder:
-    """Our codec, ready to run."""
-
-    model: str  # name, folder or hub id
-    name: str
-    settings: tuple[Setting, ...]  # from few bytes to many
-    synthesis: tuple[str, ...]  # names of the synthesis nets; one empty name if there is only one
-    device: str
-    effort: int = 0
+class PhotoCoder(Ours):
+    """A model for pictures. Its variants are its synthesis nets."""
 
     @property
     def by_levels(self) -> bool:
-        """Whether the dial is a few levels and not a quality."""
-        return self.settings[0].levels is not None
+        """Whether the rate control is a few levels and not a quality."""
+        return self.settings[0].control == "levels"
 
-    @property
-    def dial(self) -> str:
-        """What the dial is called."""
-        return "levels" if self.by_levels else "quality"
+    def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
+        """Pixels ``[H, W, 3]`` uint8."""
+        return decode(coded.files[0], self.model, self.device, variant).picture.pixels
 
-
-def dial_settings(tokenizer: Tokenizer, qualities: Sequence[float] | None = None) -> tuple[Setting, ...]:
-    """What to measure: ``qualities`` (:data:`QUALITIES` if None) if the model's ``dial`` is "quality", else all levels.
-
-    Raises: UsageError for a quality outside of 0 to 100, for none, and for qualities of a model whose dial is levels.
-    """
-    if tokenizer.dial != "quality":
-        if qualities is not None:
-            raise UsageError(f"the rate dial of {tokenizer.name} is its levels: leave the qualities out")
-        return tuple(Setting(levels=n) for n in range(1, len(tokenizer.codebook_sizes) + 1))
-    chosen = sorted(set(QUALITIES if qualities is None else qualities))
-    if not chosen or not all(0 <= quality <= 100 for quality in chosen):
-        raise UsageError("qualities are numbers from 0 to 100")
-    return tuple(Setting(quality=quality) for quality in chosen)
+    def spec(self) -> Spec:
+        """The middle quality, or all levels."""
+        setting = self.settings[-1] if self.by_levels else middle(self.settings)
+        qualities = None if self.by_levels else [setting.value]
+        arguments = {"model": self.model, "device": self.device, "qualities": qualities, "effort": self.effort}
+        return Spec("image.ours:prepare", arguments, setting)
 
 
 def prepare(
@@ -82,59 +51,101 @@ def prepare(
     qualities: Sequence[float] | None = None,
     strict: bool = False,
     effort: int = 0,
-) -> Coder:
+) -> PhotoCoder:
     """Load the model and run it once, so that no measured time holds what happens only once.
 
-    Args:   qualities: settings of a model whose dial they are.  effort: of such a model's encoder.  strict: refuse them
-            for another model.
+    Args:   qualities: settings of a model whose rate control they are.  effort: of such a model's encoder.
+            strict: refuse them for another model.
     Raises: UsageError for settings that the model lacks.
     """
-    check_effort(effort)
-    model = model or MODALITIES["image"].encode_model
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if tokenizer.modality != "image":
-        raise UsageError(f"{tokenizer.name} is not a model for pictures")
-    synthesis = getattr(tokenizer.config, "synthesis", None)
-    names = tuple(synthesis) if isinstance(synthesis, (tuple, list)) else ("",)
-    by_quality = tokenizer.dial == "quality"
+    model, device, tokenizer = load_ours(model, "image", device, effort)
+    by_quality = tokenizer.rate_control == "quality"
     if strict and effort and not by_quality:
         raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
-    settings = dial_settings(tokenizer, qualities if by_quality or strict else None)
-    coder = Coder(model, tokenizer.name, settings, names, device, effort if by_quality else 0)
-    warm_up(np.zeros((64, 64, 3), np.uint8), coder)
+    settings = rate_settings(tokenizer, qualities if by_quality or strict else None)
+    effort = effort if by_quality else 0
+    coder = PhotoCoder(model, tokenizer.name, settings, device, effort=effort, variants=synthesis_nets(tokenizer))
+    warm_up(Photo("warm-up", np.zeros((64, 64, 3), np.uint8)), [coder])
     return coder
 
 
-def warm_up(x: np.ndarray, coder: Coder, times: int = 1) -> None:
-    """Code a picture and forget it. On a GPU, kernels are chosen and recorded in the first runs at each size."""
-    for _ in range(times):
-        data, _ = encode_ours(x, coder, coder.settings[-1])
-        for synthesis in coder.synthesis:
-            decode_ours(data, coder, synthesis)
+@dataclass
+class TokenCoder(Codec):
+    """A model whose rate control is a number of tokens, all windows alike ("alike") or tokens allocated among them by
+    content ("shared"). A setting is the tokens of a window, in the mean if they are shared."""
+
+    model: str
+    device: str
+    name: str
+    counts: tuple[int, ...]
+    kind = "ours"
+    described = ".tok files"
+
+    def __post_init__(self) -> None:
+        self.latest: tuple[Photo, Shares] | None = None  # the tokens of a picture serve all its settings
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(Setting("tokens", n) for n in self.counts)
+
+    def shares(self, clip: Photo) -> Shares:
+        if self.latest is None or self.latest[0] is not clip:
+            model = load_model(self.model, self.device)
+            assert isinstance(model.tokenizer, ImageSequence)
+
+            def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
+                return write_tok(image_header(tokens, model, len(payloads)), payloads)
+
+            tokens, errors = model.tokenizer.encode_tiled(torch.from_numpy(clip.x.copy()))
+            self.latest = clip, Shares(tokens, errors, model, build)
+        return self.latest[1]
+
+    def encode(self, clip: Photo, setting: Setting) -> Coded:
+        shares, n = self.shares(clip), int(setting.value)
+        kept = shares.tokens.levels(n) if self.name == "alike" else shares.shared(n * shares.windows)
+        return Coded.of(shares.file(kept))
+
+    def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
+        return decode(coded.files[0], self.model, self.device).picture.pixels
+
+    def spec(self) -> None:
+        """Its memory is not measured."""
 
 
-def encode_ours(
-    x: np.ndarray, coder: Coder, setting: Setting | None = None, size: int | None = None
-) -> tuple[bytes, float]:
-    """Our file at a setting or of at most ``size`` bytes, and the seconds it took. ``x``: ``[H, W, 3]`` uint8."""
-    setting = setting or Setting()
-    source = io.BytesIO(b"P6\n%d %d\n255\n" % (x.shape[1], x.shape[0]) + x.tobytes())
-    start = time.perf_counter()
-    encoded = encode_file(
-        source,
-        model=coder.model,
-        levels=setting.levels,
-        quality=setting.quality,
-        size=size,
-        effort=coder.effort,
-        device=coder.device,
-    )
-    return encoded.data, time.perf_counter() - start
+def prepare_tokens(model: str | None, device: str, counts: Mapping[str, Sequence[int]]) -> list[TokenCoder]:
+    """Load a model, for each way and its ``counts``, as far as the model has so many tokens. Raises UsageError for a
+    model whose rate control is another one."""
+    model = model or "image-1d"
+    tokenizer = load_model(model, device).tokenizer
+    if not isinstance(tokenizer, ImageSequence):
+        raise UsageError(f"the rate dial of {tokenizer.name} is not a number of tokens")
+    most = tokenizer.config.tokens
+    return [
+        TokenCoder(model, device, way, tuple(sorted({min(n, most) for n in chosen})))
+        for way, chosen in counts.items()
+    ]
 
 
-def decode_ours(data: bytes, coder: Coder, synthesis: str) -> tuple[np.ndarray, float]:
-    """Pixels ``[H, W, 3]`` uint8, and the seconds they took."""
-    start = time.perf_counter()
-    decoded = decode_file(io.BytesIO(data), model=coder.model, synthesis=synthesis or None, device=coder.device)
-    return decoded.picture.pixels, time.perf_counter() - start
+def codes_of(data: bytes, model: str | None, device: str) -> np.ndarray:
+    """All codes of a file of a picture or a sound, ``[signals, K, *grid]``."""
+    tokens, _ = file_tokens(read_tok(data), model, device)
+    return tokens.codes.cpu().numpy()
+
+
+def batch_decoder(files: Sequence[bytes], model: str, device: str) -> Callable[[], Any]:
+    """Decoding files of one size and quality: the entropy model a file after the other, pixels in one batch."""
+    tokenizer = load_model(model, device).tokenizer
+    assert isinstance(tokenizer, ImagePhoto)
+    toks = [read_tok(data) for data in files]
+
+    def run() -> torch.Tensor:
+        latents = []
+        for tok in toks:
+            header = tok.picture
+            payloads = tok.segment_payloads(0, header.layers)
+            walk = tokenizer.entropy.decompress(payloads, header.grid, header.quality, header.layers)
+            latents.append(walk.latents)
+        x = tokenizer.pixels(torch.from_numpy(np.stack(latents)).to(tokenizer.device), toks[0].picture.quality)
+        return (x * 255).round().byte().cpu()
+
+    return run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +13,9 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, features
 
 from ...errors import MediaError, UsageError
+from ...settings import Setting
+from ..clips import Photo
+from ..contender import Codec, Coded, Spec, Timed, middle, timed
 
 
 def jpeg2000_bpp(quality: int) -> float:
@@ -22,7 +24,7 @@ def jpeg2000_bpp(quality: int) -> float:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Peer(Codec):
     """A format that Pillow or a plugin of it writes, with fixed options and a quality from ``lowest`` to 100.
 
     ``curve``: qualities that span about 0.06 to 2 bits per pixel on photographs, as far as the format reaches.
@@ -38,20 +40,39 @@ class Peer:
     module: str = ""  # and in Python
     lowest: int = 0
     dial: Callable[[int, int], dict[str, Any]] = field(default=lambda quality, threads: {"quality": quality})
+    threads: int = 1
+    kind = "peer"
 
     @property
-    def settings(self) -> str:
-        """For the report, e.g. "Pillow 13.0.0, webp 1.6.0: method=6, quality 0 to 100"."""
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(Setting("quality", quality) for quality in self.curve)
+
+    @property
+    def described(self) -> str:
+        """E.g. "Pillow 13.0.0, webp 1.6.0: method=6, quality 0 to 100; curve at 0, 2": equal if results compare."""
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
         quality = f"quality {self.lowest} to 100"
         if self.name == "jpeg2000":
             quality += f" for {jpeg2000_bpp(0):g} to {jpeg2000_bpp(100):g} bits per pixel"
-        return f"Pillow {version('pillow')}, {self._writer()}: {options}, {quality}"
+        curve = f"curve at {', '.join(map(str, self.curve))}"
+        return f"Pillow {version('pillow')}, {self._writer()}: {options}, {quality}; {curve}"
 
-    @property
-    def described(self) -> str:
-        """The settings, and those of the curve: equal if results compare."""
-        return f"{self.settings}; curve at {', '.join(map(str, self.curve))}"
+    def encode(self, clip: Photo, setting: Setting) -> Coded:
+        buffer = io.BytesIO()
+        arguments = {**self.options, **self.dial(int(setting.value), self.threads)}
+        try:
+            Image.fromarray(clip.x).save(buffer, self.format, **arguments)
+        except (OSError, ValueError, RuntimeError) as error:
+            height, width = clip.x.shape[:2]
+            raise MediaError(f"{self.name} cannot write {width} x {height} pixels: {error}") from error
+        return Coded.of(buffer.getvalue())
+
+    def decode(self, coded: Coded, variant: str = "") -> np.ndarray:
+        """Pixels ``[H, W, 3]`` uint8."""
+        return np.asarray(Image.open(io.BytesIO(coded.files[0])).convert("RGB"))
+
+    def spec(self) -> Spec:
+        return Spec("image.peers:find_peer", {"name": self.name, "threads": self.threads}, middle(self.settings))
 
     def _writer(self) -> str:
         if not self.package:
@@ -101,30 +122,25 @@ PEERS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PeerFile:
-    """A finished file of a peer. ``encode_s`` is the time of this one encoding, without the search for it."""
-
-    data: bytes
-    quality: int
-    encode_s: float
+def find_peers(names: Sequence[str], threads: int = 1) -> list[Peer]:
+    """Peers by name without repetition, see :func:`find_peer`."""
+    return [find_peer(name, threads) for name in dict.fromkeys(names)]
 
 
-def find_peers(names: list[str], threads: int = 1) -> list[Peer]:
-    """Peers by name, ready to write and, with at most so many ``threads``, to read.
+def find_peer(name: str, threads: int = 1) -> Peer:
+    """A peer by name, ready to write and, with at most so many ``threads``, to read.
 
     Raises: UsageError for a name that is unknown, whose package is missing, or that this Pillow cannot write.
     """
-    for name in names:
-        if name not in PEERS:
-            raise UsageError(f"unknown codec {name!r} to compare with: choose from {', '.join(PEERS)}")
-        peer = PEERS[name]
-        if peer.library and not features.check(peer.library):
-            raise UsageError(f"Pillow was built without {name} here: leave it out or pip install -U pillow")
-        if peer.module:
-            _load_plugin(peer, threads)
+    if name not in PEERS:
+        raise UsageError(f"unknown codec {name!r} to compare with: choose from {', '.join(PEERS)}")
+    peer = PEERS[name]
+    if peer.library and not features.check(peer.library):
+        raise UsageError(f"Pillow was built without {name} here: leave it out or pip install -U pillow")
+    if peer.module:
+        _load_plugin(peer, threads)
     AvifImagePlugin.DEFAULT_MAX_THREADS = threads
-    return [PEERS[name] for name in dict.fromkeys(names)]
+    return replace(peer, threads=threads)
 
 
 def _load_plugin(peer: Peer, threads: int) -> None:
@@ -142,53 +158,35 @@ def _load_plugin(peer: Peer, threads: int) -> None:
 class PeerSearch:
     """Files of one picture by one peer. What was encoded for one size serves the search for the next."""
 
-    def __init__(self, peer: Peer, pixels: np.ndarray, threads: int = 1) -> None:
-        self.peer = peer
-        self.image = Image.fromarray(pixels)
-        self.threads = threads
-        self.tried: dict[int, PeerFile] = {}
-        self.found: dict[int, tuple[PeerFile, bool]] = {}
+    def __init__(self, peer: Peer, clip: Photo) -> None:
+        self.peer, self.clip = peer, clip
+        self.tried: dict[int, Timed[Coded]] = {}  # by quality
+        self.nearest_to: dict[int, tuple[int, bool]] = {}  # by bytes
 
-    def nearest(self, most: int) -> tuple[PeerFile, bool]:
-        """The largest file of at most ``most`` bytes, and True; or the one of lowest quality, and False.
+    def encode(self, quality: int) -> Timed[Coded]:
+        """The file of this quality, and the seconds of this one encoding, without the search for it."""
+        if quality not in self.tried:
+            self.tried[quality] = timed(self.peer.encode, self.clip, Setting("quality", quality))
+        return self.tried[quality]
+
+    def size(self, quality: int) -> int:
+        return self.encode(quality).result.size
+
+    def nearest(self, most: int) -> tuple[int, bool]:
+        """The quality of the largest file of at most ``most`` bytes, and True; or the lowest one, and False.
 
         Size grows with quality but for small dips, so it is a bisection; the best of all that was tried is taken. What
         was found for a size stays, whatever is tried later.
         """
-        if most not in self.found:
-            self.found[most] = self._search(most)
-        return self.found[most]
+        if most not in self.nearest_to:
+            self.nearest_to[most] = self._search(most)
+        return self.nearest_to[most]
 
-    def _search(self, most: int) -> tuple[PeerFile, bool]:
+    def _search(self, most: int) -> tuple[int, bool]:
         low, high = self.peer.lowest, 101
-        if len(self.encode(low).data) > most:
-            return self.encode(low), False
+        if self.size(low) > most:
+            return low, False
         while high - low > 1:
-            middle = (low + high) // 2
-            if len(self.encode(middle).data) <= most:
-                low = middle
-            else:
-                high = middle
-        return max((f for f in self.tried.values() if len(f.data) <= most), key=lambda f: len(f.data)), True
-
-    def encode(self, quality: int) -> PeerFile:
-        """The file of this quality. Raises MediaError if the library refuses, for example a tiny picture."""
-        if quality not in self.tried:
-            arguments = {**self.peer.options, **self.peer.dial(quality, self.threads)}
-            buffer = io.BytesIO()
-            start = time.perf_counter()
-            try:
-                self.image.save(buffer, self.peer.format, **arguments)
-            except (OSError, ValueError, RuntimeError) as error:
-                width, height = self.image.size
-                raise MediaError(f"{self.peer.name} cannot write {width} x {height} pixels: {error}") from error
-            seconds = time.perf_counter() - start
-            self.tried[quality] = PeerFile(buffer.getvalue(), quality, seconds)
-        return self.tried[quality]
-
-
-def decode_peer(data: bytes) -> tuple[np.ndarray, float]:
-    """Pixels ``[H, W, 3]`` uint8, and the seconds they took."""
-    start = time.perf_counter()
-    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    return pixels, time.perf_counter() - start
+            between = (low + high) // 2
+            low, high = (between, high) if self.size(between) <= most else (low, between)
+        return max((quality for quality in self.tried if self.size(quality) <= most), key=self.size), True

@@ -12,31 +12,42 @@ the clock starts, which favours it.
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from ....tokenizers.image.grid import ImageGrid
 from ....tokenizers.quantize import nearest_codeword
+from ....tokenizers.quantize.base import channels_last_rows
+from ....tokenizers.quantize.codebook import CodebookQuantizer
 from ....tokenizers.quantize.nearest import choose_backend
 from ...errors import MediaError, UsageError
-from ...files import open_output
-from ...models import pick_device
-from ...provenance import as_json, commit, machine
-from ..timing import OURS, graph_ms, one_line, peak_mb, show_ms, synchronize, time_ms, triton_testing
+from ...models import load_model, pick_device
+from ...provenance import origin
+from ..clips import files_in, read_photo
+from ..report import json_file, plain_console, print_table, said, table_of, where
+from ..timing import (
+    OURS,
+    current,
+    graph_ms,
+    one_line,
+    peak_mb,
+    show_ms,
+    show_range,
+    synchronize,
+    time_ms,
+    torch_versions,
+    triton_testing,
+)
 from .peers import PACKAGES, PEERS, Case, Shape, distances
 
 if TYPE_CHECKING:
@@ -144,20 +155,11 @@ def parse_shapes(text: str) -> list[Shape]:
 
 def image_latents(folder: Path) -> list[tuple[Tensor, Tensor]]:
     """What each level of ``image-grid`` searches for the pictures of a folder: (residual [M, D], codebook [N, D])."""
-    from ....tokenizers.image.grid import ImageGrid
-    from ....tokenizers.quantize.base import channels_last_rows
-    from ....tokenizers.quantize.codebook import CodebookQuantizer
-    from ...media.read_image import read_image
-    from ...models import load_model
-    from ..inputs import picture_files
-
     model = load_model("image-grid").tokenizer
     assert isinstance(model, ImageGrid)
     rows = []
-    for path in picture_files(folder, None):
-        pixels = read_image(path, path.name, 1 << 26).pixels  # [H, W, C]
-        pixels = np.repeat(pixels, 3 // pixels.shape[2], axis=2)
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    for path in files_in(folder, "pictures", None):
+        x = torch.from_numpy(read_photo(path).x.copy()).permute(2, 0, 1)[None].float() / 255  # [1, 3, H, W]
         height, width = (side // 16 * 16 for side in x.shape[2:])
         rows.append(channels_last_rows(model.latents(x[:, :, :height, :width])))
     residual, levels = torch.cat(rows), []
@@ -211,7 +213,7 @@ def make_case(shape: Shape, seed: int, device: str, real: tuple[Tensor, Tensor] 
     if shape.n >= LARGE_CODEBOOK and shape.m > CHECKED_ROWS:
         rows = torch.randperm(shape.m, generator=generator)[:CHECKED_ROWS].to(device)
     checked = z if rows is None else z[rows]
-    return Case(shape, real is not None, z, codebook, rows, best_distances(checked, codebook))
+    return Case(shape, real is not None, z, codebook, rows=rows, best=best_distances(checked, codebook))
 
 
 # ------------------------------------------------------------------------------------------------ right or wrong
@@ -351,6 +353,7 @@ def read_clock() -> tuple[float, str]:
 
 def bench_nearest(
     device: str = "auto",
+    *,
     shapes: str | None = None,
     seconds: float = 1.0,
     seed: int = 0,
@@ -361,7 +364,7 @@ def bench_nearest(
 ) -> dict[str, Any]:
     """Time and check the search beside its peers; print a table a shape and write JSON.
 
-    Args:    device: "auto", "cpu" or "cuda".  shapes: "MxNxD,...", a set for the device if None.
+    Args:    device: "auto", "cpu", "cuda" or "cuda:N".  shapes: "MxNxD,...", a set for the device if None.
              seconds: how long each peer is timed on each shape.  seed: of the random inputs.
              latents: safetensors file with ``z`` and ``codebook``, one more shape; or a folder of pictures, as many
              shapes as ``image-grid`` has levels.
@@ -372,7 +375,8 @@ def bench_nearest(
     Raises:  a TokodecError: a device that is not there, a bad shape, an unreadable file. A peer that is absent or fails
              is a line of the table and no error.
     """
-    device = pick_device(device)
+    chosen = pick_device(device)
+    device = chosen.partition(":")[0]
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
     todo: list[tuple[Shape, tuple[Tensor, Tensor] | None]] = [
@@ -381,37 +385,33 @@ def bench_nearest(
     if latents is not None:
         for real in image_latents(latents) if latents.is_dir() else [read_latents(latents)]:
             todo.append((Shape(len(real[0]), *real[1].shape), real))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    with open_output(out, force=True) as file, torch.no_grad(), without_tf32():
+    console = plain_console()
+    with json_file(out) as write, torch.no_grad(), without_tf32(), current(chosen):
         limits = find_limits() if device == "cuda" else None
+        place = origin(device)
         report: dict[str, Any] = {
-            "machine": machine(device),
+            **place,
+            "versions": place["versions"] | torch_versions(*PACKAGES),
             "limits": asdict(limits) if limits else None,
-            "versions": package_versions(),
             "dtype": "float32",
             "seed": seed,
             "seconds": seconds,
             "latents": str(latents) if latents else None,
             "ulps": ULPS,
-            "commit": commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "cases": [],
         }
         for line in headlines(report):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        said: set[str] = set()
+            said(console, line)
+        known: set[str] = set()
         for shape, data in todo:
             measured = bench_case(make_case(shape, seed, device, data), limits, seconds, device, compile_too)
-            print_case(measured, console, said)
+            print_case(measured, console, known)
             report["cases"].append(measured.as_json())
         if step:
             from . import step as nearest_step
 
             report["step"] = nearest_step.report_steps(nearest_step.SIZES[device], seconds, seed, device, console)
-        if file is not None:
-            file.write(as_json(report).encode())
+        write(report)
     return report
 
 
@@ -436,27 +436,14 @@ def bench_case(
     return measured
 
 
-def package_versions() -> dict[str, str | None]:
-    """Of everything that times and indices depend on; None for what is absent."""
-    found: dict[str, str | None] = {"torch": str(torch.__version__), "cuda": torch.version.cuda}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def headlines(report: dict[str, Any]) -> list[str]:
     """Where and with what the numbers were measured."""
-    host, versions = report["machine"], report["versions"]
-    device = host["device"] if host["device"] != "cpu" else f"{host['processor']}, {host['torch_threads']} threads"
+    versions = report["versions"]
     lines = [
-        f"nearest-codeword search on {device}",
+        f"nearest-codeword search on {where(report)}",
         f"torch {versions['torch']}, triton {versions['triton'] or 'absent'}, seed {report['seed']}, {report['dtype']}",
     ]
-    if report["limits"]:
-        limits = report["limits"]
+    if limits := report["limits"]:
         lines.append(
             f"copies {limits['bytes_per_s'] / 1e9:.0f} GB/s, bf16 products {limits['flop_per_s'] / 1e12:.0f} TFLOP/s, "
             f"{limits['processors']} multiprocessors at {limits['clock_hz'] / 1e9:.3f} GHz ({limits['clock_source']})"
@@ -464,37 +451,31 @@ def headlines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_case(measured: Measured, console: Console, said: set[str]) -> None:
-    """The table of one shape, and below it the reasons for dashes that were not ``said`` before."""
+COLUMNS = (
+    ("peer", "{name}"), ("median\nms", "{shown}"), ("25..75 %\nms", "{quartiles}"), ("graph\nms", "{graph}"),
+    ("TFLOP/s", "{tflops:.3g}"), ("peak\nMB", "{peak_mb:.1f}"), ("wrong", "{wrong}"), ("rows\nchecked", "{checked}"),
+    ("time /\nours", "{over_ours:.2f}"), ("of\nfloor", "{of_floor:.1%}"),
+)  # fmt: skip
+
+
+def print_case(measured: Measured, console: Console, known: set[str]) -> None:
+    """The table of one shape, and below it the reasons for dashes that were not said before, which are ``known``."""
     title = f"{measured.shape}{' real' if measured.real else ''}"
     if measured.floors and measured.floor is not None:
         limit = max(measured.floors, key=measured.floors.__getitem__)
         title += f", floor {measured.floor:.3f} ms ({limit})"
-    table = Table(title=title, box=SIMPLE, padding=(0, 1), title_justify="left")
-    table.add_column("\npeer", no_wrap=True)
-    headings = (
-        "median\nms", "25..75 %\nms", "graph\nms", "\nTFLOP/s", "peak\nMB", "\nwrong", "rows\nchecked", "time /\nours",
-        "of\nfloor",
-    )  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in measured.results:
-        table.add_row(
-            f"{result.peer} ({result.backend})" if result.backend else result.peer,
-            show_ms(result.ms),
-            "-" if result.ms is None else f"{show_ms(result.ms_25)}..{show_ms(result.ms_75)}",
-            show_ms(result.graph_ms),
-            "-" if result.tflops is None else f"{result.tflops:.3g}",
-            "-" if result.peak_mb is None else f"{result.peak_mb:.1f}",
-            "-" if result.wrong is None else str(result.wrong),
-            "-" if result.wrong is None else str(measured.checked),
-            "-" if result.over_ours is None else f"{result.over_ours:.2f}",
-            "-" if result.of_floor is None else f"{result.of_floor:.1%}",
-        )
-    console.print(table)
+    entries = [
+        asdict(result) | {
+            "name": f"{result.peer} ({result.backend})" if result.backend else result.peer,
+            "shown": show_ms(result.ms), "quartiles": show_range(result.ms_25, result.ms_75),
+            "graph": show_ms(result.graph_ms), "checked": None if result.wrong is None else measured.checked,
+        }
+        for result in measured.results
+    ]  # fmt: skip
+    print_table(console, table_of(entries, COLUMNS), title)
     for result in measured.results:
         for reason in (result.reason, result.graph_reason):
             line = f"{result.peer}: {reason}"
-            if reason and line not in said:
-                said.add(line)
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if reason and line not in known:
+                known.add(line)
+                said(console, line)

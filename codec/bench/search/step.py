@@ -21,9 +21,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from ....tokenizers.image.grid import ImageGrid, ImageGridConfig
@@ -33,7 +31,8 @@ from ....tokenizers.quantize import nearest as nearest_module
 from ....tokenizers.quantize.nearest import Backend, Metric, choose_backend
 from ....tokenizers.quantize.residual import ResidualQuantizer
 from ....tokenizers.quantize.simvq import SimVQ
-from ..timing import LEAST_RUNS, OURS, Search, one_line, peak_mb, quartiles, show_ms, synchronize
+from ..report import print_table, said, table_of
+from ..timing import LEAST_RUNS, OURS, Search, one_line, peak_mb, quartiles, show_ms, show_range, synchronize
 
 WARM_UP = 5  # steps at least; as many more as fit into the seconds that are timed
 SCORES = 1 << 24  # of one block of the peer
@@ -280,31 +279,27 @@ def bench_steps(sizes: Sizes, seconds: float, seed: int, device: str) -> list[St
     return results
 
 
+COLUMNS = (
+    ("step, search", "{step}, {name}"), ("rows", "{rows}"), ("median\nms", "{shown}"), ("25..75 %\nms", "{quartiles}"),
+    ("peak\nMB", "{peak_mb:.1f}"), ("search\nof step", "{search_share:.1%}"), ("time /\nours", "{over_ours:.2f}"),
+)  # fmt: skip
+
+
+def named_result(result: StepResult) -> dict[str, Any]:
+    """A result as the table shows it."""
+    name = f"{result.search} ({result.backend})" if result.backend else result.search
+    times = {"shown": show_ms(result.ms), "quartiles": show_range(result.ms_25, result.ms_75)}
+    return asdict(result) | {"name": name} | times
+
+
 def report_steps(sizes: Sizes, seconds: float, seed: int, device: str, console: Console) -> dict[str, Any]:
     """Measure, print, and return what goes into the JSON file."""
     results = bench_steps(sizes, seconds, seed, device)
     autocast = "bf16" if device == "cuda" else "off"
     title = f"steps: quantizer {sizes.codebook_sizes} x {sizes.dim}, net {sizes.net.codebook_sizes} x {sizes.net.dim}"
     title += f", {sizes.crops[0]} crops of {sizes.crops[1]}, autocast {autocast}"
-    table = Table(title=title, box=SIMPLE, padding=(0, 1), title_justify="left")
-    for heading in ("\nstep", "\nsearch"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("\nrows", "median\nms", "25..75 %\nms", "peak\nMB", "search\nof step", "time /\nours"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result.step,
-            f"{result.search} ({result.backend})" if result.backend else result.search,
-            str(result.rows),
-            show_ms(result.ms),
-            "-" if result.ms is None else f"{show_ms(result.ms_25)}..{show_ms(result.ms_75)}",
-            "-" if result.peak_mb is None else f"{result.peak_mb:.1f}",
-            "-" if result.search_share is None else f"{result.search_share:.1%}",
-            "-" if result.over_ours is None else f"{result.over_ours:.2f}",
-        )
-    console.print(table)
+    print_table(console, table_of(map(named_result, results), COLUMNS), title)
     for result in results:
         if result.reason:
-            line = f"{result.step}, {result.search}: {result.reason}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            said(console, f"{result.step}, {result.search}: {result.reason}")
     return {"sizes": asdict(sizes), "autocast": autocast, "results": [asdict(result) for result in results]}

@@ -3,68 +3,51 @@ frame by frame."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
+
+from ....tokenizers.video.grid import StreamingVideoEncoder
+from ....tokenizers.video.tiling import FrameDecoder
+from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
-from ...container.read import read_tok
-from ...contract import check_effort
-from ...encode import encode_file
+from ...container.read import TokFile, read_tok
+from ...decode import format_and_model, video_frames
 from ...errors import MediaError, UsageError
 from ...media.read_video import Pixels
-from ...models import load_model, pick_device
+from ...models import Model, load_model, pick_device
 from ...registry import FITTED
-from ...video.decode import decode_frames
-from ...video.fit.format import video_model
-from ..image.ours import Coder, Setting, decode_ours, encode_ours, prepare
-from ..videos import Coded, Video, VideoSetting, middle
+from ...settings import Setting
+from ...video.segments import Codes, read_segment, segment_payload, video_tokenizer
+from ..clips import Photo, Video
+from ..contender import Codec, Coded, Spec, middle
+from ..image.ours import PhotoCoder, prepare
+from ..ours import Ours, load_ours, rates
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0)
+PART = 7  # frames of a part of a stream, which ends within groups
 
 
-@dataclass(frozen=True)
-class VideoCoder:
-    """A model for videos whose rate dial is its levels, and a rate."""
+def frames_of(data: bytes, device: str, model: str | None = None) -> list[Pixels]:
+    """Frames ``[H, W, 3]`` uint8 of a file. model: folder or name to take the weights from."""
+    return [pixels for _, pixels in video_frames(read_tok(data), model=model, device=device)]
 
-    model: str  # name, folder or hub id
-    name: str
-    settings: tuple[VideoSetting, ...]
-    device: str
-    effort: int = 0
-    kind = "ours"
 
-    @property
-    def described(self) -> str:
-        effort = f", effort {self.effort}" if self.effort else ""
-        return f".tok files without sound{effort}: {', '.join(setting.label for setting in self.settings)}"
+class VideoCoder(Ours):
+    """A model for videos at levels and rates."""
 
-    def encode(self, video: Video, setting: VideoSetting) -> Coded:
-        """The whole way from a file of raw pixels to a .tok file. Raises RateError if our smallest file is larger."""
-        source = io.BytesIO(video.as_file())
-        if setting.dial == "levels":
-            levels, kbps = int(setting.value), None
-        else:
-            levels, kbps = None, setting.value
-        encoded = encode_file(
-            source, model=self.model, levels=levels, kbps=kbps, device=self.device, effort=self.effort
-        )
-        return Coded((encoded.data,), len(video.frames))
+    def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
+        return frames_of(coded.files[0], self.device, self.model)
 
-    def decode(self, coded: Coded) -> Iterator[Pixels]:
-        tok = read_tok(coded.files[0])
-        for _, pixels in decode_frames(tok, load_model(self.model, self.device)):
-            yield pixels
-
-    def job(self) -> dict[str, Any]:
-        levels = len(load_model(self.model, self.device).tokenizer.codebook_sizes)  # a rate may be below any file
-        setting = ("levels", levels)
-        named = {"kind": self.kind, "codec": self.name, "setting": setting, "device": self.device}
-        return named | {"arguments": (self.model, self.device, (), (), self.effort)}
+    def spec(self) -> Spec:
+        """All levels: a rate may be below any file."""
+        levels = len(load_model(self.model, self.device).tokenizer.codebook_sizes)
+        arguments = {"model": self.model, "device": self.device, "effort": self.effort}
+        return Spec("video.ours:prepare_video", arguments, Setting("levels", levels))
 
 
 def prepare_video(
@@ -72,50 +55,39 @@ def prepare_video(
 ) -> VideoCoder:
     """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels if neither is
     said. Raises UsageError for a model of something else, and for levels, rates and an effort that there cannot be."""
-    check_effort(effort)
-    device = pick_device(device)
-    tokenizer = load_model(model, device).tokenizer
-    if tokenizer.modality != "video":
-        raise UsageError(f"{tokenizer.name} is not a model for videos")
+    model, device, tokenizer = load_ours(model, "video", device, effort)
     most = len(tokenizer.codebook_sizes)
     if not all(1 <= n <= most for n in levels):
         raise UsageError(f"levels of {tokenizer.name} are 1 to {most}")
-    if not all(rate > 0 and math.isfinite(rate) for rate in kbps):
-        raise UsageError("rates are numbers above 0, in kbit/s")
     chosen = sorted(set(levels)) if levels or kbps else range(1, most + 1)
-    settings = [VideoSetting("levels", n) for n in chosen] + [VideoSetting("kbit/s", r) for r in sorted(set(kbps))]
+    settings = [Setting("levels", n) for n in chosen] + rates(kbps)
     return VideoCoder(model, tokenizer.name, tuple(settings), device, effort)
 
 
 @dataclass(frozen=True)
-class FileCoder:
+class FileCoder(Codec):
     """Files that were made before, one a clip: of `video-fit`, say, which took its minutes on a GPU."""
 
     name: str
     files: Mapping[str, bytes]  # by the names of the clips
     device: str
     kind = "ours"
-    settings = (VideoSetting("file", 0),)
+    settings = (Setting("file", 0),)
+    described = ".tok files that were there"
 
-    @property
-    def described(self) -> str:
-        return ".tok files that were there"
-
-    def encode(self, video: Video, setting: VideoSetting) -> Coded:
+    def encode(self, clip: Video, setting: Setting) -> Coded:
         """The file of a clip. Raises MediaError if it is of another one."""
-        data = self.files[video.name]
+        data = self.files[clip.name]
         header = read_tok(data).video
-        if (header.frames, header.height, header.width) != video.frames.shape[:3]:
-            raise MediaError(f"{video.name}: its .tok file is of {header.frames} frames of another video")
-        return Coded((data,), len(video.frames))
+        if (header.frames, header.height, header.width) != clip.frames.shape[:3]:
+            raise MediaError(f"{clip.name}: its .tok file is of {header.frames} frames of another video")
+        return Coded.of(data)
 
-    def decode(self, coded: Coded) -> Iterator[Pixels]:
-        tok = read_tok(coded.files[0])
-        for _, pixels in decode_frames(tok, video_model(tok.video, None, self.device)):
-            yield pixels
+    def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
+        return frames_of(coded.files[0], self.device)
 
-    def job(self) -> None:
-        """Nothing to weigh: no encoder is run."""
+    def spec(self) -> None:
+        """Nothing to measure: no encoder is run."""
 
 
 def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder:
@@ -131,16 +103,16 @@ def prepare_files(folder: Path, clips: Sequence[Path], device: str) -> FileCoder
         tok = read_tok(files[clip.name])
         if tok.header.modality != VIDEO:
             raise UsageError(f"{path} is not a file of a video")
-        video_model(tok.video, None, device)
+        format_and_model(tok, None, device)
         names.add(FITTED if tok.header.prior == FIT else tok.header.model)
     return FileCoder(names.pop() if len(names) == 1 else "files", files, device)
 
 
 @dataclass(frozen=True)
-class FrameCoder:
+class FrameCoder(Codec):
     """A model for pictures, which knows nothing of the frame before: its file of every ``every``-th frame."""
 
-    coder: Coder
+    coder: PhotoCoder
     every: int
     kind = "frames"
 
@@ -149,30 +121,58 @@ class FrameCoder:
         return self.coder.name
 
     @property
-    def settings(self) -> tuple[VideoSetting, ...]:
-        return tuple(VideoSetting("quality", setting.value) for setting in self.coder.settings)
+    def settings(self) -> tuple[Setting, ...]:
+        return self.coder.settings
 
     @property
     def described(self) -> str:
         coded = "every frame" if self.every == 1 else f"one of {self.every} frames, their bytes scaled to all of them"
-        return f"a .tok file for {coded}; qualities {', '.join(f'{s.value:g}' for s in self.coder.settings)}"
+        return f"a .tok file for {coded}; qualities {', '.join(f'{s.value:g}' for s in self.settings)}"
 
-    def encode(self, video: Video, setting: VideoSetting) -> Coded:
-        n = len(video.frames)
-        at = Setting(quality=setting.value)
-        files = (encode_ours(video.frames[i], self.coder, at)[0] for i in range(0, n, self.every))
-        return Coded(tuple(files), n, self.every)
+    def encode(self, clip: Video, setting: Setting) -> Coded:
+        """A file for each coded frame; what counts is what all frames would take."""
+        coded = clip.frames[:: self.every]
+        files = [self.coder.encode(Photo(clip.name, pixels), setting).files[0] for pixels in coded]
+        return Coded(tuple(files), round(sum(map(len, files)) * len(clip.frames) / len(files)))
 
-    def decode(self, coded: Coded) -> Iterator[Pixels]:
-        for data in coded.files:
-            yield decode_ours(data, self.coder, self.coder.synthesis[0])[0]
+    def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
+        return [self.coder.decode(Coded.of(data), self.coder.variants[0]) for data in coded.files]
 
-    def job(self) -> dict[str, Any]:
-        setting = dataclasses.astuple(middle(self.settings))
-        named = {"kind": self.kind, "codec": self.name, "setting": setting, "device": self.coder.device}
-        return named | {"arguments": (self.coder.model, self.coder.device, self.every)}
+    def spec(self) -> Spec:
+        arguments = {"model": self.coder.model, "device": self.coder.device, "every": self.every}
+        return Spec("video.ours:prepare_frames", arguments, middle(self.settings))
 
 
 def prepare_frames(model: str, device: str, every: int, qualities: Sequence[float] = QUALITIES) -> FrameCoder:
-    """Load a model for pictures whose rate dial is a quality. Raises UsageError for another one."""
+    """Load a model for pictures whose rate control is a quality. Raises UsageError for another one."""
     return FrameCoder(prepare(model, device, qualities, strict=True), every)
+
+
+# --------------------------------------------------------------------------------------------------------- codes
+
+
+def read_codes(tok: TokFile, model: Model) -> list[Codes | None]:
+    """Codes ``[k, t, h, w]`` of all segments of a file; None where one cannot be read."""
+    return [read_segment(tok, model, segment) for segment in range(tok.video.n_segments)]
+
+
+def same_payloads(tok: TokFile, codes: Sequence[Codes], model: Model) -> bool:
+    """Whether a model makes the payloads of a file of the codes of its segments."""
+    made = map(partial(segment_payload, model=model), codes)
+    return all(payload == tok.payload(LAYR, 0, segment) for segment, payload in enumerate(made))
+
+
+def paint(codes: Codes, model: Model, height: int, width: int) -> Pixels:
+    """Frames ``[n, H, W, 3]`` of a segment's codes ``[k, t, h, w]``, with those that fill its last group."""
+    decoder = FrameDecoder(video_tokenizer(model), height, width)
+    return np.concatenate([decoder.push(cell) for cell in codes.swapaxes(0, 1)])
+
+
+def stream_codes(frames: Sequence[Pixels], model: Model, levels: int) -> Codes:
+    """Codes ``[levels, t, h, w]`` of frames that come :data:`PART` at a time."""
+    stream = StreamingVideoEncoder(video_tokenizer(model), levels)
+    codes = []
+    for begin in range(0, len(frames), PART):
+        x = torch.from_numpy(np.stack(frames[begin : begin + PART]))  # [n, H, W, 3]
+        codes.append(stream.push(x.permute(3, 0, 1, 2)[None]))
+    return torch.cat([*codes, stream.finish()], 2)[0].cpu().numpy()

@@ -15,17 +15,18 @@ What is fair to them here:
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import MediaError, UsageError
 from ...media.read_video import Pixels, rgb_pixels, untagged_matrix
 from ...media.write_video import yuv_frame
-from ..videos import Coded, Video, VideoSetting, middle
+from ...settings import Setting
+from ..clips import Video
+from ..contender import Codec, Coded, Spec, middle
 
 CRFS = (51, 46, 41, 36, 31, 26, 21)
 AV1_CRFS = (70, 66, 61, 54, 46, 38, 30)
@@ -33,7 +34,7 @@ MATRIX_TAGS = {1: 1, 5: 6}  # from swscale's numbers of matrices to those that s
 
 
 @dataclass(frozen=True)
-class VideoPeer:
+class VideoPeer(Codec):
     """An encoder of FFmpeg and the bare stream that it writes. Decoders are FFmpeg's own, of AV1 dav1d.
 
     ``dial``: from a CRF and a number of threads to the encoder's options that depend on them.
@@ -50,8 +51,8 @@ class VideoPeer:
     kind = "peer"
 
     @property
-    def settings(self) -> tuple[VideoSetting, ...]:
-        return tuple(VideoSetting("crf", crf) for crf in self.crfs)
+    def settings(self) -> tuple[Setting, ...]:
+        return tuple(Setting("crf", crf) for crf in self.crfs)
 
     @property
     def described(self) -> str:
@@ -64,27 +65,27 @@ class VideoPeer:
             f" {', '.join(map(str, self.crfs))}; bytes of the bare .{self.muxer} stream"
         )
 
-    def encode(self, video: Video, setting: VideoSetting) -> Coded:
+    def encode(self, clip: Video, setting: Setting) -> Coded:
         """The frames one after the other at the nominal rate. Raises MediaError if the library refuses."""
         import av
 
-        size = f"{video.width} x {video.height}"
-        if video.width % 2 or video.height % 2:
-            raise MediaError(f"{video.name}: {self.name} has 4:2:0, which cannot hold the odd side of {size} pixels")
+        size = f"{clip.width} x {clip.height}"
+        if clip.width % 2 or clip.height % 2:
+            raise MediaError(f"{clip.name}: {self.name} has 4:2:0, which cannot hold the odd side of {size} pixels")
         buffer = io.BytesIO()
-        rate = video.rate.limit_denominator(1 << 20)
-        matrix = untagged_matrix(video.height, video.width)
+        rate = clip.rate.limit_denominator(1 << 20)
+        matrix = untagged_matrix(clip.height, clip.width)
         try:
             with av.open(buffer, "w", format=self.muxer) as container:
                 options = self.options | self.dial(setting.value, self.threads)
                 stream: Any = container.add_stream(self.encoder, rate=rate, options=options)
-                stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
+                stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
                 context = stream.codec_context
                 context.time_base = 1 / rate
                 context.thread_count, context.thread_type = self.threads, "FRAME"
                 context.color_range, context.colorspace = 1, MATRIX_TAGS[matrix]
                 only: Any = None
-                for i, pixels in enumerate([*video.frames, None]):
+                for i, pixels in enumerate([*clip.frames, None]):
                     frame = None
                     if pixels is not None:
                         frame = yuv_frame(pixels, "yuv420p", matrix)
@@ -94,21 +95,22 @@ class VideoPeer:
                             only = av.BitStreamFilterContext(self.drop, stream)
                         container.mux(only.filter(packet) if only else packet)
         except (av.FFmpegError, ValueError) as error:
-            raise MediaError(f"{video.name}: {self.name} cannot write frames of {size}: {error}") from error
-        return Coded((buffer.getvalue(),), len(video.frames))
+            raise MediaError(f"{clip.name}: {self.name} cannot write frames of {size}: {error}") from error
+        return Coded.of(buffer.getvalue())
 
-    def decode(self, coded: Coded) -> Iterator[Pixels]:
+    def decode(self, coded: Coded, variant: str = "") -> list[Pixels]:
+        """Frames ``[H, W, 3]`` uint8."""
         import av
 
         with av.open(io.BytesIO(coded.files[0]), "r", format=self.muxer) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = self.threads
-            for frame in container.decode(stream):
-                yield rgb_pixels(frame, untagged_matrix(frame.height, frame.width))
+            return [
+                rgb_pixels(frame, untagged_matrix(frame.height, frame.width)) for frame in container.decode(stream)
+            ]
 
-    def job(self) -> dict[str, Any]:
-        setting = dataclasses.astuple(middle(self.settings))
-        return {"kind": self.kind, "codec": self.name, "setting": setting, "device": None}
+    def spec(self) -> Spec:
+        return Spec("video.peers:find_video_peer", {"name": self.name, "threads": self.threads}, middle(self.settings))
 
 
 def _crf(crf: float, threads: int) -> dict[str, str]:
@@ -123,13 +125,13 @@ def _svt(crf: float, threads: int) -> dict[str, str]:
     return {"svtav1-params": f"crf={crf:g}:lp={threads}"}  # FFmpeg's own option ends at 63
 
 
-_X264 = VideoPeer("x264", "libx264", "h264", {"preset": "medium"}, CRFS, _crf, "filter_units=remove_types=6")
+_X264 = VideoPeer("x264", "libx264", "h264", {"preset": "medium"}, CRFS, dial=_crf, drop="filter_units=remove_types=6")
 VIDEO_PEERS = {
     peer.name: peer
     for peer in (
         _X264,
-        VideoPeer("x265", "libx265", "hevc", {"preset": "medium"}, CRFS, _x265),
-        VideoPeer("av1", "libsvtav1", "obu", {"preset": "6"}, AV1_CRFS, _svt),
+        VideoPeer("x265", "libx265", "hevc", {"preset": "medium"}, CRFS, dial=_x265),
+        VideoPeer("av1", "libsvtav1", "obu", {"preset": "6"}, AV1_CRFS, dial=_svt),
         replace(_X264, name="x264-psnr", options={"preset": "medium", "tune": "psnr"}),
     )
 }

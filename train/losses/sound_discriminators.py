@@ -15,7 +15,7 @@ PERIODS = (2, 3, 5, 7, 11)
 WINDOWS = (512, 1024, 2048)
 
 
-class PeriodCritic(nn.Module):
+class PeriodDiscriminator(nn.Module):
     """Samples as a picture of rows of one period (HiFi-GAN, Kong et al. 2020, arXiv:2010.05646, section 2.3)."""
 
     def __init__(self, period: int, width: int) -> None:
@@ -38,7 +38,7 @@ class PeriodCritic(nn.Module):
         return self.last(x), features
 
 
-class SpectrumCritic(nn.Module):
+class SpectrumDiscriminator(nn.Module):
     """Real and imaginary parts of a short-time spectrum (EnCodec, Defossez et al. 2022, arXiv:2210.13438).
 
     We differ: no dilation over time, which has no fast kernels in bfloat16.
@@ -70,29 +70,29 @@ class SpectrumCritic(nn.Module):
         return self.last(x), features
 
 
-class SoundCritics(nn.Module):
-    """All of them; ``[B, 1, n]`` to a judgement each."""
+class SoundDiscriminators(nn.Module):
+    """All discriminators; ``[B, 1, n]`` to a judgement each."""
 
     def __init__(self, width: int = 16, periods: Sequence[int] = PERIODS, windows: Sequence[int] = WINDOWS) -> None:
         super().__init__()
-        self.critics = nn.ModuleList(
-            [*(PeriodCritic(p, width) for p in periods), *(SpectrumCritic(w, 2 * width) for w in windows)]
+        self.discriminators = nn.ModuleList(
+            [*(PeriodDiscriminator(p, width) for p in periods), *(SpectrumDiscriminator(w, 2 * width) for w in windows)]
         )
 
     def forward(self, x: Tensor) -> list[Judgement]:
-        return [critic(x) for critic in self.critics]
+        return [judge(x) for judge in self.discriminators]
 
 
-def critics_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
-    """Least squares: real to 1, fake to 0 (Mao et al. 2017, arXiv:1611.04076)."""
+def discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Loss of the discriminators, least squares: real to 1, fake to 0 (Mao et al. 2017, arXiv:1611.04076)."""
     total = torch.zeros((), device=real[0][0].device)
     for (a, _), (b, _) in zip(real, fake, strict=True):
         total = total + (1 - a.float()).square().mean() + b.float().square().mean()
     return total / len(real)
 
 
-def fooling_loss(fake: list[Judgement]) -> Tensor:
-    """What the generator wants: fake to 1."""
+def generator_loss(fake: list[Judgement]) -> Tensor:
+    """Loss of the generator: fake to 1 (Mao et al. 2017, arXiv:1611.04076)."""
     return torch.stack([(1 - logits.float()).square().mean() for logits, _ in fake]).mean()
 
 

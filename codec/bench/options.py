@@ -1,0 +1,143 @@
+"""What the rate benchmarks are told: each option once, for the command line and for Python.
+
+A field of a class below is an option of its command, with the help that `codec bench ... --help` shows; a benchmark
+takes the object. Lists are texts with commas, as one types them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from ..console import Device, Effort, ModelOption
+
+OptionsT = TypeVar("OptionsT")
+Folder = Annotated[Path, typer.Argument(help="folder with files of one kind; those directly in it are taken, by name")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")]
+Limit = Annotated[int | None, typer.Option(help="only so many of its files", min=1)]
+Memory = Annotated[bool, typer.Option(help="measure the peak memory of each codec in processes of its own")]
+Threads = Annotated[int | None, typer.Option(help="of PyTorch and of the other codecs", min=1)]
+Show = Annotated[str, typer.Option(help="names of the files on the page, with commas; else a few")]
+JsonOut = Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Of `codec bench image`."""
+
+    folder: Folder
+    out: Out = Path("bench-out")
+    against: Annotated[str, typer.Option(help="peers, with commas: jpeg, webp, avif, avif420, jxl, heic, jpeg2000")] = (
+        "jpeg,webp,avif"
+    )
+    model: ModelOption = None
+    also: Annotated[str, typer.Option(help="more models beside the first, with commas")] = ""
+    device: Device = "auto"
+    limit: Limit = None
+    qualities: Annotated[
+        str | None, typer.Option(help="qualities of our curve, with commas, if the model's rate is a quality")
+    ] = None
+    metrics: Annotated[str, typer.Option(help="what to measure, with commas; the last two are slow")] = (
+        "psnr,ms-ssim,ssimulacra2,features"
+    )
+    published: Annotated[
+        str | None, typer.Option(help="compare with published points: kodak, for those 24 pictures")
+    ] = None
+    compressai: Annotated[
+        str,
+        typer.Option(
+            help="time CompressAI models with random weights: bmshj2018-hyperprior, mbt2018-mean, cheng2020-anchor"
+        ),
+    ] = ""
+    show: Show = ""
+    effort: Effort = 0
+    reuse: Annotated[
+        Path | None, typer.Option(help="results.json of the same pictures: take the curves of the peers from there")
+    ] = None
+    memory: Memory = True
+    threads: Threads = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioOptions:
+    """Of `codec bench audio`. The kind of a sound is the part of its name before the first "_"."""
+
+    folder: Folder
+    out: Out = Path("bench-out")
+    against: Annotated[str, typer.Option(help="opus, or nothing")] = "opus"
+    model: ModelOption = None
+    device: Device = "cpu"
+    limit: Limit = None
+    seconds: Annotated[float | None, typer.Option(help="only so much of each sound", min=0.1)] = None
+    kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = "0.75,1.5,3,6"
+    metrics: Annotated[
+        str, typer.Option(help="what to measure, with commas; pesq, stoi and dnsmos are for kind speech")
+    ] = "visqol,mel,stft,pesq,stoi,dnsmos,si-sdr"
+    baselines: Annotated[
+        str, typer.Option(help="networks to time with random weights, with commas: encodec, dac")
+    ] = "encodec,dac"
+    effort: Effort = 0
+    show: Show = ""
+    memory: Memory = True
+    threads: Threads = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Of `codec bench video`."""
+
+    folder: Folder
+    out: Out = Path("bench-out")
+    models: Annotated[str, typer.Option(help="models for videos, with commas")] = "video-grid"
+    codecs: Annotated[
+        str,
+        typer.Option(help="beside them, with commas: x264, x265, av1, x264-psnr, and image-photo frame by frame"),
+    ] = "x264,image-photo,x265,av1"
+    device: Device = "auto"
+    limit: Limit = None
+    frames: Annotated[int | None, typer.Option(help="only so many frames of each clip", min=1)] = None
+    levels: Annotated[str, typer.Option(help="of ours, with commas; else all of them")] = ""
+    kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = ""
+    effort: Effort = 0
+    every_photo: Annotated[
+        int, typer.Option(help="image-photo codes one of so many frames, its bytes are scaled", min=1)
+    ] = 4
+    every: Annotated[
+        int, typer.Option(help="MS-SSIM and feature distance are measured on one of so many frames", min=1)
+    ] = 4
+    memory: Memory = True
+    threads: Threads = 1
+    files: Annotated[
+        Path | None, typer.Option(help="folder with a .tok file for each clip, of its name, to measure as they are")
+    ] = None
+
+
+def takes(options: type[OptionsT]) -> Callable[[Callable[[OptionsT], None]], Callable[..., None]]:
+    """Make a function of one object of ``options`` a command with an option for each of its fields."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+    ]
+
+    def decorate(work: Callable[[OptionsT], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            work(options(**values))
+
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate

@@ -1,0 +1,127 @@
+"""Standard streams, pipes, devices and signals, as a shell gives them to the process."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells and signals of POSIX")
+CODEC = f"{shlex.quote(sys.executable)} -c 'from tokodec.codec.cli import main; main()'"
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of bash; CODEC stands for the command line, and a failure anywhere in a pipe counts."""
+    line = "set -o pipefail; " + command.replace("CODEC", CODEC)
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def tok(golden: Path) -> str:
+    return shlex.quote(str(golden / "pixel.tok"))
+
+
+def decode(golden: Path) -> str:
+    return f"CODEC decode --device cpu --model {shlex.quote(str(golden / 'tiny'))}"
+
+
+def assert_one_line(done: subprocess.CompletedProcess[bytes], code: int, words: bytes) -> None:
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(b"\n") == 1, done.stderr
+    assert words in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(golden: Path, tmp_path: Path, tok: str) -> None:
+    many = " ".join([tok] * 300)
+    done = shell(f"CODEC info --json {many} | head -c 10", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'{"file": "'[:10], b"")
+    done = shell(f"{decode(golden)} --quiet {tok} -o - | head -c 0", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only: there is no such device")
+def test_full_outputs_are_one_line(golden: Path, tmp_path: Path, tok: str) -> None:
+    done = shell(f"CODEC info {tok} > /dev/full", tmp_path)
+    assert_one_line(done, 2, b"codec: cannot write standard output: no space left on device")
+    done = shell(f"{decode(golden)} --quiet {tok} -o - > /dev/full", tmp_path)
+    assert_one_line(done, 2, b"codec: cannot write standard output: no space left on device")
+    done = shell(f"{decode(golden)} --quiet {tok} -o /dev/full --format png", tmp_path)
+    assert_one_line(done, 2, b"codec: cannot write /dev/full: no space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_streams(golden: Path, tmp_path: Path, tok: str) -> None:
+    """They are refused by name, and files that are opened do not take their places."""
+    done = shell("CODEC info - <&-", tmp_path)
+    assert_one_line(done, 2, b"codec: cannot read standard input: it is closed")
+    done = shell(f"CODEC info {tok} >&-", tmp_path)
+    assert_one_line(done, 2, b"codec: cannot write standard output: it is closed")
+    done = shell(f"CODEC info {tok} nowhere.tok 2>&-", tmp_path)
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert b"nowhere" not in done.stdout  # messages never go there
+    assert done.stdout.startswith(b"file")
+    done = shell(f"{decode(golden)} {tok} -o a.png <&- >&- 2>&-", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pipes_by_name(golden: Path, tmp_path: Path, tok: str) -> None:
+    done = shell(f"{decode(golden)} --quiet <(cat {tok}) -o a.png", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = shell(f"{decode(golden)} --quiet {tok} -o /dev/stdout --format png | cat > b.png", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    done = shell("CODEC info /dev/zero", tmp_path)
+    assert_one_line(done, 2, b"not a .tok file")
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from tokodec.codec.files import atomic_output
+from tokodec.codec.terminal import run_process
+
+def run(arguments):
+    with atomic_output(Path("a.tok"), force=False) as file:
+        file.write(b"half")
+        file.flush()
+        print("ready", flush=True)
+        time.sleep(60)
+
+sys.exit(run_process(run, []))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_leave_nothing_behind(name: str, tmp_path: Path) -> None:
+    number = getattr(signal, name)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + number, b"", f"codec: stopped by {name}\n".encode())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        ["bash", "-c", f"trap '' HUP; exec {shlex.quote(sys.executable)} -c {shlex.quote(WAITS)}"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM

@@ -1,0 +1,450 @@
+"""What all trainers share: steps until the time is over, checks on held-out media, export and report.
+
+A trainer is a loss and data. Its class says how to make inputs, what the loss of a step is, and what to measure; the
+rest is here: the start from another model, the size of everything for the machine and the time, gradient steps,
+evaluations that keep the best weights, the histograms that priors are made of, and ``training.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from ..codec.errors import UsageError
+from ..codec.provenance import as_json
+from ..entropy.static import StaticPrior
+from ..tokenizers.api import Tokenizer
+from ..tokenizers.folders import find_model
+from ..tokenizers.quantize.codebook import CodebookQuantizer
+from .data.reading import Limits, Reading, default_bytes, read_within
+from .graphed import GraphedStep
+from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
+from .recipe import checked
+
+T = TypeVar("T")
+Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
+
+# Shares of --minutes, where measuring would take more of them: reading, evaluations on the way, export. But not below
+# LEAST seconds each, and training gets half of the time whatever the others took.
+READING, CHECKS, EXPORT = 0.2, 0.1, 0.2
+LEAST = 5.0
+MIDDLE = 256  # edge in pixels of what is evaluated of a picture without a GPU
+FEW_STEPS = 50  # a run of fewer is said to be short
+LOW_USAGE = 0.3  # of a codebook's words between two checks, below which the log warns
+
+
+def trainer_arguments(
+    text: str | None, recipe: str, media: str = "pictures", graphs: bool = True
+) -> argparse.ArgumentParser:
+    """The arguments of every script whose run is a :class:`BaseTrainer`, see :func:`.loop.training_arguments`."""
+    parser = training_arguments(text, recipe, media)
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="of decoded media at most; a sample is taken of more"
+    )
+    if graphs:
+        parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    return parser
+
+
+@dataclass
+class Phase:
+    """A setting of the loss that is off at first.
+
+    Attributes: text: what the log says once it is on.  begin: share of the time from which it is on.
+    """
+
+    text: str
+    begin: float
+    on: bool = False
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, no gradients and no training behaviour; cuDNN tries no kernels, since media have sizes of their own."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            yield
+    finally:
+        model.train(training)
+
+
+def mean_rows(rows_of_media: Iterable[Iterable[Row]]) -> list[Row]:
+    """Means over media of the rows that measure the same; a number that some media lack is the mean of the others."""
+    sums: dict[tuple[tuple[str, Any], ...], dict[str, list[float]]] = {}
+    for rows in rows_of_media:
+        for row in rows:
+            same = sums.setdefault(tuple((k, v) for k, v in row.items() if not isinstance(v, float)), {})
+            for key, value in row.items():
+                if isinstance(value, float):
+                    same.setdefault(key, []).append(value)
+    return [dict(about) | {key: sum(v) / len(v) for key, v in values.items()} for about, values in sums.items()]
+
+
+def histograms(model: Tokenizer, inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Count the codes of inputs, as ``encode`` takes them: how often each codeword is used, ``[N_k]`` a codebook."""
+    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
+    with evaluating(model):
+        for x in inputs:
+            for count, codes in zip(counts, model.encode(x).codes.cpu().unbind(1), strict=True):
+                count += torch.bincount(codes.flatten(), minlength=len(count))
+    return counts
+
+
+def static_prior(counts: Sequence[Tensor]) -> StaticPrior:
+    """The static prior of histograms."""
+    return StaticPrior.from_counts([count.numpy() for count in counts])
+
+
+class BaseTrainer(TrainingRun):
+    """One run of a recipe.
+
+    A subclass sets ``model``, ``net`` (the module whose parameters get gradients), ``media`` (trained on) and ``held``
+    (held out) when it is made, ``phases`` if its loss has settings that change, and defines :meth:`inputs`,
+    :meth:`loss`, :meth:`optimizers`, :meth:`views` and :meth:`rows`.
+
+    Attributes:
+        recipe_class: dataclass of its recipes.  memory: bytes of decoded media, at most.
+        evaluations: on the way; quick: held-out media that they look at, at most.
+        what, unit: media and training examples, in the log.
+        columns: how numbers of a row are shown; brief: those that evaluations on the way show.
+        graphs: whether a step can be recorded as a CUDA graph.
+    """
+
+    recipe_class: ClassVar[type[Any]]
+    evaluations = 8
+    quick = 24
+    what, unit = "pictures", "crops"
+    columns: ClassVar[dict[str, str]] = {"psnr": "{:.3f} dB"}
+    brief: ClassVar[tuple[str, ...]] = ("psnr",)
+    graphs = True
+
+    model: Any
+    net: nn.Module
+    media: Sequence[Any]
+    held: Sequence[Any]
+
+    def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
+        super().__init__(checked(self.recipe_class, recipe), args)
+        if args.memory is not None and args.memory <= 0:
+            raise ValueError(f"--memory is above 0, got {args.memory:g}")
+        self.memory = default_bytes(self.device) if args.memory is None else 1e9 * args.memory
+        self.phases: list[Phase] = []
+        self.rounding: Phase | None = None  # that of weights as a release rounds them, if there is one
+        self.best = -math.inf
+        self.history: list[dict[str, Any]] = []
+        self.losses: dict[str, float | Tensor] = {}
+        self.steps = 0
+        self.stage = ""  # name of what is trained, in runs that train several things in turn
+
+    # ---- what a trainer is
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of the loss of one step."""
+        raise NotImplementedError
+
+    def loss(self, *inputs: Any) -> Tensor:
+        """The loss of :meth:`inputs` and of whether each of the phases is on."""
+        raise NotImplementedError
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        raise NotImplementedError
+
+    def views(self, medium: Any) -> Iterator[Tensor]:
+        """What histograms count of a medium, as ``encode`` takes it."""
+        raise NotImplementedError
+
+    def rows(self, model: Any, medium: Any, prior: Any = None) -> Iterator[Row]:
+        """Measure the model on a medium: a row for each number of levels; with a prior also its bits."""
+        raise NotImplementedError
+
+    # ---- what it may do otherwise
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Called when a phase begins; what was best before does not count any more."""
+        self.best = -math.inf
+
+    def side_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Optimizers whose rates go along, and whose steps :meth:`after_step` makes."""
+        return []
+
+    def after_step(self, step: int, share: float, inputs: tuple[Tensor, ...], settings: tuple[bool, ...]) -> None:
+        """Called after each step of the optimizers: discriminators learn here."""
+
+    def score(self, rows: list[Row]) -> float:
+        """How good measured weights are; more is better."""
+        return sum(r["psnr"] for r in rows) / len(rows)
+
+    def keeps(self, score: float) -> bool:
+        """Whether weights of this score replace those that were kept."""
+        return score > self.best
+
+    def save(self) -> None:
+        """Write the weights into ``out``."""
+        self.model.save_pretrained(self.out)
+
+    def telemetry(self, rows: list[Row]) -> dict[str, Any]:
+        """Further entries of the history: bits of a code by its order-0 entropy and usage, since the last check."""
+        levels = [q for q in getattr(self.model, "codebooks", []) if isinstance(q, CodebookQuantizer)]
+        reports = [q.usage.report() for q in levels]
+        if not any(report.total for report in reports):
+            return {}
+        for q in levels:
+            q.usage.reset()
+        sizes = self.model.codebook_sizes
+        if any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True)):
+            self.log("warning: a codebook uses few of its codewords (see usage): it may be collapsing")
+        bits = [math.log2(max(1.0, report.perplexity)) for report in reports]
+        return {"bits": bits, "usage": [report.usage for report in reports]}
+
+    def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """Write the prior of the codes of some media into ``out``; returns it and what to report of it."""
+        counts = self.count(model, some)
+        prior = static_prior(counts)
+        prior.save_pretrained(self.out)
+        return prior, {"codebook_usage": [float((count > 0).float().mean()) for count in counts]}
+
+    def count(self, model: Any, media: Sequence[Any]) -> list[Tensor]:
+        """Histograms of the codes of media, see :func:`histograms`."""
+        return histograms(model, (x for medium in media for x in self.views(medium)))
+
+    def finish(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """What is done with the best weights before they are measured: returns them and what to report of it."""
+        return model, {}
+
+    # ---- data and start
+
+    def read(self, paths: Sequence[Path], read: Callable[[Path], Tensor], part: float = 1.0) -> Reading:
+        """Decode media within the limits of memory and time. part: of the memory, for these media."""
+        seconds = max(2 * LEAST, READING * 60 * self.args.minutes) if self.args.minutes else math.inf
+        reading = read_within(paths, read, Limits(max(1, int(part * self.memory)), seconds), self.args.seed)
+        for note in reading.notes:
+            self.log(note)
+        return reading
+
+    def middles(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """What is evaluated and counted of pictures, uint8 ``[H, W, 3]``: all, or without a GPU their middle."""
+        if self.device.type == "cuda" or not self.args.minutes:
+            return list(pictures)
+        self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
+        corners = [[max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
+        return [p[y : y + MIDDLE, x : x + MIDDLE] for p, (y, x) in zip(pictures, corners, strict=True)]
+
+    def resumed(self, model: TokenizerT) -> TokenizerT:
+        """``model`` with the weights of ``--resume``. Raises ValueError if these have other sizes."""
+        other = type(model).from_pretrained(find_model(self.args.resume))
+        if other.config != model.config:
+            raise ValueError(f"{self.args.resume} has other sizes than the recipe")
+        model.load_state_dict(other.state_dict())
+        return model
+
+    def autocast(self) -> torch.autocast:
+        """The precision of ``--precision``; it keeps no casts, which a CUDA graph would hold on to."""
+        half = self.args.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+    # ---- sizes for the machine and the time
+
+    def some(self, media: Sequence[T], share: float, each: float) -> list[T]:
+        """As many media, evenly spaced, as a share of the budget allows at ``each`` seconds; one at least."""
+        n = len(media)
+        if self.args.minutes:
+            n = min(n, max(1, int(max(LEAST, share * 60 * self.args.minutes) / max(each, 1e-4))))
+        return [media[i * len(media) // n] for i in range(n)]
+
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        """How long it takes; the first time on a GPU, which is that of its libraries, does not count."""
+        for _ in range(1 + (self.device.type == "cuda")):
+            begin = time.monotonic()
+            work()
+        return time.monotonic() - begin
+
+    def plan(self) -> None:
+        """Time an evaluation and a count of codes; choose what evaluations on the way and the export look at."""
+        if not self.main:
+            return
+        self.cost = self.seconds_of(lambda: self.measure(self.model, self.held[:1]))
+        self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
+        self.tested = self.some(self.held, EXPORT, self.cost)
+        self.exported = self.some(self.media, EXPORT, self.seconds_of(lambda: self.count(self.model, self.media[:1])))
+        self.reserve = self.cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
+        counted, there = len(self.exported), len(self.media)
+        if counted < there:
+            self.log(f"note: the export counts the codes of {counted} of {there} {self.what}, evenly spaced")
+
+    def seconds_left(self) -> float:
+        """For training: what is left of ``--minutes`` beside the export, but half of them at least."""
+        total = 60 * self.args.minutes
+        return max(total / 2, total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0))
+
+    def announce(self, compute: GraphedStep, seconds: float) -> None:
+        """Time one step, and say how many there will be; no weight changes."""
+        settings, n = [phase.on for phase in self.phases], self.optim["accumulate"]
+        each = n * self.seconds_of(lambda: compute(self.inputs(), *settings).item())
+        steps, batch = int(seconds / each), self.optim["batch"] * n
+        self.log(
+            f"{seconds:.0f} s to train: a step of {batch} {self.unit} takes {each:.2g} s now, so about {steps} steps;"
+            + (f" the export takes about {self.reserve:.0f} s" if self.main else "")
+        )
+        if steps < FEW_STEPS:
+            self.log("note: these are few: start from a release (--resume), or give more --minutes")
+
+    # ---- the loop
+
+    def gradients(self, compute: GraphedStep) -> tuple[tuple[Tensor, ...], tuple[bool, ...]]:
+        """Put the mean gradients of ``optim.accumulate`` batches into ``compute``; returns the last, and settings."""
+        settings, n = tuple(phase.on for phase in self.phases), self.optim["accumulate"]
+        inputs = self.inputs()
+        loss = compute(inputs, *settings)
+        if n > 1:
+            total, loss = compute.flat.clone(), loss.clone()
+            for _ in range(n - 1):
+                inputs = self.inputs()
+                loss += compute(inputs, *settings)
+                total += compute.flat
+            compute.flat.copy_(total / n)
+            loss = loss / n
+        self.losses["loss"] = loss
+        return inputs, settings
+
+    def train(self, seconds: float | None = None, evaluations: int | None = None) -> None:
+        """Steps until the time is over; the best weights on the way lie in ``out``.
+
+        Args: seconds: :meth:`seconds_left` if None.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        optimizers, beside = self.optimizers(), self.side_optimizers()
+        self.model.train()
+        compute = GraphedStep(self.net, self.loss, self.inputs(), self.graphs and not self.args.eager)
+        if self.args.minutes:
+            self.announce(compute, self.seconds_left() if seconds is None else seconds)
+        seconds = self.seconds_left() if seconds is None else seconds
+        seconds = float(broadcast(torch.tensor(seconds, device=self.device)))  # all ask the clock at the same steps
+        pace = Pace(self, [*optimizers, *beside], evaluations or self.evaluations, seconds)
+        if self.args.resume and self.args.minutes:
+            self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
+        begin, checked_at = self.steps, -1
+        for step in pace:
+            for phase in self.phases:
+                if not phase.on and pace.share >= phase.begin:
+                    phase.on = True
+                    self.begin_phase(phase)
+                    self.log(f"[{100 * pace.share:5.1f} %] from here on {phase.text}, step {step}")
+            inputs, settings = self.gradients(compute)
+            self.losses["norm"] = compute.clip(self.optim["grad_clip"])
+            for optimizer in optimizers:
+                optimizer.step()
+            self.after_step(step, pace.share, inputs, settings)
+            self.steps = begin + step
+            if pace.due:
+                self.check(pace.step, pace.share, pace.seconds)
+                checked_at = step
+        if pace.step > checked_at:
+            self.check(pace.step, 1.0, pace.seconds)
+        self.accelerator.wait_for_everyone()
+
+    def check(self, step: int, share: float, seconds: float) -> None:
+        """Measure the held-out media, log, and keep the weights if they are the best so far."""
+        if not self.main:
+            return
+        rounded = self.rounding is not None and self.rounding.on
+        rows = self.measure(released(self.model) if rounded else self.model, self.on_the_way)
+        score = self.score(rows)
+        kept = self.keeps(score)
+        if kept:
+            self.best = max(score, self.best)
+            self.save()
+        losses = {name: float(value) for name, value in self.losses.items()}
+        extra = self.telemetry(rows)
+        entry: dict[str, Any] = {"stage": self.stage} if self.stage else {}
+        entry |= {"step": step, "share": share, "seconds": seconds, "rows": rows, "losses": losses, **extra}
+        self.history.append(entry)
+        trained = step * self.optim["batch"] * self.optim["accumulate"] * self.accelerator.num_processes
+        numbers = losses | {k: v for k, v in extra.items() if isinstance(v, float)}
+        lists = {k: v for k, v in extra.items() if isinstance(v, list)}
+        speed = f"{trained / max(seconds, 1e-3):.3g} {self.unit}/s"
+        self.log(
+            f"[{(self.stage + ' ').lstrip()}{100 * share:5.1f} %] step {step}  {speed}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+            + "  held-out  "
+            + "; ".join(self.shown(row, self.brief) for row in rows)
+            + "".join(f"  {name} " + " ".join(f"{v:.2f}" for v in values) for name, values in lists.items())
+            + (" kept" if kept else "")
+        )
+        if not all(map(math.isfinite, losses.values())):
+            self.log("warning: a loss is not finite; steps without finite gradients are left out. Lower optim.lr")
+
+    def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
+        """Means over media of :meth:`rows`."""
+        with evaluating(model):
+            return mean_rows(self.rows(model, medium, prior) for medium in media)
+
+    def shown(self, row: Row, only: Sequence[str] = ()) -> str:
+        """A row as text."""
+        known = {k: v for k, v in row.items() if not isinstance(v, float)}
+        about = " ".join(f"{v} {k}" if isinstance(v, int) else str(v) for k, v in known.items())
+        numbers = {k: text for k, text in self.columns.items() if k in row and (not only or k in only)}
+        return "  ".join([about, *(text.format(row[k]) for k, text in numbers.items())])
+
+    # ---- the end
+
+    def load_best(self) -> Any:
+        """The best weights as they were saved. Raises UsageError if none had a finite score."""
+        if self.main and self.best == -math.inf:
+            raise UsageError("training gave no finite result: lower optim.lr")
+        return type(self.model).from_pretrained(self.out).to(self.device)
+
+    def test_media(self) -> Sequence[Any]:
+        """The media of ``--test``."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        self.plan()
+        self.train()
+        self.conclude()
+
+    def conclude(self) -> None:
+        """Export, on the process that writes."""
+        if self.main:
+            self.export()
+        self.accelerator.end_training()
+
+    def report(self) -> dict[str, Any]:
+        """What every ``training.json`` says of its run."""
+        return {
+            "minutes": self.args.minutes,
+            "steps": self.steps,
+            "processes": self.accelerator.num_processes,
+            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
+            self.what: len(self.media),
+            "seed": self.args.seed,
+            "recipe": asdict(self.recipe),
+            "history": self.history,
+        }
+
+    def export(self) -> None:
+        """Measure the weights as they were saved, write the prior of their codes and ``training.json``."""
+        begin = time.monotonic()
+        model, results = self.finish(self.load_best(), self.exported)
+        prior, about = self.make_prior(model, self.exported)
+        results |= {"holdout": self.measure(model, self.tested, prior)} | about
+        if self.args.test:
+            results["test"] = self.measure(model, self.test_media(), prior)
+        (self.out / "training.json").write_text(as_json(results | self.report()))
+        usage = results["codebook_usage"]
+        self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
+        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
+        for name in ("holdout_without_rate_weight", "holdout", "test"):
+            for row in results.get(name, []):
+                self.log(f"{name.removesuffix('_without_rate_weight'):>8} {self.shown(row)}")
