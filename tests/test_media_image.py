@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tokodec.codec.errors import ChunkError, MediaError, UnsupportedMediaError
 from tokodec.codec.media import raster as raster_module
@@ -801,6 +802,36 @@ def test_exif_survives_tiff() -> None:
     assert tags[0x010F] == "Maker"
     assert tags.get_ifd(0x8769) == {0x829A: 0.5}
     assert notes == again.notes == []
+
+
+@pytest.mark.parametrize("has_exif", [False, True])
+@pytest.mark.parametrize("has_alpha", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tags_of_a_written_tiff(channels: int, has_alpha: bool, has_exif: bool) -> None:
+    """Those that TIFF 6.0 asks for, in order, and a compression that it knows; EXIF and XMP side by side."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2024:01:01 10:00:00"
+    block = exif.tobytes().removeprefix(b"Exif\0\0") if has_exif else None
+    alpha = noise(5, 7) if has_alpha else None
+    data, notes = written(Picture(noise(5, 7, channels), alpha, exif=block, xmp=XMP), ".tif")
+    assert notes == []
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    tags = [struct.unpack_from(order + "H", data, start + 2 + 12 * i)[0] for i in range(count)]
+    assert tags == sorted(set(tags))
+    required = {256, 257, 258, 259, 262, 273, 278, 279, 282, 283, 296}
+    required |= {277} if channels + has_alpha > 1 else set()
+    assert set(tags) >= required | ({338} if has_alpha else set()) | {700}
+    with Image.open(io.BytesIO(data)) as im:
+        assert isinstance(im, TiffImageFile)
+        assert im.tag_v2[259] == (1 if has_exif else 5)  # uncompressed or LZW
+        assert im.tag_v2.get(338, ()) == ((2,) if has_alpha else ())
+        assert im.info["xmp"] == XMP
+        if has_exif:
+            assert im.getexif()[0x010F] == "Maker"
+            assert im.getexif().get_ifd(0x8769)[0x9003] == "2024:01:01 10:00:00"
 
 
 def test_too_large_exif_for_jpeg_is_told() -> None:

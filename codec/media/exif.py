@@ -199,7 +199,7 @@ def tiff_exif(im: TiffImageFile, notes: list[str]) -> tuple[bytes | None, int]:
     kept = descriptive(tags)
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
-    if not len(kept):
+    if not set(kept) - set(_RESOLUTION) and not _says_something(im.info.get("dpi", (1, 1))):
         return None, orientation
     try:
         return kept.tobytes().removeprefix(b"Exif\0\0"), orientation
