@@ -81,7 +81,7 @@ def png(samples: np.ndarray, colour: int, bits: int = 16, before: bytes = b"", a
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
 
 
-def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: int = 1, **tags: int) -> bytes:
+def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: int = 1, **tags: Any) -> bytes:
     """A one-strip TIFF made by hand; 8 is deflate."""
     height, width, count = samples.shape
     raw = samples.astype(np.dtype(order + samples.dtype.str[1:])).tobytes()
@@ -96,7 +96,7 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: i
     if count in (2, 4):
         entries[338] = (3, [2])
     for name, value in tags.items():
-        entries[int(name[1:])] = (3, [value])
+        entries[int(name[1:])] = (3, list(value) if isinstance(value, tuple) else [value])
     table_end = 8 + 2 + 12 * len(entries) + 4
     extra = b""
     body = b""
@@ -321,6 +321,11 @@ def test_samples_without_a_range_are_refused(dtype: type, word: str) -> None:
         read(tiff(np.zeros((2, 3, 1), dtype), 1))
 
 
+def test_signed_bytes_are_refused() -> None:
+    with pytest.raises(UnsupportedMediaError, match=r"^x holds signed samples"):
+        read(tiff(noise(5, 7, 1), 1, t339=2))
+
+
 def test_float_netpbm_is_refused() -> None:
     with pytest.raises(UnsupportedMediaError, match="float"):
         read(b"Pf\n1 1\n-1.0\n" + bytes(4))
@@ -543,6 +548,11 @@ def test_extra_channel_is_told() -> None:
     samples = noise(5, 7, 4)
     picture = read(tiff(samples, 2, t338=0))
     assert np.array_equal(picture.pixels, samples[..., :3])
+    assert picture.notes == ["extra channels not kept"]
+    with_alpha = np.concatenate([noise(5, 7, 4), noise(5, 7, 1)], -1)
+    picture = read(tiff(with_alpha, 2, e338=(2, 0)))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha, with_alpha[..., 3])
     assert picture.notes == ["extra channels not kept"]
 
 
