@@ -114,7 +114,7 @@ def test_what_is_not_seen_has_no_influence(channels: int) -> None:
         own = np.where(alpha[..., None] == 0, under, pixels).astype(np.uint8)
         assert fill_transparent(own, alpha) is not isinstance(under, int)
         results.append(own)
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0][alpha > 0], pixels[alpha > 0])
     steps = max(int(np.abs(np.diff(results[0].astype(int), axis=axis)).max()) for axis in (0, 1))
     assert steps < 40  # no edge between what is seen and what is not, of the 198 grey levels there are
@@ -141,6 +141,7 @@ def test_hidden_colours_are_told() -> None:
     hidden = picture(alpha=alpha)
     hidden.pixels[3] = 0
     assert prepare(hidden).notes == ["colours under fully transparent pixels not kept"]
+    assert hidden.alpha is not None
     assert np.array_equal(hidden.alpha, alpha)
     assert (hidden.pixels == (200, 100, 50)).all()
     plain = picture(alpha=alpha)

@@ -24,11 +24,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
 from . import png
-from .exif import dropped_metadata, read_exif, read_xmp, tiff_exif
+from .exif import dropped_metadata, is_adobe_rgb, read_exif, read_xmp, tiff_exif
 from .jpeg import JPEG_END, JpegScan, scan_jpeg
 from .picture import Picture
 from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
-from .profile import CodePoints, fitting_profile, profile_of_code_points, profile_of_gamma
+from .profile import CodePoints, adobe_rgb, fitting_profile, profile_of_code_points, profile_of_gamma
 from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages
 
@@ -229,6 +229,8 @@ def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
             alpha_stored[y0:y1] = alpha_band
 
     icc = _profile(im, file, opened.png, rows.channels == 1, notes)
+    if icc is None and im.mode == "RGB" and is_adobe_rgb(exif):
+        icc = adobe_rgb()
     key = im.info.get("transparency")
     xmp = read_xmp(im)
     chunks = opened.png.chunks if opened.png is not None else []
