@@ -9,12 +9,12 @@ nonetheless. What is a list of references is refused by name, and so is a track 
 from __future__ import annotations
 
 import io
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..files import stored
 from .whole import Extent, boxes, extent
 
 # Demuxers that may look at a file, all of which read that file and nothing else.
@@ -87,22 +87,14 @@ class _Bytes:
 def open_bytes(source: Path | BinaryIO | bytes, name: str, noun: str) -> tuple[BinaryIO, bool]:
     """A file object that can seek, and whether it is to be closed after use. noun: what a folder is not.
 
-    What cannot seek, a pipe with a name too, is read into memory. Raises MediaError for what cannot be opened or is
-    empty.
+    Raises MediaError for what cannot be opened or is empty.
     """
     own = isinstance(source, (Path, bytes))
     try:
-        if isinstance(source, Path):
-            if source.is_dir():
-                raise MediaError(f"{name}: a folder, not {noun}")
-            file: BinaryIO = source.open("rb")
-            if not stat.S_ISREG(source.stat().st_mode):
-                with file:
-                    file = io.BytesIO(file.read())
-        elif isinstance(source, bytes):
-            file = io.BytesIO(source)
-        else:
-            file = source if source.seekable() else io.BytesIO(source.read())
+        if isinstance(source, Path) and source.is_dir():
+            raise MediaError(f"{name}: a folder, not {noun}")
+        kept = io.BytesIO(source) if isinstance(source, bytes) else stored(source)
+        file: BinaryIO = kept.open("rb") if isinstance(kept, Path) else kept
         here = file.tell()
         if not file.read(1):
             raise MediaError(f"{name}: the file is empty")
@@ -114,14 +106,8 @@ def open_bytes(source: Path | BinaryIO | bytes, name: str, noun: str) -> tuple[B
 
 def rereadable(source: Path | BinaryIO) -> Path | bytes:
     """A source that can be read twice at once: the path of a file, or all bytes of anything else."""
-    if isinstance(source, Path):
-        try:
-            if stat.S_ISREG(source.stat().st_mode) or source.is_dir():
-                return source
-            return source.read_bytes()
-        except OSError:  # opening it tells what is wrong
-            return source
-    return source.read()
+    kept = stored(source)
+    return kept if isinstance(kept, Path) else kept.read()
 
 
 def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
