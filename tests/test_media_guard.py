@@ -154,7 +154,32 @@ def test_pipes_with_names_are_read_once_in_order(name: str, tmp_path: Path) -> N
 
 
 def test_a_device_without_an_end_is_not_read_to_it() -> None:
-    kind, source = media_kind(Path("/dev/zero"))
-    assert kind == "image"
-    assert not isinstance(source, Path)
-    assert len(source.read()) < 1000
+    with pytest.raises(MediaError, match=r"^/dev/zero is not"):
+        media_kind(Path("/dev/zero"))
+
+
+def test_boxes_that_claim_much_are_refused_before_they_cost_time() -> None:
+    """FFmpeg counts up to the number of a track, and to samples whose sizes take no bytes."""
+    media = {name: bytearray(sample_movie(options)) for name, options in (("a", {}), ("b", FRAGMENTED))}
+    at = media["b"].index(b"tkhd") + 4
+    media["b"][at + 12 : at + 16] = b"\xc4\xd8\x1b\xd4"
+    at = media["a"].index(b"stsz") + 4
+    media["a"][at + 4 : at + 12] = b"\0\0\0\1\x7f\xff\xff\xff"
+    for data, said in ((media["b"], "tkhd"), (media["a"], "stsz")):
+        with pytest.raises(MediaError, match=f"x: damaged: a {said} box claims \\d+$"):
+            read_audio(io.BytesIO(bytes(data)), "x")
+
+
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+
+
+def sample_movie(options: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options=options) as container:
+        stream = container.add_stream("aac", rate=24000, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.float32), format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 24000, 0, Fraction(1, 24000)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -9,12 +9,12 @@ nonetheless. What is a list of references is refused by name, and so is a track 
 from __future__ import annotations
 
 import io
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..files import stored
 from .whole import Extent, boxes, extent
 
 # Demuxers that may look at a file, all of which read that file and nothing else.
@@ -36,7 +36,8 @@ _TEXTS = (  # what a text that points to media begins with, in lower case, and w
     (b"v=0\no=", "a session description (SDP)"),
     (b"rtsptext", "an address (RTSP)"),
 )
-_NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf"}  # boxes on the way to a track's references
+_NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf"}  # boxes on the way to those looked at
+_CLAIMS = {b"tkhd": 1 << 24, b"stsz": 1 << 23, b"trun": 1 << 20}  # boxes, and what they may claim in any case
 
 
 def references(head: bytes) -> str | None:
@@ -86,22 +87,14 @@ class _Bytes:
 def open_bytes(source: Path | BinaryIO | bytes, name: str, noun: str) -> tuple[BinaryIO, bool]:
     """A file object that can seek, and whether it is to be closed after use. noun: what a folder is not.
 
-    What cannot seek, a pipe with a name too, is read into memory. Raises MediaError for what cannot be opened or is
-    empty.
+    Raises MediaError for what cannot be opened or is empty.
     """
     own = isinstance(source, (Path, bytes))
     try:
-        if isinstance(source, Path):
-            if source.is_dir():
-                raise MediaError(f"{name}: a folder, not {noun}")
-            file: BinaryIO = source.open("rb")
-            if not stat.S_ISREG(source.stat().st_mode):
-                with file:
-                    file = io.BytesIO(file.read())
-        elif isinstance(source, bytes):
-            file = io.BytesIO(source)
-        else:
-            file = source if source.seekable() else io.BytesIO(source.read())
+        if isinstance(source, Path) and source.is_dir():
+            raise MediaError(f"{name}: a folder, not {noun}")
+        kept = io.BytesIO(source) if isinstance(source, bytes) else stored(source)
+        file: BinaryIO = kept.open("rb") if isinstance(kept, Path) else kept
         here = file.tell()
         if not file.read(1):
             raise MediaError(f"{name}: the file is empty")
@@ -113,14 +106,8 @@ def open_bytes(source: Path | BinaryIO | bytes, name: str, noun: str) -> tuple[B
 
 def rereadable(source: Path | BinaryIO) -> Path | bytes:
     """A source that can be read twice at once: the path of a file, or all bytes of anything else."""
-    if isinstance(source, Path):
-        try:
-            if stat.S_ISREG(source.stat().st_mode) or source.is_dir():
-                return source
-            return source.read_bytes()
-        except OSError:  # opening it tells what is wrong
-            return source
-    return source.read()
+    kept = stored(source)
+    return kept if isinstance(kept, Path) else kept.read()
 
 
 def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
@@ -174,9 +161,23 @@ def _refuse_references(file: BinaryIO, name: str) -> None:
                 noun = "a movie of references (QuickTime)"
             elif kind == b"dref" and _is_elsewhere(file, start, end):
                 noun = "a movie with a track in another file (QuickTime)"
+            elif kind in _CLAIMS and (claim := _claim(file, kind, start, end)) > max(size, _CLAIMS[kind]):
+                raise MediaError(f"{name}: damaged: a {kind.decode()} box claims {claim}")
     file.seek(begin)
     if noun is not None:
         raise UnsupportedMediaError(f"{name}: {noun}: other files are never opened from within one; give those instead")
+
+
+def _claim(file: BinaryIO, kind: bytes, start: int, end: int) -> int:
+    """The number of a track, or of samples that take no bytes in a table, for each of which FFmpeg takes time."""
+    file.seek(start)
+    data = file.read(min(24, max(0, end - start)))
+    if kind == b"tkhd":  # ISO/IEC 14496-12, 8.3.2
+        return int.from_bytes(data[20:24] if data[:1] == b"\1" else data[12:16], "big")
+    if kind == b"stsz":  # 8.7.3.2
+        return int.from_bytes(data[8:12], "big") if any(data[4:8]) else 0
+    each = int.from_bytes(data[1:4], "big") >> 8 & 0xF  # 8.8.8, a trun
+    return 0 if each else int.from_bytes(data[4:8], "big")
 
 
 def _is_elsewhere(file: BinaryIO, start: int, end: int) -> bool:

@@ -281,7 +281,7 @@ class VideoReader:
             yield from frames
 
     def _time(self, frame: Any) -> Fraction:
-        if frame.pts is not None:
+        if frame.pts is not None and frame.time_base:
             return Fraction(frame.pts * frame.time_base) - self._origin
         step = 1 / (self.rate or Fraction(25))  # raw streams tell no times
         return Fraction(0) if self._last is None else self._last + step

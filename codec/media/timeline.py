@@ -47,8 +47,7 @@ class Timeline:
             time += step
         moved = round(self._offset / base)
         if moved:
-            packet.pts = None if packet.pts is None else packet.pts + moved
-            packet.dts = None if packet.dts is None else packet.dts + moved
+            packet.pts, packet.dts = _moved(packet.pts, moved), _moved(packet.dts, moved)
         if ordered:
             self._last[track] = time
         self._end = max(self._end, time + (packet.duration or 0) * base)
@@ -58,3 +57,8 @@ class Timeline:
         if not self.jumps:
             return []
         return [f"the clock of the file jumps ({self.jumps} times): what follows is joined to what was before"]
+
+
+def _moved(stamp: int | None, by: int) -> int | None:
+    """A stamp that is moved; None where it then is none that FFmpeg holds."""
+    return None if stamp is None or abs(stamp + by) >> 62 else stamp + by

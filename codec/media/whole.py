@@ -137,6 +137,8 @@ def _matroska(file: BinaryIO, begin: int, size: int) -> int:
         if not rest or not rest[0]:
             break
         of_size = 9 - rest[0].bit_length()
+        if len(rest) < of_size:
+            break
         length = int.from_bytes(rest[:of_size], "big") - (1 << 7 * of_size)
         if length == (1 << 7 * of_size) - 1:  # unknown: a stream
             return 0

@@ -1,0 +1,222 @@
+"""Mutated sounds and videos through the readers, in a child process: no signal, no hang, and no error without a name.
+
+By hand: ``python tests/media_fuzz.py --seeds 1000`` (each container; a seed that fails is printed, and its file kept).
+The quick suite runs a few seeds, see test_media_fuzz.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+SECONDS = 20.0  # that one file may take
+VIDEOS = {  # name: codec of the picture, of the sound, muxer
+    "a.mp4": ("libx264", "aac", "mp4"),
+    "frag.mp4": ("libx264", "aac", "mp4"),
+    "a.mov": ("mpeg4", "pcm_s16le", "mov"),
+    "a.mkv": ("libx264", "flac", "matroska"),
+    "a.webm": ("libvpx-vp9", "libopus", "webm"),
+    "a.avi": ("mjpeg", "mp2", "avi"),
+    "a.ts": ("mpeg2video", "mp2", "mpegts"),
+    "a.mpg": ("mpeg1video", "mp2", "mpeg"),
+    "a.flv": ("flv", "aac", "flv"),
+    "a.wmv": ("wmv2", "wmav2", "asf"),
+    "a.gif": ("gif", None, "gif"),
+    "a.y4m": ("rawvideo", None, "yuv4mpegpipe"),
+    "a.ivf": ("libvpx", None, "ivf"),
+    "a.h264": ("libx264", None, "h264"),
+}
+SOUNDS = {
+    "a.wav": ("pcm_s16le", "wav"),
+    "adpcm.wav": ("adpcm_ms", "wav"),
+    "a.aiff": ("pcm_s16be", "aiff"),
+    "a.caf": ("pcm_s24le", "caf"),
+    "a.w64": ("pcm_s16le", "w64"),
+    "a.au": ("pcm_s16be", "au"),
+    "a.voc": ("pcm_s16le", "voc"),
+    "a.flac": ("flac", "flac"),
+    "a.mp3": ("libmp3lame", "mp3"),
+    "a.aac": ("aac", "adts"),
+    "a.ac3": ("ac3", "ac3"),
+    "a.opus": ("libopus", "ogg"),
+    "a.m4a": ("alac", "ipod"),
+    "a.tta": ("tta", "tta"),
+    "a.wv": ("wavpack", "wv"),
+    "a.mka": ("libopus", "matroska"),
+}
+NAMES = [*VIDEOS, *SOUNDS]
+_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "rawvideo": "yuv444p"}
+
+
+def sample(name: str) -> bytes:
+    """A valid file: 12 frames of 48 x 32, and 0.5 s of two tones."""
+    rate = 48000
+    picture, sound, muxer = VIDEOS.get(name) or (None, *SOUNDS[name])
+    buffer = io.BytesIO()
+    options = {"movflags": "frag_keyframe+empty_moov"} if name == "frag.mp4" else {}
+    with av.open(buffer, "w", format=muxer, options=options) as container:
+        packets: list[Any] = []
+        video: Any = None if picture is None else container.add_stream(picture, rate=25)
+        audio: Any = None if sound is None else container.add_stream(sound, rate=rate, layout="stereo")
+        if video is not None:
+            video.width, video.height, video.pix_fmt = 48, 32, _FORMATS.get(str(picture), "yuv420p")
+            if picture == "libx264":
+                video.codec_context.options = {"g": "4"}
+            y, x = np.mgrid[:32, :48]
+            for i in range(12):
+                rgb = np.stack([(x * 5 + 9 * i) % 256, (y * 7) % 256, (x * y + i) % 256], 2).astype(np.uint8)
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=video.pix_fmt)
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                packets += video.encode(frame)
+            packets += video.encode(None)
+        if audio is not None:
+            audio.bit_rate = 96_000
+            t = np.arange(rate // 2) / rate
+            x = (0.4 * np.sin(2 * np.pi * np.array([[440], [660]]) * t)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(x.T.reshape(1, -1)), "flt", "stereo")
+            heard.sample_rate, heard.pts, heard.time_base = rate, 0, Fraction(1, rate)
+            packets += [*audio.encode(heard), *audio.encode(None)]
+        for packet in sorted(packets, key=lambda p: (p.dts or 0) * p.time_base):
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+def mutated(data: bytes, seed: int) -> bytes:
+    """One of many ways in which a file can be wrong, mostly near its beginning, where structure is."""
+    rng = np.random.default_rng(seed)
+    out = bytearray(data)
+
+    def place() -> int:
+        limit = len(out) if rng.random() < 0.5 else min(len(out), 1024)
+        return int(rng.integers(max(1, limit)))
+
+    for _ in range(int(rng.integers(1, 9))):
+        at, n = place(), int(2 ** rng.uniform(0, 8))
+        kind = rng.integers(7)
+        if kind == 0:
+            out[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            out[at : at + n] = rng.integers(0, 256, len(out[at : at + n]), dtype=np.uint8).tobytes()
+        elif kind == 2:
+            out[at : at + n] = bytes([int(rng.choice([0, 255, 127, 128]))]) * len(out[at : at + n])
+        elif kind == 3:
+            del out[at : at + n]
+        elif kind == 4:
+            out[at:at] = out[place() :][:n]
+        elif kind == 5 and len(out) >= 8:
+            at = min(at, len(out) - 4)
+            order = "big" if rng.random() < 0.5 else "little"
+            value = int(rng.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, int(rng.integers(1 << 32))]))
+            out[at : at + 4] = value.to_bytes(4, order)  # type: ignore[arg-type]
+        else:
+            del out[max(16, int(rng.integers(len(out) + 1))) :]
+        if not out:
+            out += b"\0"
+    return bytes(out)
+
+
+def read(data: bytes) -> str:
+    """What became of a file: what was read of it, or the name of the error. Raises what has no name."""
+    from tokodec.codec.errors import TokodecError
+    from tokodec.codec.media.audio import AudioReader
+    from tokodec.codec.media.kind import media_kind
+    from tokodec.codec.media.read_video import VideoReader
+
+    try:
+        kind, source = media_kind(io.BytesIO(data))
+        if kind == "audio":
+            with AudioReader(source, "x", 1 << 22) as reader:
+                return f"{sum(block.shape[1] for block in reader.blocks())} samples"
+        if kind == "video" or b"\0\0\0\1" in data[:64]:  # raw H.264 is a video by its suffix only
+            with VideoReader(source, "x", 1 << 18) as video:
+                frames = sum(1 for _, frame in zip(range(300), video, strict=False) if frame.duration > 0)
+                if video.has_sound:
+                    with video.sound(1 << 22)[0] as sound:
+                        return f"{frames} frames, {sum(block.shape[1] for block in sound.blocks())} samples"
+                return f"{frames} frames"
+        return "no medium"
+    except TokodecError as error:
+        if "\n" in str(error) or "[Errno" in str(error):
+            raise AssertionError(f"not one line of words: {error}") from error
+        return type(error).__name__
+
+
+def _child(cases: list[str]) -> None:
+    av.logging.set_level(None)
+    files: dict[str, bytes] = {}
+    for case in cases:
+        name, seed = case.split(":")
+        print(case, flush=True)  # so that the parent knows which one a signal belongs to
+        print(read(mutated(files.setdefault(name, sample(name)), int(seed))), flush=True)
+
+
+def failures(cases: list[str]) -> Iterator[str]:
+    """Run cases ``name:seed`` in a child, and the rest in another one after each that fails."""
+    while cases:
+        command = [sys.executable, __file__, "--child"]
+        with (
+            tempfile.TemporaryFile("w+") as given,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            given.write("\n".join(cases))
+            given.seek(0)
+            process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err)
+            size, since = 0, time.monotonic()
+            while process.poll() is None:
+                time.sleep(0.05)
+                now = os.fstat(out.fileno()).st_size
+                if now != size:
+                    size, since = now, time.monotonic()
+                if time.monotonic() - since > SECONDS:
+                    process.kill()
+                    process.wait()
+            out.seek(0)
+            err.seek(0)
+            printed, said = out.read().split("\n"), err.read().decode(errors="replace").strip().split("\n")[-1]
+        if process.returncode == 0:
+            return
+        done = (len(printed) - 2) // 2  # two lines for each that is done, one for the last
+        yield f"{cases[done]}: exit {process.returncode}: {said}"
+        cases = cases[done + 1 :]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--names", nargs="*", default=NAMES)
+    parser.add_argument("--keep", type=Path, help="folder for files that fail")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        _child(sys.stdin.read().split())
+        return 0
+    count = 0
+    for name in given.names:
+        cases = [f"{name}:{seed}" for seed in range(given.first, given.first + given.seeds)]
+        for failure in failures(cases):
+            print(failure, flush=True)
+            count += 1
+            if given.keep:
+                given.keep.mkdir(parents=True, exist_ok=True)
+                seed = failure.split(":")[1]
+                (given.keep / f"{seed}-{name}").write_bytes(mutated(sample(name), int(seed)))
+        print(f"{name}: {given.seeds} seeds read", flush=True)
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
