@@ -16,12 +16,15 @@ from tokodec.codec.container.fields import FREE_CELLS, AudioHeader, ImageHeader,
 from tokodec.codec.container.read import FREE_SEGMENTS, most_cells, read_tok
 from tokodec.codec.container.write import write_tok, write_video
 from tokodec.codec.decode import decode_file
-from tokodec.codec.errors import TruncatedError
+from tokodec.codec.errors import LimitError, TruncatedError
 from tokodec.codec.models import Model, load_model
+from tokodec.codec.video.fit.payload import Fitted, read_fitted, write_fitted
 from tokodec.entropy.context import level as context_level
 from tokodec.entropy.context.prior import ContextPrior
+from tokodec.entropy.fitted.codes import Weights, context_shapes
 from tokodec.tests.hostile import peak_memory, refused
 from tokodec.tokenizers.folders import ASSETS
+from tokodec.tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, Group
 
 MB = 1 << 20
 
@@ -59,7 +62,9 @@ def test_a_video_declares_no_more_cells_than_it_has_bytes_for(video_model: Path)
         told: list[str] = []
 
         def attempt(data: bytes = data, told: list[str] = told) -> None:
-            told.append(refused(lambda: decode_file(io.BytesIO(data), io.BytesIO(), str(video_model), format=".mp4")))
+            told.append(
+                refused(lambda: decode_file(io.BytesIO(data), io.BytesIO(), model=str(video_model), format=".mp4"))
+            )
 
         assert peak_memory(attempt) < 8 * MB
         assert "too little is left to decode: the first layer of 0 of 1 segments" in told[0]
@@ -100,7 +105,7 @@ def test_a_picture_declares_no_more_segments_than_it_has_bytes_for(tiny_model: P
         told: list[str] = []
 
         def attempt(data: bytes = data, told: list[str] = told) -> None:
-            told.append(refused(lambda: decode_file(io.BytesIO(data), None, str(tiny_model))))
+            told.append(refused(lambda: decode_file(io.BytesIO(data), model=str(tiny_model))))
 
         assert peak_memory(attempt) < 8 * MB
         assert "too little is left to decode" in told[0]
@@ -143,6 +148,47 @@ def test_a_sound_is_decoded_in_pieces(rate: int, channels: int, signals: int, so
     assert largest[0] == samples
     assert largest[-1] <= PIECE + 65536 * channels
     assert held < 200 * MB
+
+
+# ------------------------------------------------------------------------------------------------------- fitted clips
+
+
+def fitted(height: int, width: int, groups: tuple[Group, ...]) -> bytes:
+    """The payload of a clip of two frames whose numbers are all 0: some hundred bytes for any size."""
+    shape = FitShape(2, height, width, groups)
+    zeros = {name: Weights(np.zeros(size, np.int32), 0) for name, size in shape.weights().items()}
+    sizes = [shape.grids(group) for group in groups]
+    nets = [
+        {name: Weights(np.zeros(size, np.int32), 0) for name, size in context_shapes(len(own), own[0][0], 12).items()}
+        for own in sizes
+    ]
+    every = [*zeros.values(), *(tensor for net in nets for tensor in net.values())]
+    return write_fitted(shape, every, nets, [[np.zeros(s, np.int32) for s in own] for own in sizes])
+
+
+def test_fitted_clips_cost_what_they_declare() -> None:
+    """24 bytes for each cell of their grids (it was 92) and 220 for each pixel of a frame (it was 336)."""
+    height, width = 1000, 1500
+    groups = (Group(FEATURES, 0, 0, 6), Group(FEATURES, 1, 2, 6), Group(DOWN, 1, 3, 5), Group(RIGHT, 1, 3, 5))
+    data = fitted(height, width, groups)
+    assert len(data) < 400
+    shape = FitShape(2, height, width, groups)
+    cells = sum(int(np.prod(grid)) for group in groups for grid in shape.grids(group))
+    read: list[Fitted] = []
+    held = peak_memory(lambda: read.append(read_fitted(data, 2, height, width)))
+    assert held < 24 * cells + 32 * MB, held / cells
+    held = peak_memory(lambda: read[0].frames(0, 1))
+    assert held < 220 * height * width + 64 * MB, held / height / width
+
+
+def test_fitted_clips_have_bounds() -> None:
+    data = fitted(16, 16, (Group(FEATURES, 0, 0, 3),))
+    assert isinstance(read_fitted(data, 2, 16, 16), Fitted)
+    with pytest.raises(LimitError, match=r"at most 16777216 pixels a frame, not 16384 x 16384"):
+        read_fitted(data, 2, 16384, 16384)
+    many = fitted(16, 16, tuple(Group(FEATURES, 0, 12, 12) for _ in range(33)))
+    with pytest.raises(ValueError, match="more than 32 grids"):
+        read_fitted(many, 2, 16, 16)
 
 
 # ------------------------------------------------------------------------------------------------------ entropy models

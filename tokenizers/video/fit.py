@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 FEATURES, DOWN, RIGHT = 0, 1, 2  # kinds of groups
 MAX_LEVEL = 12
-BAND = 1 << 24  # values of all channels that are computed at once where no gradients are wanted
+BAND = 1 << 22  # values of all channels that are computed at once where no gradients are wanted
 KERNEL = (0.0, 0.25, 0.75, 0.0)  # the doubling starts as linear interpolation
 
 

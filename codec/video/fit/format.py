@@ -31,7 +31,7 @@ from ..format import AnyVideoFormat
 from ..segments import lost_segment
 from ..track import analyse_track, most_bytes, sound_share
 from .optimize import Fit, FitProgress, default_shape
-from .payload import MAX_CELLS, read_fitted
+from .payload import MAX_CELLS, check_frame, read_fitted
 
 MINUTES = 3.0  # that a fit takes if nothing is said
 QUALITY = 30.0  # likewise; see :func:`bit_cost`
@@ -163,6 +163,7 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
 
 def _header(reader: VideoReader, clock: Clock, sound: bool) -> VideoHeader:
     pixels = reader.height * reader.width
+    check_frame(reader.height, reader.width)
     most = min(SEGMENT, (MAX_CELLS - 2 * pixels) * 10 // pixels)  # still grids take less than 2 HW, moving ones HW / 10
     if most < 1:
         raise UsageError(f"{reader.name} has too many pixels for {FITTED}")

@@ -67,8 +67,10 @@ def check_frame(height: int, width: int) -> None:
 
 
 def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
-    """Inverse of :func:`write_fitted`. Raises ValueError for what is damaged, LimitError for frames too large."""
-    check_frame(height, width)
+    """Inverse of :func:`write_fitted`.
+
+    Raises: ValueError for what is damaged, LimitError for frames that are too large.
+    """
     if len(data) < _HEAD.size:
         raise ValueError("a fitted clip ends in its header")
     margin, channels, hidden, n = _HEAD.unpack_from(data)
@@ -82,6 +84,7 @@ def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
         raise ValueError(f"a fitted clip has more than {MAX_GRIDS} grids")
     if sum(math.prod(s) for own in shapes for s in own) > MAX_CELLS:
         raise ValueError(f"a fitted clip has more than {MAX_CELLS} cells")
+    check_frame(height, width)
     at += n * _GROUP.size
     (count,) = _COUNT.unpack_from(data, at)
     at += _COUNT.size
