@@ -92,6 +92,8 @@ class _Later(types.ModuleType):
         self.__dict__["_target"] = target
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who looks at all modules there are does not mean to use them
+            raise AttributeError(name)
         return getattr(importlib.import_module(self.__dict__["_target"], __name__), name)
 
     def __dir__(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar
 from .container.fields import Header
 from .errors import UsageError
 from .media.audio import Sound
-from .media.read_image import Picture
+from .media.picture import Picture
 from .options import RATES
 
 if TYPE_CHECKING:

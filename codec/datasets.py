@@ -237,7 +237,9 @@ class SequenceCollate:
         sequences = []
         for codes in items:
             grid = tuple(codes.shape[1:])
-            spec = TokenSpec("", "", "", sizes, (1,) * len(grid), grid, "")  # sequences ask for sizes and grid alone
+            spec = TokenSpec(
+                "", "", "", sizes, strides=(1,) * len(grid), size=grid, channels=""
+            )  # sequences ask for sizes and grid alone
             sequences.append(self.sequencer.flatten(Tokens(codes[None], spec))[0])
         return pad_sequences(sequences)
 

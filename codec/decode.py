@@ -116,13 +116,13 @@ def video_frames(
     Args:   options, progress, short: as in :func:`decode_file`.
     Raises: a :class:`~.errors.TokodecError`.
     """
-    from .video.clock import clock_of
+    from .video.clock import shown_clock
     from .video.decode import decode_frames, part_of
     from .video.format import AnyVideoFormat
 
     options = with_short_forms(options or DecodeOptions(), short)
     options = replace(options, device=pick_device(options.device))
-    part = part_of(clock_of(tok), options.start, options.end)  # says so if the file is no video
+    part = part_of(shown_clock(tok), options.start, options.end)  # says so if the file is no video
     wing, loaded = format_and_model(tok, options.model, options.device)
     assert isinstance(wing, AnyVideoFormat)
     return decode_frames(tok, wing.frames_of(tok, loaded, options), part, as_progress(progress))

@@ -210,8 +210,7 @@ def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
         decoded = decode_file(target, model=coder.model, synthesis=synthesis or None, device=coder.device)
         decode_s = time.perf_counter() - start
         pixels = as_rgb(decoded.picture.pixels)
-        seconds = {"encode_s": encode_s, "decode_s": decode_s}
-        results.append(Result(setting, synthesis, target.stat().st_size, **seconds, pixels=pixels))
+        results.append(Result(setting, synthesis, target.stat().st_size, encode_s, decode_s=decode_s, pixels=pixels))
     return results
 
 

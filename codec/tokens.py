@@ -16,7 +16,7 @@ from .files import open_output, read_bytes
 from .formats import format_of
 from .media.audio import Sound
 from .media.kind import media_kind
-from .media.read_image import Picture
+from .media.picture import Picture
 from .models import load_model, pick_device
 from .options import TokenizeOptions, with_short_forms
 from .registry import MODALITIES

@@ -362,7 +362,7 @@ def test_fifo_is_read_once(tmp_path: Path) -> None:
     data = bytes(range(256)) * 1000
     writer = threading.Thread(target=fifo.write_bytes, args=(data,))
     writer.start()
-    seen = []
+    seen: list[bytes] = []
     copy = stored(fifo, seen.append)
     writer.join()
     assert not isinstance(copy, Path)

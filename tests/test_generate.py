@@ -21,7 +21,7 @@ import tokodec
 from tokodec.codec import cli
 from tokodec.codec.generate.files import SampleOptions, fit, generate_files, sheet, spectrogram
 from tokodec.codec.generate.model import Generator
-from tokodec.codec.media.read_image import Picture
+from tokodec.codec.media.picture import Picture
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.tokens import Tokens
 from tokodec.train import generator as script

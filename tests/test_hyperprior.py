@@ -32,16 +32,16 @@ from tokodec.entropy.hyperprior.net import (
     LogisticMixture,
     bits,
     compand,
-    half,
     inside,
-    merge,
     normal_mass,
+    places_of,
     quality_hats,
     scale_values,
     shuffle,
 )
 from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior, export_hyperprior, normal_tables, scale_reach
 from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk, compand_integers
+from tokodec.entropy.orders import CHECKERBOARD, FINE, Order
 from tokodec.entropy.packed import file_hash
 from tokodec.entropy.tables import TOTAL, check_table, frequency_table, table_bits
 
@@ -50,6 +50,9 @@ Grid = tuple[int, int]
 Cell = tuple[int, int]
 CPU = torch.device("cpu")
 SHAPE = HyperShape(hyper=6, slices=(2, 3, 5), middle=(8, 10), features=9, width=16, hidden=24, blocks=2, head=8)
+DEEP = HyperShape(
+    hyper=6, slices=(2, 3, 5), middle=(8, 10), features=9, width=16, hidden=24, blocks=2, head=8, fine=2, state=12
+)  # fmt: skip
 GRIDS: list[Grid] = [(1, 1), (3, 5), (4, 9), (17, 6), (8, 4), (1, 2), (2, 1)]
 SQUARE = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]
 DIAMOND = [
@@ -139,6 +142,28 @@ def same_steps(a: Walk, b: Walk) -> bool:
 Choice = Callable[[slice, Cell, np.ndarray, np.ndarray], np.ndarray]
 
 
+def step_of(at: Cell, fine: bool) -> int:
+    """The step in which a cell is coded: half of a checkerboard, or coarse to fine."""
+    row, column = at[0] % 4, at[1] % 4
+    if not fine:
+        return (row + column) % 2
+    if row % 2 and column % 2:
+        return 3
+    if row % 2 or column % 2:
+        return 5 if row % 2 else 4
+    return 2 if row != column else row // 2
+
+
+LATTICE = [(dy, dx) for dy in range(-3, 4) for dx in range(-3, 4)]
+FINE_WINDOWS = {  # what a cell knows within three rows and columns, by step
+    1: [(-2, -2), (-2, 2), (2, -2), (2, 2)],
+    2: [(-2, 0), (0, -2), (0, 2), (2, 0)],
+    3: [(dy, dx) for dy, dx in LATTICE if dy % 2 and dx % 2],
+    4: [(dy, dx) for dy, dx in LATTICE if (dy + dx) % 2],
+    5: [(dy, dx) for dy, dx in LATTICE if dy % 2 or dx % 2],
+}
+
+
 def plain_compand(v: int) -> int:
     """Exact up to 48, then a unit for 4 up to 208, then a unit for 32 up to 1456; half up."""
     a, b, c = (min(max(v, -top), top) for top in (48, 208, 1456))
@@ -212,6 +237,17 @@ class Plain:
         hidden = self.linear(f"{name}.head", np.clip((s + 4) >> 3, -127, 127), 0, 255)
         return self.linear(f"{name}.mean", hidden, -top, top), self.linear(f"{name}.scale", hidden, 0, 63)
 
+    def carried(
+        self, name: str, state: dict[Cell, np.ndarray], last: dict[Cell, np.ndarray], n: int
+    ) -> dict[Cell, np.ndarray]:
+        """The state of the next slice, from the ``n`` channels of the last."""
+        x = {at: np.concatenate([own, self.window(last, at, SQUARE, n)]) for at, own in state.items()}
+        x = {at: self.linear(f"{name}.enter", row, 0, 255) for at, row in x.items()}
+        inner = len(next(iter(x.values())))
+        x = {at: self.linear(f"{name}.spatial", self.window(x, at, SQUARE, inner), 0, 255) for at in x}
+        steps = {at: self.linear(f"{name}.expand", row, -254, 254) for at, row in x.items()}
+        return {at: np.clip(own + steps[at], -127, 127) for at, own in state.items()}
+
     def walk(self, z: np.ndarray, grid: Grid, quality: int, choose: Choice) -> PlainWalk:
         """``choose``: channels of a slice, cell, means in 16ths, scales -> codes."""
         shape = (sum(self.slices), *grid)
@@ -220,18 +256,26 @@ class Plain:
         cells = list(np.ndindex(grid))
         known = {at: np.zeros(0, np.int64) for at in cells}
         begin = 0
+        features = {at: features[at] for at in cells}
         for i, n in enumerate(self.slices):
             own = slice(begin, begin + n)
+            if f"slices.{i}.state.enter.weight" in self.arrays:
+                before = self.slices[i - 1] if i else 0
+                features = self.carried(
+                    f"slices.{i}.state", features, {at: known[at][len(known[at]) - before :] for at in cells}, before
+                )
+            fine = f"slices.{i}.own1.weight" in self.arrays
             latest: dict[Cell, np.ndarray] = {}
-            for phase in (0, 1):
+            for phase in range(6 if fine else 2):
                 step = []
                 first = dict(latest)
-                for at in (at for at in cells if sum(at) % 2 == phase):
+                for at in (at for at in cells if step_of(at, fine) == phase):
                     x = np.concatenate([features[at], self.window(known, at, SQUARE, begin)])
                     s = self.linear(f"slices.{i}.base", x, -32767, 32767)
                     if phase:
-                        around = self.window(first, at, DIAMOND, n)
-                        s = np.clip(s + self.linear(f"slices.{i}.own", around, -32767, 32767), -32767, 32767)
+                        around = self.window(first, at, FINE_WINDOWS[phase] if fine else DIAMOND, n)
+                        own_map = f"slices.{i}.own{phase}" if fine else f"slices.{i}.own"
+                        s = np.clip(s + self.linear(own_map, around, -32767, 32767), -32767, 32767)
                     mean, scale = self.head(f"slices.{i}.head", s)
                     code = choose(own, at, mean, scale)
                     for array, row in zip((found.means, found.scales, found.codes), (mean, scale, code), strict=True):
@@ -288,8 +332,11 @@ def pattern(salt: int, low: int, high: int, *shape: int) -> np.ndarray:
     return (low + (number % np.uint64(high - low + 1)).astype(np.int64)).reshape(shape)
 
 
-def literal_arrays() -> Arrays:
-    """Two hyper channels and slices of one and two channels, written down by hand."""
+def literal_arrays(deep: bool = False) -> Arrays:
+    """Two hyper channels and slices of one and two channels, written down by hand.
+
+    ``deep``: the first slice is coded from coarse to fine, and a state is carried on.
+    """
     arrays: Arrays = {}
 
     def linear(name: str, n_in: int, n_out: int, shift: int, weight: int = 40, bias: int = 1500) -> None:
@@ -304,7 +351,14 @@ def literal_arrays() -> Arrays:
     linear("decoder.up2", 5, 4 * 6, 6)
     for i, (before, n) in enumerate([(0, 1), (1, 2)]):
         linear(f"slices.{i}.base", 6 + 9 * before, 7, 2)
-        linear(f"slices.{i}.own", 12 * n, 7, 2)
+        if deep:
+            linear(f"slices.{i}.state.enter", 6 + 9 * before, 8, 5)
+            linear(f"slices.{i}.state.spatial", 9 * 8, 8, 6)
+            linear(f"slices.{i}.state.expand", 8, 6, 6)
+        for step in range(1, 6) if deep and not i else ():
+            linear(f"slices.{i}.own{step}", len(FINE_WINDOWS[step]) * n, 7, 2)
+        if not deep or i:
+            linear(f"slices.{i}.own", 12 * n, 7, 2)
         linear(f"slices.{i}.head.up.0", 7, 9, 5)
         linear(f"slices.{i}.head.down.0", 9, 7, 2)
         linear(f"slices.{i}.head.head", 7, 8, 5)
@@ -323,19 +377,45 @@ def literal_arrays() -> Arrays:
 # ------------------------------------------------------------------------------------------------- parts of the nets
 
 
-@pytest.mark.parametrize(("h", "w"), [(2, 2), (4, 8), (6, 4)])
-def test_halves_are_a_checkerboard_and_merge_is_their_inverse(h: int, w: int) -> None:
-    x = torch.arange(2 * h * w * 3).view(2, h, w, 3)
-    for phase in (0, 1):
-        found = half(x, phase)
-        assert found.shape == (2, h, w // 2, 3)
-        for row in range(h):
-            columns = [c for c in range(w) if (row + c) % 2 == phase]
-            assert torch.equal(found[:, row], x[:, row, columns])
-    assert torch.equal(merge(half(x, 0), half(x, 1)), x)
-    first, second = torch.randn(2, 1, h, w // 2, 2)
-    assert torch.equal(half(merge(first, second), 0), first)
-    assert torch.equal(half(merge(first, second), 1), second)
+@pytest.mark.parametrize("order", [CHECKERBOARD, FINE])
+def test_orders_name_every_cell_once_and_what_it_knows(order: Order) -> None:
+    grid = (9, 14)
+    steps = np.array([[step_of((r, c), order is FINE) for c in range(grid[1])] for r in range(grid[0])])
+    assert order.n == steps.max() + 1
+    for step in range(order.n):
+        assert order.cells(grid, step).tolist() == np.flatnonzero(steps == step).tolist()
+        windows = FINE_WINDOWS if order is FINE else {1: DIAMOND}
+        assert order.offsets(step) == tuple(windows[step] if step else [])
+    assert [order.cells((1, 1), step).size for step in range(order.n)] == [1] + [0] * (order.n - 1)
+
+
+@pytest.mark.parametrize("order", [CHECKERBOARD, FINE])
+@pytest.mark.parametrize(("h", "w"), [(4, 4), (8, 12), (4, 20)])
+def test_merge_is_the_inverse_of_split(h: int, w: int, order: Order) -> None:
+    x = torch.randn(2, h, w, 3, requires_grad=True)
+    places = places_of(order, (h, w), CPU)
+    parts = places.split(x)
+    assert torch.equal(places.merge(parts, (h, w)), x)
+    some = places.merge(parts[:-1], (h, w)).flatten(1, 2)
+    for step, part in enumerate(parts):
+        cells = order.cells((h, w), step)
+        assert torch.equal(part, x.flatten(1, 2)[:, cells])
+        known = places.windows(x, step)
+        assert known.shape == (2, len(cells), 3 * len(order.offsets(step)))
+        for k, cell in enumerate(cells.tolist()):
+            for n, (dy, dx) in enumerate(order.offsets(step)):
+                row, column = cell // w + dy, cell % w + dx
+                inside_grid = 0 <= row < h and 0 <= column < w
+                expected = x[:, row, column] if inside_grid else torch.zeros(2, 3)
+                assert torch.equal(known[:, k, 3 * n : 3 * n + 3], expected)
+        assert torch.equal(some[:, cells], part if step < order.n - 1 else torch.zeros_like(part))
+    weight = torch.randn(2, h, w, 3)
+    value = (places.merge([part * (k + 2) for k, part in enumerate(parts)], (h, w)) * weight).sum()
+    value.backward()
+    factor = torch.tensor([[[step_of((r, c), order is FINE)] for c in range(w)] for r in range(h)])
+    expected = weight * (factor + 2)
+    assert x.grad is not None
+    assert torch.allclose(x.grad, expected.detach())
 
 
 def test_shuffle_makes_two_rows_of_two_of_four_groups_of_channels() -> None:
@@ -475,11 +555,12 @@ def test_shapes_that_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------- walks
 
 
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
 @pytest.mark.parametrize("loud", [False, True])
 @pytest.mark.parametrize("grid", [(4, 4), (4, 12), (12, 8), (20, 4)])
-def test_the_integers_are_what_the_rounding_network_computes(grid: Grid, loud: bool) -> None:
+def test_the_integers_are_what_the_rounding_network_computes(grid: Grid, loud: bool, shape: HyperShape) -> None:
     """Latents to the last bit, for two pictures of different qualities side by side, all slices coded or some."""
-    net, prior = net_of(loud=loud), prior_of(skip=-1, loud=loud)
+    net, prior = net_of(shape, loud), prior_of(-1, shape, loud)
     qualities = (0, 6543)
     drawn = [draw(prior, grid, seed) for seed in (1, 2)]
     y, z = (torch.from_numpy(np.stack(arrays)).double().permute(0, 2, 3, 1) for arrays in zip(*drawn, strict=True))
@@ -541,10 +622,11 @@ def check_against_plain(prior: HyperPrior, grid: Grid, quality: int, seed: int =
     return expected
 
 
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_walks_in_plain_integers(grid: Grid) -> None:
+def test_walks_in_plain_integers(grid: Grid, shape: HyperShape) -> None:
     """Codes, latents, the order of coding and every byte, from the arrays of the file."""
-    expected = check_against_plain(prior_of(), grid, 4321)
+    expected = check_against_plain(prior_of(shape=shape), grid, 4321)
     if min(grid) > 2:
         assert len(np.unique(expected.scales)) > 20
         assert len(np.unique(expected.means)) > 40
@@ -575,9 +657,10 @@ def test_other_shapes_in_plain_integers(slices: tuple[int, ...], blocks: int) ->
     check_against_plain(prior_of(2, shape), (3, 5), 77)
 
 
-def test_nothing_sees_what_is_coded_later() -> None:
-    """Another latent changes no mean and no scale of earlier slices, of the first half, or of its own half."""
-    prior, grid = prior_of(), (7, 6)
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
+def test_nothing_sees_what_is_coded_later(shape: HyperShape) -> None:
+    """Another latent changes no mean and no scale of earlier slices, of earlier steps, or of its own step."""
+    prior, grid = prior_of(shape=shape), (7, 6)
     y, z = draw(prior, grid)
     plain = Plain(prior.arrays())
     before = plain.quantise(y, z, 3000)
@@ -591,13 +674,14 @@ def test_nothing_sees_what_is_coded_later() -> None:
         after = plain.quantise(y2, z, 3000)
         begin = int(np.searchsorted(ends, channel, side="right"))
         first, last = (0 if begin == 0 else int(ends[begin - 1])), int(ends[begin])
-        own = np.add.outer(np.arange(7), np.arange(6)) % 2 <= sum(cell) % 2
+        fine = begin < shape.fine
+        own = np.array([[step_of((r, c), fine) <= step_of(cell, fine) for c in range(6)] for r in range(7)])
         assert np.array_equal(before.means[:first], after.means[:first])
         assert np.array_equal(before.means[first:last, own], after.means[first:last, own])
         assert np.array_equal(before.scales[first:last, own], after.scales[first:last, own])
         assert np.array_equal(prior.quantise(y2, z, 3000).codes, after.codes)
         later += int(not np.array_equal(before.means[first:], after.means[first:]))
-    assert later > 2
+    assert later > 1
 
 
 def test_latents_differ_by_half_a_step_at_most_or_are_the_mean() -> None:
@@ -620,6 +704,23 @@ def test_latents_differ_by_half_a_step_at_most_or_are_the_mean() -> None:
             assert np.array_equal(prior.decompress(payloads, (9, 10), 4321, 3).latents, walk.latents)
         else:
             assert 0 < coded.sum() < coded.size or skip < 0
+
+
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
+def test_free_cells_have_no_codes_and_decode_like_all_others(shape: HyperShape) -> None:
+    prior, grid = prior_of(shape=shape), (9, 10)
+    y, z = draw(prior, grid)
+    free = np.zeros(grid, bool)
+    free[2:7, 3:] = True
+    walk, whole = prior.quantise(y, z, 4321, free), prior.quantise(y, z, 4321)
+    assert not walk.codes[:, free].any()
+    assert walk.codes[:, ~free].any()
+    assert prior.bits(walk).sum() < 0.8 * prior.bits(whole).sum()
+    back = prior.decompress(prior.payloads(walk, 3), grid, 4321, 3)
+    assert same(back, walk)
+    assert same(prior.quantise(y, z, 4321, np.zeros(grid, bool)), whole)
+    with pytest.raises(ValueError, match="free cells"):
+        prior.quantise(y, z, 4321, free.T)
 
 
 def test_codes_and_hyper_latents_are_clamped() -> None:
@@ -1034,10 +1135,10 @@ def test_flipped_bits_in_a_saved_prior_are_refused_or_change_the_hash(tmp_path: 
 
 
 def test_missing_and_foreign_arrays_are_refused() -> None:
-    arrays = literal_arrays()
-    for name in arrays:
-        with pytest.raises(ValueError, match="entropy model"):
-            HyperPrior({key: array for key, array in arrays.items() if key != name})
+    for arrays in (literal_arrays(True), literal_arrays()):
+        for name in arrays:
+            with pytest.raises(ValueError, match="entropy model"):
+                HyperPrior({key: array for key, array in arrays.items() if key != name})
     layer = {f"slices.0.head.up.1.{part}": arrays[f"slices.0.head.up.0.{part}"] for part in ("weight", "bias", "shift")}
     with pytest.raises(ValueError, match="lacks"):  # the other half of the block
         HyperPrior(arrays | layer)
@@ -1049,10 +1150,10 @@ def test_missing_and_foreign_arrays_are_refused() -> None:
 def accepted(change: Callable[[np.ndarray], Any], which: str = "") -> list[str]:
     """Names of the arrays (those that end with ``which``) that can be changed so and no ValueError tells it."""
     found = []
-    for name, array in literal_arrays().items():
+    for name, array in literal_arrays(True).items():
         if name.endswith(which):
             try:
-                HyperPrior(literal_arrays() | {name: np.asarray(change(array))})
+                HyperPrior(literal_arrays(True) | {name: np.asarray(change(array))})
             except ValueError:
                 continue
             found.append(name)
@@ -1085,9 +1186,9 @@ def test_a_column_more_or_less_is_refused() -> None:
 
 def test_a_layer_of_another_width_is_refused() -> None:
     """Weight, bias and shift fit each other, but not their neighbours."""
-    arrays = literal_arrays()
+    arrays = literal_arrays(True)
     layers = sorted({name.removesuffix(".weight") for name in arrays if name.endswith(".weight")})
-    assert len(layers) == 4 + 2 * 7
+    assert len(layers) == 4 + (5 + 9) + (1 + 9)
     for layer in layers:
         parts = [f"{layer}.{part}" for part in ("weight", "bias", "shift")]
         n = len(arrays[f"{layer}.shift"])
@@ -1212,11 +1313,13 @@ def test_export_with_counts() -> None:
     assert np.allclose(plain["z_tables"] / TOTAL, mass / mass.sum(1, keepdims=True), atol=1e-3)
 
 
-def test_training_goes_on_from_an_export() -> None:
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
+def test_training_goes_on_from_an_export(shape: HyperShape) -> None:
     """The same integers again, and a density close to the tables of z."""
     z_counts = np.round(1e6 * np.exp(-0.5 * ((np.arange(63) - 31 - np.arange(6)[:, None]) / 3) ** 2)).astype(np.int64)
-    arrays = export_hyperprior(net_of(), z_counts, skip=5)
-    net = HyperNet(SHAPE).double()
+    arrays = export_hyperprior(net_of(shape), z_counts, skip=5)
+    assert HyperShape.of_export(arrays) == shape
+    net = HyperNet(shape).double()
     net.load_export(arrays)
     again = HyperPrior(export_hyperprior(net, skip=5))
     prior = HyperPrior(arrays)
@@ -1241,11 +1344,12 @@ def test_training_goes_on_from_an_export() -> None:
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def test_training_estimates_have_gradients_and_noise() -> None:
+@pytest.mark.parametrize("shape", [SHAPE, DEEP])
+def test_training_estimates_have_gradients_and_noise(shape: HyperShape) -> None:
     torch.manual_seed(0)
-    net = HyperNet(SHAPE)
-    y = (3 * torch.randn(2, 8, 4, 10)).requires_grad_(True)
-    z = torch.randn(2, 2, 1, 6).requires_grad_(True)
+    net = HyperNet(shape)
+    y = (3 * torch.randn(2, 8, 8, 10)).requires_grad_(True)
+    z = torch.randn(2, 2, 2, 6).requires_grad_(True)
     for rounding in (False, True):
         y_hat, y_bits, z_bits = net(y, z, torch.tensor([0, 9000]), rounding)
         assert (y_hat.shape, y_bits.shape, z_bits.shape) == (y.shape, (2, 3), (2,))

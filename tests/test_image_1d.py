@@ -25,7 +25,7 @@ from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
 from tokodec.codec.image.segments import compress_tokens
-from tokodec.codec.media.read_image import Picture
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.metrics.picture import psnr
 from tokodec.codec.provenance import as_json
 from tokodec.codec.tokens import detokenize_file, tokenize_file

@@ -18,7 +18,8 @@ from PIL import Image
 from tokodec.codec.errors import MediaError, UnsupportedMediaError
 from tokodec.codec.media import read_image as image_module
 from tokodec.codec.media.jpeg import scan_jpeg
-from tokodec.codec.media.read_image import Picture, read_image, refuse_unknown
+from tokodec.codec.media.picture import Picture
+from tokodec.codec.media.read_image import read_image, refuse_unknown
 
 LIMIT = 1 << 28
 

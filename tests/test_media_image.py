@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tokodec.codec.errors import ChunkError, MediaError, UnsupportedMediaError
 from tokodec.codec.media import raster as raster_module
 from tokodec.codec.media import read_image as image_module
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import profile_of_gamma
-from tokodec.codec.media.read_image import IMAGE_SUFFIXES_IN, Picture, decode_alpha, read_image
+from tokodec.codec.media.read_image import IMAGE_SUFFIXES_IN, decode_alpha, read_image
 from tokodec.codec.media.write_image import IMAGE_SUFFIXES_OUT, encode_alpha, write_image
 
 LIMIT = 1 << 20
@@ -79,7 +81,7 @@ def png(samples: np.ndarray, colour: int, bits: int = 16, before: bytes = b"", a
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
 
 
-def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: int = 1, **tags: int) -> bytes:
+def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: int = 1, **tags: Any) -> bytes:
     """A one-strip TIFF made by hand; 8 is deflate."""
     height, width, count = samples.shape
     raw = samples.astype(np.dtype(order + samples.dtype.str[1:])).tobytes()
@@ -94,7 +96,7 @@ def tiff(samples: np.ndarray, photometric: int, order: str = "<", compression: i
     if count in (2, 4):
         entries[338] = (3, [2])
     for name, value in tags.items():
-        entries[int(name[1:])] = (3, [value])
+        entries[int(name[1:])] = (3, list(value) if isinstance(value, tuple) else [value])
     table_end = 8 + 2 + 12 * len(entries) + 4
     extra = b""
     body = b""
@@ -319,6 +321,11 @@ def test_samples_without_a_range_are_refused(dtype: type, word: str) -> None:
         read(tiff(np.zeros((2, 3, 1), dtype), 1))
 
 
+def test_signed_bytes_are_refused() -> None:
+    with pytest.raises(UnsupportedMediaError, match=r"^x holds signed samples"):
+        read(tiff(noise(5, 7, 1), 1, t339=2))
+
+
 def test_float_netpbm_is_refused() -> None:
     with pytest.raises(UnsupportedMediaError, match="float"):
         read(b"Pf\n1 1\n-1.0\n" + bytes(4))
@@ -541,6 +548,11 @@ def test_extra_channel_is_told() -> None:
     samples = noise(5, 7, 4)
     picture = read(tiff(samples, 2, t338=0))
     assert np.array_equal(picture.pixels, samples[..., :3])
+    assert picture.notes == ["extra channels not kept"]
+    with_alpha = np.concatenate([noise(5, 7, 4), noise(5, 7, 1)], -1)
+    picture = read(tiff(with_alpha, 2, e338=(2, 0)))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha, with_alpha[..., 3])
     assert picture.notes == ["extra channels not kept"]
 
 
@@ -800,6 +812,36 @@ def test_exif_survives_tiff() -> None:
     assert tags[0x010F] == "Maker"
     assert tags.get_ifd(0x8769) == {0x829A: 0.5}
     assert notes == again.notes == []
+
+
+@pytest.mark.parametrize("has_exif", [False, True])
+@pytest.mark.parametrize("has_alpha", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tags_of_a_written_tiff(channels: int, has_alpha: bool, has_exif: bool) -> None:
+    """Those that TIFF 6.0 asks for, in order, and a compression that it knows; EXIF and XMP side by side."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2024:01:01 10:00:00"
+    block = exif.tobytes().removeprefix(b"Exif\0\0") if has_exif else None
+    alpha = noise(5, 7) if has_alpha else None
+    data, notes = written(Picture(noise(5, 7, channels), alpha, exif=block, xmp=XMP), ".tif")
+    assert notes == []
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    tags = [struct.unpack_from(order + "H", data, start + 2 + 12 * i)[0] for i in range(count)]
+    assert tags == sorted(set(tags))
+    required = {256, 257, 258, 259, 262, 273, 278, 279, 282, 283, 296}
+    required |= {277} if channels + has_alpha > 1 else set()
+    assert set(tags) >= required | ({338} if has_alpha else set()) | {700}
+    with Image.open(io.BytesIO(data)) as im:
+        assert isinstance(im, TiffImageFile)
+        assert im.tag_v2[259] == (1 if has_exif else 5)  # uncompressed or LZW
+        assert im.tag_v2.get(338, ()) == ((2,) if has_alpha else ())
+        assert im.info["xmp"] == XMP
+        if has_exif:
+            assert im.getexif()[0x010F] == "Maker"
+            assert im.getexif().get_ifd(0x8769)[0x9003] == "2024:01:01 10:00:00"
 
 
 def test_too_large_exif_for_jpeg_is_told() -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tokodec.codec.errors import MediaError
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import (
     CodePoints,
     fitting_profile,
@@ -17,7 +18,7 @@ from tokodec.codec.media.profile import (
     profile_of_gamma,
     to_srgb,
 )
-from tokodec.codec.media.read_image import Picture, read_image
+from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.write_image import write_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -156,6 +157,21 @@ def test_gamma_and_primaries_of_png() -> None:
     for bad in (chunk(b"gAMA", bytes(4)), chunk(b"cHRM", bytes(32)), chunk(b"cHRM", struct.pack(">8I", *[31270] * 8))):
         picture = read(png(im, bad))
         assert (picture.icc, picture.notes) == (None, ["gAMA and cHRM not kept: they describe no colours"])
+
+
+def test_adobe_rgb_of_cameras() -> None:
+    """No profile: EXIF says that the colour space is another one, and the interoperability index which."""
+    for index, space, adobe in (("R03", 0xFFFF, True), ("R98", 0xFFFF, False), ("R03", 1, False)):
+        exif = Image.Exif()
+        own = exif.get_ifd(0x8769)
+        own[0xA001] = space
+        own[0xA005] = {1: index}
+        picture = read(saved(Image.new("RGB", (8, 8)), "JPEG", exif=exif))
+        assert (picture.icc is not None) is adobe
+        if adobe:
+            for samples in COLOURS:
+                assert np.abs(shown(picture.icc, samples) - expected(samples, ADOBE_RGB, 563 / 256)).max() <= 1.5
+        assert read(saved(Image.new("RGB", (8, 8)), "JPEG", exif=exif, icc_profile=SRGB)).icc == SRGB
 
 
 # ------------------------------------------------------------------------------------------- profiles that must fit

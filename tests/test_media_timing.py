@@ -3,6 +3,7 @@ together to 20 ms."""
 
 from __future__ import annotations
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import av
 import numpy as np
 import pytest
 
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.decode import decode_file
+from tokodec.codec.encode import encode_file
 from tokodec.codec.media.audio import Samples, read_audio
 from tokodec.codec.media.read_video import Frame, VideoReader
+from tokodec.codec.media.write_video import VideoWriter
+from tokodec.codec.video.clock import shown_clock
 
 RATE, FPS = 48000, 25
 TOLERANCE = 0.02  # seconds
@@ -163,3 +169,80 @@ def test_a_gap_without_measure_is_left_out_and_said(tmp_path: Path) -> None:
     sound = read_audio(tmp_path / "a.mkv", "a.mkv")
     assert sound.samples.shape[1] == 2 * RATE
     assert any("is left out: there is more silence than sound" in problem for problem in sound.problems)
+
+
+# ------------------------------------------------------------------------------------------------- the last frame's end
+
+
+def still(path: Path, seconds: float, frames: int = 1) -> Path:
+    """One frame, or a few, with a sound that goes on."""
+    muxer = {".mkv": "matroska", ".ts": "mpegts"}.get(path.suffix, path.suffix[1:])
+    clip(
+        path,
+        [(0.0, beeps(seconds, [seconds - 1]))],
+        "libopus" if path.suffix == ".webm" else "aac",
+        muxer,
+        [0.0],
+        frames,
+    )
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_picture_stays_while_its_sound_goes_on(
+    suffix: str, frames: int, tmp_path: Path, video_model: Path, sound_model: Path
+) -> None:
+    path = still(tmp_path / f"a{suffix}", 6, frames)
+    models = {"model": str(video_model), "sound_model": str(sound_model), "device": "cpu"}
+    whole = encode_file(path, **models)  # type: ignore[arg-type]
+    assert whole.seconds == pytest.approx(6, abs=0.1)
+    bounded = encode_file(path, kbps=4.0, **models)  # type: ignore[arg-type]
+    assert len(bounded.data) <= 4000 * 6.1 / 8
+    assert bounded.kbps <= 4
+    clock = shown_clock(read_tok(whole.data))
+    assert float(clock.time(clock.frames)) == pytest.approx(6, abs=0.1)
+    for target in (".mp4", ".mkv"):
+        out = tmp_path / f"b{target}"
+        decode_file(io.BytesIO(whole.data), out, start=3, model=str(video_model), sound_model=str(sound_model))
+        _, _, reader, found = seen(out)
+        assert len(found) == 1
+        assert float(found[0].duration) == pytest.approx(3, abs=0.15)
+        assert reader.problems == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".gif"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_how_long_the_last_frame_is_shown_comes_back(suffix: str, frames: int, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    with (
+        path.open("w+b") as file,
+        VideoWriter(file, suffix, "a", 16, 16, Fraction(1, 25), rate=Fraction(25)) as writer,
+    ):
+        for i in range(frames):
+            duration = Fraction(3) if i == frames - 1 else None
+            writer.write(np.full((16, 16, 3), 40 * i, np.uint8), Fraction(i, 25), duration)
+    with VideoReader(path, "a") as reader:
+        assert [frame.duration for frame in reader] == [Fraction(1, 25)] * (frames - 1) + [Fraction(3)]
+    assert not any("last frame" in note for note in writer.notes)
+
+
+def test_what_holds_no_duration_says_so(tmp_path: Path) -> None:
+    for seconds, said in ((Fraction(1, 25), False), (Fraction(3), True)):
+        with (tmp_path / "a.y4m").open("wb") as file:
+            writer = VideoWriter(file, ".y4m", "a", 16, 16, Fraction(1, 25), rate=Fraction(25))
+            with writer:
+                writer.write(np.zeros((16, 16, 3), np.uint8), Fraction(0), seconds)
+        assert any("the last frame is shown for 3.000 s" in note for note in writer.notes) == said
+
+
+def test_an_end_without_measure_is_no_duration(tmp_path: Path) -> None:
+    """A file that says it lasts for years does not show its last frame for years."""
+    data = clip(tmp_path / "a.mkv", [(0.0, beeps(1, [0.4]))], "pcm_s16le", "matroska", [0.4], 25)
+    at = data.index(b"00:00:01.0")  # the tag DURATION of the video track
+    for text in (b"9999:00:01.0", b"00:00:01.-1"):
+        wrong = bytearray(data)
+        wrong[at : at + len(text)] = text
+        (tmp_path / "b.mkv").write_bytes(wrong)
+        with VideoReader(tmp_path / "b.mkv", "b") as reader:
+            assert list(reader)[-1].duration <= Fraction(1, 10)

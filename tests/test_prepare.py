@@ -10,8 +10,8 @@ from tokodec.codec.container.write import write_tok
 from tokodec.codec.errors import UsageError
 from tokodec.codec.image.prepare import fill_transparent, prepare
 from tokodec.codec.image.segments import picture_of
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import CodePoints, profile_of_code_points, profile_of_gamma
-from tokodec.codec.media.read_image import Picture
 from tokodec.codec.options import COLOURS_ONLY, KEEP, EncodeOptions, parse_keep, with_short_forms
 
 P3 = profile_of_code_points(CodePoints(12, 13), gray=False)
@@ -114,7 +114,7 @@ def test_what_is_not_seen_has_no_influence(channels: int) -> None:
         own = np.where(alpha[..., None] == 0, under, pixels).astype(np.uint8)
         assert fill_transparent(own, alpha) is not isinstance(under, int)
         results.append(own)
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0][alpha > 0], pixels[alpha > 0])
     steps = max(int(np.abs(np.diff(results[0].astype(int), axis=axis)).max()) for axis in (0, 1))
     assert steps < 40  # no edge between what is seen and what is not, of the 198 grey levels there are
@@ -141,6 +141,7 @@ def test_hidden_colours_are_told() -> None:
     hidden = picture(alpha=alpha)
     hidden.pixels[3] = 0
     assert prepare(hidden).notes == ["colours under fully transparent pixels not kept"]
+    assert hidden.alpha is not None
     assert np.array_equal(hidden.alpha, alpha)
     assert (hidden.pixels == (200, 100, 50)).all()
     plain = picture(alpha=alpha)

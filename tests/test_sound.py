@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -572,3 +573,31 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     assert len(shares) > 5
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_high_rates_take_no_more_memory(tmp_path: Path) -> None:
+    """A file of 104 bytes: 8 channels at 768 kHz in one long segment. Its samples never are in memory at once."""
+    model = load_model(str(GOLDEN), "cpu")
+    frames, tokenizer = 300, model.tokenizer
+    header = replace(
+        HEADER,
+        model=tokenizer.name,
+        weights_hash=tokenizer.weights_hash,
+        prior=model.prior.wire_id,
+        prior_hash=model.prior.hash,
+        samples=frames * 320 * 32,
+        sample_rate=768_000,
+        channels=8,
+        signals=8,
+        segment=1024,
+    )
+    payload = bytes([1] * 8) + model.prior.compress_joint([np.zeros((1, frames), np.int64)] * 8)
+    data = write_tok(header, [[payload]])
+    assert len(data) < 120
+    tracemalloc.start()
+    decode_file(io.BytesIO(data), tmp_path / "a.wav", model=str(GOLDEN), device="cpu")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    samples = 4 * 8 * header.samples  # bytes
+    assert soundfile.info(tmp_path / "a.wav").frames == header.samples
+    assert peak < samples / 2

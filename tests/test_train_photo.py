@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokodec.codec.metrics.distortion import distortion
-from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
+from tokodec.entropy.hyperprior.net import HyperNet, HyperShape, SliceNet
 from tokodec.tokenizers.image.layers import channels_last
 from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
+from tokodec.train import photo_start
 from tokodec.train.graphed import GraphedStep
 from tokodec.train.muon import Muon, orthogonal
 
@@ -416,3 +418,97 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "x").exists()
     assert all(path.read_bytes() == b"" for path in taken.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------- a larger codec's start
+
+
+def small_and_large() -> tuple[script.PhotoCodec, script.PhotoCodec]:
+    """Random weights; the larger one has more of everything and reaches higher rates."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"channels": (8, 12), "analysis_blocks": (1, 1), "hyper": 4, "hyper_width": 6}
+    shape = HyperShape(hyper=4, slices=(2, 3), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
+    config = ImagePhotoConfig(synthesis_blocks=(1, 1), latents=5, rate_weights=(0.001, 0.1), **sizes)
+    small = script.PhotoCodec(PhotoNets(config), HyperNet(shape))
+    shape = HyperShape(
+        hyper=4, slices=(2, 3, 4), middle=(8, 8), features=8, width=20, hidden=24, blocks=2, head=8, fine=1, state=6
+    )  # fmt: skip
+    config = ImagePhotoConfig(
+        synthesis_blocks=(2, 1), latents=9, detail=4, rate_weights=(0.001, 0.01, 1.0), **sizes
+    )  # fmt: skip
+    large = script.PhotoCodec(PhotoNets(config), HyperNet(shape))
+    with torch.no_grad():
+        for name, p in small.named_parameters():
+            if name.endswith(("expand.weight", "expand.bias")) or "points" in name:
+                p.normal_(0, 0.1)
+    return small, large
+
+
+def test_a_larger_codec_starts_as_the_smaller_one() -> None:
+    """The same latents and pictures at every rate that both have, with means for what is new."""
+    small, large = small_and_large()
+    photo_start.grow_nets(large.nets, small.nets)
+    x = torch.rand(2, 3, 64, 64)
+    qualities = torch.tensor([0.0, 3 / 7])  # 3 / 7: a control point below the bend of the rate weights
+    same = photo_start.same_rate(qualities, large.nets.config.rate_weights, small.nets.config.rate_weights).float()
+    assert script.rate_weight(same, (0.001, 0.1)).tolist() == pytest.approx(
+        script.rate_weight(qualities, (0.001, 0.01, 1.0)).tolist()
+    )
+    with torch.no_grad():
+        y, y_small = (codec.nets.analysis(x) for codec in (large, small))
+        assert torch.allclose(y[:, :5], y_small, atol=1e-6)
+        whole, before = large.nets.synthesis(y, qualities), small.nets.synthesis(y_small, same)
+        assert torch.allclose(whole, before, atol=1e-4)
+        for first, second in ((large.nets.gain, small.nets.gain), (large.nets.inverse_gain, small.nets.inverse_gain)):
+            assert torch.allclose(first(qualities)[:, :5], second(same), rtol=1e-4)
+        top = large.nets.log_gain.points[-1, :5] - small.nets.log_gain.points[-1]
+    assert torch.allclose(top, torch.full((5,), 0.5 * float(torch.log(torch.tensor(10.0)))), atol=1e-5)
+
+
+def test_an_entropy_model_of_more_slices_starts_with_the_layers_of_the_smaller() -> None:
+    small, large = small_and_large()
+    weight = small.entropy.decoder.enter.weight.detach().clone()
+    photo_start.grow_entropy(large.entropy, small.entropy)
+    assert torch.equal(large.entropy.decoder.enter.weight, weight)
+    old, new = small.entropy.slices[1], large.entropy.slices[1]
+    assert isinstance(old, SliceNet)
+    assert isinstance(new, SliceNet)
+    assert torch.equal(new.base.weight[:16], old.base.weight)
+    assert torch.equal(new.own_of(1).weight[:16], old.own_of(1).weight)
+    photo_start.turn_hats(large.entropy, (0.001, 0.01, 1.0), (0.001, 0.1))
+    turned = large.entropy.decoder.enter.weight.unflatten(1, (9, -1))
+    before = weight.unflatten(1, (9, -1))
+    assert torch.equal(turned[:, :, :4], before[:, :, :4])  # z is read as it was
+    assert torch.allclose(turned[:, :, 4], before[:, :, 4], atol=1e-6)  # and so is the lowest quality
+    assert torch.allclose(turned[:, :, -1], before[:, :, -1], atol=1e-6)
+    assert torch.allclose(turned[:, :, 4 + 3], before[:, :, 4 + 3], atol=1e-6)
+    middle = (before[:, :, 4 + 4] + before[:, :, 4 + 5]) / 2  # 4 / 7 of the way has the lambda of 9 / 14
+    assert torch.allclose(turned[:, :, 4 + 4], middle, atol=1e-6)
+
+
+def test_a_codec_that_is_not_smaller_is_refused() -> None:
+    small, large = small_and_large()
+    with pytest.raises(ValueError, match="is larger than in the recipe"):
+        photo_start.grow_nets(small.nets, PhotoNets(ImagePhotoConfig(channels=(16, 12), latents=5, hyper=4)))
+    with pytest.raises(ValueError, match="quality 0 and 100 alone"):
+        photo_start.grow_nets(small.nets, large.nets)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_start_is_trained_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grown by one command, trained by another, with synthetic crops among the others."""
+    words = [*SMALL.split(), "data.synthetic=0.5", "data.drawn=18", "rate.outlier=2.0"]
+    monkeypatch.setattr(sys, "argv", command("--data", str(folder), "--minutes", "0.01", "--out", str(tmp_path / "a")))
+    script.main()
+    more = ["entropy.state=4", "entropy.fine=1", "rate.lambda=[0.001,0.01,1.0]"]
+    start = ["--model", str(tmp_path / "a"), "--out", str(tmp_path / "start"), "--recipe", "image-photo"]
+    monkeypatch.setattr(sys, "argv", ["photo_start", *start, "--set", *words, *more])
+    photo_start.main()
+    rest = ["--data", str(folder), "--minutes", "0.02", "--resume", str(tmp_path / "start"), "--out"]
+    monkeypatch.setattr(sys, "argv", command(*words[len(SMALL.split()) :], *more, *rest, str(tmp_path / "b")))
+    script.main()
+    found = json.loads((tmp_path / "b" / "training.json").read_text())
+    assert len(found["synthetic"]) == len(found["holdout"])
+    model = ImagePhoto.from_pretrained(tmp_path / "b")
+    assert model.config.rate_weights == (0.001, 0.01, 1.0)
+    assert HyperShape.of_export(model.entropy.arrays()).state == 4

@@ -29,9 +29,12 @@ from tokodec.codec.container.chunks import (
     AUDL,
     HEAD,
     LAYR,
+    TEND,
     TIME,
     CodedSound,
+    chunk_at,
     pack_chunk,
+    pack_segment,
     pack_times,
     read_sound_head,
     read_times,
@@ -686,6 +689,40 @@ def test_damage_of_the_sound_costs_the_sound(long: bytes, tmp_path: Path) -> Non
         assert len(found) == 132
         assert reader.has_sound == (place[0] == AUDL)
     assert same(frames_of(bytes(broken)), frames_of(long))
+
+
+@pytest.mark.parametrize(("samples", "kept"), [((1 << 32) - 1, []), ((1 << 32) - 1, [80_000]), (48_000 * 40, [0, 1])])
+def test_a_sound_that_is_not_there_costs_nothing(samples: int, kept: list[int], tmp_path: Path, long: bytes) -> None:
+    """A video of few bytes whose sound claims 2^33 samples: what is there bounds the work, not what is claimed."""
+    tok = read_tok(long)
+    assert tok.track is not None
+    header = replace(tok.track[0], samples=samples)
+    payload = tok.sound_payload(0)
+    assert payload is not None
+    out = bytearray(long[: tok.places[AHED, 0, 0]])
+    out += pack_chunk(AHED, CodedSound(header, 0, []).head)
+    for key, place in sorted(tok.places.items(), key=lambda item: item[1]):
+        if key[0] == LAYR:
+            out += pack_chunk(*chunk_at(long, place))  # type: ignore[misc]
+    for segment in kept:
+        out += pack_chunk(AUDL, pack_segment(segment) + payload)
+    found = read_tok(bytes(out) + pack_chunk(TEND, b""))
+    if kept == [0, 1]:
+        assert found.track is not None
+        assert found.sound.samples == 2 * 48_000  # two segments of two seconds
+        assert any("only the first 4.00 s are there" in problem for problem in found.problems)
+        done = decode(found.data, tmp_path / "a.mkv")
+        with load_sound(tmp_path / "a.mkv") as sound:
+            assert sum(block.shape[1] for block in sound.blocks()) == 2 * 48_000
+    else:
+        assert found.track is None
+        done = decode(found.data, tmp_path / "a.mkv")
+    assert any("sound is lost" in problem for problem in done.problems) == (kept != [0, 1])
+
+
+def load_sound(path: Path) -> AudioReader:
+    with VideoReader(path, path.name) as reader:
+        return reader.sound()[0]
 
 
 def test_lost_times_are_even(tmp_path: Path) -> None:

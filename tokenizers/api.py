@@ -219,9 +219,13 @@ class Tokenizer(nn.Module, abc.ABC):
         folder.mkdir(parents=True, exist_ok=True)
         self.save_parts(folder)
         weights.save(
-            self.state_dict(), folder / weights.WEIGHTS_FILE, self.int8_weights, self.int8_largest, self.half_weights,
-            self.int8_codebooks,
-        )  # fmt: skip
+            self.state_dict(),
+            folder / weights.WEIGHTS_FILE,
+            int8=self.int8_weights,
+            largest=self.int8_largest,
+            half=self.half_weights,
+            codebooks=self.int8_codebooks,
+        )
         (folder / CONFIG_FILE).write_text(config_text(self))
         written, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
         own = self.state_dict()

@@ -256,6 +256,10 @@ class Trainer(BaseTrainer):
         """Bits an id of windows, as ids ``[B, n]``."""
         yield {"bits": float(model(medium).double().mean()) / math.log(2)}
 
+    def count(self, model: Any, media: Sequence[Any]) -> list[Tensor]:
+        """None: a generator is no tokenizer."""
+        return []
+
     def score(self, rows: list[Row]) -> float:
         return -float(rows[0]["bits"])
 

@@ -30,9 +30,9 @@ from .data.images import CropStore, list_images, read_all, read_rgb
 from .graphed import GraphedStep
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
-from .rate import lambdas, no_penalties, set_penalties
+from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim
-from .trainer import BaseTrainer, Phase, Row, histograms, static_prior, trainer_arguments
+from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
 STAGES = ("faithful", "sharp")
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
@@ -185,6 +185,7 @@ class Trainer(BaseTrainer):
         self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
         self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
+        self.media, self.held = self.middles(self.media), self.middles(self.held)
         if args.resume:
             self.model = ImageGrid.from_pretrained(args.resume)
             no_penalties(self.model.codebooks)  # training and its evaluations search without regard to bits
@@ -376,16 +377,16 @@ class Trainer(BaseTrainer):
     def finish(self, model: ImageGrid, some: Sequence[Tensor]) -> tuple[ImageGrid, dict[str, Any]]:
         """Set the penalties of the search to the smallest that meet the recipe's limits."""
         conf, levels = self.recipe.export, model.codebooks
-        some = self.some(some[:: max(1, len(some) // COUNTED)], EXPORT_CHOICE, 2 * len(conf.rate_weights))
-        held = self.some(self.tested, EXPORT_CHOICE, len(conf.rate_weights))
+        passes = ROUNDS * len(conf.rate_weights)
+        each = passes * self.seconds_of(lambda: self.count(model, some[:1]))
+        some = self.some(some[:: max(1, len(some) // COUNTED)], EXPORT_CHOICE, each)
+        held = self.some(self.tested, EXPORT_CHOICE, self.cost * len(conf.rate_weights))
         no_penalties(levels)
         slopes = lambdas(levels, latents_of(model, some[:50]))
         self.shown_nets = model.config.synthesis[:1]
         least, before = 0.0, [level.penalty for level in levels]
         for weight in conf.rate_weights:
-            counts = set_penalties(
-                levels, weight, slopes, lambda: histograms(model, (x for p in some for x in self.views(p)))
-            )
+            counts = set_penalties(levels, weight, slopes, lambda: self.count(model, some))
             usage = [float((c > 0).double().mean()) for c in counts]
             if weight and min(usage) < least:
                 self.log(f"rate weight {weight:.2f} leaves codewords unused: " + " ".join(f"{u:.4f}" for u in usage))

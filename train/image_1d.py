@@ -28,7 +28,7 @@ from ..tokenizers.quantize.vq import kmeans
 from .data.images import CropStore, list_images, read_all, read_rgb
 from .loop import optimizers_of, psnr, run_script
 from .recipe import Optim
-from .trainer import BaseTrainer, Phase, Row, histograms, trainer_arguments
+from .trainer import BaseTrainer, Phase, Row, trainer_arguments
 
 TEST_TOKENS = (16, 32, 64, 128, 256)
 STARTS = 40  # batches whose latents the codebook starts from
@@ -101,6 +101,7 @@ class Trainer(BaseTrainer):
         self.media, self.held = self.read(list_images(args.data), read_rgb).split(self.recipe.data.holdout_every)
         self.store = CropStore(self.media, CORE + 2 * MARGIN, self.device, self.recipe.data.zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
+        self.media, self.held = self.middles(self.media), self.middles(self.held)
         model = ImageSequence(self.recipe.model, self.recipe.name)
         self.model = (self.resumed(model) if args.resume else model).to(self.device)
         self.net = Autoencoder(self.model)
@@ -159,7 +160,7 @@ class Trainer(BaseTrainer):
             yield {"tokens": n, "psnr": psnr(x, model.decode(tokens.levels(n)))}
 
     def make_prior(self, model: ImageSequence, some: Sequence[Tensor]) -> tuple[TailPrior, dict[str, Any]]:
-        counts = torch.stack(histograms(model, (x for medium in some for x in self.views(medium))))  # [tokens, N]
+        counts = torch.stack(self.count(model, some))  # [tokens, N]
         prior = TailPrior.from_counts(counts.numpy())
         prior.save_pretrained(self.out)
         bits = code_bits(counts)

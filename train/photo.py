@@ -3,12 +3,15 @@
     python -m tokodec.train.photo --recipe image-photo --data PICTURES... --minutes 25 --out OUT
     torchrun --nproc_per_node 2 -m tokodec.train.photo ...                     # two GPUs
 
-Every crop has a quality of its own, drawn at random, and is trained for rate + lambda(quality) * distortion. The nets
-compute with weights rounded to int8 as a release rounds them; in stage 2, the last part of the time, the entropy model
-rounds as its integers will, too. The budget is wall-clock minutes. The best weights so far (by the held-out pictures)
-lie in OUT at any time, as the model that users load and as ``checkpoint.safetensors``, the same in float32. ``--resume
-FOLDER`` starts from either; with ``--minutes 0`` it only exports. The tables of the coder are counted on training
-pictures at the end. The last thing printed is a table on the test pictures.
+Every crop has a quality of its own, drawn at random, and is trained for rate + lambda(quality) * distortion. A share of
+the crops is cut from pictures that are no photographs (``codec/media/synthetic.py``): a codec that has not seen such
+content may destroy it. What costs several times as much as usual counts as its logarithm, so that a few crops of noise
+or of hatching do not decide where everything goes. The nets compute with weights rounded to int8 as a release rounds
+them; in stage 2, the last part of the time, the entropy model rounds as its integers will, too. The budget is
+wall-clock minutes. The best weights so far (by the held-out pictures) lie in OUT at any time, as the model that users
+load and as ``checkpoint.safetensors``, the same in float32. ``--resume FOLDER`` starts from either, or from what
+``photo_start`` grew; with ``--minutes 0`` it only exports. The tables of the coder are counted on training pictures at
+the end. The last thing printed is a table on the test pictures.
 
 A recipe with a rank trains a variant of the model that it resumes from, for another distortion: low-rank differences to
 the weights of its nets, while the entropy model stays. ``--resume`` with the folder of a variant goes on with it.
@@ -18,8 +21,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..codec.media.synthetic import matplotlib_fonts, synthetic_picture
 from ..codec.metrics.distortion import distortion
 from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..codec.provenance import as_json
@@ -56,11 +64,13 @@ from .loop import (
 )
 
 CHECKPOINT = "checkpoint.safetensors"
-EVALUATIONS = 6
+EVALUATIONS = 4
 HOLDOUT_QUICK = 8
 QUICK_QUALITIES = (15, 50, 85)
 TEST_QUALITIES = (5, 20, 40, 60, 80, 95)
 COUNTED = 240  # training pictures whose codes make the coder's tables
+SYNTHETIC_HELD = 18  # synthetic pictures, one of each kind, that are evaluated
+SYNTHETIC_SEEDS = (1000, 2000)  # of those that are trained on, and of those that are evaluated
 CELL = 64  # pixels: pictures are padded to whole hyper cells
 
 
@@ -100,6 +110,21 @@ class PhotoCodec(nn.Module):
             )
             latents = latents.permute(0, 3, 1, 2) * self.nets.inverse_gain(quality)
         return (self.nets.synthesis(latents, quality).float() + 1) / 2, y_bits.sum(1) + z_bits
+
+
+def codec_of(recipe: dict[str, Any]) -> PhotoCodec:
+    """The untrained codec of a recipe. Raises ValueError for sizes without sense."""
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
+    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["entropy"].items()}
+    shape = HyperShape(**inner)
+    config = ImagePhotoConfig(
+        latents=shape.latents,
+        hyper=shape.hyper,
+        distortion=recipe["rate"]["distortion"],
+        rate_weights=tuple(recipe["rate"]["lambda"]),
+        **sizes,
+    )
+    return PhotoCodec(PhotoNets(config), HyperNet(shape))
 
 
 class LowRank(nn.Module):
@@ -157,22 +182,19 @@ class Trainer(TrainingRun):
             raise ValueError(f"MS-SSIM takes crops of {MS_SSIM_SMALLEST} pixels or more, the recipe says {size}")
         self.holdout = [p for p in pictures[::every] if not structural or large(p)]
         self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        self.store = CropStore(self.pictures, size, self.device, recipe["data"]["zoom"], seed=self.seed)
+        zoom = recipe["data"]["zoom"]
+        self.store = CropStore(self.pictures, size, self.device, zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
+        self.synthetic, self.drawn = list[Tensor](), None
+        if recipe["data"]["synthetic"]:
+            drawn = drawn_pictures(recipe["data"]["drawn"], SYNTHETIC_SEEDS[0] + self.process)
+            self.synthetic = drawn_pictures(SYNTHETIC_HELD, SYNTHETIC_SEEDS[1])
+            self.drawn = CropStore(drawn, size, self.device, zoom / 2, seed=self.seed)
+            held = len(self.synthetic)
+            self.log(f"{len(self.drawn)} synthetic pictures to train on in each process, {held} held out")
 
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
-        inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["entropy"].items()}
-        shape = HyperShape(**inner)
-        low, high = recipe["rate"]["lambda"]
-        self.ends = (low, high)
-        config = ImagePhotoConfig(
-            latents=shape.latents,
-            hyper=shape.hyper,
-            distortion=recipe["rate"]["distortion"],
-            rate_weights=self.ends,
-            **sizes,
-        )
-        self.codec = PhotoCodec(PhotoNets(config), HyperNet(shape))
+        self.ends = tuple(recipe["rate"]["lambda"])
+        self.codec = codec_of(recipe)
         self.name = recipe["name"]
         rank = recipe["variant"]["rank"]
         self.base = base_of(args.resume, self.out) if rank else None
@@ -217,7 +239,7 @@ class Trainer(TrainingRun):
                 rounding = True
                 self.best = math.inf  # what counts from here on is what the integers do
                 self.log(f"[{100 * pace.share:5.1f} %] from here on the entropy model rounds")
-            x = self.store.batch(batch).contiguous(memory_format=torch.channels_last)
+            x = self.batch(batch)
             quality = torch.rand(batch, device=self.device, generator=self.generator)
             kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)
             some = torch.rand(batch, device=self.device, generator=self.generator) < conf["progressive"]
@@ -240,6 +262,14 @@ class Trainer(TrainingRun):
             self.export()
         self.accelerator.end_training()
 
+    def batch(self, n: int) -> Tensor:
+        """Crops ``[n, 3, size, size]`` in [0, 1], the last ones synthetic."""
+        drawn = round(n * self.recipe["data"]["synthetic"]) if self.drawn is not None else 0
+        x = self.store.batch(n - drawn)
+        if self.drawn is not None and drawn:
+            x = torch.cat([x, self.drawn.batch(drawn)])
+        return x.contiguous(memory_format=torch.channels_last)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights that are in training, as the codec computes with them."""
         if isinstance(self.trained, LowRank):
@@ -255,24 +285,29 @@ class Trainer(TrainingRun):
             x_hat, bits = functional_call(self.codec, weights, (x, quality, rounding, kept))
         weight = rate_weight(quality, self.ends)
         cost = bits / x[0, 0].numel() + weight * self.distortion(x, x_hat)
-        middle = math.sqrt(self.ends[0] * self.ends[1])
-        return (cost * (weight / middle) ** -conf["balance"]).mean()
+        middle = math.sqrt(self.ends[0] * self.ends[-1])
+        cost, most = cost * (weight / middle) ** -conf["balance"], conf["outlier"]
+        return torch.where(cost > most, most * (1 + torch.log(cost.clamp_min(most) / most)), cost).mean()
 
     def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Any, rounding: bool) -> None:
         if not self.main:
             return
         rows = self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, rounding)
         score = sum(r["log_cost"] for r in rows) / len(rows)
+        drawn = self.evaluate(self.synthetic, QUICK_QUALITIES, rounding) if self.synthetic else []
+        for r in drawn:  # photographs and the others count as in a batch
+            score += self.recipe["data"]["synthetic"] * (r["log_cost"] / len(drawn) - score / len(drawn))
         kept = score < self.best
         if kept:
             self.best = score
             self.keep()
-        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows})
+        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows, "synthetic": drawn})
         crops = step * self.recipe["optim"]["batch"] * self.accelerator.num_processes
         self.log(
             f"[{100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s loss {float(loss):.4f}"
             f" norm {float(norm):.2f} held-out log cost {score:.4f} "
             + "  ".join(map(shown, rows))
+            + "".join(f"  synthetic {r['bpp_estimated']:.3f} bpp {r['psnr']:.2f} dB" for r in drawn)
             + (" kept" if kept else "")
         )
 
@@ -329,12 +364,17 @@ class Trainer(TrainingRun):
             skip = self.recipe["export"]["skip"]
             model = release(self.codec, self.name, skip).to(self.device)
             some = self.pictures[:: max(1, len(self.pictures) // COUNTED)]
+            if self.synthetic:
+                share = self.recipe["data"]["synthetic"]
+                n = round(len(some) * share / (1 - share))
+                some = some + drawn_pictures(n, SYNTHETIC_SEEDS[0] + COUNTED)
             release(self.codec, self.name, skip, count_codes(model, some, self.args.seed)).save_pretrained(self.out)
         else:
             self.keep()
         model = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
         results: dict[str, Any] = {
             "holdout": measure(model, self.holdout),
+            "synthetic": measure(model, self.synthetic) if self.synthetic else [],
             "float": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, False),
             "rounding": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, True),
             "minutes": self.args.minutes,
@@ -350,9 +390,19 @@ class Trainer(TrainingRun):
             results["test"] = measure(model, pictures)
         (self.out / "training.json").write_text(as_json(results))
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
-        for name in ("float", "rounding", "holdout", "test"):
+        for name in ("float", "rounding", "synthetic", "holdout", "test"):
             for row in results.get(name, []):
                 self.log(f"{name:>8} q {row['quality']:3d}  {shown(row)}")
+
+
+def drawn_pictures(n: int, seed: int) -> list[Tensor]:
+    """``n`` synthetic pictures, uint8 ``[H, W, 3]`` each, drawn by as many processes as there are cores."""
+    draw = partial(synthetic_picture, seed=seed, fonts=matplotlib_fonts())
+    cores = min(16, os.cpu_count() or 1)
+    if cores < 4 or n < 100:
+        return [torch.from_numpy(draw(index)) for index in range(n)]
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        return [torch.from_numpy(pixels) for pixels in pool.map(draw, range(n), chunksize=8)]
 
 
 def base_of(folder: str | None, out: Path) -> Path:

@@ -15,11 +15,12 @@ included. The last thing printed is a table: bits per code by level, order-0 aga
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 import torch.distributed
+from torch import Tensor
 
 from ..codec.audio.encode import SEGMENT
 from ..codec.errors import TokodecError
+from ..codec.provenance import as_json
 from ..codec.video.segments import UNIT
 from ..entropy.context.net import ContextNet, LevelShape
 from ..entropy.context.prior import CONTEXT_FILE, ContextPrior
@@ -39,20 +42,98 @@ from ..entropy.schedule import Schedule, offsets_within, raster, refinement
 from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
-from ..tokenizers.audio.grvq import RATE, AudioGRVQ
-from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.tokens import TokenSpec
-from ..tokenizers.video.grid import VideoGrid
 from .data.audio import list_sounds, read_mono
-from .data.images import list_images, read_all
+from .data.images import list_images, read_rgb
+from .data.reading import WORKERS, in_parallel
 from .data.tokens import Codes, LevelSampler, TokenStore, clip_views, picture_views, read_token_files, sound_views
 from .data.video import list_clips, read_clip
-from .recipe import change, read_recipe
+from .loop import learning_rate, set_rate
+from .recipe import change, checked, read_recipe
 
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
 EVALUATION_ROWS = 16384
 SEGMENT_FRAMES = 1 + UNIT  # of clips: a segment of a file of 25 frames a second
+TOKENIZING = 0.5  # of --minutes, at most
+LEAST_RATE = 0.01  # of the full learning rate
+MOST_LEVELS = 32  # of a tokenizer: a context prior has a network for each
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order codes are coded; lists have a value a level, whose last serves all further levels."""
+
+    steps: tuple[int, ...]  # of the refinement of each level: 1, 2, 4, 8, or 0 for raster order
+    walked: int  # leading axes that are walked cell by cell first
+
+
+@dataclass(frozen=True)
+class Nets:
+    """Windows and sizes of the networks, lists as in :class:`Order`."""
+
+    radius: tuple[float, ...]  # of the window in cells
+    features: tuple[int, ...]
+    width: tuple[int, ...]
+    hidden: tuple[int, ...]
+    blocks: tuple[int, ...]
+    digit: tuple[int, ...]
+    time: float = 1.0  # how many cells of the other axes one of the first is away
+
+
+@dataclass(frozen=True)
+class Conceal:
+    """The network that fills lost codes of the first level."""
+
+    radius: float  # 0: none
+    features: int = 0
+    width: int = 0
+    hidden: int = 0
+    blocks: int = 0
+    digit: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """Views of media."""
+
+    views: int  # of each medium: changed, and on a shifted grid
+    holdout_every: int
+    loss: float  # share of examples that see a random part of the codes
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Steps of the float stage."""
+
+    rows: int  # codes of a level and step
+    lr: float
+    warmup_steps: int
+    cooldown: float  # the last share of the stage, in which the learning rate falls linearly to zero
+    weight_decay: float
+    dropout: float
+    grad_clip: float
+    betas: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The second stage: the forward pass rounds as the integers will."""
+
+    share: float  # of the time
+    lr: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; ``train/recipes/context*.yaml`` say what they mean."""
+
+    schedule: Order
+    net: Nets
+    conceal: Conceal
+    data: Data
+    optim: Optim
+    rounding: Rounding
 
 
 def pick(values: Sequence[Any], level: int) -> Any:
@@ -61,7 +142,7 @@ def pick(values: Sequence[Any], level: int) -> Any:
 
 
 def build_net(
-    recipe: dict[str, Any],
+    recipe: Recipe,
     codewords: Sequence[npt.NDArray[np.floating]],
     ndim: int,
     trees: Sequence[CodeTree] | None = None,
@@ -70,16 +151,16 @@ def build_net(
     schedules: list[Schedule] = []
     offsets, shapes = [], []
     names = ("features", "width", "hidden", "blocks", "digit")
+    net, conceal = recipe.net, recipe.conceal
     for k in range(len(codewords)):
-        steps = pick(recipe["schedule"]["steps"], k)
-        schedules.append(refinement(ndim, steps, recipe["schedule"]["walked"]) if steps else raster(ndim))
-        scale = (recipe["net"].get("time", 1.0), *(1.0,) * (ndim - 1))
-        offsets.append(offsets_within(pick(recipe["net"]["radius"], k), scale))
-        shapes.append(LevelShape(**{name: pick(recipe["net"][name], k) for name in names}))
-    if recipe["conceal"]["radius"]:
+        steps = pick(recipe.schedule.steps, k)
+        schedules.append(refinement(ndim, steps, recipe.schedule.walked) if steps else raster(ndim))
+        offsets.append(offsets_within(pick(net.radius, k), (net.time, *(1.0,) * (ndim - 1))))
+        shapes.append(LevelShape(**{name: pick(getattr(net, name), k) for name in names}))
+    if conceal.radius:
         schedules.append(refinement(ndim, 1))
-        offsets.append(offsets_within(recipe["conceal"]["radius"], (1.0,) * ndim))
-        shapes.append(LevelShape(**{name: recipe["conceal"][name] for name in names}))
+        offsets.append(offsets_within(conceal.radius, (1.0,) * ndim))
+        shapes.append(LevelShape(**{name: getattr(conceal, name) for name in names}))
     return ContextNet(codewords, schedules, offsets, shapes, trees)
 
 
@@ -99,7 +180,7 @@ class Trainer:
     """
 
     def __init__(
-        self, net: ContextNet, sizes: Sequence[int], recipe: dict[str, Any], device: torch.device, levels: Sequence[int]
+        self, net: ContextNet, sizes: Sequence[int], recipe: Recipe, device: torch.device, levels: Sequence[int]
     ) -> None:
         self.net, self.device, self.recipe = net.to(device), device, recipe
         self.levels = list(levels)
@@ -107,44 +188,37 @@ class Trainer:
             k: LevelSampler(sizes, net.orders[k], net.nets[k].tree.leaf, net.schedules[k], net.offsets[k], device)
             for k in levels
         }
-        self.loss = {k: 1.0 if net.names[k] == CONCEAL else recipe["data"]["loss"] for k in levels}
+        self.loss = {k: 1.0 if net.names[k] == CONCEAL else recipe.data.loss for k in levels}
         self.best = dict.fromkeys(self.levels, math.inf)
         self.arrays: dict[int, dict[str, npt.NDArray[np.integer]]] = {}
         self.steps = 0
 
     def stage(self, store: TokenStore, held: TokenStore, seconds: float, rounding: bool) -> None:
         """Train for ``seconds``, evaluate and keep the best on the way."""
-        optim = self.recipe["optim"]
-        lr = self.recipe["rounding"]["lr"] if rounding else optim["lr"]
-        cooldown = 1.0 if rounding else optim["cooldown"]
-        fused = self.device.type == "cuda"
-        optimizers = {
-            k: torch.optim.AdamW(
-                self.net.nets[k].parameters(),
-                lr,
-                tuple(optim["betas"]),
-                weight_decay=optim["weight_decay"],
-                fused=fused,
-            )
-            for k in self.levels
-        }
+        optim = self.recipe.optim
+        lr = self.recipe.rounding.lr if rounding else optim.lr
+        cooldown = 1.0 if rounding else optim.cooldown
+        adamw = functools.partial(
+            torch.optim.AdamW, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay,
+            fused=self.device.type == "cuda",
+        )  # fmt: skip
+        optimizers = {k: adamw([{"params": self.net.nets[k].parameters(), "base": lr}]) for k in self.levels}
         half = self.device.type == "cuda" and not rounding
         dtype = torch.bfloat16 if half else torch.float32
         begin, step, count, share, due = time.monotonic(), 0, 0, 0.0, 1 / EVALUATIONS
         sums = {k: torch.zeros((), device=self.device) for k in self.levels}
         while share < 1:
-            factor = min(1.0, (step + 1) / optim["warmup_steps"], max(0.01, (1 - share) / cooldown))
+            factor = max(LEAST_RATE, learning_rate(step, share, optim.warmup_steps, cooldown))
+            set_rate(optimizers.values(), min(factor, (step + 1) / optim.warmup_steps))
             for k, optimizer in optimizers.items():
                 level = self.net.nets[k]
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * factor
-                at = store.sample(optim["rows"])
+                at = store.sample(optim.rows)
                 indices, leaf = self.samplers[k].examples(store, at, self.loss[k])
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                    bits = level.bits(indices, leaf, rounding, dtype, optim["dropout"]).mean()
+                    bits = level.bits(indices, leaf, rounding, dtype, optim.dropout).mean()
                 optimizer.zero_grad(set_to_none=True)
                 bits.backward()
-                torch.nn.utils.clip_grad_norm_(level.parameters(), optim["grad_clip"])
+                torch.nn.utils.clip_grad_norm_(level.parameters(), optim.grad_clip)
                 optimizer.step()
                 sums[k] += bits.detach()
             count += 1
@@ -234,74 +308,103 @@ class Ranks:
         return merged
 
 
+@dataclass(frozen=True)
+class Source:
+    """How the media of one modality become codes.
+
+    Attributes: views: of a tokenizer, a medium, a number of views and a generator to codes ``[K, *grid]`` each.
+    """
+
+    list: Callable[[Iterable[str | Path]], list[Path]]
+    read: Callable[[Path, Tokenizer], Tensor]
+    views: Callable[[Any, Tensor, int, torch.Generator], list[Codes]]
+
+
+def mono(path: Path, tokenizer: Tokenizer) -> Tensor:
+    """A sound at the rate of its tokenizer."""
+    rate = tokenizer.spec(tokenizer.strides).sample_rate
+    assert rate is not None
+    return read_mono(path, round(rate))
+
+
+SOURCES = {
+    "image": Source(list_images, lambda path, _: read_rgb(path), picture_views),
+    "audio": Source(list_sounds, mono, functools.partial(sound_views, segment=SEGMENT)),
+    "video": Source(list_clips, lambda path, _: read_clip(path), functools.partial(clip_views, segment=SEGMENT_FRAMES)),
+}
+
+
 def read_grids(
-    arguments: argparse.Namespace, recipe: dict[str, Any], device: torch.device, ranks: Ranks
+    arguments: argparse.Namespace, recipe: Recipe, device: torch.device, ranks: Ranks
 ) -> tuple[dict[str, list[Codes]], TokenSpec, Tokenizer | None]:
     """Grids "train", "held-out" and maybe "test", what they are tokens of, and the tokenizer if it is known."""
     tokenizer = None if arguments.tokenizer == "none" else Tokenizer.from_pretrained(arguments.tokenizer).to(device)
-    every = recipe["data"]["holdout_every"]
-    grids: dict[str, list[Codes]] = {}
     if arguments.tokens:
-        named, spec = read_token_files(arguments.tokens)
-        grids["train"] = [codes for i, (_, codes) in enumerate(named) if i % every]
-        grids["held-out"] = [codes for i, (_, codes) in enumerate(named) if i % every == 0]
-        if not grids["train"]:
-            raise ValueError("the tokens of one file are too few: every held-out file needs others to learn from")
-        if arguments.test:
-            tests, other = read_token_files(arguments.test)
-            if (other.model, other.weights_hash) != (spec.model, spec.weights_hash):
-                raise ValueError(f"the test tokens are of another model, {other.model} {other.weights_hash}")
-            grids["test"] = [codes for _, codes in tests]
-        if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
-            raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
-        return grids, spec, tokenizer
-    if not isinstance(tokenizer, (ImageGrid, AudioGRVQ, VideoGrid)):
+        return *stored_grids(arguments, recipe, tokenizer), tokenizer
+    if tokenizer is None or tokenizer.modality not in SOURCES or len(tokenizer.codebook_sizes) > MOST_LEVELS:
         raise ValueError("pictures, sounds and videos want a tokenizer for them; for other tokens use --tokens")
-    own: dict[str, npt.NDArray[Any]] = {}
-
-    def put(name: str, codes: Codes) -> None:
-        own[f"{name}.{len(own):08d}.{ranks.rank}"] = np.ascontiguousarray(codes, dtype=np.int32)
-
-    if not isinstance(tokenizer, ImageGrid):
-        for name, folders in (("train", arguments.data), ("test", arguments.test or [])):
-            listed = list_clips if isinstance(tokenizer, VideoGrid) else list_sounds
-            paths = listed(folders) if folders else []
-            generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
-            for i in range(ranks.rank, len(paths), ranks.world):
-                held = name == "train" and i % every == 0
-                views = 0 if held or name == "test" else recipe["data"]["views"]
-                for codes in file_views(tokenizer, paths[i], views, generator):
-                    put("held-out" if held else name, codes)
-        return shared_grids(own, ranks, arguments.out), tokenizer.spec(tokenizer.strides), tokenizer
-    paths = list_images(arguments.data)
-    mine = range(ranks.rank, len(paths), ranks.world)
-    generator = torch.Generator().manual_seed(arguments.seed + ranks.rank)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        for i, picture in zip(mine, read_all([paths[i] for i in mine]), strict=True):
-            held = i % every == 0
-            for codes in picture_views(tokenizer, picture, 0 if held else recipe["data"]["views"], generator):
-                put("held-out" if held else "train", codes)
+    codes: dict[str, npt.NDArray[Any]] = {}
+    seconds = TOKENIZING * 60 * arguments.minutes
+    tokenize(tokenizer, arguments.data, recipe.data, codes, ranks.rank, ranks.world, arguments.seed, seconds)
     if arguments.test:
-        paths = list_images(arguments.test)
-        for picture in read_all(paths[ranks.rank :: ranks.world]):  # in float32, as the codec has it
-            put("test", picture_views(tokenizer, picture, 0, generator)[0])
-    return shared_grids(own, ranks, arguments.out), tokenizer.spec(tokenizer.strides), tokenizer
-
-
-def file_views(tokenizer: AudioGRVQ | VideoGrid, path: Path, views: int, generator: torch.Generator) -> list[Codes]:
-    """Codes of the segments of a sound or a clip, see :func:`sound_views` and :func:`clip_views`."""
-    if isinstance(tokenizer, VideoGrid):
-        return clip_views(tokenizer, read_clip(path), views, generator, SEGMENT_FRAMES)
-    return sound_views(tokenizer, read_mono(path, RATE), views, generator, SEGMENT)
-
-
-def shared_grids(own: dict[str, npt.NDArray[Any]], ranks: Ranks, folder: Path) -> dict[str, list[Codes]]:
-    """The grids of all processes by the first part of their names."""
+        whole = Data(0, 0, 0.0)
+        tokenize(tokenizer, arguments.test, whole, codes, ranks.rank, ranks.world, arguments.seed, math.inf)
     grids: dict[str, list[Codes]] = {}
-    shared = ranks.share(folder, "tokens", own)
+    shared = ranks.share(arguments.out, "tokens", codes)
     for name in sorted(shared):
         grids.setdefault(name.split(".")[0], []).append(shared[name].astype(np.int64))
-    return grids
+    return grids, tokenizer.spec(tokenizer.strides), tokenizer
+
+
+def stored_grids(
+    arguments: argparse.Namespace, recipe: Recipe, tokenizer: Tokenizer | None
+) -> tuple[dict[str, list[Codes]], TokenSpec]:
+    """The grids of files of tokens, and what they are tokens of."""
+    every = recipe.data.holdout_every
+    named, spec = read_token_files(arguments.tokens)
+    grids = {
+        "train": [codes for i, (_, codes) in enumerate(named) if i % every],
+        "held-out": [codes for i, (_, codes) in enumerate(named) if i % every == 0],
+    }
+    if not grids["train"]:
+        raise ValueError("the tokens of one file are too few: every held-out file needs others to learn from")
+    if arguments.test:
+        tests, other = read_token_files(arguments.test)
+        if (other.model, other.weights_hash) != (spec.model, spec.weights_hash):
+            raise ValueError(f"the test tokens are of another model, {other.model} {other.weights_hash}")
+        grids["test"] = [codes for _, codes in tests]
+    if tokenizer is not None and (tokenizer.name, tokenizer.weights_hash) != (spec.model, spec.weights_hash):
+        raise ValueError(f"the tokens are of {spec.model} {spec.weights_hash}; give its --tokenizer, or none")
+    return grids, spec
+
+
+def tokenize(
+    tokenizer: Tokenizer, folders: Sequence[str], data: Data, codes: dict[str, npt.NDArray[Any]], rank: int, world: int,
+    seed: int, seconds: float,
+) -> None:  # fmt: skip
+    """Put the codes of this process's share of some media into ``codes``, in random order until the time is over.
+
+    Names begin with "train", "held-out", or, where ``data.holdout_every`` is 0, "test".
+    """
+    source, device = SOURCES[tokenizer.modality], tokenizer.device
+    generator = torch.Generator().manual_seed(seed + rank)
+    paths, begin = source.list(folders), time.monotonic()
+    mine = list(range(rank, len(paths), world))
+    order = mine[:1] + [mine[1 + i] for i in torch.randperm(max(0, len(mine) - 1), generator=generator).tolist()]
+    done = 0
+    while done < len(order) and (done < 2 or time.monotonic() - begin < seconds):
+        chunk = order[done : done + WORKERS]
+        media = in_parallel(lambda i: source.read(paths[i], tokenizer), chunk)
+        for i, medium in zip(chunk, media, strict=True):
+            name = "test" if not data.holdout_every else "train" if i % data.holdout_every else "held-out"
+            # What is learned from may be tokenized in bfloat16; what is measured with is as files have it.
+            half = device.type == "cuda" and tokenizer.modality == "image" and name == "train"
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                for found in source.views(tokenizer, medium, data.views if name == "train" else 0, generator):
+                    codes[f"{name}.{i:08d}.{len(codes):08d}"] = np.ascontiguousarray(found, dtype=np.int32)
+        done += len(chunk)
+    if done < len(order):
+        print(f"note: {len(order) - done} of {len(order)} files are left out: tokenizing takes long", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -326,14 +429,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (arguments.out / CONTEXT_FILE).exists() and not arguments.force:
         parser.error(f"{arguments.out} holds a context prior already: give another --out, or --force")
     try:
-        recipe = read_recipe(arguments.recipe)
-        change(recipe, arguments.set)
-        run(arguments, recipe)
+        values = read_recipe(arguments.recipe)
+        change(values, arguments.set)
+        run(arguments, checked(Recipe, values))
     except (OSError, ValueError, TokodecError) as error:  # no pictures, damaged tokens, settings that make no sense
         parser.error(" ".join(str(error).split()))
 
 
-def run(arguments: argparse.Namespace, recipe: dict[str, Any]) -> None:
+def run(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """What the command does."""
     begin = time.monotonic()
     ranks = Ranks()
@@ -373,7 +476,7 @@ def run(arguments: argparse.Namespace, recipe: dict[str, Any]) -> None:
             f" {left:.0f} s to train; order-0 held-out {shown}",
             flush=True,
         )
-    share = recipe["rounding"]["share"]
+    share = recipe.rounding.share
     trainer.stage(train, held, left * (1 - share), False)
     parent = {name: trainer.evaluate(stores[name], False) for name in ("held-out", "test") if name in stores}
     collect(trainer, before, chosen, ranks, arguments.out)
@@ -403,7 +506,7 @@ def collect(
 
 def report(
     arguments: argparse.Namespace,
-    recipe: dict[str, Any],
+    recipe: Recipe,
     prior: ContextPrior,
     floats: dict[str, npt.NDArray[Any]],
     grids: dict[str, list[Codes]],
@@ -412,7 +515,8 @@ def report(
     steps: int,
 ) -> None:
     """Write the log, print the tables."""
-    log: dict[str, Any] = {"seed": arguments.seed, "minutes": arguments.minutes, "steps": steps, "recipe": recipe}
+    log: dict[str, Any] = {"seed": arguments.seed, "minutes": arguments.minutes, "steps": steps}
+    log["recipe"] = asdict(recipe)
     log |= {f"{name} grids": len(own) for name, own in grids.items()}
     for name in ("held-out", "test"):
         if name not in stores:
@@ -430,7 +534,7 @@ def report(
         log[name] = rows | ({"filler, lost codes": [float(filler)]} if filler is not None else {})
         saved = 100 * (1 - sum(rows["integers"]) / sum(rows["order-0"]))
         print(f"\n{name}: {len(grids[name])} grids;{cost} integers save {saved:.1f} % of order-0\n{table(rows)}")
-    (arguments.out / "training.json").write_text(json.dumps(log, indent=2) + "\n")
+    (arguments.out / "training.json").write_text(as_json(log))
     path = arguments.out / CONTEXT_FILE
     print(f"\n{path}: {path.stat().st_size} bytes, hash {prior.hash}")
 

@@ -65,9 +65,7 @@ def change(recipe: dict[str, Any], items: Iterable[str]) -> None:
         node: Any = recipe
         for parent in parents:
             node = node.get(parent, {}) if isinstance(node, dict) else {}
-        # Settings that every recipe knows and most leave at their defaults need not stand in the file.
-        known = leaf in node or (parents == ["optim"] and leaf in Optim.__dataclass_fields__)
-        if not isinstance(node, dict) or not known:
+        if not isinstance(node, dict) or leaf not in node:
             raise ValueError(f"the recipe has no {key}")
         node[leaf] = _value(value)
 

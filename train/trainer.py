@@ -38,6 +38,7 @@ Row = dict[str, Any]  # numbers of a measurement are floats; all else says what 
 # LEAST seconds each, and training gets half of the time whatever the others took.
 READING, CHECKS, EXPORT = 0.2, 0.1, 0.2
 LEAST = 5.0
+MIDDLE = 256  # edge in pixels of what is evaluated of a picture without a GPU
 FEW_STEPS = 50  # a run of fewer is said to be short
 LOW_USAGE = 0.3  # of a codebook's words between two checks, below which the log warns
 
@@ -209,10 +210,14 @@ class BaseTrainer(TrainingRun):
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """Write the prior of the codes of some media into ``out``; returns it and what to report of it."""
-        counts = histograms(model, (x for medium in some for x in self.views(medium)))
+        counts = self.count(model, some)
         prior = static_prior(counts)
         prior.save_pretrained(self.out)
         return prior, {"codebook_usage": [float((count > 0).float().mean()) for count in counts]}
+
+    def count(self, model: Any, media: Sequence[Any]) -> list[Tensor]:
+        """Histograms of the codes of media, see :func:`histograms`."""
+        return histograms(model, (x for medium in media for x in self.views(medium)))
 
     def finish(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """What is done with the best weights before they are measured: returns them and what to report of it."""
@@ -227,6 +232,14 @@ class BaseTrainer(TrainingRun):
         for note in reading.notes:
             self.log(note)
         return reading
+
+    def middles(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """What is evaluated and counted of pictures, uint8 ``[H, W, 3]``: all, or without a GPU their middle."""
+        if self.device.type == "cuda" or not self.args.minutes:
+            return list(pictures)
+        self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
+        corners = [[max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
+        return [p[y : y + MIDDLE, x : x + MIDDLE] for p, (y, x) in zip(pictures, corners, strict=True)]
 
     def resumed(self, model: TokenizerT) -> TokenizerT:
         """``model`` with the weights of ``--resume``. Raises ValueError if these have other sizes."""
@@ -243,24 +256,29 @@ class BaseTrainer(TrainingRun):
 
     # ---- sizes for the machine and the time
 
-    def some(self, media: Sequence[T], share: float, passes: float = 1.0) -> list[T]:
-        """As many media, evenly spaced, as can be measured ``passes`` times in a share of the budget; one at least."""
+    def some(self, media: Sequence[T], share: float, each: float) -> list[T]:
+        """As many media, evenly spaced, as a share of the budget allows at ``each`` seconds; one at least."""
         n = len(media)
         if self.args.minutes:
-            n = min(n, max(1, int(max(LEAST, share * 60 * self.args.minutes) / passes / max(self.cost, 1e-4))))
+            n = min(n, max(1, int(max(LEAST, share * 60 * self.args.minutes) / max(each, 1e-4))))
         return [media[i * len(media) // n] for i in range(n)]
 
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        """How long it takes; the first time on a GPU, which is that of its libraries, does not count."""
+        for _ in range(1 + (self.device.type == "cuda")):
+            begin = time.monotonic()
+            work()
+        return time.monotonic() - begin
+
     def plan(self) -> None:
-        """Measure what an evaluation costs; choose what evaluations on the way and the export look at."""
+        """Time an evaluation and a count of codes; choose what evaluations on the way and the export look at."""
         if not self.main:
             return
-        for _ in range(1 + (self.device.type == "cuda")):  # the first time on a GPU is that of its libraries
-            begin = time.monotonic()
-            self.measure(self.model, self.held[:1])
-            self.cost = time.monotonic() - begin
-        self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.evaluations)
-        self.exported, self.tested = self.some(self.media, EXPORT), self.some(self.held, EXPORT)
-        self.reserve = self.cost * (len(self.exported) + len(self.tested))
+        self.cost = self.seconds_of(lambda: self.measure(self.model, self.held[:1]))
+        self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
+        self.tested = self.some(self.held, EXPORT, self.cost)
+        self.exported = self.some(self.media, EXPORT, self.seconds_of(lambda: self.count(self.model, self.media[:1])))
+        self.reserve = self.cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
         counted, there = len(self.exported), len(self.media)
         if counted < there:
             self.log(f"note: the export counts the codes of {counted} of {there} {self.what}, evenly spaced")
@@ -272,11 +290,9 @@ class BaseTrainer(TrainingRun):
 
     def announce(self, compute: GraphedStep, seconds: float) -> None:
         """Time one step, and say how many there will be; no weight changes."""
-        for _ in range(1 + (self.device.type == "cuda")):
-            begin = time.monotonic()
-            compute(self.inputs(), *(phase.on for phase in self.phases)).item()
-            each = (time.monotonic() - begin) * self.optim["accumulate"]
-        steps, batch = int(seconds / each), self.optim["batch"] * self.optim["accumulate"]
+        settings, n = [phase.on for phase in self.phases], self.optim["accumulate"]
+        each = n * self.seconds_of(lambda: compute(self.inputs(), *settings).item())
+        steps, batch = int(seconds / each), self.optim["batch"] * n
         self.log(
             f"{seconds:.0f} s to train: a step of {batch} {self.unit} takes {each:.2g} s now, so about {steps} steps;"
             + (f" the export takes about {self.reserve:.0f} s" if self.main else "")
@@ -316,6 +332,8 @@ class BaseTrainer(TrainingRun):
         seconds = self.seconds_left() if seconds is None else seconds
         seconds = float(broadcast(torch.tensor(seconds, device=self.device)))  # all ask the clock at the same steps
         pace = Pace(self, [*optimizers, *beside], evaluations or self.evaluations, seconds)
+        if self.args.resume and self.args.minutes:
+            self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
         begin, checked_at = self.steps, -1
         for step in pace:
             for phase in self.phases:

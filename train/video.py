@@ -33,7 +33,7 @@ from .data.video import ClipStore, list_clips, read_clip, read_clips
 from .loop import call_as_released, optimizers_of, psnr, run_script
 from .rate import lambdas, no_penalties, set_penalties
 from .recipe import Optim, Rounding
-from .trainer import BaseTrainer, Phase, Row, histograms, static_prior, trainer_arguments
+from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
 ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
@@ -222,17 +222,14 @@ class Trainer(BaseTrainer):
         the bits of its codebook.
         """
         conf = self.recipe.export
-
-        def count() -> list[Tensor]:
-            return histograms(model, (x for medium in some for x in self.views(medium)))
-
         no_penalties(model.codebooks)
         model.hold.zero_()
-        results = {"holdout_without_rate_weight": self.measure(model, self.tested, static_prior(count()))}
+        plain = static_prior(self.count(model, some))
+        results = {"holdout_without_rate_weight": self.measure(model, self.tested, plain)}
         slopes = lambdas(model.codebooks, latents_of(model, some))
         bits = [math.log2(n) for n in model.codebook_sizes]
         model.hold = model.hold.new_tensor([conf.hold * s * b for s, b in zip(slopes, bits, strict=True)])
-        set_penalties(model.codebooks, conf.rate_weight, slopes, count)
+        set_penalties(model.codebooks, conf.rate_weight, slopes, lambda: self.count(model, some))
         model.cpu().save_pretrained(self.out)
         self.log(f"held-out clips without, then with a rate weight of {conf.rate_weight:g}; test clips with it")
         return VideoGrid.from_pretrained(self.out).to(self.device), results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ..options import DecodeOptions
 
 
+PIECE = 150  # frames that go through the nets at once, however long a segment is
+OUTPUT = 1 << 21  # samples of all channels that are made at once, about, whatever their rate
 MARGIN = 10  # frames beside a wanted span, for the resampler's filter
 
 
@@ -117,14 +120,10 @@ def decode_blocks(
     skip = span.begin - first * FRAME * header.sample_rate // RATE
     left = span.end - span.begin
     resampler = Resampler(RATE, header.sample_rate, header.signals)
-    signals = _signals(tok, model, first, last, levels)
-    done = False
-    while left and not done:
-        block = next(signals, None)
-        done = block is None
-        if block is None:
-            block = np.zeros((header.signals, 0), dtype=np.float32)
-        made = resampler(block, last=done)
+    most = max(FRAME, OUTPUT * RATE // (header.sample_rate * header.channels))
+    end: Samples = np.zeros((header.signals, 0), dtype=np.float32)
+    for block in itertools.chain(_sliced(_signals(tok, model, first, last, levels), most), [end]):
+        made = resampler(block, last=block is end)
         dropped = min(skip, made.shape[1])
         skip -= dropped
         made = made[:, dropped : dropped + left]
@@ -132,6 +131,15 @@ def decode_blocks(
         if made.shape[1]:
             yield to_channels(made, header.channels)
         progress.update(1 - left / (span.end - span.begin))
+        if not left:
+            return
+
+
+def _sliced(blocks: Iterator[Samples], n: int) -> Iterator[Samples]:
+    """Blocks ``[signals, n]`` at most."""
+    for block in blocks:
+        for begin in range(0, block.shape[1], n):
+            yield block[:, begin : begin + n]
 
 
 def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | None) -> Iterator[Samples]:
@@ -163,7 +171,8 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
                 yield cut(torch.zeros(len(codes), 1, codes.shape[2] * FRAME))
                 continue
             decoder = decoder or StreamingDecoder(tokenizer)
-            yield cut(decoder.push(codes))
+            for part in codes.split(PIECE, dim=2):
+                yield cut(decoder.push(part))
     if decoder is not None:
         with torch.inference_mode():
             yield cut(decoder.finish())
@@ -173,9 +182,13 @@ def decode_sound(
     tok: TokFile, model: Model, span: Span, levels: int | None = None, progress: Progress = SILENT
 ) -> Sound:
     """A span of a sound, in memory."""
-    blocks = list(decode_blocks(tok, model, span, levels, progress))
     header = tok.sound
-    return Sound(np.concatenate(blocks, axis=1), header.sample_rate, header.bit_depth, layout=header.layout)
+    samples: Samples = np.empty((header.channels, span.end - span.begin), dtype=np.float32)
+    at = 0
+    for block in decode_blocks(tok, model, span, levels, progress):
+        samples[:, at : at + block.shape[1]] = block
+        at += block.shape[1]
+    return Sound(samples[:, :at], header.sample_rate, header.bit_depth, layout=header.layout)
 
 
 def write_sound(

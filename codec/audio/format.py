@@ -33,7 +33,7 @@ class AudioFormat(Format):
         if sink is None:
             sound = decode_sound(tok, model, span, options.levels, progress)
             return Decoded(sound, tok.header, 1, tok.problems)
-        notes = write_sound(tok, model, span, sink, options, progress)
+        notes = write_sound(tok, model, span, sink, options, progress=progress)
         return Decoded(None, tok.header, 1, tok.problems, notes)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:

@@ -12,7 +12,8 @@ Needs nothing but the standard library, so `codec info` answers without torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ChunkError, HeaderError, LimitError, SignatureError, TruncatedError, VersionError
@@ -36,7 +37,18 @@ from .chunks import (
     read_sound_head,
     scan,
 )
-from .fields import SIGNATURE, VERSION, AudioHeader, ImageHeader, VideoHeader, read_header
+from .fields import (
+    CELLS_PER_BYTE,
+    FREE_CELLS,
+    SIGNATURE,
+    USUAL_CELLS,
+    USUAL_SPAN,
+    VERSION,
+    AudioHeader,
+    ImageHeader,
+    VideoHeader,
+    read_header,
+)
 
 if TYPE_CHECKING:
     from .fields import Header
@@ -44,6 +56,7 @@ if TYPE_CHECKING:
 
 MAX_PROBLEMS = 100  # lines that are told of one file
 MAX_MISSING = 8  # refuse a file in which fewer than 1 in 8 segments have their first layer
+FREE_SEGMENTS = 4  # and a file that has less than the frame of a chunk for each segment beyond these
 PEEK = len(SIGNATURE) + 1 + 8 + 1  # bytes up to the modality
 
 
@@ -111,6 +124,14 @@ class TokFile:
             self.damaged(f"{kind.decode()} chunk at byte {offset} is not {what}segment {segment}")
             return None
         return payload[prefix[2] :]
+
+    def holds_its_cells(self, segment: int) -> bool:
+        """Whether the first chunk of a segment is there, and long enough for the cells that it stands for."""
+        at = self.places.get((LAYR, 0, segment))
+        if at is None or not isinstance(self.header, VideoHeader):
+            return at is not None  # cells of pictures and sounds are few, see MAX_SEGMENT and MAX_FRAMES
+        size = int.from_bytes(self.data[at + 4 : at + 8], "little")
+        return math.prod(self.header.segment_grid(segment)) <= most_cells(size)
 
     def segment_payloads(self, segment: int, wanted: int) -> list[bytes]:
         """Payloads of the layers of a segment up to the first that is missing or damaged, ``wanted`` at most."""
@@ -184,12 +205,29 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
         _rebuild_index(tok)
     if isinstance(header, VideoHeader) and header.sound:
         _read_track(tok, max_samples)
-    present = sum(key[:2] == (LAYR, 0) for key in tok.places)
-    if present * MAX_MISSING < header.n_segments:
+    present = sum(key[:2] == (LAYR, 0) and tok.holds_its_cells(key[2]) for key in tok.places)
+    if not _enough(present, header, len(data)):
         raise TruncatedError(
             f"too little is left to decode: the first layer of {present} of {header.n_segments} segments"
         )
     return tok
+
+
+def _enough(present: int, header: Header, size: int) -> bool:
+    """Whether so many of the segments are worth decoding, and what all of them cost is in proportion to the file.
+
+    A segment of a picture counts as often as one of usual size goes into it.
+    """
+    segments = header.n_segments
+    if isinstance(header, ImageHeader):
+        span = max(USUAL_SPAN, USUAL_CELLS * header.stride)
+        segments = max(segments, -(-header.height // span) * -(-header.width // span))
+    return present * MAX_MISSING >= header.n_segments and segments <= FREE_SEGMENTS + size // FRAME
+
+
+def most_cells(size: int) -> int:
+    """Cells of a video that a payload of so many bytes may stand for. (Of a black one some 25 take a byte.)"""
+    return FREE_CELLS + CELLS_PER_BYTE * size
 
 
 def modality_of(start: bytes) -> int | None:
@@ -233,6 +271,24 @@ def _read_track(tok: TokFile, max_samples: int | None) -> None:
         )
     for key in [key for key in tok.places if key[0] == AUDL and key[2] >= header.n_segments]:
         tok.damaged(f"AUDL chunk at byte {tok.places.pop(key)} does not belong there")
+    _bound_track(tok)
+
+
+def _bound_track(tok: TokFile) -> None:
+    """See that what is there of a video's sound, and not what it claims, bounds the work of decoding it."""
+    assert tok.track is not None
+    header, start = tok.track
+    there = [key[2] for key in tok.places if key[0] == AUDL]
+    if _enough(len(there), header, len(tok.data)):
+        return
+    frames = header.segment_span(max(there, default=-1))[1] if there else 0
+    samples = min(header.samples, frames * header.stride * header.sample_rate // header.coded_rate)
+    if not samples or not _enough(len(there), replace(header, samples=samples), len(tok.data)):
+        tok.damaged(f"the sound is lost: {len(there)} of its {header.n_segments} segments are there")
+        tok.track = None
+        return
+    tok.damaged(f"of the sound only the first {samples / header.sample_rate:.2f} s are there")
+    tok.track = replace(header, samples=samples), start
 
 
 def _read_index(tok: TokFile) -> bool:

@@ -30,7 +30,8 @@ from ..files import atomic_output
 from ..image.format import decode_pixels, image_tokenizer
 from ..media.audio import Sound, read_audio, resample, write_audio
 from ..media.kind import Kind, media_kind, refuse_videos
-from ..media.read_image import Picture, read_image
+from ..media.picture import Picture
+from ..media.read_image import read_image
 from ..media.write_image import write_image
 from ..models import Model, load_model, pick_device
 from ..progress import Progress, as_progress

@@ -170,7 +170,7 @@ class Generator(nn.Module):
         stream, cell, axes, rotary, back = (
             x.to(self.device) for x in (stream, cell, axes, place[stream, inside], back)
         )
-        return Order(stream, cell, axes, rotary, tuple((s, at.to(self.device)) for s, at in groups), back)
+        return Order(stream, cell, axes, rotary, groups=tuple((s, at.to(self.device)) for s, at in groups), back=back)
 
     def ids(self, codes: Tensor) -> Tensor:
         """Codes ``[B, K, *grid]`` of this model's levels at least to ids ``[B, T + 2]``; nothing is checked."""

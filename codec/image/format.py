@@ -18,7 +18,8 @@ from ..container.read import TokFile
 from ..container.write import write_tok
 from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..errors import ChunkError, FormatError, UsageError
-from ..media.read_image import Picture, read_image
+from ..media.picture import Picture
+from ..media.read_image import read_image
 from ..media.write_image import encode_alpha, write_image
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
@@ -72,9 +73,7 @@ class ImageFormat(Format):
         """The file of a picture."""
 
     @abc.abstractmethod
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         """Pixels ``[H, W, channels]`` uint8 of a file, and the fewest layers that a segment was decoded with."""
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:

@@ -12,7 +12,7 @@ from ..container.read import TokFile
 from ..container.write import write_tok
 from ..contract import Encoded
 from ..errors import UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, Rate
 from ..progress import Progress
@@ -30,9 +30,7 @@ class LevelsFormat(ImageFormat):
         layers = compress_tokens(tokens, model)
         return build_file(tokens, layers, model, extras_of(picture), options.rate)
 
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         tokens = self.tokens_of(tok, model, options.levels)
         held = self.held(tok, tokens, options.levels)
         return decode_pixels(tokens, model, tok.picture.channels, options.synthesis, progress), held

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..media.picture import Picture
 from ..media.profile import to_srgb
 from ..media.raster import bands
-from ..media.read_image import Picture
 from ..options import KEEP
 
 _CELL = 16  # pixels along the edge of a cell of colours that are spread under what is transparent

@@ -29,7 +29,7 @@ from ..container.fields import ImageHeader
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions
 from ..progress import SILENT, Progress
@@ -71,9 +71,7 @@ class QualityFormat(ImageFormat):
             data, steps = files.best_within(most, later)
         return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=steps / 100)
 
-    def pixels(
-        self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress
-    ) -> tuple[np.ndarray, int]:
+    def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         photo = photo_model(model)
         try:
             photo.check_one_synthesis(options.synthesis)

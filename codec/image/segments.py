@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..container.chunks import ALPH, EXIF, ICCP, XMPP
-from ..container.fields import (
-    ImageHeader,
-)
+from ..container.fields import USUAL_CELLS, USUAL_SPAN, ImageHeader
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError
-from ..media.read_image import Picture, decode_alpha
+from ..media.picture import Picture
+from ..media.read_image import decode_alpha
 from ..models import Model
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ...tokenizers.tokens import Tokens
-    from ..media.read_image import Picture
+    from ..media.picture import Picture
 
 
-SEGMENT = 1024  # pixels along the edge of a segment
-FEWEST = 8  # cells along it
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at
 
 
@@ -68,7 +65,7 @@ def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
             tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
     notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
     icc, exif, xmp = tok.metadata(ICCP), tok.metadata(EXIF), tok.metadata(XMPP)
-    return Picture(pixels, alpha, icc, exif, header.bit_depth, notes, xmp)
+    return Picture(pixels, alpha, icc, exif, bit_depth=header.bit_depth, notes=notes, xmp=xmp)
 
 
 def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
@@ -84,7 +81,7 @@ def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
 
 def segment_cells(stride: int) -> int:
     """Cells along the edge of a segment of a picture."""
-    return max(FEWEST, SEGMENT // stride)
+    return max(USUAL_CELLS, USUAL_SPAN // stride)
 
 
 def image_header(tokens: Tokens, model: Model, layers: int) -> ImageHeader:

@@ -20,7 +20,7 @@ from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
 from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
-from ..media.read_image import Picture
+from ..media.picture import Picture
 from ..models import Model
 from ..options import EncodeOptions, Rate
 from ..progress import SILENT, Progress

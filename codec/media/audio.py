@@ -194,10 +194,10 @@ class AudioWriter:
         self._positions = described(CUSTOMARY[channels]) if channels in CUSTOMARY else ""
         if layout:
             self._sink: _Plain | _Placed = _Placed(
-                target, suffix.lower(), name, sample_rate, self.bits, layout_name(layout, channels)
+                target, suffix.lower(), name, sample_rate, bits=self.bits, layout=layout_name(layout, channels)
             )
         else:
-            self._sink = _Plain(target, suffix, name, sample_rate, self.bits, channels)
+            self._sink = _Plain(target, suffix, name, sample_rate, bits=self.bits, channels=channels)
 
     def __enter__(self) -> AudioWriter:
         return self
@@ -208,9 +208,10 @@ class AudioWriter:
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
         top = 2 ** (self.bits - 1)
-        values = np.round(samples.T.astype(np.float64) * top)
-        self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-        self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
+        for begin in range(0, samples.shape[1], BLOCK):
+            values = np.round(samples[:, begin : begin + BLOCK].T.astype(np.float64) * top)
+            self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
+            self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
 
     @property
     def notes(self) -> list[str]:
@@ -296,7 +297,9 @@ class _Placed:
 def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[str]:
     """Write a whole sound; see :class:`AudioWriter`. Returns what the file could not hold."""
     channels = len(sound.samples)
-    with AudioWriter(target, suffix, name, sound.sample_rate, channels, sound.bit_depth, layout=sound.layout) as writer:
+    with AudioWriter(
+        target, suffix, name, sound.sample_rate, channels=channels, bit_depth=sound.bit_depth, layout=sound.layout
+    ) as writer:
         for begin in range(0, sound.samples.shape[1], BLOCK):
             writer.write(sound.samples[:, begin : begin + BLOCK])
         return writer.notes

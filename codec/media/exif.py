@@ -40,7 +40,7 @@ def dropped_metadata(
             notes.append("IPTC not kept")
         if 330 in tags:
             notes.append("pictures inside the picture (SubIFDs) not kept")
-        if im.tag_v2.get(338) and not has_alpha:
+        if len(im.tag_v2.get(338, ())) > has_alpha:
             notes.append("extra channels not kept")
         private = sorted(tag for tag in tags if tag >= 0x8000 and tag not in {33723, 34675, *_TIFF_EXIF_TAGS})
         if private:
@@ -59,6 +59,26 @@ def _has_resolution(exif: bytes | None) -> bool:
     order = "<" if exif[:2] == b"II" else ">"
     (first,) = struct.unpack_from(order + "I", exif, 4)
     return any(tag == _RESOLUTION[0] for tag, _, _ in _entries(exif, order, first))
+
+
+def is_adobe_rgb(exif: bytes | None) -> bool:
+    """Whether a camera says that samples are Adobe RGB, as they do without a profile: an uncalibrated colour space and
+    the interoperability index R03 (DCF 2.0, Exif 2.32, annex B)."""
+    if exif is None:
+        return False
+    order = "<" if exif[:2] == b"II" else ">"
+
+    def directory(start: int, tag: int) -> tuple[int, int]:
+        """Value of a tag as a number and its place, zeros if it is not there."""
+        for found, kind, place in _entries(exif, order, start):
+            if found == tag:
+                return struct.unpack_from(order + ("H" if kind == 3 else "I"), exif, place + 8)[0], place + 8
+        return 0, 0
+
+    own, _ = directory(struct.unpack_from(order + "I", exif, 4)[0], 0x8769)
+    interoperability, _ = directory(own, 0xA005)
+    _, index = directory(interoperability, 0x0001)
+    return directory(own, 0xA001)[0] == 0xFFFF and bool(index) and exif[index : index + 3] == b"R03"
 
 
 def read_xmp(im: Image.Image) -> bytes | None:
@@ -199,7 +219,7 @@ def tiff_exif(im: TiffImageFile, notes: list[str]) -> tuple[bytes | None, int]:
     kept = descriptive(tags)
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
-    if not len(kept):
+    if not set(kept) - set(_RESOLUTION) and not _says_something(im.info.get("dpi", (1, 1))):
         return None, orientation
     try:
         return kept.tobytes().removeprefix(b"Exif\0\0"), orientation

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 if TYPE_CHECKING:
-    from .read_image import Picture
+    from .picture import Picture
 
 Curve = bytes  # data of a tag of type curv or para
 _D50 = (0.9642, 1.0, 0.8249)
@@ -68,6 +68,12 @@ def profile_of_code_points(points: CodePoints, gray: bool) -> bytes | None:
     if known not in _PRIMARIES:
         raise ValueError(f"primaries {primaries}")
     return _rgb_profile(_NAMES.get(known, f"primaries {known}"), _PRIMARIES[known], curve)
+
+
+def adobe_rgb() -> bytes:
+    """The profile of Adobe RGB (1998), which cameras that write it name in EXIF only."""
+    points = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), _D65)
+    return _rgb_profile("Adobe RGB (1998)", points, _gamma_curve(563 / 256))
 
 
 def profile_of_gamma(gamma: float | None, points: tuple[float, ...] | None, gray: bool) -> bytes | None:

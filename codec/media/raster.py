@@ -68,6 +68,8 @@ def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]
         raise UnsupportedMediaError(f"{name} holds {kind} samples without a defined range: convert it to 8 or 16 bits")
     photometric = 1
     if isinstance(im, TiffImageFile):
+        if 2 in im.tag_v2.get(339, ()):
+            raise UnsupportedMediaError(f"{name} holds signed samples without a defined range: convert it to unsigned")
         photometric = int(im.tag_v2.get(262, 1))
         if bits > 8 and im.tag_v2.get(284, 1) == 2 and im.tag_v2.get(277, 1) > 1:
             raise UnsupportedMediaError(f"{name} holds {bits}-bit channels in separate planes: save it interleaved")

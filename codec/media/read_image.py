@@ -24,10 +24,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
 from . import png
-from .exif import dropped_metadata, read_exif, read_xmp, tiff_exif
+from .exif import dropped_metadata, is_adobe_rgb, read_exif, read_xmp, tiff_exif
 from .jpeg import JPEG_END, JpegScan, scan_jpeg
+from .picture import Picture
 from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
-from .profile import CodePoints, fitting_profile, profile_of_code_points, profile_of_gamma
+from .profile import CodePoints, adobe_rgb, fitting_profile, profile_of_code_points, profile_of_gamma
 from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages
 
@@ -56,26 +57,6 @@ _BUDGET = 12  # bytes of memory for each pixel of the limit
 # More pixels than these must have a byte for each so many: not even pictures of one colour have fewer in practice.
 _FREE_PIXELS, _PIXELS_PER_BYTE = 1 << 24, 8192
 _FREE_SCANS, _PIXEL_SCANS = 16, 1 << 30  # of JPEG: each scan is a walk over the picture
-
-
-@dataclass
-class Picture:
-    """One still picture, upright.
-
-    ``exif`` starts with the TIFF header (``II*\\0`` or ``MM\\0*``), without the ``Exif\\0\\0`` that JPEG puts before
-    it. It is the block of the file except that the orientation, which has been applied, and the thumbnail are gone;
-    offsets inside it are unchanged, so that maker notes stay readable. ``xmp`` is a packet of XML; an orientation in it
-    is 1, and the profile is one for the samples as they are here: gray or RGB.
-    """
-
-    pixels: np.ndarray  # uint8 [H, W, C], C = 1 (gray) or 3 (RGB, display-referred, sRGB unless icc says otherwise)
-    alpha: np.ndarray | None = None  # uint8 [H, W], not premultiplied; None if the file has no alpha
-    icc: bytes | None = None  # ICC profile
-    exif: bytes | None = None
-    bit_depth: int = 8  # of the source: 8, or 16 if it had more than 8 bits per sample
-    notes: list[str] = field(default_factory=list)  # a line each: what was converted or could not be kept
-    xmp: bytes | None = None
-    problems: list[str] = field(default_factory=list)  # a line each: damage, beyond which it was decoded
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -153,7 +134,7 @@ def _examine(file: BinaryIO, name: str, max_pixels: int) -> _Opened:
     if start.startswith(png.PNG_SIGNATURE):
         header = png.read_header(file)
         if header is not None:
-            _check_limits("PNG", header.width, header.height, size, name, max_pixels)
+            _check_limits("PNG", header.width, header.height, size, name=name, max_pixels=max_pixels)
             opened.png = png.scan_png(file)
         if opened.png is not None and opened.png.problems:
             if opened.png.got < max(1, opened.png.row):
@@ -248,6 +229,8 @@ def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
             alpha_stored[y0:y1] = alpha_band
 
     icc = _profile(im, file, opened.png, rows.channels == 1, notes)
+    if icc is None and im.mode == "RGB" and is_adobe_rgb(exif):
+        icc = adobe_rgb()
     key = im.info.get("transparency")
     xmp = read_xmp(im)
     chunks = opened.png.chunks if opened.png is not None else []
@@ -259,7 +242,8 @@ def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
         add_low_bytes(_open(file, name, opened.page), low_tiles, key, pixels_stored, alpha_stored)
     if bits > 8:
         notes.insert(0, f"{bits} bits per sample reduced to 8")
-    return Picture(pixels, alpha, icc, exif, 16 if bits > 8 else 8, notes, xmp, opened.problems)
+    depth = 16 if bits > 8 else 8
+    return Picture(pixels, alpha, icc, exif, bit_depth=depth, notes=notes, xmp=xmp, problems=opened.problems)
 
 
 def _open(file: BinaryIO, name: str, page: int = 0) -> ImageFile:
@@ -319,7 +303,14 @@ def _check_work(im: ImageFile, opened: _Opened, name: str, max_pixels: int) -> N
     """Raise MediaError for what would take too much, now that Pillow has found the size."""
     progressive = opened.jpeg is not None and opened.jpeg.progressive
     width, height = im.size
-    _check_limits("JPEG, progressive" if progressive else im.format or "", width, height, opened.size, name, max_pixels)
+    _check_limits(
+        "JPEG, progressive" if progressive else im.format or "",
+        width,
+        height,
+        opened.size,
+        name=name,
+        max_pixels=max_pixels,
+    )
     scans = 1 if opened.jpeg is None else opened.jpeg.scans
     if scans > _FREE_SCANS and scans * width * height > _PIXEL_SCANS:
         raise MediaError(f"{name} has {scans} scans of {width} x {height} pixels: no encoder needs so many")

@@ -18,7 +18,7 @@ from .profile import fitting_profile
 from .raster import bands
 
 if TYPE_CHECKING:
-    from .read_image import Picture
+    from .picture import Picture
 
 
 IMAGE_SUFFIXES_OUT = (".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm", ".jpg", ".jpeg", ".avif")
@@ -27,6 +27,7 @@ JPEG_QUALITY = 95
 AVIF_QUALITY = 90
 # A segment of JPEG holds 65533 bytes; these begin with "Exif\0\0" and "http://ns.adobe.com/xap/1.0/\0".
 _JPEG_EXIF, _JPEG_XMP = 65533 - 6, 65533 - 29
+_DIRECTORIES = (0x8769, 0x8825)  # of EXIF and GPS
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -98,7 +99,7 @@ def _write_pillow(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
     if suffix == ".png":
         plugin, options = "PNG", {"compress_level": PNG_LEVEL}
     elif suffix in (".tif", ".tiff"):
-        plugin, options = "TIFF", {"compression": "tiff_adobe_deflate"}
+        plugin, options = "TIFF", {}
     elif suffix == ".webp":
         plugin, options = "WEBP", {"lossless": True, "exact": True, "quality": 50, "method": 2}
     elif suffix == ".bmp":
@@ -138,19 +139,11 @@ def _metadata_options(picture: Picture, plugin: str, suffix: str, gray: bool, no
         if plugin == "JPEG" and block is not None and len(block) > most:
             notes.append(f"{kind} not kept: {len(block)} bytes are more than {suffix} can hold")
             exif, xmp = (None, xmp) if kind == "EXIF" else (exif, None)
-    if exif is not None and plugin == "TIFF":
-        try:
-            tags = Image.Exif()
-            tags.load(exif)
-            options["exif"] = descriptive(tags).tobytes()
-            options["compression"] = "raw"  # Pillow's way through libtiff cannot write the EXIF and GPS directories
-        except DECODER_ERRORS:
-            notes.append("EXIF not kept: it is damaged")
-    elif exif is not None:
+    if plugin == "TIFF":
+        return options | _tiff_options(exif, xmp, notes)
+    if exif is not None:
         options["exif"] = b"Exif\0\0" + exif
-    if xmp is not None and plugin == "TIFF":
-        options["tiffinfo"] = {700: xmp}
-    elif xmp is not None and plugin == "PNG":
+    if xmp is not None and plugin == "PNG":
         try:
             info = PngImagePlugin.PngInfo()
             info.add_itxt("XML:com.adobe.xmp", xmp.decode())
@@ -160,6 +153,29 @@ def _metadata_options(picture: Picture, plugin: str, suffix: str, gray: bool, no
     elif xmp is not None:
         options["xmp"] = xmp
     return options
+
+
+def _tiff_options(exif: bytes | None, xmp: bytes | None, notes: list[str]) -> dict[str, Any]:
+    """All tags that describe the picture are in its directory, where TIFF 6.0 wants a resolution, too."""
+    tags = Image.Exif()
+    if exif is not None:
+        try:
+            block = Image.Exif()
+            block.load(exif)
+            tags = descriptive(block)
+            tags.tobytes()
+        except DECODER_ERRORS:
+            notes.append("EXIF not kept: it is damaged")
+            tags = Image.Exif()
+    for tag, value in ((0x011A, 72), (0x011B, 72), (0x0128, 2)):  # 72 to an inch: nobody said anything
+        if tag not in tags:
+            tags[tag] = value
+    if xmp is not None:
+        tags[700] = xmp
+    packed = not any(tag in tags for tag in _DIRECTORIES)  # Pillow's way through libtiff cannot write those
+    if packed:
+        tags[317] = 2  # differences of neighbours
+    return {"exif": tags.tobytes(), "compression": "tiff_lzw" if packed else "raw"}
 
 
 def _to_pillow(picture: Picture) -> Image.Image:

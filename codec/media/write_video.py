@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -93,10 +95,21 @@ class VideoWriter:
         self._suffix, self._begin = suffix, Fraction(0)
         self._sink: _Sink
         if suffix == ".y4m":
-            self._sink = _Y4m(target, name, height, width, rate, pixel_aspect)
+            self._sink = _Y4m(target, name, height, width, rate=rate, aspect=pixel_aspect, notes=self.notes)
         else:
             kind = _Gif if suffix == ".gif" else _Av
-            self._sink = kind(target, suffix, name, height, width, time_base, rate, sound, pixel_aspect, self.notes)
+            self._sink = kind(
+                target,
+                suffix,
+                name,
+                height,
+                width,
+                time_base=time_base,
+                rate=rate,
+                sound=sound,
+                aspect=pixel_aspect,
+                notes=self.notes,
+            )
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -164,11 +177,20 @@ class _Y4m(_Sink):
     """YUV4MPEG2 (wiki.multimedia.cx/index.php/YUV4MPEG2): a line of text, then planes as they are."""
 
     def __init__(
-        self, target: BinaryIO, name: str, height: int, width: int, rate: Fraction | None, aspect: Fraction
+        self,
+        target: BinaryIO,
+        name: str,
+        height: int,
+        width: int,
+        *,
+        rate: Fraction | None,
+        aspect: Fraction,
+        notes: list[str],
     ) -> None:
         if rate is None:
             raise UnsupportedMediaError(f"{name}: .y4m holds one frame rate, and this video has none; write .mp4")
-        self.target, self.name, self.rate, self.count = target, name, rate, 0
+        self.target, self.name, self.rate, self.count, self.notes = target, name, rate, 0, notes
+        self.last: Fraction | None = None  # duration of the last frame
         self.matrix = untagged_matrix(height, width)
         self._put(
             f"YUV4MPEG2 W{width} H{height} F{rate.numerator}:{rate.denominator} Ip"
@@ -182,8 +204,15 @@ class _Y4m(_Sink):
                 f"{self.name}: .y4m holds one frame rate, and frame {self.count} is not at its time; write .mp4"
             )
         self.count += 1
+        self.last = duration
         frame = yuv_frame(pixels, "yuv444p", self.matrix)
         self._put(b"FRAME\n" + frame.to_ndarray().tobytes())
+
+    def close(self) -> None:
+        if self.last is not None and abs(self.last * self.rate - 1) > Fraction(1, 10):
+            self.notes.append(
+                f"the last frame is shown for {float(self.last):.3f} s, and in .y4m as long as the others"
+            )
 
     def _put(self, data: bytes) -> None:
         try:
@@ -210,7 +239,7 @@ class _Av(_Sink):
     ) -> None:
         import av
 
-        self.name, self.notes, self.suffix = name, notes, suffix
+        self.name, self.notes, self.suffix, self.target = name, notes, suffix, target
         self.errors = (av.FFmpegError, ValueError, OSError, OverflowError)
         self.rate = rate or Fraction(25)
         self.durations: dict[int, int] = {}  # of frames that the encoder holds, by their time
@@ -361,6 +390,32 @@ class _Gif(_Av):
         self.source.push(None)
         self._pull()
         super()._finish()
+
+    def close(self) -> None:
+        """FFmpeg shows the last frame as long as the one before, so its delay is written over."""
+        super().close()
+        assert self.last is not None
+        _place, duration = self.last
+        wanted = max(1, round((duration or 1 / self.rate) / self.time_base))
+        delay = min(wanted, 0xFFFF)
+        held = self.target.readable() and self._set_last_delay(delay)
+        if not held or delay < wanted:
+            self.notes.append("the last frame is not shown as long as it was")
+
+    def _set_last_delay(self, delay: int) -> bool:
+        """Whether the last graphic control extension (GIF89a, section 23) was found and changed."""
+        try:
+            size = self.target.seek(0, io.SEEK_END)
+            begin = max(0, size - (1 << 24))
+            self.target.seek(begin)
+            found = list(re.finditer(rb"\x21\xf9\x04.(..).\0\x2c", self.target.read(), re.DOTALL))
+            if found:
+                self.target.seek(begin + found[-1].start(1))
+                self.target.write(delay.to_bytes(2, "little"))
+            self.target.seek(size)
+        except OSError as error:
+            raise MediaError(f"{self.name} cannot be written: {one_line(error)}") from error
+        return bool(found)
 
 
 class _AvSound:

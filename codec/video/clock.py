@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -48,13 +48,31 @@ class Clock:
         """Seconds from the beginning of the time line to a frame; to the end of the last one for ``frames``."""
         if frame == self.frames:
             return self.time(frame - 1) + self.last * self.tick
-        since = frame * self.duration if self.ticks is None else int(self.ticks[frame])
-        return (self.start + since) * self.tick
+        return (self.start + self._since(frame)) * self.tick
+
+    def _since(self, frame: int) -> int:
+        """Ticks from the first frame to another."""
+        return frame * self.duration if self.ticks is None else int(self.ticks[frame])
+
+    @property
+    def fine(self) -> Fraction:
+        """A tick, or the part of a long one that moments between frames are rounded to, a millisecond at most."""
+        return self.tick if self.tick <= Fraction(1, 10) else self.tick / math.ceil(self.tick * 1000)
 
     @property
     def seconds(self) -> Fraction:
         """From the first frame to the end of the last one."""
         return self.time(self.frames) - self.time(0)
+
+    def until(self, moment: Fraction) -> Clock:
+        """With a last frame that is shown until a moment, seconds, if that is more than a frame and 0.1 s later.
+
+        A sound may go on behind the frames, for long if a still picture stands for all of it.
+        """
+        last = math.ceil(moment / self.tick) - (self.start + self._since(self.frames - 1))
+        own = self.duration if self.frames > 1 else self.last
+        later = (last - self.last) * self.tick > Fraction(1, 10) and last - self.last > own
+        return replace(self, last=last) if later and last <= MOST else self
 
     @property
     def rate(self) -> Fraction | None:
@@ -112,7 +130,15 @@ class ClockMaker:
         duration = Fraction(int(ticks[-1]), len(steps)) if len(steps) else Fraction(last)
         own = None if even else ticks * scale.numerator // scale.denominator
         duration_ticks = max(1, round(duration * scale))
-        return Clock(tick, start, duration_ticks, round(last * scale), len(ticks), own, None if even else rate)
+        return Clock(
+            tick,
+            start,
+            duration_ticks,
+            round(last * scale),
+            frames=len(ticks),
+            ticks=own,
+            nominal=None if even else rate,
+        )
 
 
 def _fit(tick: Fraction, *numbers: Fraction | int) -> bool:
@@ -138,7 +164,18 @@ def clock_of(tok: TokFile) -> Clock:
             ticks = np.concatenate([[0], np.cumsum(np.array(steps, dtype=np.int64))])
         except ChunkError as error:
             tok.damaged(f"the times of frames are lost, they are evenly spaced: {error}")
-    return Clock(header.tick, header.start, header.duration, header.last, header.frames, ticks, rate)
+    return Clock(
+        header.tick, header.start, header.duration, header.last, frames=header.frames, ticks=ticks, nominal=rate
+    )
+
+
+def shown_clock(tok: TokFile) -> Clock:
+    """The clock of a file whose last frame stays until its sound ends, see :meth:`Clock.until`."""
+    clock = clock_of(tok)
+    if tok.track is None:
+        return clock
+    sound, start = tok.track
+    return clock.until(Fraction(start + sound.samples, sound.sample_rate))
 
 
 def clock_fields(reader: VideoReader, clock: Clock) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ..files import seekable
 from ..media.read_video import Pixels
 from ..media.write_video import SILENT_SUFFIXES, SoundTrack, VideoWriter
 from ..progress import SILENT, Progress
-from .clock import Clock, clock_of
+from .clock import Clock, clock_of, shown_clock
 from .segments import read_segment, video_tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 SegmentFrames = Callable[[int], Iterator[Pixels]]  # frames of a segment, one by one; none if it is lost
+LONG = 1  # seconds
 GRAY = 128  # what stands for frames that are lost from the beginning on
 
 
@@ -49,7 +50,10 @@ class Part:
 
 def part_of(clock: Clock, start: float | None, end: float | None) -> Part:
     """The frames that are shown between two moments in seconds. It begins with the first of them, which may be somewhat
-    before ``start``. Raises UsageError if there are none."""
+    before ``start``, but a frame that has been there for more than a second is shown from ``start`` on.
+
+    Raises: UsageError if there are none.
+    """
     for wanted in (start, end):
         if wanted is not None and not 0 <= wanted < float("inf"):
             raise UsageError(f"a moment in a video is 0 seconds or later, got {wanted:g}")
@@ -59,11 +63,13 @@ def part_of(clock: Clock, start: float | None, end: float | None) -> Part:
         moment = _exact(start)
         first = max(0, clock.shown(moment))
         begin = min(clock.time(first), moment // clock.tick * clock.tick)
+        if moment - begin > LONG:
+            begin = moment // clock.fine * clock.fine
         if moment >= over:
             last = first
     if end is not None:
-        stop = -(-_exact(end) // clock.tick) * clock.tick
-        last = min(last, clock.shown(stop - clock.tick) + 1)
+        stop = -(-_exact(end) // clock.fine) * clock.fine
+        last = min(last, clock.shown(stop - clock.fine) + 1)
         stop = None if stop >= over and last == clock.frames else stop
     if first >= last or (start is not None and end is not None and start >= end):
         raise UsageError(f"no frame lies between the moments asked for: the video ends after {float(over):.2f} s")
@@ -131,7 +137,7 @@ def write_frames(
             load_sound: loads the model of the file's sound; None leaves the sound out.
     Raises: FormatError if ``strict`` and something is damaged; a target that cannot seek has then got nothing.
     """
-    header, clock = tok.video, clock_of(tok)
+    header, clock = tok.video, shown_clock(tok)
     rate = None if clock.rate is None else clock.rate.limit_denominator(1 << 20) or None
     track = None if load_sound is None else _track(tok, part)
     blocks: Iterator[npt.NDArray[np.float32]] = iter(())
@@ -149,7 +155,7 @@ def write_frames(
             sink.name,
             header.height,
             header.width,
-            time_base=clock.tick,
+            time_base=clock.fine,
             rate=rate,
             sound=heard,
             pixel_aspect=header.pixel_aspect,

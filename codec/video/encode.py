@@ -31,7 +31,7 @@ from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
 from .refine import RefinedEncoder
 from .segments import segment_frames, segment_payload, video_tokenizer
-from .track import SOUND_SHARE, encode_track
+from .track import analyse_track, most_bytes, sound_share
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -189,11 +189,14 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
         if reader.has_sound and not heard:
             notes.append("the sound is left out as asked")
         pixels = reader.height * reader.width * clock.frames
-        most = rate.most_bytes(pixels) if rate.kbps is None else int(rate.kbps * 125 * clock.seconds)
         if heard:
-            share = float("inf") if most is None else most / 125 / float(clock.seconds) / SOUND_SHARE
-            files.track, said = encode_track(reader, options, share, progress.part(ASIDE, 1))
+            share = sound_share(rate, pixels, clock.seconds)
+            track, said = analyse_track(reader, options, share, progress.part(ASIDE, 1))
             notes += said
+            if track is not None:
+                clock = clock.until(track.end)
+                files.track = track.code(sound_share(rate, pixels, clock.seconds))
+        most = most_bytes(rate, pixels, clock.seconds)
         files.times = clock.chunk()
         files.header = _header(reader, model, clock, segment, files.track is not None)
         data, chosen = files.finish() if most is None else files.within(most, clock.seconds)

@@ -11,7 +11,7 @@ from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..models import Model, model_for
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
-from .clock import clock_of
+from .clock import shown_clock
 from .decode import SegmentFrames, part_of, segment_frames_of, write_frames
 from .encode import encode_video
 from .tokens import file_codes, file_of_codes, media_codes, write_codes
@@ -30,7 +30,7 @@ class AnyVideoFormat(Format):
     def decode(
         self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
     ) -> Decoded:
-        part = part_of(clock_of(tok), options.start, options.end)
+        part = part_of(shown_clock(tok), options.start, options.end)
         frames = self.frames_of(tok, model, options)
         notes = [NO_SOUND] if tok.track is not None and options.sound is None else []
         if sink is not None:

@@ -56,6 +56,8 @@ def read_segment(tok: TokFile, model: Model, segment: int, levels: int | None = 
             raise ValueError("missing or damaged" if payload is None else "its levels are missing")
         if payload[0] > len(tokenizer.codebook_sizes):
             raise ValueError(f"it has {payload[0]} levels, the model {len(tokenizer.codebook_sizes)}")
+        if not tok.holds_its_cells(segment):
+            raise ValueError("it stands for more cells than its bytes can hold")
         codes = model.prior.decompress_joint(payload[1:], payload[:1], header.segment_grid(segment))[0]
         return np.asarray(codes[:levels], dtype=np.int64)
     except ValueError as error:

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ..audio.decode import audio_tokenizer
-from ..audio.encode import Search, SoundFile, analyse_samples, sound_header
+from ..audio.encode import Search, SoundFile, SoundTokens, analyse_samples, sound_header
 from ..container.chunks import CodedSound
 from ..errors import MediaError, RateError
 from ..media.read_video import VideoReader
-from ..models import load_model
+from ..models import Model, load_model
 from ..progress import SILENT, Progress
 from ..registry import MODALITIES
 
 if TYPE_CHECKING:
-    from ..options import EncodeOptions
+    from ..options import EncodeOptions, Rate
 
 
 SOUND_KBPS = 3.0  # of every signal, unless that is much of the file
 SOUND_SHARE = 5  # then a fifth of it
 
 
-def encode_track(
-    reader: VideoReader, options: EncodeOptions, most: float, progress: Progress = SILENT
-) -> tuple[CodedSound | None, list[str]]:
-    """The sound of a video, coded, None if it has no samples; and notes. What is damaged goes into ``reader.problems``.
+def most_bytes(rate: Rate, pixels: int, seconds: Fraction) -> int | None:
+    """Bytes that a video of so many pixels in all frames, and seconds, may take; None if that was not said."""
+    return rate.most_bytes(pixels) if rate.kbps is None else int(rate.kbps * 125 * seconds)
 
-    Args:   most: thousands of bits a second that are fine for the sound if it was not said.
-    Raises: RateError if the sound cannot be coded with what was said; MediaError.
+
+def sound_share(rate: Rate, pixels: int, seconds: Fraction) -> float:
+    """Thousands of bits a second of that which may go to the sound."""
+    most = most_bytes(rate, pixels, seconds)
+    return float("inf") if most is None else most / 125 / float(seconds) / SOUND_SHARE
+
+
+@dataclass(frozen=True)
+class Track:
+    """The sound of a video as codes. start: samples from the beginning of the time line to the first one."""
+
+    name: str
+    model: Model
+    tokens: SoundTokens
+    start: int
+    kbps: float | None  # thousands of bits a second that were asked for
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds from the beginning of the time line."""
+        return Fraction(self.start + self.tokens.samples, self.tokens.sample_rate)
+
+    def code(self, most: float) -> CodedSound:
+        """Coded with the rate that was asked for; otherwise with the usual one, and at most so many kbit/s.
+
+        Raises: RateError if it cannot be.
+        """
+        files = SoundFile(self.model, self.tokens, sound_header(self.tokens, self.model))
+        kbps = min(SOUND_KBPS * len(self.tokens.codes), most) if self.kbps is None else self.kbps
+        size = int(kbps * 125 * self.tokens.seconds)
+        try:
+            _, levels = files.nearest(size) if self.kbps is None else files.within(size)
+        except RateError as error:
+            raise RateError(f"{self.name}: of its sound, {error}") from error
+        return CodedSound(files.header, self.start, files.payloads(levels))
+
+
+def analyse_track(
+    reader: VideoReader, options: EncodeOptions, most: float, progress: Progress = SILENT
+) -> tuple[Track | None, list[str]]:
+    """The sound of a video, None if it has no samples; and notes. What is damaged goes into ``reader.problems``.
+
+    Args:   most: thousands of bits a second that are fine for the sound, about, if it was not said.
+    Raises: MediaError.
     """
     wanted = options.sound
     assert wanted is not None
@@ -50,11 +93,4 @@ def encode_track(
         notes.append(f"{-start} samples of sound before the beginning of the time line are not kept")
     if tokens is None:
         return None, [*notes, "its sound track holds no samples"]
-    files = SoundFile(model, tokens, sound_header(tokens, model))
-    kbps = min(SOUND_KBPS * len(tokens.codes), most) if wanted.kbps is None else wanted.kbps
-    size = int(kbps * 125 * tokens.seconds)
-    try:
-        _, levels = files.nearest(size) if wanted.kbps is None else files.within(size)
-    except RateError as error:
-        raise RateError(f"{reader.name}: of its sound, {error}") from error
-    return CodedSound(files.header, max(0, start), files.payloads(levels)), notes
+    return Track(reader.name, model, tokens, max(0, start), wanted.kbps), notes

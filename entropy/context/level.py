@@ -32,6 +32,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 ROWS = 512  # cells whose tables are computed at once where all codes are known
 GRAPH_AFTER = 2  # runs over a grid before CUDA graphs are captured for it
 KEPT_GRIDS = 8
+KEPT_NEIGHBOURS = 1 << 23  # of all kept grids together: 128 MiB for a level
+STEP_ROWS = 1 << 13  # cells of a step whose tables are computed at once
 Int64Array = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float32]
 
@@ -122,9 +124,12 @@ class ContextLevel:
         self.runs: Counter[tuple[int, ...]] = Counter()
 
     def layout(self, grid: tuple[int, ...]) -> Layout:
-        """Neighbours and steps of a grid; kept for the next call."""
+        """Neighbours and steps of a grid; kept for the next call unless they are many."""
+        if math.prod(grid) * len(self.offsets) > KEPT_NEIGHBOURS:
+            return Layout(self, grid)
         if grid not in self._layouts:
-            if len(self._layouts) >= KEPT_GRIDS:
+            held = sum(layout.n for layout in self._layouts.values()) + math.prod(grid)
+            if len(self._layouts) >= KEPT_GRIDS or held * len(self.offsets) > KEPT_NEIGHBOURS:
                 for kept in (self._layouts, self.graphs, self.runs):
                     kept.clear()
             self._layouts[grid] = Layout(self, grid)
@@ -167,38 +172,68 @@ def _activation(h: Tensor) -> Tensor:
 class Layout:
     """What a level needs to know about a grid.
 
+    Neighbours take 8 bytes for each of the P places that a cell looks at, so those of large grids are computed for the
+    cells at hand; such a layout holds some 16 bytes a cell.
+
     Attributes:
-        neighbours: ``[n, P]`` flat indices, n for those outside.
+        n: cells of the grid.
+        kept: whether the neighbours of all cells are in memory.
         steps: flat indices of the cells of each step, on the host.
         cells: the same on the device.
-        windows: ``[m * P]`` neighbours of the cells of each step, on the device.
+        windows: ``[m * P]`` neighbours of the cells of each step, on the device, if they are kept.
     """
 
     def __init__(self, level: ContextLevel, grid: tuple[int, ...]) -> None:
-        n = math.prod(grid)
-        cells = np.stack(np.unravel_index(np.arange(n), grid), axis=-1)
-        there = cells[:, None] + level.offsets  # [n, P, ndim]
-        inside = ((there >= 0) & (there < np.array(grid))).all(-1)
-        flat = np.zeros(inside.shape, dtype=np.int64)
-        for axis, size in enumerate(grid):
-            flat = flat * size + there[..., axis]
-        self.neighbours = torch.from_numpy(np.where(inside, flat, n)).to(level.device)
+        self.n, self.grid = math.prod(grid), grid
+        self.offsets = torch.from_numpy(level.offsets).to(level.device)
         self.steps = list(level.schedule.run(grid))
         self.cells = [torch.from_numpy(step).to(level.device) for step in self.steps]
-        self.windows = [self.neighbours[cells].view(-1) for cells in self.cells]
+        self.kept = self.n * len(self.offsets) <= KEPT_NEIGHBOURS
+        self._neighbours = self._look(torch.arange(self.n, device=level.device), self.offsets) if self.kept else None
+        self.windows = [self.near(cells).view(-1) for cells in self.cells] if self.kept else []
+
+    def near(self, cells: Tensor, places: Tensor | None = None) -> Tensor:
+        """Flat indices ``[m, P]`` of the neighbours of some cells, n for those outside; of some ``places`` if given."""
+        if self._neighbours is not None:
+            found = self._neighbours[cells]
+            return found if places is None else found[:, places]
+        return self._look(cells, self.offsets if places is None else self.offsets[places])
+
+    def _look(self, cells: Tensor, offsets: Tensor) -> Tensor:
+        flat = torch.zeros(len(cells), len(offsets), dtype=torch.int64, device=cells.device)
+        inside = torch.ones_like(flat, dtype=torch.bool)
+        rest = self.n
+        for size, along in zip(self.grid, offsets.T, strict=True):
+            rest //= max(1, size)
+            there = (cells // max(1, rest) % max(1, size))[:, None] + along
+            inside &= (there >= 0) & (there < size)
+            flat.mul_(size).add_(there)
+        return flat.masked_fill_(~inside, self.n)
 
     @cached_property
-    def walk(self) -> tuple[Tensor, Tensor]:
-        """For a coder that knows all codes: the cells ``[n]`` in coding order, and their neighbours ``[n, P]``, n + 1
-        added to those that are coded in an earlier step.
-        """
-        n = len(self.neighbours)
-        step_of = self.neighbours.new_full((n + 1,), len(self.steps))  # cells outside: never
+    def order(self) -> Tensor:
+        """The cells ``[n]`` in coding order."""
+        return torch.cat(self.cells)
+
+    @cached_property
+    def _step_of(self) -> Tensor:
+        found = self.order.new_full((self.n + 1,), len(self.steps))  # cells outside: never
         for step, cells in enumerate(self.cells):
-            step_of[cells] = step
-        order = torch.cat(self.cells)
-        window = self.neighbours[order]
-        return order, window + (n + 1) * (step_of[window] < step_of[order][:, None])
+            found[cells] = step
+        return found
+
+    @cached_property
+    def _walk(self) -> Tensor:
+        return self._known(self.order)
+
+    def _known(self, cells: Tensor) -> Tensor:
+        window = self.near(cells)
+        return window + (self.n + 1) * (self._step_of[window] < self._step_of[cells][:, None])
+
+    def walk(self, part: slice) -> Tensor:
+        """For a coder that knows all codes: neighbours ``[m, P]`` of a part of the cells in coding order, n + 1 added
+        to those that are coded in an earlier step."""
+        return self._walk[part] if self.kept else self._known(self.order[part])
 
 
 class LevelRun:
@@ -212,7 +247,7 @@ class LevelRun:
         # Sums of rows for each cell, the last one for cells outside: of the other levels, and with the own level's.
         self.coarser = level.table.new_empty(math.prod(grid) + 1, level.table.shape[1])  # [n + 1, F]
         self.map = torch.empty_like(self.coarser, dtype=torch.int8 if level.input.int8 else level.dtype)
-        self.a = self.map  # what the heads read for the step at hand, [m, C]
+        self.a = [self.map]  # what the heads read for the step at hand, blocks of [m, C]
         self.begin(codes)
 
     def begin(self, codes: Tensor) -> None:
@@ -229,9 +264,18 @@ class LevelRun:
     def tables(self, step: int, digit: int, prefix: Int64Array) -> Shares:
         """Tables ``[m, base]`` of a digit of the step's cells; digit 0 first. ``prefix [m]``: the digits before it."""
         if digit == 0:
-            self.a = self.hidden(self.layout.windows[step], len(prefix))
-            return _to_host(frequencies(self.level.logits(self.a, 0)))
-        return _to_host(frequencies(self.level.logits(self.a, digit, torch.from_numpy(prefix).to(self.level.device))))
+            self.a = list(self._read(step, len(prefix)))
+        before = torch.from_numpy(prefix).to(self.level.device).split(STEP_ROWS) if digit else [None] * len(self.a)
+        found = [_to_host(frequencies(self.level.logits(a, digit, b))) for a, b in zip(self.a, before, strict=True)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _read(self, step: int, n: int) -> Iterator[Tensor]:
+        """What the heads read for the n cells of a step, in blocks."""
+        if n <= STEP_ROWS and self.layout.kept:
+            yield self.hidden(self.layout.windows[step], n)
+            return
+        for cells in self.layout.cells[step].split(STEP_ROWS):
+            yield self.hidden(self.layout.near(cells).view(-1), len(cells))
 
     def put(self, step: int, codes: Int64Array) -> None:
         """From now on the step's cells are known to hold ``codes [m]``."""
@@ -243,7 +287,7 @@ class LevelRun:
 
     def all_tables(self, codes: Int64Array) -> Iterator[list[tuple[Int64Array, Shares]]]:
         """Digits and their tables for each step, all ``codes [n]`` of the level known: steps need not wait."""
-        level, (order, windows) = self.level, self.layout.walk
+        level, order = self.level, self.layout.order
         unknown = self.map.clone()
         self.know(order, torch.from_numpy(codes).to(level.device)[order])
         rows = torch.cat([unknown, self.map])
@@ -257,7 +301,7 @@ class LevelRun:
         found: list[list[Shares]] = [[] for _ in digits]
         for begin in range(0, len(cells), ROWS):
             part = slice(begin, begin + ROWS)
-            a = level.hidden(rows.index_select(0, windows[part].reshape(-1)).view(len(cells[part]), -1))
+            a = level.hidden(rows.index_select(0, self.layout.walk(part).reshape(-1)).view(len(cells[part]), -1))
             for i, (_, prefix) in enumerate(digits):
                 before = torch.from_numpy(prefix[part]).to(level.device) if i else None
                 found[i].append(_to_host(frequencies(level.logits(a, i, before))))
@@ -335,8 +379,7 @@ class StepGraphs:
 
 def start_run(level: ContextLevel, codes: Tensor, grid: tuple[int, ...]) -> LevelRun | StepGraphs:
     """Begin to code a level: step by step, or with graphs on a GPU that has seen this grid before."""
-    if level.device.type == "cuda":
-        level.layout(grid)
+    if level.device.type == "cuda" and level.layout(grid).kept:
         level.runs[grid] += 1
         if level.runs[grid] > GRAPH_AFTER and len(level.layout(grid).steps) <= 64:
             if grid not in level.graphs:

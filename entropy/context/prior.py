@@ -2,7 +2,7 @@
 
 Codes of a level are coded in few steps (:mod:`.schedule`), all cells of a step at once, each given the codes around it:
 those of all coarser levels, and those of its own level that came in earlier steps. An integer network
-(:mod:`.integer`, trained as :mod:`.context_net`) turns the window around a cell into frequencies; a code of a large
+(:mod:`..integer`, trained as :mod:`.net`) turns the window around a cell into frequencies; a code of a large
 codebook is two or three digits (:mod:`.tree`), each with a table of at most 256 entries.
 
 A further network of the same kind, if there is one, sees all levels of the neighbours and tells the first level of a
@@ -252,7 +252,7 @@ class ContextPrior(JointPrior):
             there = (~lost).nonzero()[:, 0]
             run.know(there, flat[k, there])
             close = torch.from_numpy(np.flatnonzero((np.abs(level.offsets) <= 1).all(1))).to(self.device)
-            near = run.layout.neighbours[:, close]  # [n, 3^ndim]
+            near = run.layout.near(torch.arange(n, device=self.device), close)  # [n, 3^ndim]
             while bool(lost.any()):
                 held = torch.cat([~lost, lost.new_zeros(1)])
                 cells = (lost & held[near].any(1)).nonzero()[:, 0]
@@ -260,7 +260,7 @@ class ContextPrior(JointPrior):
                     cells = lost.nonzero()[:, 0]
                 found = []
                 for block in cells.split(max(1, PROBABILITIES // level.tree.code.size)):
-                    p = level.probabilities(run.hidden(run.layout.neighbours[block].view(-1), len(block)))
+                    p = level.probabilities(run.hidden(run.layout.near(block).view(-1), len(block)))
                     if tables is None or rest is None:
                         found.append(p.argmax(1))
                         continue

@@ -38,6 +38,7 @@ BITS = 8  # inputs and hidden values of a context net are multiples of 2^-8
 MAX_EXPONENT = 12  # weights are multiples of 2^-12 at the finest
 HIDDEN_MAX = 1 << 12
 MAX_HIDDEN = 64  # hidden values of a context net
+BLOCK = 1 << 16  # cells whose context is computed at once
 STEPS = ((0, 0), (1, 1), (0, 1), (1, 0))  # parity of row and column
 AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))  # edges first, then corners
 # Whether step i sees the neighbour: it is of an earlier step.
@@ -164,8 +165,10 @@ TABLES = Tables()
 
 def _steps(
     group: Sequence[Grid], weights: dict[str, Weights]
-) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int16], npt.NDArray[np.int16]]]:
     """Walk the cells of a group in order: a view of the cells of each step, their centres and their tables.
+
+    What the context net sees is computed in blocks of rows, so that memory is some 24 bytes a cell.
 
     The view belongs to padded copies of the grids, which whoever walks fills or has filled: a decoder writes the values
     of a step before it asks for the next one. At the end ``group`` is filled from the copies.
@@ -184,29 +187,39 @@ def _steps(
             parent_sum = None if above is None else _nine(np.abs(above[s]))
             for step, (a, b) in enumerate(STEPS):
                 cells = now[1 + a : h + 1 : 2, 1 + b : w + 1 : 2]
-                n = cells.size
-                if not n:
+                if not cells.size:
                     continue
                 rows, columns = cells.shape
-                x = np.zeros((n, net["input"].shape[1]))
-                edges, corners = np.zeros(cells.shape, np.int64), np.zeros(cells.shape, np.int64)
-                for i, (dy, dx) in enumerate(AROUND):
-                    if SEEN[step][i]:
-                        value = now[1 + a + dy : h + 1 + dy : 2, 1 + b + dx : w + 1 + dx : 2]
-                        x[:, i] = value.ravel()
-                        (edges if i < 4 else corners)[...] += np.abs(value)
-                x[:, 8], x[:, 9] = log[edges].ravel(), log[corners].ravel()
-                if above is not None and parent_sum is not None:
-                    parent = above[s, 1 : 1 + rows, 1 : 1 + columns]
-                    x[:, 10], x[:, 11] = parent.ravel(), log[np.abs(parent)].ravel()
-                    x[:, 12] = log[parent_sum[:rows, :columns]].ravel()
-                if past_sum is not None:
-                    past, older = (p[1 + a : h + 1 : 2, 1 + b : w + 1 : 2] for p in (before, earlier))
-                    x[:, 13], x[:, 14], x[:, 15] = past.ravel(), older.ravel(), log[np.abs(past)].ravel()
-                    x[:, 16], x[:, 17] = log[past_sum[a:h:2, b:w:2]].ravel(), log[np.abs(older)].ravel()
-                mean, scale = context(net, level, step, x)
-                centre = (mean + MEAN_STEPS // 2) // MEAN_STEPS
-                yield cells, centre, scale * MEAN_STEPS + (mean - centre * MEAN_STEPS + MEAN_STEPS // 2)
+                seen = {
+                    i: now[1 + a + dy : h + 1 + dy : 2, 1 + b + dx : w + 1 + dx : 2]
+                    for i, (dy, dx) in enumerate(AROUND)
+                    if SEEN[step][i]
+                }
+                centres, tables = (np.empty(cells.size, dtype=np.int16) for _ in range(2))
+                high = max(1, BLOCK // columns)
+                for top in range(0, rows, high):
+                    part = slice(top, min(top + high, rows))
+                    x = np.zeros(((part.stop - top) * columns, net["input"].shape[1]))
+                    edges, corners = (np.zeros((part.stop - top, columns), np.int64) for _ in range(2))
+                    for i, value in seen.items():
+                        x[:, i] = value[part].ravel()
+                        (edges if i < 4 else corners)[...] += np.abs(value[part])
+                    x[:, 8], x[:, 9] = log[edges].ravel(), log[corners].ravel()
+                    if above is not None and parent_sum is not None:
+                        parent = above[s, 1 : 1 + rows, 1 : 1 + columns][part]
+                        x[:, 10], x[:, 11] = parent.ravel(), log[np.abs(parent)].ravel()
+                        x[:, 12] = log[parent_sum[:rows, :columns][part]].ravel()
+                    if past_sum is not None:
+                        past, older = (p[1 + a : h + 1 : 2, 1 + b : w + 1 : 2][part] for p in (before, earlier))
+                        x[:, 13], x[:, 14], x[:, 15] = past.ravel(), older.ravel(), log[np.abs(past)].ravel()
+                        x[:, 16] = log[past_sum[a:h:2, b:w:2][part]].ravel()
+                        x[:, 17] = log[np.abs(older)].ravel()
+                    mean, scale = context(net, level, step, x)
+                    centre = (mean + MEAN_STEPS // 2) // MEAN_STEPS
+                    here = slice(top * columns, part.stop * columns)
+                    centres[here] = centre
+                    tables[here] = scale * MEAN_STEPS + (mean - centre * MEAN_STEPS + MEAN_STEPS // 2)
+                yield cells, centres, tables
         grid[...] = padded[2:, 1:-1, 1:-1]
         above = padded[2:]
 
@@ -218,7 +231,7 @@ def _nine(padded: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return total
 
 
-def _runs(tables: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def _runs(tables: npt.NDArray[np.int16]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Each table that occurs, in order, and the places of its cells."""
     order = np.argsort(tables, kind="stable")
     found = tables[order]

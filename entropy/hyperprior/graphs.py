@@ -1,7 +1,7 @@
 """Walks of a hyperprior as CUDA graphs: hundreds of small kernels, launched as one between two words with the host.
 
 Captured once for a grid; one walk at a time. Codes, latents and bytes are those of the plain walk
-(:mod:`.hyperprior`), which runs the same layers in the same order.
+(:mod:`.walk`), which runs the same layers in the same order.
 
 Codes are sorted by scale on the device, so that the host, which has the arithmetic coder, gets no more than how many
 codes each scale has, and gives back the codes in that order.
@@ -10,7 +10,6 @@ codes each scale has, and gives back the codes in that order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +17,24 @@ import torch
 from torch import Tensor
 
 from .net import HATS, SCALES
-
-if TYPE_CHECKING:
-    from .prior import HyperPrior
-    from .walk import Step
-
+from .walk import Networks, Step, WalkRun
 
 # (slice, codes of each scale [SCALES]) -> the codes, sorted by scale
 Pull = Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.int32]]
-Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], "list[Step]"]
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[Step]]
 
 
 class WalkGraphs:
-    """Graphs of :class:`~.hyperprior.WalkRun` over one grid, for the decoder and, once it is asked for, the encoder."""
+    """Graphs of :class:`~.walk.WalkRun` over one grid, for the decoder and, once it is asked for, the encoder."""
 
-    def __init__(self, prior: HyperPrior, grid: tuple[int, int]) -> None:
-        from .walk import WalkRun
-
+    def __init__(self, prior: Networks, grid: tuple[int, int]) -> None:
         self.prior, self.grid = prior, grid
         self.run = WalkRun(prior, grid)
         device = prior.device
         shape = (-(-grid[0] // 4), -(-grid[1] // 4))
         self.given = torch.zeros(*shape, prior.hyper + HATS, pin_memory=True)
-        self.order = [(i, phase) for i in range(len(prior.slices)) for phase in (0, 1)]
-        sizes = [len(self.run.layout.cells[phase]) * prior.slices[i] for i, phase in self.order]
+        self.order = prior.steps
+        sizes = [len(self._index(k)) * prior.slices[i] for k, (i, _) in enumerate(self.order)]
         self.bounds = torch.arange(SCALES + 1, dtype=torch.uint8, device=device)
         self.edges = [torch.zeros(SCALES + 1, dtype=torch.int64, pin_memory=True) for _ in sizes]
         self.symbols = [torch.zeros(n, dtype=torch.int16, pin_memory=True) for n in sizes]
@@ -67,6 +60,11 @@ class WalkGraphs:
                 else:
                     self._finish()
             self.decoder.append(graph)
+
+    def _index(self, k: int) -> Tensor:
+        """The cells of a step of the walk."""
+        i, step = self.order[k]
+        return self.run.layout.index[self.prior.nets[i].order][step]
 
     def _warm_up(self) -> None:
         """One walk as it is: libraries choose their kernels and take their workspaces."""
@@ -94,10 +92,10 @@ class WalkGraphs:
         self._take(k, mean, code.view(mean.shape))
 
     def _take(self, k: int, mean: Tensor, code: Tensor) -> None:
-        i, phase = self.order[k]
+        i, step = self.order[k]
         begin, end = self.prior.starts[i], self.prior.starts[i + 1]
-        self.codes[begin:end, self.run.layout.index[phase]] = code.T.to(torch.int16)
-        self.run.take(i, phase, mean, code.to(self.prior.dtype))
+        self.codes[begin:end, self._index(k)] = code.T.to(torch.int16)
+        self.run.take(i, step, mean, code.to(self.prior.dtype))
 
     def _finish(self) -> None:
         self.codes_out.copy_(self.codes.view(self.codes_out.shape), non_blocking=True)
@@ -107,7 +105,7 @@ class WalkGraphs:
         torch.cuda.current_stream(self.prior.device).synchronize()
 
     def decode(self, x: npt.NDArray[np.float32], pull: Pull) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Codes and latents, ``[M, h, w]`` each, of what ``pull`` says. x: see :meth:`~.HyperPrior.inputs`."""
+        """Codes and latents, ``[M, h, w]`` each, of what ``pull`` says. x: see :meth:`~.prior.HyperPrior.inputs`."""
         self._wait()
         self.given.numpy()[:] = x
         for k, (i, _) in enumerate(self.order):
@@ -122,9 +120,9 @@ class WalkGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             self.run.begin(self.given.to(self.prior.device, self.prior.dtype, non_blocking=True))
-            for k, (i, phase) in enumerate(self.order):
-                mean, scale = self.run.predict(i, phase)
-                part = self.values[self.run.layout.index[phase], self.prior.starts[i] : self.prior.starts[i + 1]]
+            for k, (i, step) in enumerate(self.order):
+                mean, scale = self.run.predict(i, step)
+                part = self.values[self._index(k), self.prior.starts[i] : self.prior.starts[i + 1]]
                 code = self.prior.code_of(part, mean, scale)
                 tables, order = torch.sort(scale.to(torch.uint8).flatten(), stable=True)
                 self.edges[k].copy_(torch.searchsorted(tables, self.bounds), non_blocking=True)
@@ -135,8 +133,6 @@ class WalkGraphs:
 
     def encode(self, x: npt.NDArray[np.float32], values: Tensor) -> Found:
         """Codes, latents and what goes through the coder. values: latents ``[h w, M]`` in quantiser steps."""
-        from .walk import Step
-
         if self.encoder is None:
             self.encoder = self._capture_encoder()
         self._wait()

@@ -11,7 +11,12 @@ arXiv:2007.08739; uneven slices and checkerboard: He et al. 2022, ELIC, arXiv:22
         second half:  base + first half in a window of 12 cells   -> blocks -> mean, scale
     y_hat = round(y - mean) + mean,   bits of (y - mean) under a normal distribution of that scale
 
-Everything has a twin in :mod:`.integer`: see :mod:`.context_net`, whose layers these are. Means are multiples of 1/16,
+Two things that a model may have besides. The first slices, which hold most of the bits, may go from coarse to fine in
+six steps (:mod:`.orders`), each step with a map of its own for what it knows of the slice. And a state may be carried
+from slice to slice: before slice i the features become
+``features + block(features, slice i - 1 in a 3 x 3 window)``, so that a deep net reads all that is known.
+
+Everything has a twin in :mod:`.integer`: see :mod:`..context.net`, whose layers these are. Means are multiples of 1/16,
 scales one of 64, and what the nets read of ``y_hat`` is its companded value in 8 bits (:func:`compand`).
 """
 
@@ -20,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,7 @@ from torch import Tensor, nn
 
 from ..context.net import RoundedLinear, part_of, round_weight, rounded
 from ..integer import ACT_BITS, HIDDEN_BITS, STREAM_BITS, STREAM_MAX
+from ..orders import CHECKERBOARD, FINE, Offsets, Order
 
 Z_BITS = 2  # what the hyper decoder reads: z and the quality, in quarters
 Z_MAX = 31
@@ -40,9 +47,8 @@ HATS = 8  # control points of the quality
 HAT_TOP = 32  # their largest value, in units of 2^-Z_BITS
 QUALITY_STEPS = 10000  # a quality of 0..100 in hundredths
 KNEES = ((48, 1), (160, 4), (1248, 32))  # widths and slopes of the compander, in units of 2^-MEAN_BITS
-# Cells of the first half within two rows and columns of a cell of the second.
-DIAMOND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2)
-SQUARE = tuple((dy, dx) for dy in range(-1, 2) for dx in range(-1, 2))
+STATE_STEP = 254  # largest change of a feature between slices: from one end to the other, in units of 2^-MEAN_BITS
+SQUARE: Offsets = tuple((dy, dx) for dy in range(-1, 2) for dx in range(-1, 2))
 
 
 @dataclass(frozen=True)
@@ -57,21 +63,30 @@ class HyperShape:
     hidden: int = 384  # of a residual block
     blocks: int = 2
     head: int = 192
+    fine: int = 0  # number of slices, the first ones, that are coded coarse to fine instead of in a checkerboard
+    state: int = 0  # width of the blocks that carry a state from slice to slice; 0: there is none
 
     def __post_init__(self) -> None:
         if not self.slices or min(self.slices) < 1:
             raise ValueError("a hyperprior needs at least one slice of channels")
+        if not 0 <= self.fine <= len(self.slices) or self.state < 0:
+            raise ValueError("slices coded coarse to fine are some of all, and a state has a width or is 0")
 
     @property
     def latents(self) -> int:
         """M, the number of channels of y."""
         return sum(self.slices)
 
+    def order(self, i: int) -> Order:
+        """In which the cells of slice i are coded."""
+        return FINE if i < self.fine else CHECKERBOARD
+
     @classmethod
     def of_export(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> HyperShape:
         """The sizes of an export that :class:`~.hyperprior.HyperPrior` took."""
         outputs = {name: len(arrays[f"{name}.weight"]) for name in ("decoder.enter", "decoder.mix", "decoder.up2")}
         first = "slices.0.head"
+        state = arrays.get("slices.0.state.spatial.weight")
         return cls(
             hyper=len(arrays["z_tables"]),
             slices=tuple(int(n) for n in arrays["slices"]),
@@ -81,7 +96,14 @@ class HyperShape:
             hidden=len(arrays[f"{first}.up.0.weight"]),
             blocks=sum(name.startswith(f"{first}.up.") and name.endswith(".weight") for name in arrays),
             head=len(arrays[f"{first}.head.weight"]),
+            fine=sum(f"slices.{i}.{own_name(FINE, 1)}.weight" in arrays for i in range(len(arrays["slices"]))),
+            state=0 if state is None else len(state),
         )
+
+
+def own_name(order: Order, step: int) -> str:
+    """Name of the map of what a step of a slice knows of that slice."""
+    return "own" if order.n == 2 else f"own{step}"
 
 
 def scale_values() -> npt.NDArray[np.float64]:
@@ -116,17 +138,62 @@ def compand(y: Tensor, rounding: bool) -> Tensor:
     return total
 
 
-def half(x: Tensor, phase: int) -> Tensor:
-    """One half of a checkerboard: ``[B, h, w, C] -> [B, h, w / 2, C]``; cell (0, 0) is of phase 0."""
-    even, odd = x[:, 0::2, phase::2], x[:, 1::2, 1 - phase :: 2]
-    return torch.stack([even, odd], 2).flatten(1, 2)
+class Places:
+    """Where the cells of each step of an order are in a grid, on a device.
+
+    Attributes:
+        sizes: number of cells of each step.
+        order: the cells step after step, ``[h * w]``; back: its inverse.
+        around: places of what each cell of a step knows, ``[n * P]``, in a map with a border of the order's reach.
+    """
+
+    def __init__(self, order: Order, grid: tuple[int, int], device: torch.device) -> None:
+        cells = [torch.from_numpy(order.cells(grid, step)) for step in range(order.n)]
+        self.sizes = [len(own) for own in cells]
+        self.order = torch.cat(cells).to(device)
+        self.back = torch.argsort(self.order)
+        self.reach, width = order.reach, grid[1] + 2 * order.reach
+        self.around: list[Tensor] = []
+        for step, own in enumerate(cells):
+            row, column = own // grid[1] + order.reach, own % grid[1] + order.reach
+            places = [(row + dy) * width + column + dx for dy, dx in order.offsets(step)]
+            self.around.append((torch.stack(places, 1).flatten() if places else own[:0]).to(device))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """``[B, h, w, C]`` to the cells of each step, ``[B, n, C]`` each."""
+        return list(_Permuted.apply(x.flatten(1, 2), self.order, self.back).split(self.sizes, 1))
+
+    def merge(self, steps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Inverse of :meth:`split`, with zeros for the last steps if they are not there yet."""
+        n = sum(self.sizes[len(steps) :])
+        rest = [steps[0].new_zeros(len(steps[0]), n, steps[0].shape[2])] if n else []
+        return _Permuted.apply(torch.cat([*steps, *rest], 1), self.back, self.order).unflatten(1, grid)
+
+    def windows(self, x: Tensor, step: int) -> Tensor:
+        """What each cell of a step knows, zeros outside: ``[B, h, w, C] -> [B, n, P * C]``.
+
+        A convolution would compute all cells, and all places of a window.
+        """
+        x = F.pad(x, (0, 0, *[self.reach] * 4)).flatten(1, 2)
+        return x.index_select(1, self.around[step]).reshape(len(x), self.sizes[step], -1)
 
 
-def merge(first: Tensor, second: Tensor) -> Tensor:
-    """Inverse of :func:`half`: both halves ``[B, h, w / 2, C]`` to ``[B, h, w, C]``."""
-    even = torch.stack([first[:, 0::2], second[:, 0::2]], 3).flatten(2, 3)
-    odd = torch.stack([second[:, 1::2], first[:, 1::2]], 3).flatten(2, 3)
-    return torch.stack([even, odd], 2).flatten(1, 2)
+@lru_cache(maxsize=64)
+def places_of(order: Order, grid: tuple[int, int], device: torch.device) -> Places:
+    return Places(order, grid, device)
+
+
+class _Permuted(torch.autograd.Function):
+    """``x [B, n, C]`` in another order of its cells. Its gradient gathers too, where index_select's would add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(1, ctx.back), None, None
 
 
 def shuffle(x: Tensor) -> Tensor:
@@ -248,15 +315,48 @@ class HyperDecoder(nn.Module):
         return rounded(shuffle(self.up2(x, rounding)), MEAN_BITS, -127, 127, rounding)
 
 
+class StateBlock(nn.Module):
+    """The state of the next slice: ``s + expand(relu(window(relu(enter(s, last slice in a window)))))``.
+
+    States are features: ``[B, h, w, F]``, -127..127 units of 2^-MEAN_BITS.
+    """
+
+    def __init__(self, shape: HyperShape, channels: int) -> None:
+        super().__init__()
+        inner = shape.state
+        self.enter = WindowLinear(SQUARE, channels, inner, 127, MEAN_BITS, HIDDEN_BITS, extra=shape.features)
+        self.spatial = WindowLinear(SQUARE, inner, inner, 255, HIDDEN_BITS, HIDDEN_BITS)
+        self.expand = RoundedLinear(inner, shape.features, 255, HIDDEN_BITS, MEAN_BITS)
+        with torch.no_grad():
+            self.expand.weight.mul_(0.1)
+
+    def forward(self, state: Tensor, last: Tensor, rounding: bool) -> Tensor:
+        x = rounded(self.enter.window(last, state, rounding), HIDDEN_BITS, 0, 255, rounding)
+        x = rounded(self.spatial.window(x, None, rounding), HIDDEN_BITS, 0, 255, rounding)
+        x = rounded(self.expand(x, rounding), MEAN_BITS, -STATE_STEP, STATE_STEP, rounding)
+        return rounded(state + x, MEAN_BITS, -127, 127, False)
+
+
 class SliceNet(nn.Module):
     """Means and scales of one slice."""
 
     def __init__(self, shape: HyperShape, i: int) -> None:
         super().__init__()
         before, channels = sum(shape.slices[:i]), shape.slices[i]
+        self.order = shape.order(i)
+        self.state = StateBlock(shape, shape.slices[i - 1] if i else 0) if shape.state else None
         self.base = WindowLinear(SQUARE, before, shape.width, 127, MEAN_BITS, STREAM_BITS, extra=shape.features)
-        self.own = WindowLinear(DIAMOND, channels, shape.width, 127, MEAN_BITS, STREAM_BITS)
+        for step in range(1, self.order.n):
+            known = self.order.offsets(step)
+            own = RoundedLinear(len(known) * channels, shape.width, 127, MEAN_BITS, STREAM_BITS)
+            self.add_module(own_name(self.order, step), own)
         self.head = Head(shape, channels)
+
+    def own_of(self, step: int) -> RoundedLinear:
+        """The map of what a cell of a step knows of the slice, ``[..., P * c] -> [..., C]``."""
+        found = getattr(self, own_name(self.order, step))
+        assert isinstance(found, RoundedLinear)
+        return found
 
 
 class LogisticMixture(nn.Module):
@@ -338,39 +438,42 @@ class HyperNet(nn.Module):
         z_bits = bits(self.density(noise(z) if self.training else z.round())).sum((1, 2, 3))
         features = self.decoder(straight_round(z), hats, rounding)
         parts = y.split(self.shape.slices, 3)
+        grid = (y.shape[1], y.shape[2])
         seen: list[Tensor] = []
         y_hats: list[Tensor] = []
         y_bits: list[Tensor] = []
         ratio = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
         for i, (net, part) in enumerate(zip(self.slices, parts, strict=True)):
             assert isinstance(net, SliceNet)
+            places = places_of(net.order, grid, y.device)
+            if net.state is not None:
+                features = net.state(features, seen[-1] if seen else features[..., :0], rounding)
             before = torch.cat(seen, 3) if seen else features[..., :0]
             base = net.base.window(before, features, rounding)
             base = rounded(base, STREAM_BITS, -STREAM_MAX, STREAM_MAX, rounding)
-            coded = 1.0 if kept is None else (kept > i).to(y.dtype)[:, None, None, None]
-            halves: list[Tensor] = []
+            coded = 1.0 if kept is None else (kept > i).to(y.dtype)[:, None, None]
+            done: list[Tensor] = []
             deltas: list[Tensor] = []
             indices: list[Tensor] = []
-            for phase in (0, 1):
-                stream = half(base, phase)
-                if phase:
-                    own = compand(merge(halves[0], torch.zeros_like(halves[0])), rounding)
-                    own = rounded(net.own.window(own, None, rounding), STREAM_BITS, -STREAM_MAX, STREAM_MAX, rounding)
-                    stream = rounded(stream + half(own, phase), STREAM_BITS, -STREAM_MAX, STREAM_MAX, False)
+            for step, (stream, wanted) in enumerate(zip(places.split(base), places.split(part), strict=True)):
+                if step:
+                    known = places.windows(compand(places.merge(done, grid), rounding), step)
+                    own = net.own_of(step)(known, rounding)
+                    own = rounded(own, STREAM_BITS, -STREAM_MAX, STREAM_MAX, rounding)
+                    stream = rounded(stream + own, STREAM_BITS, -STREAM_MAX, STREAM_MAX, False)
                 mean, index = net.head(stream, rounding)
-                delta = half(part, phase) - mean
-                halves.append(mean + coded * straight_round(delta))
+                delta = wanted - mean
+                done.append(mean + coded * straight_round(delta))
                 deltas.append(delta)
                 indices.append(index)
-            y_hat = merge(halves[0], halves[1])
+            y_hat = places.merge(done, grid)
             seen.append(compand(y_hat, rounding))
             y_hats.append(y_hat)
-            delta, index = torch.cat(deltas), torch.cat(indices)  # [2 B, h, w / 2, c]
+            delta, index = torch.cat(deltas, 1), torch.cat(indices, 1)  # [B, h * w, c]
             if rounding:
                 index = index + ((index + 0.5).floor() - index).detach()
             value = noise(delta) if self.training else delta.round()
-            cost = bits(normal_mass(value, SCALE_MIN * torch.exp(index * ratio))).sum((1, 2, 3))
-            y_bits.append(cost.view(2, -1).sum(0))
+            y_bits.append(bits(normal_mass(value, SCALE_MIN * torch.exp(index * ratio))).sum((1, 2)))
         cost = torch.stack(y_bits, 1)
         if kept is not None:
             cost = cost * (torch.arange(len(parts), device=y.device) < kept[:, None])

@@ -1,8 +1,8 @@
 """The entropy model of a hyperprior codec, in integers: latents <-> codes <-> bytes, the same on every machine.
 
-:mod:`.hyperprior_net` is the network while it is trained and says what it computes. Here it runs on the exact layers
-of :mod:`.integer`, slice after slice and half after half of a checkerboard, with the same steps in the encoder (which
-knows the latents), the decoder (which knows the bytes) and when codes are given.
+:mod:`.net` is the network while it is trained and says what it computes. Here it runs on the exact layers
+of :mod:`.integer`, slice after slice and in each the cells in their order (:mod:`.orders`), with the same steps in the
+encoder (which knows the latents), the decoder (which knows the bytes) and when codes are given.
 
 Unlike other priors this one is also the quantiser: a code is what is left of a latent after the mean that the model
 expects there, rounded. So it maps latents to codes and back (:class:`Walk`), and means, multiples of 1/16, make the
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,11 @@ from torch import Tensor
 from ..coder import IndexedDecoder, IndexedEncoder, table_model
 from ..context.net import part_of
 from ..integer import ExactLinear, OneThread, exact_dtype
+from ..orders import CHECKERBOARD, FINE
 from ..prior import read_prior_arrays, save_prior
 from ..tables import TOTAL, check_table, frequency_table, table_bits
+from .graphs import WalkGraphs
 from .net import (
-    DIAMOND,
     HATS,
     MEAN_BITS,
     QUALITY_STEPS,
@@ -41,15 +42,11 @@ from .net import (
     Z_BITS,
     Z_MAX,
     HyperNet,
+    own_name,
     quality_hats,
     scale_values,
 )
-from .walk import CODE_MAX, Layout, Linears, Step, Walk, WalkRun, runs_of, shuffle_cells, square
-
-if TYPE_CHECKING:
-    from .graphs import WalkGraphs
-    from .walk import Codes, Source
-
+from .walk import CODE_MAX, Codes, Layout, Linears, Source, Step, Walk, WalkRun, runs_of, shuffle_cells, square
 
 HYPERPRIOR_FILE = "hyperprior.safetensors"
 KEPT_GRIDS = 8  # of which places, and graphs on a GPU, are kept
@@ -106,10 +103,16 @@ class HyperPrior:
             self.up1 = self._layer("decoder.up1", 255, 0, 255, 0)
             self.mix = self._layer("decoder.mix", 255, 0, 255, 0)
             self.up2 = self._layer("decoder.up2", 255, -127, 127, 0)
-            self.nets = [Linears(self._layer, f"slices.{i}", blocks) for i in range(len(self.slices))]
+            names = [f"slices.{i}" for i in range(len(self.slices))]
+            orders = [FINE if f"{name}.{own_name(FINE, 1)}.weight" in arrays else CHECKERBOARD for name in names]
+            state = "slices.0.state.enter.weight" in arrays
+            self.nets = [
+                Linears(self._layer, name, blocks, order, state) for name, order in zip(names, orders, strict=True)
+            ]
         except KeyError as error:
             raise ValueError(f"the entropy model lacks {error}") from error
-        if len(arrays) != 5 + 3 * (4 + len(self.slices) * (5 + 2 * blocks)):
+        layers = 4 + sum(order.n + 3 + 2 * blocks + 3 * state for order in orders)
+        if len(arrays) != 5 + 3 * layers:
             raise ValueError("the entropy model holds arrays that have no place in it")
         if len(skip) != 1 or not -1 <= skip[0] < SCALES:
             raise ValueError("the entropy model does not say which scales are skipped")
@@ -141,9 +144,12 @@ class HyperPrior:
             raise ValueError("the layers of the hyper decoder do not fit together")
         features = self.up2.n_out // 4
         before = 0
-        for n, net in zip(self.slices, self.nets, strict=True):
-            if net.base.n_in != features + len(SQUARE) * before or net.own.n_in != len(DIAMOND) * n:
+        for i, (n, net) in enumerate(zip(self.slices, self.nets, strict=True)):
+            last = self.slices[i - 1] if i else 0
+            if net.base.n_in != features + len(SQUARE) * before or not net.reads(n):
                 raise ValueError("a slice of the entropy model does not fit the others")
+            if net.state is not None and not net.state.fits(features, last):
+                raise ValueError("the state of the entropy model does not fit its slices")
             if net.mean.n_out != n or net.scale.n_out != n:
                 raise ValueError("a slice of the entropy model has other channels")
             if not net.fits():
@@ -179,6 +185,11 @@ class HyperPrior:
         """Of every level of tokens: z's channels, then y's."""
         return (2 * Z_MAX + 1,) * self.hyper + (2 * CODE_MAX + 1,) * self.latents
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Slice and step of all steps of a walk."""
+        return [(i, step) for i, net in enumerate(self.nets) for step in range(net.order.n)]
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> HyperPrior:
         """Load ``hyperprior.safetensors`` of a model folder. Raises ValueError if it is missing or damaged."""
@@ -201,7 +212,7 @@ class HyperPrior:
         if grid not in self.layouts:
             if len(self.layouts) >= KEPT_GRIDS:
                 self.layouts.pop(next(iter(self.layouts)))
-            self.layouts[grid] = Layout(grid, self.device)
+            self.layouts[grid] = Layout(grid, self.device, {net.order for net in self.nets})
         return self.layouts[grid]
 
     def inputs(self, z: Codes, quality: int) -> npt.NDArray[np.float32]:
@@ -241,8 +252,6 @@ class HyperPrior:
         if self.layout(grid).walks <= GRAPH_AFTER:
             return None
         if self.layout(grid).graphs is None:
-            from .graphs import WalkGraphs
-
             self.layout(grid).graphs = WalkGraphs(self, grid)
         return self.layout(grid).graphs
 
@@ -252,16 +261,15 @@ class HyperPrior:
         run = WalkRun(self, grid)
         run.begin(torch.from_numpy(self.inputs(z, quality)).to(self.device, self.dtype))
         codes = np.zeros((sum(self.slices[:slices]), h * w), dtype=np.int64)
-        for i in range(len(self.slices)):
-            for phase in (0, 1):
-                mean, scale = run.predict(i, phase)
-                code = None
-                if i < slices:
-                    cells = run.layout.cells[phase]
-                    code = source(i, cells, mean, scale)
-                    begin = self.starts[i]
-                    codes[begin : begin + self.slices[i], cells] = code.T.cpu().numpy()
-                run.take(i, phase, mean, code)
+        for i, step in self.steps:
+            mean, scale = run.predict(i, step)
+            code = None
+            if i < slices:
+                cells = run.layout.cells[self.nets[i].order][step]
+                code = source(i, cells, mean, scale)
+                begin = self.starts[i]
+                codes[begin : begin + self.slices[i], cells] = code.T.cpu().numpy()
+            run.take(i, step, mean, code)
         return Walk(z, codes.reshape(len(codes), h, w), run.latents().cpu().numpy())
 
     def code_of(self, y: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -269,16 +277,25 @@ class HyperPrior:
         code = (y - mean * 2.0**-MEAN_BITS).round().clamp_(-CODE_MAX, CODE_MAX)
         return torch.where(scale > self.skip, code, 0.0)
 
-    def quantise(self, y: npt.NDArray[np.floating], z: npt.NDArray[np.floating], quality: int) -> Walk:
+    def quantise(
+        self,
+        y: npt.NDArray[np.floating],
+        z: npt.NDArray[np.floating],
+        quality: int,
+        free: npt.NDArray[np.bool_] | None = None,
+    ) -> Walk:
         """Latents ``y [M, h, w]`` in quantiser steps and hyper latents ``z [hyper, h/4, w/4]`` (rounded up) to codes.
 
         Args:   quality: 0 to 10000, hundredths.
+                free: ``[h, w]``, cells that need not come near their latents: all their codes are 0, which is cheap.
         Raises: ValueError for shapes that do not fit, or latents that are not numbers.
         """
         if y.ndim != 3 or len(y) != self.latents:
             raise ValueError(f"latents are [{self.latents}, h, w], got {y.shape}")
         if np.isnan(y).any() or np.isnan(z).any():
             raise ValueError("some latents are not numbers")
+        if free is not None and free.shape != y.shape[1:]:
+            raise ValueError(f"free cells are [h, w], got {free.shape} for latents {y.shape}")
         grid = (y.shape[1], y.shape[2])
         values = torch.from_numpy(np.ascontiguousarray(y)).to(self.device, self.dtype).flatten(1).T  # [h w, M]
         steps: list[Step] = []
@@ -286,12 +303,14 @@ class HyperPrior:
         def source(i: int, cells: npt.NDArray[np.int64], mean: Tensor, scale: Tensor) -> Tensor:
             part = values[torch.from_numpy(cells).to(self.device), self.starts[i] : self.starts[i + 1]]
             code = self.code_of(part, mean, scale)
+            if free is not None:
+                code[torch.from_numpy(free.reshape(-1)[cells]).to(self.device)] = 0
             steps.append(self._step(i, code, scale))
             return code
 
         codes = np.clip(np.round(z), -Z_MAX, Z_MAX).astype(np.int64)
         with self._exactly():
-            graphs = self._graphs(grid)
+            graphs = self._graphs(grid) if free is None else None
             if graphs is not None:
                 self._check_walk(codes, grid, quality)
                 return Walk(codes, *graphs.encode(self.inputs(codes, quality), values))
@@ -357,7 +376,7 @@ class HyperPrior:
 
         Raises: ValueError for another walk, or another number of layers.
         """
-        if len(walk.steps) != 2 * len(self.slices):
+        if len(walk.steps) != len(self.steps):
             raise ValueError("payloads need a walk that coded all slices")
         found = []
         for j, slices in enumerate(self.layer_slices(layers)):

@@ -1,6 +1,6 @@
 """The entropy model with slopes: what latents cost before they are rounded, for an encoder that improves them.
 
-The layers are those of :mod:`.hyperprior_net`, in float and without rounding, with the integers of the entropy model
+The layers are those of :mod:`.net`, in float and without rounding, with the integers of the entropy model
 as weights. Rounding has no slope, and three things stand in for it:
 
 - What is decoded is the latent itself plus noise, by default uniform as the error of rounding but smaller.
@@ -35,9 +35,8 @@ from .net import (
     SliceNet,
     bits,
     compand,
-    half,
-    merge,
     normal_mass,
+    places_of,
     quality_hats,
 )
 from .prior import HyperPrior
@@ -78,24 +77,28 @@ class RelaxedPrior:
         total = self.bits_of_z(z)
         seen: list[Tensor] = []
         y_hats: list[Tensor] = []
+        grid = (inside.shape[1], inside.shape[2])
         for i, (part, shift) in enumerate(zip(parts, shifts, strict=True)):
             layers = net.slices[i]
             assert isinstance(layers, SliceNet)
+            places = places_of(layers.order, grid, y.device)
+            if layers.state is not None:
+                features = layers.state(features, seen[-1] if seen else features[..., :0], False)
             before = torch.cat(seen, 3) if seen else features[..., :0]
             base = inside_stream(layers.base.window(before, features, False))
-            halves: list[Tensor] = []
-            for phase in (0, 1):
-                stream = half(base, phase)
-                if phase:
-                    own = compand(merge(halves[0], torch.zeros_like(halves[0])), False)
-                    stream = inside_stream(stream + half(inside_stream(layers.own.window(own, None, False)), phase))
+            done: list[Tensor] = []
+            for step, (stream, wanted, valid, moved) in enumerate(
+                zip(*map(places.split, (base, part, inside, shift)), strict=True)
+            ):
+                if step:
+                    known = places.windows(compand(places.merge(done, grid), False), step)
+                    stream = inside_stream(stream + inside_stream(layers.own_of(step)(known, False)))
                 mean, index = layers.head(stream, False)
-                wanted, valid = half(part, phase), half(inside, phase)
                 coded = index >= self.skip + 0.5
                 cost = bits_of_y(wanted - mean, SCALE_MIN * torch.exp(index * LOG_RATIO))
                 total = total + torch.where(coded, cost * valid, 0.0).sum()
-                halves.append(torch.where(coded, wanted + half(shift, phase), mean) * valid)
-            y_hats.append(merge(halves[0], halves[1]))
+                done.append(torch.where(coded, wanted + moved, mean) * valid)
+            y_hats.append(places.merge(done, grid))
             seen.append(compand(y_hats[-1], False))
         return torch.cat(y_hats, 3)[0, :h, :w].permute(2, 0, 1), total
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,26 +13,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..integer import ACT_BITS, STREAM_BITS, STREAM_MAX, ExactLinear
-from .net import (
-    DIAMOND,
-    KNEES,
-    MEAN_BITS,
-    SCALES,
-    SQUARE,
-)
-
-if TYPE_CHECKING:
-    from .graphs import WalkGraphs
-    from .prior import HyperPrior
-
+from ..orders import Order
+from .net import KNEES, MEAN_BITS, SCALES, SQUARE, STATE_STEP, own_name
 
 CODE_MAX = 2047  # codes are -CODE_MAX..CODE_MAX
 Codes = npt.NDArray[np.int64]
 
 
+class Networks(Protocol):
+    """What a walk asks of the entropy model that it is a walk of, see :class:`~.prior.HyperPrior`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    slices: tuple[int, ...]
+    starts: list[int]
+    nets: list[Linears]
+    hyper: int
+    skip: int
+
+    @property
+    def latents(self) -> int: ...
+    @property
+    def steps(self) -> Sequence[tuple[int, int]]: ...
+    def layout(self, grid: tuple[int, int]) -> Layout: ...
+    def features(self, x: Tensor) -> Tensor: ...
+    def code_of(self, values: Tensor, mean: Tensor, scale: Tensor) -> Tensor: ...
+
+
 @dataclass
 class Step:
-    """What one step of the walk coded: the codes of one slice and half, by table."""
+    """What one step of the walk coded: the codes of one step of a slice, by table."""
 
     layer: int  # slice
     codes: npt.NDArray[np.int32]  # [n] those that are coded, sorted by table
@@ -60,12 +70,43 @@ class Walk:
 Source = Callable[[int, npt.NDArray[np.int64], Tensor, Tensor], Tensor]
 
 
+class State:
+    """The exact layers that carry the state on to a slice; see :class:`~.net.StateBlock`."""
+
+    def __init__(self, make: Callable[..., ExactLinear], name: str) -> None:
+        self.enter = make(f"{name}.enter", 127, 0, 255)
+        self.spatial = make(f"{name}.spatial", 255, 0, 255, 0)
+        self.expand = make(f"{name}.expand", 255, -STATE_STEP, STATE_STEP, 0)
+
+    def fits(self, features: int, last: int) -> bool:
+        """Whether the layers take each other's outputs, a state of ``features`` and a slice of ``last`` channels."""
+        inner = self.enter.n_out
+        return (
+            self.enter.n_in == features + len(SQUARE) * last
+            and self.spatial.n_in == len(SQUARE) * inner
+            and self.spatial.n_out == self.expand.n_in == inner
+            and self.expand.n_out == features
+        )
+
+    def __call__(self, state: Tensor, small: Tensor, last: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """State ``[h w, F]`` and the last slice's channels ``[h, w, c]``, companded, to the next state ``[h w, F]``.
+
+        Args: small: the state in the type of ``last``.
+        """
+        x = self.enter(small if last is None else torch.cat([small, square(last)], 1))
+        x = self.expand(self.spatial(square(x.view(*grid, -1))))
+        return (state + x).clamp_(-127, 127)
+
+
 class Linears:
     """The exact layers of one slice."""
 
-    def __init__(self, make: Callable[..., ExactLinear], name: str, blocks: int) -> None:
+    def __init__(self, make: Callable[..., ExactLinear], name: str, blocks: int, order: Order, state: bool) -> None:
+        self.order = order
+        self.state = State(make, f"{name}.state") if state else None
         self.base = make(f"{name}.base", 127, -STREAM_MAX, STREAM_MAX)
-        self.own = make(f"{name}.own", 127, -STREAM_MAX, STREAM_MAX)
+        names = [own_name(order, step) for step in range(1, order.n)]
+        self.own = [make(f"{name}.{own}", 127, -STREAM_MAX, STREAM_MAX) for own in names]
         self.up = [make(f"{name}.head.up.{j}", 127, 0, 255) for j in range(blocks)]
         self.down = [make(f"{name}.head.down.{j}", 255, -STREAM_MAX, STREAM_MAX, 0) for j in range(blocks)]
         self.head = make(f"{name}.head.head", 127, 0, 255)
@@ -76,11 +117,16 @@ class Linears:
         """Whether each layer takes what the one before makes."""
         width, head = self.base.n_out, self.head.n_out
         return (
-            all(layer.n_out == width for layer in (self.own, *self.down))
+            all(layer.n_out == width for layer in (*self.own, *self.down))
             and all(layer.n_in == width for layer in (self.head, *self.up))
             and all(down.n_in == up.n_out for up, down in zip(self.up, self.down, strict=True))
             and self.mean.n_in == self.scale.n_in == head
         )
+
+    def reads(self, channels: int) -> bool:
+        """Whether the maps of the slice's own cells take ``channels`` of them."""
+        known = [len(self.order.offsets(step)) for step in range(1, self.order.n)]
+        return all(own.n_in == n * channels for own, n in zip(self.own, known, strict=True))
 
     def __call__(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """Stream ``[n, C]`` to means in 16ths and scales, ``[n, c]`` each."""
@@ -95,7 +141,7 @@ def _act(stream: Tensor) -> Tensor:
 
 
 def compand_integers(latents: Tensor) -> Tensor:
-    """Latents in 16ths to what the nets see, -127..127; the integers of :func:`~.hyperprior_net.compand`."""
+    """Latents in 16ths to what the nets see, -127..127; the integers of :func:`~.net.compand`."""
     inner, total, edge = torch.zeros_like(latents), torch.zeros_like(latents), 0
     for width, slope in KNEES:
         edge += width
@@ -109,21 +155,28 @@ class Layout:
     """Where the cells of a grid are.
 
     Attributes:
-        cells: those of both halves of the checkerboard in raster order; cell (0, 0) is of the first.  index: the same
-            on the device.
-        around: places of the window of each cell of the second half in a map with a border of two, ``[cells, P]``.
+        cells: of each order, those of its steps in raster order.  index: the same on the device.
+        around: of each order and step, places of the window of each cell in a map with a border of the order's reach,
+            ``[cells, P]``.
     """
 
-    def __init__(self, grid: tuple[int, int], device: torch.device) -> None:
-        h, w = grid
-        parity = (np.add.outer(np.arange(h), np.arange(w)) % 2).reshape(-1)
-        self.cells = [np.flatnonzero(parity == phase) for phase in (0, 1)]
-        self.index = [torch.from_numpy(cells).to(device) for cells in self.cells]
-        rows, columns = np.divmod(self.cells[1], w)
-        around = np.stack([(rows + 2 + dy) * (w + 4) + columns + 2 + dx for dy, dx in DIAMOND], 1)
-        self.around = torch.from_numpy(around.astype(np.int64)).to(device)
+    def __init__(self, grid: tuple[int, int], device: torch.device, orders: Iterable[Order]) -> None:
+        self.cells: dict[Order, list[npt.NDArray[np.int64]]] = {}
+        self.index: dict[Order, list[Tensor]] = {}
+        self.around: dict[Order, list[Tensor]] = {}
+        for order in orders:
+            steps = range(order.n)
+            self.cells[order] = [order.cells(grid, step) for step in steps]
+            self.index[order] = [torch.from_numpy(cells).to(device) for cells in self.cells[order]]
+            self.around[order] = [self._windows(grid, order, step).to(device) for step in steps]
         self.walks = 0  # how often a GPU has walked here
-        self.graphs: WalkGraphs | None = None
+        self.graphs: Any = None  # of the walks over this grid, once there are some; see graphs.py
+
+    def _windows(self, grid: tuple[int, int], order: Order, step: int) -> Tensor:
+        border, width = order.reach, grid[1] + 2 * order.reach
+        rows, columns = np.divmod(self.cells[order][step], grid[1])
+        places = [(rows + border + dy) * width + columns + border + dx for dy, dx in order.offsets(step)]
+        return torch.from_numpy(np.stack(places, 1).astype(np.int64) if places else np.zeros((len(rows), 0), np.int64))
 
 
 class WalkRun:
@@ -132,7 +185,7 @@ class WalkRun:
     Nothing in it waits for the device. Latents are in 16ths.
     """
 
-    def __init__(self, prior: HyperPrior, grid: tuple[int, int]) -> None:
+    def __init__(self, prior: Networks, grid: tuple[int, int]) -> None:
         self.prior, self.grid = prior, grid
         self.layout = prior.layout(grid)
         first = prior.nets[0].base
@@ -140,35 +193,43 @@ class WalkRun:
         cells = grid[0] * grid[1]
         self.known = torch.zeros(cells, prior.latents, dtype=prior.dtype, device=prior.device)
         self.seen = torch.zeros(*grid, prior.latents, dtype=self.small, device=prior.device)  # companded
-        self.features = self.base = torch.zeros(0, device=prior.device)
+        self.state = self.features = self.base = torch.zeros(0, device=prior.device)
 
     def begin(self, x: Tensor) -> None:
         """Take what :meth:`HyperPrior.inputs` made."""
         h, w = self.grid
-        self.features = self.prior.features(x)[:h, :w].reshape(h * w, -1).to(self.small)
+        self.state = self.prior.features(x)[:h, :w].reshape(h * w, -1)
+        self.features = self.state.to(self.small)
 
-    def predict(self, i: int, phase: int) -> tuple[Tensor, Tensor]:
-        """Means in 16ths and scales of one half of a slice's cells, ``[n, c]`` each."""
+    def predict(self, i: int, step: int) -> tuple[Tensor, Tensor]:
+        """Means in 16ths and scales of the cells of one step of a slice, ``[n, c]`` each."""
         h, w = self.grid
         net, begin, n = self.prior.nets[i], self.prior.starts[i], self.prior.slices[i]
-        if phase == 0:
+        order = net.order
+        if step == 0:
+            if net.state is not None:
+                last = self.seen[:, :, self.prior.starts[i - 1] : begin] if i else None
+                self.state = net.state(self.state, self.features, last, self.grid)
+                self.features = self.state.to(self.small)
             seen = self.seen[:, :, :begin]
             self.base = net.base(torch.cat([self.features, square(seen)], 1) if i else self.features)  # [h w, C]
-        stream = self.base[self.layout.index[phase]]
-        if phase:
+        stream = self.base[self.layout.index[order][step]]
+        if step:
             own = compand_integers(self.known[:, begin : begin + n]).to(self.small)
-            own = F.pad(own.view(h, w, n), (0, 0, 2, 2, 2, 2)).view(-1, n)[self.layout.around]  # [cells, P, n]
-            stream = (stream + net.own(own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
+            edge = order.reach
+            own = F.pad(own.view(h, w, n), (0, 0, edge, edge, edge, edge)).view(-1, n)
+            own = own[self.layout.around[order][step]]  # [cells, P, n]
+            stream = (stream + net.own[step - 1](own.flatten(1))).clamp_(-STREAM_MAX, STREAM_MAX)
         return net(stream)
 
-    def take(self, i: int, phase: int, mean: Tensor, code: Tensor | None) -> None:
+    def take(self, i: int, step: int, mean: Tensor, code: Tensor | None) -> None:
         """Go on with the codes ``[n, c]`` of a step, or with its means."""
         begin, end = self.prior.starts[i], self.prior.starts[i + 1]
-        part = self.known[:, begin:end]
-        part[self.layout.index[phase]] = mean if code is None else mean + code * 2**MEAN_BITS
-        if phase == 0:
-            part.index_fill_(0, self.layout.index[1], 0)  # not known yet
-        else:
+        part, order = self.known[:, begin:end], self.prior.nets[i].order
+        if step == 0:
+            part.zero_()  # what an earlier walk knew
+        part[self.layout.index[order][step]] = mean if code is None else mean + code * 2**MEAN_BITS
+        if step == order.n - 1:
             self.seen[:, :, begin:end] = compand_integers(part).view(*self.grid, -1).to(self.small)
 
     def latents(self) -> Tensor:

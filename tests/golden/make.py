@@ -38,7 +38,7 @@ from tokodec.codec.formats import format_of
 from tokodec.codec.image import quality as photo
 from tokodec.codec.image.format import ImageFormat
 from tokodec.codec.media.audio import Sound, write_audio
-from tokodec.codec.media.read_image import Picture
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.models import Model, load_model
 from tokodec.codec.options import EncodeOptions, Rate, SoundOptions
 from tokodec.codec.progress import SILENT

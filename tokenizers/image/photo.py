@@ -1,4 +1,4 @@
-"""`image-photo`: photographs at everyday quality, 0.1 to 1.5 bits per pixel, one model for all rates.
+"""`image-photo`: pictures at 0.1 bits per pixel and up, one model for all rates.
 
 ::
 
@@ -10,12 +10,16 @@ A scalar quantiser of step 1 and learned gains for each channel make the rate co
 gained deep image compression", arXiv:2003.02012). The nets work at strides 8 and 16 only, where convolutions are cheap
 (DCVC-RT, Jia et al. 2025, arXiv:2502.20762), in residual bottleneck blocks (ELIC, He et al. 2022, arXiv:2203.10886),
 and obey the locality rule: convolutions, no normalisation, nothing that looks at the whole picture.
+
+A cell has 768 samples, so the nets alone, without a quantiser, lose what more than M latents would hold. The last
+``detail`` of the latents go round the narrow part of the nets: they are taken from the features at stride 8, and are
+added to those of the synthesis. At low qualities they are all zero and take no bits; at high ones they are what is
+missing.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,17 +59,21 @@ class ImagePhotoConfig:
     analysis_blocks: tuple[int, ...] = (6, 3)  # residual blocks at strides 8 and 16
     synthesis_blocks: tuple[int, ...] = (6, 3)
     latents: int = 256  # M, channels of y
+    detail: int = 0  # how many of them, the last ones, are those of stride 8
     hyper: int = 128  # Nz, channels of z
     hyper_width: int = 192  # of the hyper analysis net
     # What the model was trained for, and an encoder may try harder for: rate + lambda(quality) * distortion.
     distortion: str = "mse"  # "mse", of 8-bit values, or "ms-ssim"
-    rate_weights: tuple[float, float] = (0.001, 0.2)  # lambda at quality 0 and 100: bits a pixel for a unit of it
+    # lambda at even steps of quality 0 to 100, in between its logarithm is a straight line: bits a pixel for a unit
+    rate_weights: tuple[float, ...] = (0.001, 0.2)
 
     def __post_init__(self) -> None:
         if self.distortion not in DISTORTIONS:
             raise ValueError(f"unknown distortion {self.distortion!r}: {' or '.join(DISTORTIONS)}")
-        if len(self.rate_weights) != 2 or not 0 < min(self.rate_weights) <= max(self.rate_weights) < math.inf:
-            raise ValueError("rate_weights are two positive numbers, at quality 0 and 100")
+        if len(self.rate_weights) < 2 or not 0 < min(self.rate_weights) <= max(self.rate_weights) < math.inf:
+            raise ValueError("rate_weights are two positive numbers or more, at quality 0 to 100")
+        if not 0 <= self.detail < self.latents:
+            raise ValueError("latents of detail are some of all latents")
         if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 2:
             raise ValueError("channels and blocks have two entries each, for strides 8 and 16")
 
@@ -113,36 +121,47 @@ class Synthesis(nn.Module):
         super().__init__()
         c8, c16 = config.channels
         n8, n16 = config.synthesis_blocks
-        self.enter = nn.Conv2d(config.latents, c16, 3, padding=1)
+        self.parts = (config.latents - config.detail, config.detail)
+        self.enter = nn.Conv2d(self.parts[0], c16, 3, padding=1)
         self.scale16, self.shift16 = Dial(c16), Dial(c16)
         self.coarse = nn.Sequential(*blocks(c16, n16))
         self.up = nn.Sequential(nn.Conv2d(c16, 4 * c8, 1), nn.PixelShuffle(2))
+        if config.detail:
+            self.detail = nn.Sequential(nn.Conv2d(config.detail, 4 * c8, 1), nn.PixelShuffle(2))
         self.scale8, self.shift8 = Dial(c8), Dial(c8)
         self.fine = nn.Sequential(*blocks(c8, n8))
         self.leave = nn.Sequential(nn.Conv2d(c8, 3 * PATCH**2, 3, padding=1), nn.PixelShuffle(PATCH))
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        y, detail = y.split(self.parts, 1)
         x = self.enter(y)
         x = self.coarse(x * torch.exp(self.scale16(quality)).to(x.dtype) + self.shift16(quality).to(x.dtype))
         x = self.up(x)
+        if self.parts[1]:
+            x = x + self.detail(detail)
         x = self.fine(x * torch.exp(self.scale8(quality)).to(x.dtype) + self.shift8(quality).to(x.dtype))
         return self.leave(x)
 
 
-def analysis_net(config: ImagePhotoConfig) -> nn.Sequential:
+class Analysis(nn.Module):
     """g_a: ``[B, 3, 16h, 16w] -> [B, M, h, w]``."""
-    c8, c16 = config.channels
-    n8, n16 = config.analysis_blocks
-    return nn.Sequential(
-        OrderedDict(
-            unshuffle=nn.PixelUnshuffle(PATCH),  # [B, 192, 2h, 2w]
-            enter=nn.Conv2d(3 * PATCH**2, c8, 3, padding=1),
-            fine=nn.Sequential(*blocks(c8, n8)),
-            down=nn.Conv2d(c8, c16, 2, stride=2),  # [B, c16, h, w]
-            coarse=nn.Sequential(*blocks(c16, n16)),
-            leave=nn.Conv2d(c16, config.latents, 3, padding=1),
-        )
-    )
+
+    def __init__(self, config: ImagePhotoConfig) -> None:
+        super().__init__()
+        c8, c16 = config.channels
+        n8, n16 = config.analysis_blocks
+        self.unshuffle = nn.PixelUnshuffle(PATCH)
+        self.enter = nn.Conv2d(3 * PATCH**2, c8, 3, padding=1)
+        self.fine = nn.Sequential(*blocks(c8, n8))
+        self.down = nn.Conv2d(c8, c16, 2, stride=2)
+        self.coarse = nn.Sequential(*blocks(c16, n16))
+        self.leave = nn.Conv2d(c16, config.latents - config.detail, 3, padding=1)
+        self.detail = nn.Conv2d(c8, config.detail, 2, stride=2) if config.detail else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fine(self.enter(self.unshuffle(x)))  # [B, c8, 2h, 2w]
+        y = self.leave(self.coarse(self.down(x)))  # [B, M - detail, h, w]
+        return y if self.detail is None else torch.cat([y, self.detail(x)], 1)
 
 
 def hyper_analysis_net(config: ImagePhotoConfig) -> nn.Sequential:
@@ -165,7 +184,7 @@ class PhotoNets(nn.Module):
     def __init__(self, config: ImagePhotoConfig) -> None:
         super().__init__()
         self.config = config
-        self.analysis = analysis_net(config)
+        self.analysis = Analysis(config)
         self.hyper_analysis = hyper_analysis_net(config)
         self.synthesis = Synthesis(config)
         self.log_gain = Dial(config.latents, math.log(GAINS[0]), math.log(GAINS[1]))
@@ -193,8 +212,8 @@ class ImagePhoto(ImageTokenizer):
     # All kernels but those at the pixels, which stay float16. They are trained with these steps (train/photo.py).
     int8_weights = (
         "nets.hyper_analysis.", "nets.analysis.fine.", "nets.analysis.down.", "nets.analysis.coarse.",
-        "nets.analysis.leave.", "nets.synthesis.enter.", "nets.synthesis.coarse.", "nets.synthesis.up.",
-        "nets.synthesis.fine.",
+        "nets.analysis.leave.", "nets.analysis.detail.", "nets.synthesis.enter.", "nets.synthesis.coarse.",
+        "nets.synthesis.up.", "nets.synthesis.detail.", "nets.synthesis.fine.",
     )  # fmt: skip
     synthesis_weights = ("nets.synthesis.", "nets.log_inverse.")
     modality = "image"
@@ -331,13 +350,17 @@ class ImagePhoto(ImageTokenizer):
             return self.nets.analysis((2 * x - 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
-    def quantise(self, y: npt.NDArray[np.floating], steps: int) -> Walk:
-        """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths."""
+    def quantise(
+        self, y: npt.NDArray[np.floating], steps: int, free: npt.NDArray[np.bool_] | None = None
+    ) -> Walk:
+        """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths; ``free`` cells ``[h, w]`` have none."""
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
         with whole_float32(self.device):
             scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
+            if free is not None:  # nor do hyper latents speak of them
+                scaled = scaled * torch.from_numpy(~free).to(scaled)
             z = self.nets.hyper_analysis(scaled)
-        return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps)
+        return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps, free)
 
     def quantise_windows(self, y: npt.NDArray[np.floating], steps: int) -> list[tuple[Tile, Walk]]:
         """Latents ``[M, h, w]`` of a whole picture to the codes of its windows, in raster order."""
@@ -419,10 +442,16 @@ class ImagePhoto(ImageTokenizer):
         return out
 
 
-def rate_weight(quality: Tensor, ends: tuple[float, float]) -> Tensor:
-    """lambda of a quality in 0..1: bits a pixel that one unit of distortion is worth."""
-    low, high = math.log(ends[0]), math.log(ends[1])
-    return torch.exp(low + (high - low) * quality)
+def rate_weight(quality: Tensor, points: Sequence[float]) -> Tensor:
+    """lambda of a quality in 0..1: bits a pixel that one unit of distortion is worth.
+
+    Args: points: at even steps of the quality, from 0 to 1.
+    """
+    place = quality * (len(points) - 1)
+    log = torch.zeros_like(quality)
+    for k, point in enumerate(points):  # numbers and no tensor of them: a CUDA graph may record this
+        log = log + (1 - (place - k).abs()).clamp_min(0) * math.log(point)
+    return torch.exp(log)
 
 
 def quality_steps(quality: float | None) -> int:

@@ -68,10 +68,10 @@ def prepare(codebook: Tensor, penalty: Tensor | None = None) -> Prepared:
     """
     valid = _valid(codebook, penalty)
     if not valid.any():
-        return Prepared(codebook, penalty, valid, None, codebook.T, codebook[:, 0])
-    table = _table(codebook, valid, penalty, _center(codebook, valid), None, False)
+        return Prepared(codebook, penalty, valid, None, columns=codebook.T, bias=codebook[:, 0])
+    table = _table(codebook, valid, penalty, _center(codebook, valid), norms=None, dot=False)
     columns = table.rows.T.contiguous()  # [D + 1, N']
-    return Prepared(codebook, penalty, valid, replace(table, rows=columns.T), columns[:-1], columns[-1])
+    return Prepared(codebook, penalty, valid, replace(table, rows=columns.T), columns=columns[:-1], bias=columns[-1])
 
 
 def search_prepared(z: Tensor, prepared: Prepared) -> Tensor:
@@ -105,7 +105,7 @@ def search_prepared(z: Tensor, prepared: Prepared) -> Tensor:
     else:
         rows = torch.arange(m, device=z.device)
     errors = _errors(_norms(z[rows], table.center), table)
-    _decide(z, codebook, prepared.valid, penalty, table, rows, errors, indices)
+    _decide(z, codebook, prepared.valid, penalty, table=table, rows=rows, errors=errors, indices=indices)
     return indices
 
 
@@ -140,11 +140,11 @@ def _search(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, indi
     dtype = torch.float32 if _float32_is_float32(z.device.type) else torch.float64
     center = z.new_zeros(z.shape[1], dtype=torch.float32) if dot else _center(codebook, valid)
     norms = _norms(z, center.to(dtype))  # [M]
-    table = _table(codebook, valid, penalty, center.to(dtype), norms, dot)
+    table = _table(codebook, valid, penalty, center.to(dtype), norms=norms, dot=dot)
     errors = _errors(norms, table)
     rows = (~(_scan(z, table, indices) > errors)).nonzero()[:, 0]  # written so that NaN, from overflow, is not settled
     if len(rows):
-        _decide(z, codebook, valid, penalty, table, rows, errors[rows], indices)
+        _decide(z, codebook, valid, penalty, table=table, rows=rows, errors=errors[rows], indices=indices)
 
 
 def _valid(codebook: Tensor, penalty: Tensor | None) -> Tensor:
@@ -241,7 +241,7 @@ def _scan(z: Tensor, table: _Table, indices: Tensor) -> Tensor:
     """Write the index of the best score of every row; return the gaps [M] between the two best scores."""
     best, second = torch.full((2, len(z)), math.inf, dtype=table.rows.dtype, device=z.device)  # [M] each
     for start in range(0, len(table.rows), SCAN_CODEWORDS):
-        _scan_codewords(z, table, start, best, second, indices)
+        _scan_codewords(z, table, start, best, second=second, indices=indices)
     return second.sub_(best)
 
 
@@ -307,7 +307,7 @@ def _decide(
         row, column = _candidates(latents, table, error)
         if len(row) > CROWD * len(block) or not error.isfinite().all():
             if fine is None:
-                fine = _table(codebook, valid, penalty, center, norms, table.dot)
+                fine = _table(codebook, valid, penalty, center, norms=norms, dot=table.dot)
                 fine.rows[:n, dim].masked_fill_(_repeats(codebook, penalty), math.inf)
             row, column = _candidates(latents, fine, _errors(norm[keep], fine))
         distances = torch.empty(len(row), dtype=torch.float64, device=z.device)  # [P]

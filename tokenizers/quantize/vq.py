@@ -165,7 +165,9 @@ class EMAVQ(VQ):
         decay: float = 0.99,
         smoothing: float = 1e-5,
     ) -> None:
-        super().__init__(codebook_size, dim, metric, gradient, kmeans_iterations, dead_below, decay)
+        super().__init__(
+            codebook_size, dim, metric, gradient, kmeans_iterations, dead_below=dead_below, decay=decay
+        )
         self.smoothing = smoothing
         self.register_buffer("cluster_sum", self.codewords * self.cluster_size[:, None])
 

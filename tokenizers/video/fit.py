@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 FEATURES, DOWN, RIGHT = 0, 1, 2  # kinds of groups
 MAX_LEVEL = 12
+BAND = 1 << 22  # values of all channels that are computed at once where no gradients are wanted
 KERNEL = (0.0, 0.25, 0.75, 0.0)  # the doubling starts as linear interpolation
 
 
@@ -129,8 +130,15 @@ def double(x: Tensor, kernel: Tensor, h: int, w: int) -> Tensor:
     """
     zero = kernel.new_zeros(1)
     taps = torch.stack([torch.cat([kernel, zero]), torch.cat([zero, kernel.flip(0)])])  # [2, 5]: x[i-2] .. x[i+2]
-    shape, (rows, columns) = x.shape[:2], x.shape[2:]
+    rows, columns = x.shape[2:]
     x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    if x.shape[1] > 1 and not torch.is_grad_enabled():  # channel after channel: less memory
+        return torch.cat([_doubled(x[:, i : i + 1], taps, (rows, columns), (h, w)) for i in range(x.shape[1])], 1)
+    return _doubled(x, taps, (rows, columns), (h, w))
+
+
+def _doubled(x: Tensor, taps: Tensor, inner: tuple[int, int], outer: tuple[int, int]) -> Tensor:
+    shape, (rows, columns), (h, w) = x.shape[:2], inner, outer
     x = torch.stack([x[:, :, i : i + rows] for i in range(5)], dim=2).flatten(0, 1)  # [n C, 5, h', w' + 4]
     x = mix(taps, x).transpose(1, 2).flatten(1, 2).unflatten(0, shape)[:, :, :h]  # [n, C, h, w' + 4]
     x = torch.stack([x[..., i : i + columns] for i in range(5)], dim=-1)  # [n, C, h, w', 5]
@@ -180,42 +188,59 @@ class FitSynthesis(nn.Module):
                 period 1; ``[1, h, w]`` for still ones; all slots for the others.
             frames: ``[n]`` their numbers, int64.
         """
-        still: list[Tensor] = []
-        moving: list[Tensor] = [weights["first"][:, None, None]]
+        height, width, edge = self.shape.height, self.shape.width, self.shape.margin
+        still: list[tuple[int, Tensor]] = []  # pyramids [n, L, H, W] and the numbers of their groups
+        moving: list[tuple[int, Tensor]] = []
         displaced: dict[int, Tensor] = {}
         for i, (group, own) in enumerate(zip(self.shape.groups, grids, strict=True)):
             if group.period > 1:
                 own = [blend(x, frames, group.period) for x in own]
             x = self.pyramid(i, own, weights[f"double{i}"])
-            x = mix(weights[f"first{i}"], x)
             if group.kind != FEATURES:
+                x = mix(weights[f"first{i}"], x)
                 for level in range(group.fine - 1, -1, -1):
                     x = double(x, weights[f"double{i}"], *self.shape.area(group, level))
                 displaced[group.kind] = x[:, 0]
             else:
-                (still if group.still else moving).append(x)
-        if still:
-            seen = sum(still[1:], still[0])
-            if displaced:
-                moving.append(displace(seen, displaced[DOWN], displaced[RIGHT], self.shape.margin))
-            else:
-                edge = self.shape.margin
-                moving.append(seen[..., edge : edge + self.shape.height, edge : edge + self.shape.width])
-        x = F.relu(sum(moving[1:], moving[0]))
-        x = F.relu(mix(weights["second"], x) + weights["second_bias"][:, None, None])
-        x = mix(weights["third"], x) + weights["third_bias"][:, None, None]
+                (still if group.still else moving).append((i, x))
+
+        def features(groups: Sequence[tuple[int, Tensor]], top: int, bottom: int) -> Tensor | None:
+            """Sum of what groups make of their rows, ``[n, C, bottom - top, W]``."""
+            parts = [mix(weights[f"first{i}"], x[:, :, top:bottom]) for i, x in groups]
+            return sum(parts[1:], parts[0]) if parts else None
+
+        whole = features(still, 0, height + 2 * edge) if displaced else None  # displacements may reach anywhere
+
+        def rows(top: int, bottom: int) -> Tensor:
+            x = weights["first"][:, None, None]
+            for i, pyramid in moving:
+                x = x + mix(weights[f"first{i}"], pyramid[:, :, top:bottom])
+            if whole is not None:
+                down, right = (displaced[kind][:, top:bottom] for kind in (DOWN, RIGHT))
+                x = x + displace(whole, down, right, edge, top)
+            elif (seen := features(still, edge + top, edge + bottom)) is not None:
+                x = x + seen[..., edge : edge + width]
+            x = F.relu(x)
+            x = F.relu(mix(weights["second"], x) + weights["second_bias"][:, None, None])
+            return mix(weights["third"], x) + weights["third_bias"][:, None, None]
+
+        # Widths of the network are looked at for some rows at a time, but gradients want all of them.
+        high = height if torch.is_grad_enabled() else max(1, BAND // (len(frames) * width * self.shape.channels))
+        x = torch.cat([rows(top, min(top + high, height)) for top in range(0, height, high)], dim=2)
         x = x + F.conv2d(_edges(x), weights["fourth"], weights["fourth_bias"])
         x = x + F.conv2d(_edges(F.relu(x)), weights["fifth"], weights["fifth_bias"])
         return x.expand(len(frames), -1, -1, -1)
 
 
-def displace(x: Tensor, down: Tensor, right: Tensor, margin: int) -> Tensor:
+def displace(x: Tensor, down: Tensor, right: Tensor, margin: int, top: int = 0) -> Tensor:
     """``x [1, C, H + 2m, W + 2m]`` read at ``(row + m + down, column + m + right)``, linearly, for every pixel.
 
-    Args: down, right: ``[n, H, W]`` in pixels. Beyond the edges is what lies on them. Returns ``[n, C, H, W]``.
+    Args: down, right: ``[n, H, W]`` in pixels, or of the rows from ``top`` on. Beyond the edges is what lies on them.
+
+    Returns: ``[n, C, H, W]``.
     """
     n, h, w = down.shape
-    rows = torch.arange(h, device=x.device, dtype=x.dtype)[:, None] + margin + down
+    rows = torch.arange(top, top + h, device=x.device, dtype=x.dtype)[:, None] + margin + down
     columns = torch.arange(w, device=x.device, dtype=x.dtype) + margin + right
     height, width = x.shape[2:]
     where = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ...codec.corpus.token_files import TOKEN_SUFFIXES, load_tokens
 from ...entropy.schedule import Schedule
-from ...tokenizers.audio.grvq import FRAME, AudioGRVQ
-from ...tokenizers.image.grid import ImageGrid
+from ...tokenizers.api import Tokenizer
+from ...tokenizers.audio.grvq import AudioGRVQ
 from ...tokenizers.tokens import TokenSpec
-from ...tokenizers.video.grid import VideoGrid
 
 Codes = npt.NDArray[np.int64]
 
@@ -48,7 +47,7 @@ MAX_ZOOM = 1.3
 
 
 @torch.no_grad()
-def picture_views(tokenizer: ImageGrid, picture: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
+def picture_views(tokenizer: Tokenizer, picture: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
     """Codes ``[K, h, w]`` of a picture ``[H, W, 3]`` uint8 as it is, or of ``views > 0`` random crops of it.
 
     Crops are reduced or enlarged, mirrored, and at places that are not on the grid: a shift by less than a cell gives
@@ -82,7 +81,7 @@ FASTEST = 2  # frames of a clip between those of a view
 
 
 @torch.no_grad()
-def clip_views(tokenizer: VideoGrid, clip: Tensor, views: int, generator: torch.Generator, segment: int) -> list[Codes]:
+def clip_views(tokenizer: Tokenizer, clip: Tensor, views: int, generator: torch.Generator, segment: int) -> list[Codes]:
     """Codes ``[K, t, h, w]`` of the groups of pictures of a clip, uint8 ``[T, H, W, 3]``, each of which begins anew.
 
     As it is, or ``views > 0`` times changed: a random part of space and time, on another grid, mirrored, reduced, made
@@ -118,7 +117,7 @@ SEEN = (None, 6, 4)  # levels that views are searched for in turn: all, and thos
 
 @torch.no_grad()
 def sound_views(
-    tokenizer: AudioGRVQ, sound: Tensor, views: int, generator: torch.Generator, segment: int
+    tokenizer: Tokenizer, sound: Tensor, views: int, generator: torch.Generator, segment: int
 ) -> list[Codes]:
     """Codes ``[K, segment]`` of the segments of a sound, int16 ``[n]``, as it is or ``views > 0`` times changed.
 
@@ -134,9 +133,10 @@ def sound_views(
     for i in range(max(1, views)):
         y = x
         if views:
-            y = x[:, :, int(number() * min(FRAME, x.shape[2])) :]
+            y = x[:, :, int(number() * min(tokenizer.strides[0], x.shape[2])) :]
             y = y * 10 ** ((GAIN[0] + (GAIN[1] - GAIN[0]) * number()) / 20) * (-1) ** i
-        codes = tokenizer.encode(y.clamp(-1, 1), seen=SEEN[i % len(SEEN)]).codes[0].cpu().numpy()
+        seen = {"seen": SEEN[i % len(SEEN)]} if isinstance(tokenizer, AudioGRVQ) else {}
+        codes = tokenizer.encode(y.clamp(-1, 1), **seen).codes[0].cpu().numpy()
         found += [codes[:, begin : begin + segment] for begin in range(0, codes.shape[1], segment)]
     return found
 

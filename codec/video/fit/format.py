@@ -29,9 +29,9 @@ from ..clock import Clock, ClockMaker, clock_fields
 from ..decode import SegmentFrames
 from ..format import AnyVideoFormat
 from ..segments import lost_segment
-from ..track import SOUND_SHARE, encode_track
+from ..track import analyse_track, most_bytes, sound_share
 from .optimize import Fit, FitProgress, default_shape
-from .payload import MAX_CELLS, read_fitted
+from .payload import MAX_CELLS, check_frame, read_fitted
 
 MINUTES = 3.0  # that a fit takes if nothing is said
 QUALITY = 30.0  # likewise; see :func:`bit_cost`
@@ -108,14 +108,16 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
         times = clock.clock(reader.rate)
         shape = times.frames, reader.height, reader.width
         notes = list(reader.notes)
-        most = rate.most_bytes(math.prod(shape)) if rate.kbps is None else int(rate.kbps * 125 * times.seconds)
         track: CodedSound | None = None
         if reader.has_sound and options.sound is not None:
-            share = float("inf") if most is None else most / 125 / float(times.seconds) / SOUND_SHARE
-            track, said = encode_track(reader, options, share)
+            found, said = analyse_track(reader, options, sound_share(rate, math.prod(shape), times.seconds))
             notes += said
+            if found is not None:
+                times = times.until(found.end)
+                track = found.code(sound_share(rate, math.prod(shape), times.seconds))
         elif reader.has_sound:
             notes.append("the sound is left out as asked")
+        most = most_bytes(rate, math.prod(shape), times.seconds)
         header = _header(reader, times, track is not None)
         chunk = times.chunk()
         room = None
@@ -161,6 +163,7 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
 
 def _header(reader: VideoReader, clock: Clock, sound: bool) -> VideoHeader:
     pixels = reader.height * reader.width
+    check_frame(reader.height, reader.width)
     most = min(SEGMENT, (MAX_CELLS - 2 * pixels) * 10 // pixels)  # still grids take less than 2 HW, moving ones HW / 10
     if most < 1:
         raise UsageError(f"{reader.name} has too many pixels for {FITTED}")

@@ -14,11 +14,14 @@ import torch
 from ....entropy.fitted.codes import Weights, context_shapes, decode_grids, decode_weights, encode_grids, encode_weights
 from ....tokenizers.precision import whole_float32
 from ....tokenizers.video.fit import FitShape, FitSynthesis, Group
+from ...errors import LimitError
 
 _HEAD = struct.Struct("<BBBB")  # margin, channels, hidden, groups
 _GROUP = struct.Struct("<BHBB")  # kind, period, fine, coarse
 _COUNT = struct.Struct("<I")  # bytes of the weights
 MAX_CELLS = 1 << 27  # of all grids of a segment; what a reader is ready to hold
+MAX_FRAME = 1 << 24  # pixels of a frame, each of which takes some 200 bytes
+MAX_GRIDS = 32  # of all groups, each of which is doubled on to the size of a frame
 
 
 def write_fitted(
@@ -57,8 +60,17 @@ class Fitted:
         return pixels
 
 
+def check_frame(height: int, width: int) -> None:
+    """Raise LimitError for frames of more pixels than a fitted clip may have."""
+    if height * width > MAX_FRAME:
+        raise LimitError(f"fitted clips have at most {MAX_FRAME} pixels a frame, not {width} x {height}")
+
+
 def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
-    """Inverse of :func:`write_fitted`. Raises ValueError for what is damaged."""
+    """Inverse of :func:`write_fitted`.
+
+    Raises: ValueError for what is damaged, LimitError for frames that are too large.
+    """
     if len(data) < _HEAD.size:
         raise ValueError("a fitted clip ends in its header")
     margin, channels, hidden, n = _HEAD.unpack_from(data)
@@ -66,10 +78,13 @@ def read_fitted(data: bytes, frames: int, height: int, width: int) -> Fitted:
     if len(data) < at + n * _GROUP.size + _COUNT.size:
         raise ValueError("a fitted clip ends in its header")
     groups = tuple(Group(*_GROUP.unpack_from(data, at + i * _GROUP.size)) for i in range(n))
-    shape = FitShape(frames, height, width, groups, margin, channels, hidden)
+    shape = FitShape(frames, height, width, groups, margin=margin, channels=channels, hidden=hidden)
     shapes = [shape.grids(g) for g in groups]
+    if sum(map(len, shapes)) > MAX_GRIDS:
+        raise ValueError(f"a fitted clip has more than {MAX_GRIDS} grids")
     if sum(math.prod(s) for own in shapes for s in own) > MAX_CELLS:
         raise ValueError(f"a fitted clip has more than {MAX_CELLS} cells")
+    check_frame(height, width)
     at += n * _GROUP.size
     (count,) = _COUNT.unpack_from(data, at)
     at += _COUNT.size

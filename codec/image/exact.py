@@ -1,0 +1,136 @@
+"""Blocks of a picture that are kept exactly beside the codes of a lossy model, and which ones should be.
+
+Text, charts and patterns take few bits without any loss, and many with one. So an encoder looks at what it made: where
+the error that is left costs more, at the price of the quality, than the block takes as lossless WebP, the block is
+exact. That is the rule of rate and distortion, and it also catches what a model breaks: an error far above what the
+quality means is worth many bits. Work is by windows, as codes are::
+
+    window, decoded -> choose_exact -> blocks [bh, bw] -> pack_exact -> payload -> unpack_exact -> paste_exact
+    blocks -> free_cells -> cells whose codes say nothing that is seen (HyperPrior.quantise leaves them out)
+
+A payload is the map of the blocks, a bit each in raster order from the highest bit on, then a WebP file (VP8L) of the
+window in which all other blocks are black, which costs next to nothing. A window without exact blocks has the empty
+payload. Only whole pixels are pasted, so there is no seam where the decoded block was good, and a clean edge where it
+was not.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+BLOCK = 64  # pixels: four cells of 16
+LARGEST = 1024  # pixels: edge of a window
+FRAME = 30  # bytes of a WebP file that are not about its pixels
+COLOURS = 1024  # a block of more colours is a photograph: it is not tried
+WORTH = 64  # bits that an exact block must save
+CELL = 16
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+Blocks = npt.NDArray[np.bool_]  # [ceil(H / 64), ceil(W / 64)]
+
+
+def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
+    """The blocks of a window that should be exact.
+
+    Args:
+        pixels, decoded: ``[H, W, 3]``, what is to be shown and what the codes show.
+        weight: lambda of the quality, bits a pixel that one unit of mean squared error of 8-bit values is worth.
+
+    Raises: ValueError if shapes differ or the window is larger than ``LARGEST``.
+    """
+    if pixels.shape != decoded.shape or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"windows are [H, W, 3], got {pixels.shape} and {decoded.shape}")
+    chosen = np.zeros(_grid(pixels.shape[:2]), dtype=bool)
+    for (i, j), _ in np.ndenumerate(chosen):
+        rows, columns = (slice(k * BLOCK, (k + 1) * BLOCK) for k in (i, j))
+        block, error = pixels[rows, columns], pixels[rows, columns].astype(np.int64) - decoded[rows, columns]
+        worth = weight * float(np.square(error).sum()) / 3
+        if worth <= WORTH or _colours(block) > COLOURS:
+            continue
+        chosen[i, j] = 8 * max(0, len(_webp(block)) - FRAME) + WORTH < worth
+    return chosen
+
+
+def pack_exact(pixels: Pixels, blocks: Blocks) -> bytes:
+    """The payload of the exact blocks of a window; see the module's text."""
+    if blocks.shape != _grid(pixels.shape[:2]):
+        raise ValueError(f"a window of {pixels.shape[:2]} pixels has {_grid(pixels.shape[:2])} blocks")
+    if not blocks.any():
+        return b""
+    return np.packbits(blocks).tobytes() + _webp(np.where(_mask(blocks, pixels.shape[:2]), pixels, np.uint8(0)))
+
+
+def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]:
+    """The exact blocks of a window of ``size`` and a picture of it, black elsewhere.
+
+    Raises: ValueError if no :func:`pack_exact` makes this for such a window.
+    """
+    grid = _grid(size)
+    if not payload:
+        return np.zeros(grid, dtype=bool), np.zeros((*size, 3), dtype=np.uint8)
+    n = grid[0] * grid[1]
+    head = -(-n // 8)
+    bits = np.unpackbits(np.frombuffer(payload[:head], dtype=np.uint8))
+    if len(payload) <= head or bits[n:].any() or not bits.any():
+        raise ValueError("a payload of exact blocks does not fit its window")
+    blocks = bits[:n].reshape(grid) > 0
+    try:
+        with Image.open(io.BytesIO(payload[head:]), formats=["WEBP"]) as image:
+            if image.size != (size[1], size[0]) or image.mode != "RGB":
+                raise ValueError("a picture of exact blocks has another size than its window")
+            pixels = np.array(image)
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise ValueError("a payload of exact blocks holds no picture") from error
+    if pixels[~np.broadcast_to(_mask(blocks, size), pixels.shape)].any():
+        raise ValueError("a picture of exact blocks holds something beside them")
+    return blocks, pixels
+
+
+def paste_exact(decoded: Pixels, payload: bytes) -> Pixels:
+    """``decoded [H, W, 3]`` with the exact blocks of its payload. Raises ValueError as :func:`unpack_exact` does."""
+    size = (decoded.shape[0], decoded.shape[1])
+    blocks, pixels = unpack_exact(payload, size)
+    return np.where(_mask(blocks, size), pixels, decoded)
+
+
+def free_cells(blocks: Blocks, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The cells ``[h, w]`` of a window that need no codes: exact like the two cells around them on all sides.
+
+    A synthesis net looks further than that, but what it sees two cells away hardly shows.
+    """
+    edge = BLOCK // CELL
+    free = np.kron(blocks, np.ones((edge, edge), dtype=bool))[: grid[0], : grid[1]]
+    for _ in range(2):
+        inside = np.pad(free, 1, constant_values=True)  # beyond the window nothing is seen
+        for axis in (0, 1):
+            before, after = (np.roll(inside, shift, axis) for shift in (1, -1))
+            inside = inside & before & after
+        free = inside[1:-1, 1:-1]
+    return free
+
+
+def _grid(size: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of blocks of a window. Raises ValueError if it is none."""
+    if not 1 <= min(size) <= max(size) <= LARGEST:
+        raise ValueError(f"a window has 1 to {LARGEST} pixels a side, got {size}")
+    return -(-size[0] // BLOCK), -(-size[1] // BLOCK)
+
+
+def _mask(blocks: Blocks, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """The pixels of blocks, ``[H, W, 1]``."""
+    return np.kron(blocks, np.ones((BLOCK, BLOCK), dtype=bool))[: size[0], : size[1], None]
+
+
+def _colours(block: Pixels) -> int:
+    packed = block.reshape(-1, 3).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    return int(np.unique(packed).size)
+
+
+def _webp(pixels: Pixels) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "WEBP", lossless=True, quality=100, method=4)
+    return out.getvalue()
