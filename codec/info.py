@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .container.chunks import ALPH, AUDL, EXIF, FRAME, ICCP, LAYR, TIME
+from .container.chunks import ALPH, AUDL, EXCT, EXIF, FRAME, ICCP, LAYR, TIME
 from .container.fields import HYPERPRIOR, VERSION, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
@@ -16,9 +16,9 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
 
     Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
-    each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``complete``,
-    ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads), and if there is sound its ``sound_model``,
-    ``sound_samples``, ``sound_rate`` and ``sound_channels``.
+    each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``exact_bytes``,
+    ``complete``, ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads), and if there is sound its
+    ``sound_model``, ``sound_samples``, ``sound_rate`` and ``sound_channels``.
 
     Raises: a FormatError that names the file.
     """
@@ -41,6 +41,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         layers.append(sum(len(p) for p in payloads if p is not None))
     sizes = {kind: len(tok.payload(kind) or b"") if (kind, 0, 0) in tok.places else 0 for kind in (ICCP, EXIF, ALPH)}
     extras = sum(size + FRAME for size in sizes.values() if size)
+    exact = sum(len(tok.payload(*place) or b"") for place in list(tok.places) if place[0] == EXCT)
     video = _video(tok) if isinstance(header, VideoHeader) else {}
     found |= {
         "bytes": len(data),
@@ -48,10 +49,11 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
-        "overhead_bytes": len(data) - sum(layers) - extras - video.get("sound_bytes", 0),
+        "overhead_bytes": len(data) - sum(layers) - extras - exact - video.get("sound_bytes", 0),
         "icc_bytes": sizes[ICCP],
         "exif_bytes": sizes[EXIF],
         "alpha_bytes": sizes[ALPH],
+        "exact_bytes": exact,
         **video,
         "complete": tok.complete,
         "problems": tok.problems,

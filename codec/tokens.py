@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .container.chunks import EXCT
 from .container.fields import SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
@@ -85,7 +86,8 @@ def _tok_tokens(src: str | Path, options: TokenizeOptions) -> Tokenized | None:
         tokens, _ = file_tokens(tok, options.model, options.device, options.levels)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{src}: {error}") from error
-    return Tokenized(tokens, tok.problems)
+    exact = any(kind == EXCT for kind, _, _ in tok.places)
+    return Tokenized(tokens, tok.problems, ["blocks that are kept exactly are not part of tokens"] * exact)
 
 
 def _media_tokens(src: str | Path, options: TokenizeOptions) -> Tokenized:

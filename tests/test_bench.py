@@ -323,7 +323,7 @@ def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path)
         (UsageError, "z.png is not among the pictures", pictures, {"show": "z.png"}),
         (UsageError, "unknown published points 'clic'", pictures, {"published": "clic"}),
         (UsageError, "unknown CompressAI model 'elic'.*cheng2020-anchor", pictures, {"compressai": "elic"}),
-        (UsageError, "dial of image-grid is its levels", pictures, {"qualities": "50"}),
+        (UsageError, "the rate of image-grid is its levels", pictures, {"qualities": "50"}),
     ):
         options: dict[str, Any] = {"out": target, "against": "", "model": model, **changed}
         with pytest.raises(error, match=match) as caught:

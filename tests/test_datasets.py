@@ -28,7 +28,7 @@ from tokodec.codec.tokens import tokenize_file
 from tokodec.tests.hostile import mutations
 from tokodec.tokenizers.sequence import END, PAD, Sequencer
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "codec" / "corpus" / "README.md"
 SIZES = {"b.png": (40, 50), "a.png": (64, 33), "deep/a.webp": (16, 80), "deep/z.png": (100, 100)}
 ORDER = ["a.png", "b.png", "deep/a.webp", "deep/z.png"]
 
@@ -419,14 +419,14 @@ def test_collate_wants_codes_of_its_sequencer(pictures: Path, tiny_model: Path) 
         SequenceCollate(Sequencer((64, 32, 16)))([])
 
 
-# ------------------------------------------------------------------------------------------------------------ README
+# ------------------------------------------------------------------------------------- codec/corpus/README.md
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both blocks of the section, on two small pictures."""
-    section = README.read_text().split("## Tokens for generators\n")[1].split("\n## ")[0]
-    (shell,) = re.findall(r"```sh\n(.*?)```", section, re.S)
-    (python,) = re.findall(r"```python\n(.*?)```", section, re.S)
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands and the code of the dataset, on two small pictures; `test_generate.py` runs the Trainer."""
+    page = PAGE.read_text()
+    (shell,) = re.findall(r"```sh\n(.*?)```", page, re.S)
+    (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "TokenDataset(" in code]
     for seed in range(2):
         write_picture(tmp_path / "pictures" / f"{seed}.png", 256, 300, seed)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
-"""Generators from end to end: one command trains, `codec generate`, `codec bench generator`, the README's example."""
+"""Generators from end to end: one command trains, `codec generate`, `codec bench generator`, the example for
+transformers in codec/corpus/README.md."""
 
 from __future__ import annotations
 
@@ -395,19 +396,19 @@ def test_bench_of_pictures(
 # ------------------------------------------------------------------------------------------------------------ the rest
 
 
-def test_the_example_of_the_readme(
+def test_the_example_for_transformers(
     pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A plain transformers Trainer on our ids, in less than 60 lines, two steps of it."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "codec" / "corpus" / "README.md").read_text(), re.S)
     (example,) = [block for block in blocks if "Trainer(" in block]
     assert example.count("\n") < 60
     settings = 'MODEL, FOLDER, STEPS = "image-grid", "pictures", 1000'
     assert settings in example
     example = example.replace(settings, f"MODEL, FOLDER, STEPS = {str(tiny_model)!r}, {str(pictures)!r}, 2")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {"__name__": "example"})
+    exec(compile(example, "codec/corpus/README.md", "exec"), {"__name__": "example"})
     assert float(capsys.readouterr().out.splitlines()[-1]) > 0
 
 

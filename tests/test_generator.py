@@ -19,7 +19,8 @@ from torch import Tensor
 from tokodec.codec import models
 from tokodec.codec.errors import ModelError
 from tokodec.codec.generate import model as generator
-from tokodec.codec.generate.model import Generator, GeneratorConfig, choose, load_generator
+from tokodec.codec.generate.model import Generator, GeneratorConfig, load_generator
+from tokodec.codec.generate.sampling import choose
 from tokodec.entropy import packed
 from tokodec.entropy.tree import CodeTree, balanced_tree
 from tokodec.tokenizers import api, folders

@@ -25,6 +25,7 @@ from tokodec.entropy.coder import IndexedEncoder, TableEncoder
 from tokodec.entropy.context.net import RoundedLinear
 from tokodec.entropy.hyperprior import prior as hyperprior
 from tokodec.entropy.hyperprior import walk as hyperprior_walk
+from tokodec.entropy.hyperprior.export import export_hyperprior, normal_tables, scale_reach
 from tokodec.entropy.hyperprior.net import (
     HATS,
     HyperNet,
@@ -34,13 +35,12 @@ from tokodec.entropy.hyperprior.net import (
     compand,
     inside,
     normal_mass,
-    places_of,
     quality_hats,
     scale_values,
-    shuffle,
 )
-from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior, export_hyperprior, normal_tables, scale_reach
+from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior
 from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk, compand_integers
+from tokodec.entropy.hyperprior.windows import places_of, shuffle
 from tokodec.entropy.orders import CHECKERBOARD, FINE, Order
 from tokodec.entropy.packed import file_hash
 from tokodec.entropy.tables import TOTAL, check_table, frequency_table, table_bits

@@ -11,22 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import Z_MAX, HyperNet, HyperShape
-from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior, export_hyperprior
+from tokodec.entropy.hyperprior.prior import HYPERPRIOR_FILE, HyperPrior
 from tokodec.entropy.hyperprior.walk import CODE_MAX
 from tokodec.tokenizers import weights
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.image.grid import ImageGrid
 from tokodec.tokenizers.image.layers import STRIDE
-from tokodec.tokenizers.image.photo import (
-    DEFAULT_QUALITY,
-    POINTS,
-    WINDOW,
-    Dial,
-    ImagePhoto,
-    ImagePhotoConfig,
-    pad_to_cells,
-)
+from tokodec.tokenizers.image.photo import DEFAULT_QUALITY, WINDOW, ImagePhoto, pad_to_cells
+from tokodec.tokenizers.image.photo_nets import POINTS, Dial, ImagePhotoConfig
 from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
 

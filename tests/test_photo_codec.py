@@ -33,8 +33,9 @@ from tokodec.codec.image.format import Extras
 from tokodec.codec.image.quality import LAYERS, PhotoFile, photo_file
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
+from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
-from tokodec.entropy.hyperprior.prior import HyperPrior, export_hyperprior
+from tokodec.entropy.hyperprior.prior import HyperPrior
 from tokodec.tokenizers.image.photo import ImagePhoto
 
 LAYER_BYTES = 18  # what a layer of one segment costs beside its payload, word rounding apart

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tokodec.codec.metrics.distortion import distortion
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape, SliceNet
 from tokodec.tokenizers.image.layers import channels_last
-from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets
+from tokodec.tokenizers.image.photo import ImagePhoto
+from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
 from tokodec.train import photo_start
 from tokodec.train.graphed import GraphedStep

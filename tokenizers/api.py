@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from . import variants, weights
 from .budget import Budget
 from .folders import CONFIG_FILE, find_model, read_config
 from .precision import require_float32
+from .quantize.base import QuantizerOutput
 from .quantize.codebook import CodebookQuantizer
 from .registry import RateControl, load_class
 from .stamp import Stamp, samples
@@ -33,6 +34,28 @@ MIN_RATE, MAX_RATE = 1e-3, 1e6  # samples or frames a second that a spec may say
 # What settings of wrong types and numbers lead to.
 BROKEN_SETTINGS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 T = TypeVar("T", bound="Tokenizer")
+
+
+class Output(NamedTuple):
+    """What a tokenizer returns in training.
+
+    Attributes:
+        x_hat: the signal that came back, in the shape of ``x``, float32. Not clamped, which would cut gradients off.
+        codes: int64 ``[B, K, *grid]``, ``ABSENT`` for levels that quantizer dropout left out.
+        losses: scalars of the quantizer, to be weighted and added to a loss of ``x_hat``: "commitment" pulls the
+            analysis net to the codewords, "codebook" the codewords to it, "auxiliary" is what else a quantizer needs.
+    """
+
+    x_hat: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, x_hat: Tensor, out: QuantizerOutput) -> Output:
+        losses = {
+            "commitment": out.commitment_loss, "codebook": out.codebook_loss, "auxiliary": out.auxiliary_loss,
+        }  # fmt: skip
+        return cls(x_hat, out.codes, losses)
 
 
 class Tokenizer(nn.Module, abc.ABC):
@@ -186,6 +209,26 @@ class Tokenizer(nn.Module, abc.ABC):
     def codewords(self) -> list[npt.NDArray[np.float32]] | None:
         """The table ``[N_k, D]`` of every codebook, coarse to fine; None if codes are no numbers of codewords."""
         return None
+
+    def forward(self, x: Tensor) -> Output:
+        """A signal to codes and back in one differentiable pass, for training; ``encode`` and ``decode`` have no
+        gradients.
+
+        Gradients pass through the choice of codes as through the identity (straight-through, or as the quantizer is
+        set), so analysis, codewords and synthesis all learn. Nets compute in the precision of what surrounds the call,
+        the quantizer in float32. In training mode levels are dropped at random where the quantizer does so. Codes are
+        those of the nearest codewords: `encode` may also weigh their bits, look along several paths, or keep the codes
+        of the moment before.
+
+        Args:   x: as for `encode`; values are not looked at.
+        Raises: NotImplementedError by models whose quantizer is part of an entropy model (`image-photo`).
+
+        ``encode_codes(x) -> codes`` and ``decode_codes(codes, size) -> x_hat`` of models with a quantizer are what
+        `encode` and `decode` compute, by tensors alone: `torch.compile(fullgraph=True)` and `torch.export` take them.
+        Traced code looks at no values, takes the settings of TF32 that it finds, and an exported graph is called
+        outside of autocast; export under `torch.no_grad()`, or PyTorch cannot save the graph.
+        """
+        raise NotImplementedError(f"{self.name} has no quantizer of its own to train through, see train/")
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,17 @@ class DtypeError(ValueError):
     """Weights are of another type than float32, in which alone codes and signals are made."""
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Around what computes in the types that it is given.
+
+    Nothing at all while a graph is traced outside of autocast, since PyTorch cannot save exported graphs that switch it
+    (`torch.compile` traces anew when it is switched on; an exported graph must be called without).
+    """
+    if torch.compiler.is_compiling() and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def whole_float32(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32 or bfloat16 in place of float32: they would move codes and pixels.
@@ -23,7 +34,7 @@ def whole_float32(device: torch.device) -> Iterator[None]:
     While `torch.compile` or `torch.export` trace, only autocast is switched off: the other settings are those of the
     moment when the traced code runs.
     """
-    with torch.autocast(device.type, enabled=False):
+    with no_autocast(device):
         if torch.compiler.is_compiling():
             yield
         elif device.type == "cuda":

@@ -38,17 +38,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..codec.media.synthetic import matplotlib_fonts, synthetic_picture
+from ..codec.media.synthetic import synthetic_picture
+from ..codec.media.synthetic_brush import matplotlib_fonts
 from ..codec.metrics.distortion import distortion
 from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..codec.provenance import as_json
+from ..entropy.hyperprior.export import export_hyperprior, scale_reach
 from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
-from ..entropy.hyperprior.prior import HyperPrior, export_hyperprior, scale_reach
+from ..entropy.hyperprior.prior import HyperPrior
 from ..entropy.packed import file_hash
 from ..tokenizers.api import save_variant
 from ..tokenizers.folders import find_model, read_config
 from ..tokenizers.image.layers import channels_last
-from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells, rate_weight
+from ..tokenizers.image.photo import ImagePhoto, cut, pad_to_cells, rate_weight
+from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from ..tokenizers.variants import LEFT, RIGHT, find_base
 from ..tokenizers.weights import WEIGHTS_FILE
 from .data.images import CropStore, list_images, read_all

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..entropy.context.net import RoundedLinear
 from ..entropy.hyperprior.net import HATS, SQUARE, HyperNet, HyperShape
-from ..tokenizers.image.photo import POINTS, Dial, ImagePhoto, PhotoNets, rate_weight
+from ..tokenizers.image.photo import ImagePhoto, rate_weight
+from ..tokenizers.image.photo_nets import POINTS, Dial, PhotoNets
 from .photo import CHECKPOINT, PhotoCodec, codec_of
 from .recipe import change, read_recipe
 

@@ -16,10 +16,10 @@ from .fields import AudioHeader, read_header, write_header
 
 # Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper
 # case is critical (refuse the file), lower case is ancillary (skip the chunk).
-HEAD, LAYR, ALPH, TEND = b"HEAD", b"LAYR", b"ALPH", b"TEND"
+HEAD, LAYR, ALPH, EXCT, TEND = b"HEAD", b"LAYR", b"ALPH", b"EXCT", b"TEND"
 ICCP, EXIF, XMPP, INDX = b"iCCP", b"eXIF", b"xMPP", b"iNDX"
 TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
-KNOWN = {HEAD, LAYR, ALPH, TEND, ICCP, EXIF, XMPP, INDX, TIME, AHED, AUDL}
+KNOWN = {HEAD, LAYR, ALPH, EXCT, TEND, ICCP, EXIF, XMPP, INDX, TIME, AHED, AUDL}
 MAX_METADATA = 16 << 20  # bytes of an ICC profile, EXIF block or XMP packet after decompression
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
@@ -60,10 +60,10 @@ def _read_segment(data: bytes) -> tuple[int, int] | None:
 
 
 def read_prefix(kind: bytes, payload: bytes) -> tuple[int, int, int] | None:
-    """Layer, segment and length of what the payload of a LAYR or AUDL starts with, (0, 0, 0) of other chunks."""
+    """Layer, segment and length of what the payload of a LAYR, EXCT or AUDL starts with, (0, 0, 0) of other chunks."""
     if kind == LAYR:
         return read_layer_prefix(payload)
-    if kind == AUDL:
+    if kind in (AUDL, EXCT):
         found = _read_segment(payload)
         return None if found is None else (0, *found)
     return 0, 0, 0

@@ -2,7 +2,7 @@
 
 ::
 
-    signature  version | HEAD | iCCP eXIF xMPP | LAYR (layer 0, all segments) | ALPH | LAYR (layer 1) ... | iNDX | TEND
+    signature  version | HEAD | iCCP eXIF xMPP | LAYR (layer 0) | ALPH EXCT | LAYR (layer 1) ... | iNDX | TEND
     of a video:        | HEAD | TIME AHED | LAYR AUDL ... (by time) | TEND
 
 Segments are squares of a picture's grid, or spans of time.
@@ -22,6 +22,7 @@ from .chunks import (
     AHED,
     ALPH,
     AUDL,
+    EXCT,
     FRAME,
     HEAD,
     INDEX_ENTRY,
@@ -120,7 +121,7 @@ class TokFile:
         payload = found[1]
         prefix = read_prefix(kind, payload)
         if prefix is None or prefix[:2] != (layer, segment):
-            what = "" if kind == AUDL else f"layer {layer} of "
+            what = "" if kind in (AUDL, EXCT) else f"layer {layer} of "
             self.damaged(f"{kind.decode()} chunk at byte {offset} is not {what}segment {segment}")
             return None
         return payload[prefix[2] :]
@@ -250,6 +251,8 @@ def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
         return layer < header.layers and segment < header.n_segments
     flags = {ALPH: "alpha", TIME: "times", AHED: "sound", AUDL: "sound"}  # of a header, 0 where it has no such field
     there = kind not in flags or bool(vars(header).get(flags[kind], 0))
+    if kind == EXCT:
+        return layer == 0 and isinstance(header, ImageHeader) and segment < header.n_segments
     return layer == 0 and there and (segment == 0 or kind == AUDL)
 
 
@@ -340,7 +343,7 @@ def _rebuild_index(tok: TokFile) -> None:
             continue
         prefix = read_prefix(kind, payload)
         if prefix is None:
-            what = "segment" if kind == AUDL else "layer and segment"
+            what = "segment" if kind in (AUDL, EXCT) else "layer and segment"
             tok.damaged(f"{kind.decode()} chunk at byte {at} does not tell its {what}")
             continue
         layer, segment, _ = prefix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from .chunks import (
     AHED,
     ALPH,
     AUDL,
+    EXCT,
     EXIF,
     HEAD,
     ICCP,
@@ -70,11 +71,12 @@ def write_tok(
     icc: bytes | None = None,
     exif: bytes | None = None,
     xmp: bytes | None = None,
+    exact: Mapping[int, bytes] | None = None,
 ) -> bytes:
     """Build the file of a picture or a sound.
 
     Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
-          alpha: payload of ALPH.  icc, exif, xmp: uncompressed.
+          alpha: payload of ALPH.  icc, exif, xmp: uncompressed.  exact: payloads of EXCT by segment.
     """
     if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
         raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
@@ -96,6 +98,9 @@ def write_tok(
             put(LAYR, pack_layer_prefix(k, s) + payload, k, s)
         if k == 0 and alpha is not None:
             put(ALPH, alpha)
+        if k == 0:
+            for s, payload in sorted((exact or {}).items()):
+                put(EXCT, pack_segment(s) + payload, 0, s)
     pointer = b""
     # With one segment there is nothing to seek, and the chunks of a sound are small beside 17 bytes of index for each.
     if header.n_segments > 1 and isinstance(header, ImageHeader):

@@ -26,6 +26,7 @@ BLOCK = 64  # pixels: four cells of 16
 LARGEST = 1024  # pixels: edge of a window
 FRAME = 30  # bytes of a WebP file that are not about its pixels
 COLOURS = 1024  # a block of more colours is a photograph: it is not tried
+SIMPLE = 256  # a picture without a block of so few colours is looked at no further
 WORTH = 64  # bits that an exact block must save
 CELL = 16
 
@@ -53,6 +54,16 @@ def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
             continue
         chosen[i, j] = 8 * max(0, len(_webp(block)) - FRAME) + WORTH < worth
     return chosen
+
+
+def is_simple(pixels: Pixels) -> bool:
+    """Whether any whole block has so few colours that it is worth a try."""
+    height, width = pixels.shape[:2]
+    return any(
+        _colours(pixels[y : y + BLOCK, x : x + BLOCK]) <= SIMPLE
+        for y in range(0, height, BLOCK)
+        for x in range(0, width, BLOCK)
+    )
 
 
 def pack_exact(pixels: Pixels, blocks: Blocks) -> bytes:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,13 +25,17 @@ from ..media.write_image import encode_alpha, write_image
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
+from .exact_segments import paste_segments
 from .prepare import prepare
 from .segments import picture_of
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a file holds beside the codes. alpha: payload of ALPH.  icc, exif, xmp: uncompressed."""
+    """What a file holds beside the codes.
+
+    alpha: payload of ALPH.  icc, exif, xmp: uncompressed.  exact: payloads of EXCT by segment.
+    """
 
     channels: int = 3
     bit_depth: int = 8
@@ -38,10 +43,11 @@ class Extras:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    exact: Mapping[int, bytes] = field(default_factory=dict)
 
     def write(self, header: ImageHeader, layers: list[list[bytes]]) -> bytes:
         """The bytes of a file."""
-        return write_tok(header, layers, self.alpha, icc=self.icc, exif=self.exif, xmp=self.xmp)
+        return write_tok(header, layers, self.alpha, icc=self.icc, exif=self.exif, xmp=self.xmp, exact=self.exact)
 
 
 def extras_of(picture: Picture) -> Extras:
@@ -89,6 +95,7 @@ class ImageFormat(Format):
     ) -> Decoded:
         assert model is not None
         pixels, held = self.pixels(tok, model, options, progress)  # 3, 2
+        paste_segments(pixels, tok)
         picture = picture_of(tok, pixels)
         if options.strict and tok.problems:
             raise FormatError(tok.problems[0])

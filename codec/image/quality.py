@@ -8,6 +8,7 @@ quality (refine.py), which takes longer than all of that.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions
 from ..progress import SILENT, Progress
+from .exact_segments import ExactSegments
 from .format import Extras, ImageFormat, extras_of
 from .refine import Refiner
 
@@ -62,7 +64,10 @@ class QualityFormat(ImageFormat):
             first, later = progress.part(0, ANALYSED), progress.part(ANALYSED, 1)
         latents = photo.analyse_tiled(torch.from_numpy(picture.pixels), progress=first.update)
         refiner = Refiner(photo, picture.pixels, latents, options.n_steps) if options.effort else None
-        files = PhotoFile(photo, latents, size, extras_of(picture), refiner)
+        exact = ExactSegments(photo, picture.pixels, latents)
+        files = PhotoFile(
+            photo, latents, size, extras_of(picture), refiner=refiner, exact=exact if exact.possible else None
+        )
         most = options.rate.most_bytes(math.prod(size))
         if most is None:
             steps = quality_steps(DEFAULT_QUALITY if options.rate.quality is None else options.rate.quality)
@@ -117,6 +122,7 @@ class PhotoFile:
     Args: latents: ``[M, h, w]``, see :meth:`~..tokenizers.image.photo.ImagePhoto.analyse_tiled`.
           size: height and width in pixels.
           refiner: of the same picture, if its codes are to be refined.
+          exact: of the same picture, if blocks may be kept exactly.
     """
 
     def __init__(
@@ -126,9 +132,10 @@ class PhotoFile:
         size: tuple[int, int],
         extras: Extras,
         refiner: Refiner | None = None,
+        exact: ExactSegments | None = None,
     ) -> None:
         self.model, self.latents, self.size, self.extras = model, latents, size, extras
-        self.refiner = refiner
+        self.refiner, self.exact = refiner, exact
         self.tried: dict[int, bytes] = {}
         self.refined: dict[int, bytes] = {}
 
@@ -137,8 +144,10 @@ class PhotoFile:
         if self.refiner is None:
             return self.at(steps)
         if steps not in self.refined:
-            walks = self.refiner.refine(self.model.quantise_windows(self.latents, steps), steps, progress)
-            self.refined[steps] = photo_file(self.model, walks, steps, self.size, self.extras)
+            plain = self.model.quantise_windows(self.latents, steps)
+            refined = self.refiner.refine(plain, steps, progress)
+            tiles = [tile for tile, _ in plain]
+            self.refined[steps] = self._file(list(zip(tiles, refined, strict=True)), steps)
         return self.refined[steps]
 
     def best_within(self, most: int, progress: Progress = SILENT) -> tuple[bytes, int]:
@@ -172,9 +181,15 @@ class PhotoFile:
     def at(self, steps: int) -> bytes:
         """The file of a quality in hundredths, its codes as they are."""
         if steps not in self.tried:
-            walks = [walk for _, walk in self.model.quantise_windows(self.latents, steps)]
-            self.tried[steps] = photo_file(self.model, walks, steps, self.size, self.extras)
+            self.tried[steps] = self._file(self.model.quantise_windows(self.latents, steps), steps)
         return self.tried[steps]
+
+    def _file(self, walks: list[tuple[Tile, Walk]], steps: int) -> bytes:
+        extras = self.extras
+        if self.exact is not None:
+            walks, payloads = self.exact.choose(walks, steps)
+            extras = replace(extras, exact=payloads)
+        return photo_file(self.model, [walk for _, walk in walks], steps, self.size, extras)
 
     def within(self, most: int) -> int:
         """The quality, in hundredths, of a file of at most ``most`` bytes and, if possible, hardly less.

@@ -83,7 +83,9 @@ class ContextLevel:
 
         def linear(name: str, n_out: int | None, n_in: int, input_max: int, low: int, high: int) -> ExactLinear:
             input_min = 0 if input_max == 255 else -input_max
-            return ExactLinear(parts(name, n_out, n_in), input_max, low, high, device, dtype, input_min)
+            return ExactLinear(
+                parts(name, n_out, n_in), input_max, low, high, device=device, dtype=dtype, input_min=input_min
+            )
 
         bases = tuple(int(b) for b in take("bases", np.int32, None))
         self.tree = CodeTree(bases, take("leaf", np.int32, sizes[-1]).astype(np.int64))
@@ -95,17 +97,17 @@ class ContextLevel:
             raise ValueError("context model: the embedding table leaves -127..127")
         self.table = torch.from_numpy(table.astype(np.float32)).to(device, dtype)
         self.first_row = [int(row) for row in np.cumsum([0] + [n + 1 for n in sizes])]
-        self.input = linear("input", None, len(self.offsets) * table.shape[1], 127, -STREAM_MAX, STREAM_MAX)
+        self.input = linear("input", None, len(self.offsets) * table.shape[1], 127, low=-STREAM_MAX, high=STREAM_MAX)
         width = self.input.n_out
         self.up: list[ExactLinear] = []
         self.down: list[ExactLinear] = []
         while f"up.{len(self.up)}.weight" in arrays:
             i = len(self.up)
-            self.up.append(linear(f"up.{i}", None, width, 127, 0, 255))
-            self.down.append(linear(f"down.{i}", width, self.up[i].n_out, 255, -STREAM_MAX, STREAM_MAX))
-        self.head = [linear(f"head.{i}", None, width, 127, -(1 << 16), 1 << 16) for i in range(len(bases))]
+            self.up.append(linear(f"up.{i}", None, width, 127, low=0, high=255))
+            self.down.append(linear(f"down.{i}", width, self.up[i].n_out, 255, low=-STREAM_MAX, high=STREAM_MAX))
+        self.head = [linear(f"head.{i}", None, width, 127, low=-(1 << 16), high=1 << 16) for i in range(len(bases))]
         hidden = [head.n_out for head in self.head]
-        self.first_logits = linear("logits.0", bases[0], hidden[0], 255, -LOGIT_MAX, LOGIT_MAX)
+        self.first_logits = linear("logits.0", bases[0], hidden[0], 255, low=-LOGIT_MAX, high=LOGIT_MAX)
         self.prefix, self.weight, self.bias = [], [], []
         before = 1
         for i in range(1, len(bases)):

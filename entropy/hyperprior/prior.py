@@ -14,7 +14,6 @@ no bits. Codes that reach the end of a table are followed by their excess in 16 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,7 +30,7 @@ from ..context.net import part_of
 from ..integer import ExactLinear, OneThread, exact_dtype
 from ..orders import CHECKERBOARD, FINE
 from ..prior import read_prior_arrays, save_prior
-from ..tables import TOTAL, check_table, frequency_table, table_bits
+from ..tables import TOTAL, check_table, table_bits
 from .graphs import WalkGraphs
 from .net import (
     HATS,
@@ -41,10 +40,8 @@ from .net import (
     SQUARE,
     Z_BITS,
     Z_MAX,
-    HyperNet,
     own_name,
     quality_hats,
-    scale_values,
 )
 from .walk import CODE_MAX, Codes, Layout, Linears, Source, Step, Walk, WalkRun, runs_of, shuffle_cells, square
 
@@ -52,29 +49,6 @@ HYPERPRIOR_FILE = "hyperprior.safetensors"
 KEPT_GRIDS = 8  # of which places, and graphs on a GPU, are kept
 GRAPH_AFTER = 2  # walks over a grid before CUDA graphs are captured for it
 EXCESS_BITS = 16  # of a code beyond its table: two bytes, each with a flat table
-
-
-def scale_reach() -> npt.NDArray[np.int64]:
-    """The largest code of each scale's table, ``[SCALES]``: about five standard deviations, at least 2."""
-    return np.maximum(2, np.ceil(5 * scale_values())).astype(np.int64)
-
-
-def normal_tables(
-    counts: Sequence[npt.NDArray[np.integer]] | None = None, weight: float = 2000.0
-) -> list[npt.NDArray[np.int64]]:
-    """Frequency tables of codes -R..R of every scale: normal distributions, or what was counted, mixed with them.
-
-    Args: counts ``[2 R + 1]`` of every scale, or None.  weight: how many counts the normal distribution is worth.
-    """
-    tables = []
-    for i, (scale, reach) in enumerate(zip(scale_values(), scale_reach(), strict=True)):
-        edges = (np.arange(-reach, reach + 2) - 0.5) / (scale * math.sqrt(2))
-        upper = np.array([math.erf(e) for e in edges[1:-1]])
-        mass = np.diff(np.concatenate([[-1.0], upper, [1.0]])) / 2  # the tails belong to the last codes
-        mass = np.maximum(mass, 1e-7)
-        total = mass / mass.sum() * weight + (0 if counts is None else (counts[i] + counts[i][::-1]) / 2)
-        tables.append(frequency_table(np.round(total / total.sum() * 2**38).astype(np.int64)))
-    return tables
 
 
 class HyperPrior:
@@ -164,7 +138,7 @@ class HyperPrior:
 
     def _layer(self, name: str, input_max: int, low: int, high: int, input_min: int | None = None) -> ExactLinear:
         arrays = part_of(self._arrays, name)
-        layer = ExactLinear(arrays, input_max, low, high, self.device, self.dtype, input_min)
+        layer = ExactLinear(arrays, input_max, low, high, device=self.device, dtype=self.dtype, input_min=input_min)
         if not layer.n_in or not layer.n_out:
             raise ValueError(f"{name} of the entropy model is empty")
         return layer
@@ -484,35 +458,3 @@ class HyperPrior:
         sizes = [len(t) for t in self.tables]
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         return np.concatenate([table_bits(t) for t in self.tables]), starts
-
-
-def export_hyperprior(
-    net: HyperNet,
-    z_counts: npt.NDArray[np.integer] | None = None,
-    scale_counts: Sequence[npt.NDArray[np.integer]] | None = None,
-    skip: int = 0,
-) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a :class:`HyperPrior` from the trained network.
-
-    Args: z_counts ``[hyper, 2 Z_MAX + 1]`` and scale_counts (see :func:`normal_tables`): how often each value was
-          seen in training pictures; the densities of training stand in where they are None.
-    """
-    from ..context.net import RoundedLinear
-
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name, module in net.named_modules():
-        if isinstance(module, RoundedLinear):
-            for key, value in module.export().items():
-                arrays[f"{name}.{key}"] = value
-    with torch.no_grad():
-        values = torch.arange(-Z_MAX, Z_MAX + 1, device=net.density.weight.device).float()
-        mass = net.density(values[:, None].expand(-1, net.shape.hyper)).T.double().cpu().numpy()
-    expected = mass / mass.sum(1, keepdims=True) * 200 + 1e-3
-    counted = expected + (0 if z_counts is None else z_counts)
-    rows = [frequency_table(np.round(row / row.sum() * 2**38).astype(np.int64)) for row in counted]
-    arrays["z_tables"] = np.stack(rows).astype(np.int32)
-    arrays["scale_tables"] = np.concatenate(normal_tables(scale_counts)).astype(np.int32)
-    arrays["scale_reach"] = scale_reach().astype(np.int32)
-    arrays["slices"] = np.array(net.shape.slices, dtype=np.int32)
-    arrays["skip"] = np.array([skip], dtype=np.int32)
-    return arrays

@@ -36,10 +36,10 @@ from .net import (
     bits,
     compand,
     normal_mass,
-    places_of,
     quality_hats,
 )
 from .prior import HyperPrior
+from .windows import places_of
 
 LOG_RATIO = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 

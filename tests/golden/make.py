@@ -49,15 +49,17 @@ from tokodec.codec.video.fit.payload import read_fitted
 from tokodec.codec.video.segments import read_segment
 from tokodec.entropy.context.net import ContextNet, LevelShape
 from tokodec.entropy.context.prior import ContextPrior
+from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import Z_MAX, HyperNet, HyperShape
-from tokodec.entropy.hyperprior.prior import HyperPrior, export_hyperprior
+from tokodec.entropy.hyperprior.prior import HyperPrior
 from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
 from tokodec.entropy.tail import TailPrior
 from tokodec.tokenizers.audio.grvq import AudioGRVQ, AudioGRVQConfig
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
-from tokodec.tokenizers.image.photo import ImagePhoto, ImagePhotoConfig
+from tokodec.tokenizers.image.photo import ImagePhoto
+from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig
 from tokodec.tokenizers.image.sequence import ImageSequence, ImageSequenceConfig, to_windows
 from tokodec.tokenizers.image.tiling import Tile
 from tokodec.tokenizers.quantize.residual import ResidualQuantizer

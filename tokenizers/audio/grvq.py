@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Tokenizer, tables
+from ..api import Output, Tokenizer, tables
 from ..inputs import check_samples, to_sounds
 from ..precision import whole_float32
 from ..quantize.base import ABSENT
@@ -189,6 +189,14 @@ class AudioGRVQ(Tokenizer):
 
     # ---------------------------------------------------------------- whole signals
 
+    def forward(self, x: Tensor) -> Output:
+        """Signals ``[B, 1, n]`` through the nets with straight-through gradients: see
+        :meth:`..api.Tokenizer.forward`."""
+        x = to_sounds(x, self.device)
+        n = x.shape[2]
+        out = self.quantizer(self.analysis(F.pad(x, (0, -n % FRAME))))
+        return Output.of(self.synthesise(out.z_q)[:, :, :n], out)
+
     @torch.no_grad()
     def encode(
         self,
@@ -283,7 +291,8 @@ class AudioGRVQ(Tokenizer):
         if lengths is None:
             return self.decode_codes(codes, (n,))
         frames = torch.tensor([-(-length // FRAME) for length in lengths], device=codes.device)
-        x_hat = self.synthesise(self.quantizer.decode(codes), frames)[:, :, :n]
+        with whole_float32(self.device):
+            x_hat = self.synthesise(self.quantizer.decode(codes), frames)[:, :, :n]
         inside = torch.arange(n, device=x_hat.device) < torch.tensor(lengths, device=x_hat.device)[:, None]
         return torch.where(inside[:, None], x_hat, 0.0)
 
@@ -292,18 +301,22 @@ class AudioGRVQ(Tokenizer):
         """Codes ``[B, k, t]`` to signals ``[B, 1, n]``, by tensors alone. size: (n,); of whole frames if None."""
         self.require_float32()
         (n,) = (None,) if size is None else size
-        return self.synthesise(self.quantizer.decode(codes))[:, :, :n]
-
-    def parts(self, z: Tensor, state: State | None = None) -> Tensor:
-        """Synthesis net only: ``z [B, D, t]`` to ``[B, WINDOW + 1, 2 t]``; the state as in :meth:`latents`."""
         with whole_float32(self.device):
-            if state is not None and is_short(z, z.shape[2]):
+            return self.synthesise(self.quantizer.decode(codes))[:, :, :n]
+
+    def next_parts(self, z: Tensor, state: State) -> Tensor:
+        """Synthesis net only, of the next part of a stream: ``z [B, D, t]`` to ``[B, WINDOW + 1, 2 t]``."""
+        with whole_float32(self.device):
+            if is_short(z, z.shape[2]):
                 return self.synthesis.step(z.transpose(1, 2), state).transpose(1, 2)
-            return self.synthesis(z.to(next(self.synthesis.parameters()).dtype), state)
+            return self.synthesis(z, state)
 
     def synthesise(self, z: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Latents ``[B, D, t]`` to signals ``[B, 1, 320 t]``. frames: ``[B]`` those that count, all if None."""
-        pieces = self.pieces(self.parts(z))
+        """Latents ``[B, D, t]`` to signals ``[B, 1, 320 t]``, with gradients, in the precision of what surrounds it.
+
+        Args:   frames: ``[B]`` those that count, all if None.
+        """
+        pieces = self.pieces(self.synthesis(z.to(next(self.synthesis.parameters()).dtype)))
         there = pieces.new_ones(len(z), pieces.shape[1])
         if frames is not None:
             there = (torch.arange(pieces.shape[1], device=z.device) < 2 * frames[:, None]).to(pieces.dtype)
@@ -409,7 +422,7 @@ class StreamingDecoder:
         if not codes.shape[2]:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
         model = self.model
-        blocks = model.overlap(model.pieces(model.parts(self.quantizer.decode(codes), self.state)))
+        blocks = model.overlap(model.pieces(model.next_parts(self.quantizer.decode(codes), self.state)))
         if self.tail is not None:
             blocks[:, :3] += self.tail
         self.tail = blocks[:, -3:].clone()

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import tables
+from ..api import Output, tables
 from ..inputs import check_pixels, to_pictures
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
@@ -128,6 +128,17 @@ class ImageGrid(ImageTokenizer):
 
     def codewords(self) -> list[npt.NDArray[np.float32]]:
         return tables(self.codebooks)
+
+    def forward(self, x: Tensor, synthesis: str | None = None) -> Output:
+        """Pictures ``[B, 3, H, W]`` through the nets with straight-through gradients: see
+        :meth:`..api.Tokenizer.forward`. synthesis: as in :meth:`decode`."""
+        net = self.synthesis[self.check_synthesis(synthesis)]
+        x = to_pictures(x, self.device)
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        out = self.quantizer(self.analysis((2 * x - 1).contiguous(memory_format=torch.channels_last)))
+        x_hat = (net(out.z_q.contiguous(memory_format=torch.channels_last)).float() + 1) / 2
+        return Output.of(x_hat[..., :height, :width], out)
 
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:

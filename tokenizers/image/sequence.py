@@ -18,6 +18,7 @@ each on its own, whatever is around them. Windows overlap by 16 pixels, over whi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import tables
+from ..api import Output, tables
 from ..inputs import check_pixels, to_pictures
 from ..precision import whole_float32
 from ..quantize.base import ABSENT, Quantizer
@@ -217,6 +218,17 @@ class ImageSequence(ImageTokenizer):
         return [table] * self.config.tokens
 
     # ---------------------------------------------------------------- pictures and tokens
+
+    def forward(self, x: Tensor) -> Output:
+        """Pictures ``[B, 3, H, W]`` through the nets with straight-through gradients, all tokens of every window: see
+        :meth:`..api.Tokenizer.forward`. Windows go through the nets at once."""
+        x = to_pictures(x, self.device)
+        windows = to_windows(x)  # [B, h, w, 3, 272, 272]
+        out = self.quantizer(self.analysis(2 * windows.flatten(0, 2) - 1).float())  # codes [B * h * w, 1, tokens]
+        x_hat = self.synthesis(out.z_q, out.codes[:, 0] != ABSENT).float()
+        x_hat = from_windows((x_hat.unflatten(0, windows.shape[:3]) + 1) / 2, x.shape[2:])
+        codes = out.codes[:, 0].unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+        return Output.of(x_hat, dataclasses.replace(out, codes=codes))
 
     @torch.no_grad()
     def encode(self, x: Tensor, tokens: int | None = None, total: int | None = None) -> Tokens:

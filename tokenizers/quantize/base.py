@@ -80,12 +80,16 @@ class Quantizer(nn.Module, abc.ABC):
         """Codes ``[B, k, *grid]`` int64, the first ``k <= K`` codebooks, to latents ``[B, D, *grid]``."""
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise ValueError unless ``codes [B, k, *grid]`` are int64 within ``[ABSENT, N_k)`` and ``1 <= k <= K``."""
+        """Raise ValueError unless ``codes [B, k, *grid]`` are int64 within ``[ABSENT, N_k)`` and ``1 <= k <= K``.
+
+        Traced code (`torch.compile`, `torch.export`) has no place for an error that depends on values: there only types
+        and shapes are checked, and a code outside its codebook is an error of the look-up.
+        """
         if codes.dtype != torch.int64 or codes.ndim < 2:
             raise ValueError(f"codes must be int64 [B, K, *grid], got {codes.dtype} {tuple(codes.shape)}")
         if not 1 <= codes.shape[1] <= self.n_codebooks:
             raise ValueError(f"{codes.shape[1]} levels of codes, but the quantizer has {self.n_codebooks}")
-        if codes.numel() == 0:
+        if torch.compiler.is_compiling() or codes.numel() == 0:
             return
         sizes = codes.new_tensor(self.codebook_sizes[: codes.shape[1]])
         top = codes.movedim(1, 0).flatten(1).amax(1)  # [k]

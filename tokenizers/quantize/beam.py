@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..precision import no_autocast
 from . import nearest_cpu
 from .nearest_cpu import Prepared
 
@@ -76,21 +77,46 @@ def beam_codewords(
     if beams < 1 or (seen is not None and seen < 1):
         raise ValueError(f"paths and levels are counted from 1, got {beams} and {seen}")
     penalties = [None] * len(codebooks) if penalties is None else penalties
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    with torch.no_grad(), no_autocast(z.device):
         z = z.detach().float()
+        if torch.compiler.is_compiling():
+            tables = [own.detach() for own in codebooks if isinstance(own, Tensor)]
+            if len(tables) < len(codebooks):
+                raise ValueError("traced code searches codebooks, not prepared ones")
+            added = [own.new_zeros(len(own)) if p is None else p for own, p in zip(tables, penalties, strict=True)]
+            return _operator(z, tables, added, beams, seen)
+        return _search_blocks(z, [_level(*own) for own in zip(codebooks, penalties, strict=True)], beams, seen)
+
+
+def _search_blocks(z: Tensor, levels: Sequence[_Level], beams: int, seen: int | None) -> Tensor:
+    """As :func:`beam_codewords`, block by block of rows. Call it under ``no_grad``, without autocast."""
+    if not levels or not len(z):
+        return torch.zeros(len(z), len(levels), dtype=torch.int64, device=z.device)
+    largest = max(own.columns.shape[1] for own in levels)
+    rows = max(1, BLOCK.get(z.device.type, BLOCK["cpu"]) // (beams * largest))
+    cut = len(levels) if seen is None else min(seen, len(levels))
+    found = []
+    for block in z.split(rows):
+        codes, rest = _search(block, levels[:cut], beams)
+        if cut < len(levels):
+            codes = torch.cat([codes, _search(rest, levels[cut:], beams)[0]], 1)
+        found.append(codes)
+    return torch.cat(found)
+
+
+# One opaque operator to torch.compile, as the search of one codebook is.
+@torch.library.custom_op("tokodec::beam_codewords", mutates_args=())
+def _operator(
+    z: Tensor, codebooks: Sequence[Tensor], penalties: Sequence[Tensor], beams: int, seen: int | None
+) -> Tensor:
+    with torch.no_grad(), no_autocast(z.device):
         levels = [_level(*own) for own in zip(codebooks, penalties, strict=True)]
-        if not levels or not len(z):
-            return torch.zeros(len(z), len(levels), dtype=torch.int64, device=z.device)
-        largest = max(own.columns.shape[1] for own in levels)
-        rows = max(1, BLOCK.get(z.device.type, BLOCK["cpu"]) // (beams * largest))
-        cut = len(levels) if seen is None else min(seen, len(levels))
-        found = []
-        for block in z.split(rows):
-            codes, rest = _search(block, levels[:cut], beams)
-            if cut < len(levels):
-                codes = torch.cat([codes, _search(rest, levels[cut:], beams)[0]], 1)
-            found.append(codes)
-        return torch.cat(found)
+        return _search_blocks(z, levels, beams, seen)
+
+
+@_operator.register_fake
+def _(z: Tensor, codebooks: Sequence[Tensor], penalties: Sequence[Tensor], beams: int, seen: int | None) -> Tensor:
+    return z.new_empty(z.shape[0], len(codebooks), dtype=torch.int64)
 
 
 def _search(z: Tensor, levels: Sequence[_Level], beams: int) -> tuple[Tensor, Tensor]:

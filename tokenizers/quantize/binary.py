@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import no_autocast
 from .base import (
     MAX_COUNTED,
     CodebookUsage,
@@ -105,7 +106,7 @@ class LFQ(Quantizer):
         return own - self.diversity * shared
 
     def forward(self, z_e: Tensor) -> QuantizerOutput:
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             raw = self.check_rows(z_e)  # [M, D]
             rows = self.project(raw)
             bits = raw > 0  # before the projection, which may round tiny values to zero

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import no_autocast
 from .base import (
     CodebookUsage,
     Gradient,
@@ -89,7 +90,7 @@ class CodebookQuantizer(Quantizer):
         return codebook[indices]
 
     def forward(self, z_e: Tensor) -> QuantizerOutput:
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             rows, z_q, indices = self.quantize_rows(channels_last_rows(z_e.float()))  # [M, D], [M, D], [M]
             if self.training:
                 self.observe(rows, indices)
@@ -101,13 +102,13 @@ class CodebookQuantizer(Quantizer):
             )
 
     def encode(self, z_e: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # for a codebook that is computed
+        with torch.no_grad(), no_autocast(z_e.device):  # for a codebook that is computed
             indices = nearest_codeword(channels_last_rows(z_e), self.codebook, self.metric, self.penalty)
         return rows_to_grid(indices[:, None], z_e)  # [B, 1, *grid]
 
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
-        with torch.autocast(codes.device.type, enabled=False):
+        with no_autocast(codes.device):
             codebook = self.codebook.float()
             if self.metric == "cosine":
                 codebook = F.normalize(codebook, dim=-1)

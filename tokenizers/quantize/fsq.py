@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..precision import no_autocast
 from .base import (
     MAX_COUNTED,
     CodebookUsage,
@@ -69,7 +70,7 @@ class FSQ(Quantizer):
         return torch.tanh(rows + shift) * self.half_range - self.offset
 
     def forward(self, z_e: Tensor) -> QuantizerOutput:
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             bounded = self.bound(self.check_rows(z_e))  # [M, D]
             digits = bounded.detach().round().long() + self.half_width
             indices = (digits * self.radix).sum(-1)

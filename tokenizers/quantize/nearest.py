@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import no_autocast
 from . import nearest_cpu
 from .nearest_cpu import Prepared
 
@@ -63,7 +64,7 @@ def _search(z: Tensor, codebook: Tensor, dot: bool, penalty: Tensor | None, back
             if backend == "triton":
                 raise
             warnings.warn(f"nearest-codeword search without its CUDA kernels: {e}", stacklevel=2)
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    with torch.no_grad(), no_autocast(z.device):
         return nearest_cpu.search(z, codebook, dot, penalty)
 
 
@@ -174,7 +175,7 @@ def squared_distance(z: Tensor, codebook: Tensor, indices: Tensor, max_elements:
     Computed from the differences, in blocks of ``max_elements`` elements, so that it is small where it should be.
     """
     rows = max(1, max_elements // max(1, z.shape[-1]))
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    with torch.no_grad(), no_autocast(z.device):
         parts = [
             (block.float() - codebook[own].float()).square().sum(-1)
             for block, own in zip(z.split(rows), indices.split(rows), strict=True)
@@ -200,7 +201,7 @@ def residual_codewords(
     graph. The indices are those of K calls of :func:`nearest_codeword` with subtractions in between.
     """
     penalties = [None] * len(codebooks) if penalties is None else penalties
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    with torch.no_grad(), no_autocast(z.device):
         residual, levels = z.detach().float(), []
         for k, (codebook, penalty) in enumerate(zip(codebooks, penalties, strict=True)):
             if isinstance(codebook, Prepared):
@@ -226,7 +227,7 @@ def prepare_codebook(codebook: Tensor, penalty: Tensor | None = None) -> Prepare
         raise ValueError(f"need codebook [N, D] and penalty [N], got {tuple(codebook.shape)}")
     if codebook.device.type != "cpu":
         raise ValueError(f"codebooks are prepared for the CPU, got one on {codebook.device}")
-    with torch.no_grad(), torch.autocast(codebook.device.type, enabled=False):
+    with torch.no_grad(), no_autocast(codebook.device):
         codebook = codebook.detach() if codebook.dtype in FLOATS else codebook.detach().float()
         return nearest_cpu.prepare(codebook, None if penalty is None else penalty.detach().float())
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..precision import no_autocast
 from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
 from .beam import beam_codewords
 from .codebook import CodebookQuantizer
@@ -70,7 +71,7 @@ class ResidualQuantizer(Quantizer):
 
     def forward(self, z_e: Tensor, n_levels: Tensor | None = None) -> QuantizerOutput:
         """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels."""
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             if n_levels is None:
                 n_levels = self.draw_levels(z_e.shape[0], z_e.device)
             rows = channels_last_rows(z_e.float())  # [M, D]
@@ -111,7 +112,7 @@ class ResidualQuantizer(Quantizer):
         if not 1 <= n_levels <= self.n_codebooks:
             raise ValueError(f"n_levels must be in 1..{self.n_codebooks}, got {n_levels}")
         rows = channels_last_rows(z_e.detach().float())  # [M, D]
-        with torch.no_grad(), torch.autocast(z_e.device.type, enabled=False):  # for codebooks that are computed
+        with torch.no_grad(), no_autocast(z_e.device):  # for codebooks that are computed
             levels = [level for level in self.levels if isinstance(level, CodebookQuantizer)][:n_levels]
             codebooks, penalties = [v.codebook for v in levels], [v.penalty for v in levels]
             if beams > 1:
@@ -136,7 +137,7 @@ class ResidualQuantizer(Quantizer):
         kept = channels_last_rows(before)[:, :n_levels]  # [M, K]
         stays = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         found = []
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             for level, old, discount in zip(self.levels, kept.unbind(1), discounts, strict=False):
                 assert isinstance(level, CodebookQuantizer)
                 codebook, penalty = level.codebook, level.penalty

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import no_autocast
 from .base import Quantizer, QuantizerOutput, straight_through
 
 Relaxation = Literal["noise", "straight-through"]
@@ -47,7 +48,7 @@ class ScalarQuantizer(Quantizer):
         self.relaxation: Relaxation = relaxation
 
     def forward(self, z_e: Tensor) -> QuantizerOutput:
-        with torch.autocast(z_e.device.type, enabled=False):
+        with no_autocast(z_e.device):
             codes = self.encode(z_e)
             z_e = torch.nan_to_num(z_e.float())
             limit = self.half_range * self.step

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Tokenizer, tables
+from ..api import Output, Tokenizer, tables
 from ..image.grid import ImageGrid
 from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
 from ..inputs import check_pixels, to_clips
@@ -211,6 +211,18 @@ class VideoGrid(Tokenizer):
 
     # ---------------------------------------------------------------- whole clips
 
+    def forward(self, x: Tensor) -> Output:
+        """Clips ``[B, 3, T, H, W]`` through the nets with straight-through gradients, as a whole: see
+        :meth:`..api.Tokenizer.forward`."""
+        x = to_clips(x, self.device)
+        frames, height, width = x.shape[2:]
+        last = x[:, :, -1:].expand(-1, -1, (FIRST - frames) % GROUP, -1, -1)
+        padded = F.pad(torch.cat([x, last], 2), (0, -width % STRIDE, 0, -height % STRIDE, 0, 0), mode="replicate")
+        z_e = self.analysis((2 * padded - 1).permute(0, 2, 3, 4, 1).contiguous())
+        out = self.quantizer(z_e.permute(0, 4, 1, 2, 3))
+        x_hat = self.synthesis(out.z_q.permute(0, 2, 3, 4, 1).contiguous()).permute(0, 4, 1, 2, 3)
+        return Output.of(((x_hat.float() + 1) / 2)[:, :, :frames, :height, :width], out)
+
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None, rate: float | None = None) -> Tokens:
         """Clips ``[B, 3, T, H, W]`` to tokens ``[B, levels, 1 + ceil((T-1)/4), ceil(H/16), ceil(W/16)]``.
@@ -327,8 +339,10 @@ def _space(net: CausalNet) -> Iterator[nn.Parameter]:
 class StreamingVideoEncoder:
     """Codes of a clip that comes in parts of any number of frames; together those of :meth:`VideoGrid.encode`.
 
-    The codes of a group are there as soon as its last frame is; the first frame is a group of its own.
+    The codes of a group are there as soon as its last frame is; the first frame is a group of its own. No gradients.
     """
+
+    # torch.compile cannot trace decorated methods of objects that are made while it traces: no_grad is inside them.
 
     def __init__(self, model: VideoGrid, levels: int | None = None) -> None:
         model.require_float32()
@@ -338,7 +352,6 @@ class StreamingVideoEncoder:
         self.rest: Tensor | None = None  # frames [B, 3, n, H, W] that wait for the end of their group
         self.last: Tensor | None = None  # codes [B, levels, 1, h, w] of the last cell
 
-    @torch.no_grad()
     def push(self, x: Tensor) -> Tensor:
         """The next frames ``[B, 3, n, H, W]`` in [0, 1] or uint8 to codes ``[B, levels, m, h, w]``, m may be 0.
 
@@ -348,17 +361,15 @@ class StreamingVideoEncoder:
         check_pixels(x)
         return self.quantize(self.latents(x))
 
-    @torch.no_grad()
     def finish(self) -> Tensor:
         """Codes of the frames that are left, the last one repeated to the end of its group: m is 0 or 1."""
         return self.quantize(self.last_latents())
 
-    @torch.no_grad()
     def latents(self, x: Tensor) -> Tensor:
         """As :meth:`push`, but latents ``[B, D, m, h, w]``; :meth:`quantize` makes codes of them."""
         if self.rest is not None and x.shape[3:] != self.rest.shape[3:]:
             raise ValueError(f"frames of {tuple(x.shape[3:])} in a clip of {tuple(self.rest.shape[3:])}")
-        x = x if self.rest is None else torch.cat([self.rest, x], 2)
+        x = x.detach() if self.rest is None else torch.cat([self.rest, x.detach()], 2)
         z_e = []
         begin = 0
         while x.shape[2] - begin >= self.wanted:
@@ -367,7 +378,6 @@ class StreamingVideoEncoder:
         self.rest = x[:, :, begin:].clone()  # not a view, which would keep all of x
         return torch.cat(z_e, 2) if z_e else self._none(x)
 
-    @torch.no_grad()
     def last_latents(self) -> Tensor:
         """As :meth:`finish`, but latents."""
         if self.rest is None:
@@ -384,13 +394,13 @@ class StreamingVideoEncoder:
         height, width = x.shape[3:]
         # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE, 0, 0), mode="replicate")
-        return self.model.latents(x, self.state)
+        with torch.no_grad():
+            return self.model.latents(x, self.state)
 
     def _none(self, x: Tensor) -> Tensor:
         h, w = (-(-n // STRIDE) for n in x.shape[3:])
         return torch.zeros(len(x), self.model.config.dim, 0, h, w, device=self.model.device)
 
-    @torch.no_grad()
     def quantize(self, z_e: Tensor) -> Tensor:
         """Latents of the next cells to codes ``[B, levels, m, h, w]``; of whole frames, or always one part of them."""
         codes, quantizer = [], self.model.quantizer
@@ -416,7 +426,6 @@ class StreamingVideoDecoder:
         self.model, self.height, self.width = model, height, width
         self.state = State()
 
-    @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """The next codes ``[B, k, m, h, w]`` to all frames of their groups ``[B, 3, n, H, W]`` in [0, 1].
 
@@ -427,7 +436,8 @@ class StreamingVideoDecoder:
             raise ValueError(f"codes of a clip are [B, k, m, h, w] with m > 0, got {tuple(codes.shape)}")
         model = self.model
         groups = []
-        for cell in codes.split(1, 2):
-            z_q = model.quantizer.decode(cell)
-            groups.append(model.pixels(z_q, self.state).clamp(0, 1)[..., : self.height, : self.width])
+        with torch.no_grad():
+            for cell in codes.split(1, 2):
+                z_q = model.quantizer.decode(cell)
+                groups.append(model.pixels(z_q, self.state).clamp(0, 1)[..., : self.height, : self.width])
         return torch.cat(groups, 2)

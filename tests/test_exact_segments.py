@@ -1,0 +1,112 @@
+"""Files of pictures in which some blocks are exact: text and patterns beside a photograph."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageDraw
+
+from tokodec.codec.container.chunks import EXCT, FRAME, chunk_at
+from tokodec.codec.container.read import read_tok
+from tokodec.codec.decode import decode_file
+from tokodec.codec.encode import encode_file
+from tokodec.codec.info import describe
+from tokodec.codec.tokens import tokenize_file
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+MODEL = "image-photo-2"
+Pixels = npt.NDArray[np.uint8]
+
+
+def mixed(mode: str = "RGB") -> Pixels:
+    """A photograph, 128 x 192, between rows of text and a hatching of 2 pixels."""
+    with Image.open(ASSETS / "kodim23.webp") as whole:
+        photo = whole.convert("RGB").crop((100, 80, 292, 208))
+    page = Image.new("RGB", (192, 256), "white")
+    page.paste(photo, (0, 64))
+    draw = ImageDraw.Draw(page)
+    for y in range(4, 60, 12):
+        draw.text((4, y), "pack my box with five dozen", fill=(0, 110, 0))
+    rows, columns = np.mgrid[:64, :192]
+    pixels = np.array(page)
+    pixels[192:] = np.where(((rows + columns) // 2 % 2)[..., None], np.uint8(255), np.uint8(0))
+    picture = Image.fromarray(pixels).convert(mode)
+    return np.asarray(picture).reshape(256, 192, -1).copy()
+
+
+def png(pixels: Pixels) -> io.BytesIO:
+    out = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(out, "png")
+    out.seek(0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page() -> Pixels:
+    return mixed()
+
+
+@pytest.fixture(scope="module")
+def data(page: Pixels) -> bytes:
+    return encode_file(png(page), model=MODEL, quality=60, device="cpu").data
+
+
+def psnr(a: Pixels, b: Pixels) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.square(a.astype(float) - b).mean())))
+
+
+def test_text_and_patterns_are_exact_and_the_photograph_is_not(page: Pixels, data: bytes) -> None:
+    back = decode_file(io.BytesIO(data), device="cpu").picture.pixels
+    assert np.array_equal(back[:64], page[:64])
+    assert np.array_equal(back[192:], page[192:])
+    assert 30 < psnr(back[64:192], page[64:192]) < 50
+    told = describe(data, "page")
+    assert 0 < told["exact_bytes"] < 2500
+    assert told["overhead_bytes"] < 150
+    lossless = io.BytesIO()
+    Image.fromarray(page).save(lossless, "webp", lossless=True)
+    assert len(data) < lossless.tell() / 2
+
+
+def test_more_quality_is_never_worse(page: Pixels) -> None:
+    found = [
+        psnr(decode_file(io.BytesIO(encode_file(png(page), model=MODEL, quality=q).data)).picture.pixels, page)
+        for q in (0, 20, 50, 80, 100)
+    ]
+    assert found == sorted(found)
+
+
+def test_a_gray_picture() -> None:
+    gray = mixed("L")
+    back = decode_file(io.BytesIO(encode_file(png(gray), model=MODEL, quality=60).data)).picture.pixels
+    assert back.shape == gray.shape
+    assert np.array_equal(back[192:], gray[192:])
+
+
+def test_a_size_is_kept(page: Pixels) -> None:
+    done = encode_file(png(page), model=MODEL, size=4000)
+    assert 3000 < len(done.data) <= 4000
+
+
+def test_a_photograph_has_none() -> None:
+    photo = mixed()[64:192]
+    assert EXCT not in [kind for kind, _, _ in read_tok(encode_file(png(photo), model=MODEL, quality=60).data).places]
+
+
+def test_a_lost_chunk_is_told(page: Pixels, data: bytes) -> None:
+    at = read_tok(data).places[EXCT, 0, 0]
+    found = chunk_at(data, at)
+    assert found is not None
+    for place in (at + 20, at + FRAME + len(found[1]) - 5):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        done = decode_file(io.BytesIO(bytes(broken)), device="cpu")
+        assert done.problems
+        assert psnr(done.picture.pixels[64:192], page[64:192]) > 30  # the rest is what it was
+
+
+def test_tokens_are_told_to_lack_them(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.tok").write_bytes(data)
+    assert tokenize_file(tmp_path / "a.tok").notes == ["blocks that are kept exactly are not part of tokens"]
