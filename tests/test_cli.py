@@ -842,7 +842,10 @@ def test_version(codec: Codec) -> None:
     ("error", "code", "word"),
     [
         (RuntimeError("two\nlines"), 1, "internal error, please report it: RuntimeError: two lines"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 2, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory"),
+        (RuntimeError("shapes differ"), 1, "internal error"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
