@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -62,7 +62,7 @@ class Section:
     about: str
     tables: Sequence[tuple[str, Table]]  # each with a title of its own, or none
     notes: Sequence[str] = ()
-    page_only: str = field(default="")
+    page_only: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------------- text
