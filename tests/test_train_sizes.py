@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -215,7 +216,7 @@ def test_a_card_is_begun_and_never_overwritten(tmp_path: Path) -> None:
     results = {"minutes": 2.0, "machine": "CPU", "history": [1], "holdout": [{"levels": 1, "psnr": 20.125}]}
     assert write_card(tmp_path, "mine", results)
     text = (tmp_path / "README.md").read_text()
-    assert text == card_text("mine", {"minutes": 2.0, "machine": "CPU"}, results["holdout"])
+    assert text == card_text("mine", {"minutes": 2.0, "machine": "CPU"}, [{"levels": 1, "psnr": 20.125}])
     assert "minutes 2.0, machine CPU." in text
     assert text.endswith("| levels | psnr |\n| --- | --- |\n| 1 | 20.12 |\n")
     (tmp_path / "README.md").write_text("my own")
@@ -238,7 +239,7 @@ def test_every_command_of_the_page_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     for words in commands():
         if words[:2] == ["python", "-m"]:
             script, given = importlib.import_module(words[2]), words[3:]
-            taken = []
+            taken: list[argparse.Namespace] = []
             monkeypatch.setattr(sys, "argv", [words[2], *given])
             if script is prior_script:
                 monkeypatch.setattr(script, "run", lambda arguments, recipe, taken=taken: taken.append(arguments))
