@@ -164,7 +164,9 @@ class Trainer:
         self.net, self.device, self.recipe = net.to(device), device, recipe
         self.levels = list(levels)
         self.samplers = {
-            k: LevelSampler(sizes, net.orders[k], net.nets[k].tree.leaf, net.schedules[k], net.offsets[k], device)
+            k: LevelSampler(
+                sizes, net.orders[k], net.nets[k].tree.leaf, net.schedules[k], offsets=net.offsets[k], device=device
+            )
             for k in levels
         }
         self.loss = {k: 1.0 if net.names[k] == CONCEAL else recipe.data.loss for k in levels}
@@ -345,7 +347,7 @@ def run(arguments: argparse.Namespace, recipe: Recipe) -> None:
     floats = {f"{name}/{k}": np.array(bits) for name, found in parent.items() for k, bits in found.items()}
     floats = ranks.share(arguments.out, "floats", floats)
     if prior is not None:
-        report(arguments, recipe, prior, floats, grids, stores, order0, trainer.steps)
+        report(arguments, recipe, prior, floats, grids=grids, stores=stores, order0=order0, steps=trainer.steps)
 
 
 def collect(

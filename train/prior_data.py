@@ -101,10 +101,21 @@ def read_grids(
         raise ValueError("pictures, sounds and videos want a tokenizer for them; for other tokens use --tokens")
     codes: dict[str, npt.NDArray[Any]] = {}
     seconds = TOKENIZING * 60 * arguments.minutes
-    tokenize(tokenizer, arguments.data, data, codes, ranks.rank, ranks.world, arguments.seed, seconds)
+    tokenize(
+        tokenizer, arguments.data, data, codes, rank=ranks.rank, world=ranks.world, seed=arguments.seed, seconds=seconds
+    )
     if arguments.test:
         whole = Data(0, 0, 0.0)
-        tokenize(tokenizer, arguments.test, whole, codes, ranks.rank, ranks.world, arguments.seed, math.inf)
+        tokenize(
+            tokenizer,
+            arguments.test,
+            whole,
+            codes,
+            rank=ranks.rank,
+            world=ranks.world,
+            seed=arguments.seed,
+            seconds=math.inf,
+        )
     grids: dict[str, list[Codes]] = {}
     shared = ranks.share(arguments.out, "tokens", codes)
     for name in sorted(shared):
