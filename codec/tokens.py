@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .container.chunks import EXCT
-from .container.fields import SIGNATURE
+from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
 from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
@@ -111,14 +111,17 @@ def detokenize_file(
     synthesis: str | None = None,
     device: str = "auto",
     force: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_samples: int = MAX_SAMPLES,
 ) -> Picture | Sound | None:
     """Tokens to a picture, a sound or a video, or to a `.tok` file if ``dst`` ends so.
 
+    Args:    max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
     Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
     with open_output(dst, force, src) as file:
-        tokens = load_tokens(src)
+        tokens = load_tokens(src, max_pixels, max_samples)
         loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))

@@ -21,24 +21,39 @@ def high_water() -> int:
     return int(found[1]) << 10
 
 
-def peak_memory(work: Callable[[], object]) -> int:
+def peak_memory(work: Callable[..., object], *arguments: object) -> int:
     """Bytes that ``work`` held at most, beyond what was held before it began."""
     CLEAR.write_text("5")
     before = high_water()
-    work()
+    work(*arguments)
     return high_water() - before
 
 
-def refused(work: Callable[[], object]) -> str:
-    """The line in which ``work`` is refused, "" if it is not. Anything but a named error passes through."""
+def attempt(work: Callable[..., Any], *arguments: object) -> tuple[Any, str]:
+    """What ``work`` gives and "", or None and the line that refuses it. Anything but a named error passes through."""
     try:
-        work()
+        return work(*arguments), ""
     except TokodecError as error:
         text = str(error)
         assert text, "an error says nothing"
         assert "\n" not in text
-        return text
-    return ""
+        return None, text
+
+
+def refused(work: Callable[..., Any], *arguments: object) -> str:
+    """The line in which ``work`` is refused, "" if it is not."""
+    return attempt(work, *arguments)[1]
+
+
+def refused_within(work: Callable[..., Any], *arguments: object) -> tuple[str, int]:
+    """The line in which ``work`` is refused, and the bytes that it held at most."""
+    told: list[str] = []
+
+    def run() -> None:
+        told.append(refused(work, *arguments))
+
+    held = peak_memory(run)
+    return told[0], held
 
 
 def mutations(data: bytes, n: int, seed: int) -> Iterator[bytes]:

@@ -140,3 +140,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not re.match(r"https?:|#", target):
             assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """But for pages that tell what was."""
+    if page.name not in ("CHANGELOG.md", "RUNS.md"):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:assets|codec|entropy|tests|tokenizers|train)/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), name

@@ -20,6 +20,7 @@ from ..errors import ChunkError, FormatError, UsageError
 from ..files import seekable
 from ..media.audio import AudioWriter, Resampler, Samples, Sound
 from ..progress import SILENT, Progress
+from .stereo import LEFT_RIGHT, to_middle_side
 
 if TYPE_CHECKING:
     from ..contract import Sink
@@ -73,6 +74,8 @@ def read_codes(
             own = payload[: header.signals]
             if len(own) < header.signals:
                 raise ValueError("its levels are missing")
+            if header.signals == 2:
+                own = bytes([own[0] & ~LEFT_RIGHT, own[1]])
             parts = model.prior.decompress_joint(payload[header.signals :], own, (end - begin,))
         except ValueError as error:
             seconds = (begin * FRAME / RATE, end * FRAME / RATE)
@@ -83,6 +86,12 @@ def read_codes(
             kept = codes[:wanted]
             signal[: len(kept), begin - first : end - first] = kept
     return out
+
+
+def is_left_right(tok: TokFile, segment: int) -> bool:
+    """Whether the two signals of a segment are left and right."""
+    payload = tok.sound_payload(segment) if tok.sound.signals == 2 else None
+    return bool(payload and payload[0] & LEFT_RIGHT)
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,8 @@ def _sliced(blocks: Iterator[Samples], n: int) -> Iterator[Samples]:
 def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | None) -> Iterator[Samples]:
     """Samples of the signals from frame ``first`` to ``last``, ``[signals, n]`` at the rate of the model.
 
-    After a lost segment decoding begins anew, as after silence, since the nets were never shown a gap.
+    After a lost segment decoding begins anew, as after silence, since the nets were never shown a gap; and where the
+    signals change from middle and side to left and right, which become middle and side here, or back.
     """
     header, tokenizer = tok.sound, audio_tokenizer(model)
     end = min(header.coded_samples - first * FRAME, (last - first) * FRAME)
@@ -155,15 +165,21 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
         nonlocal given
         block: Samples = x[:, 0, : max(0, end - given)].cpu().numpy()
         given += block.shape[1]
-        return block
+        return to_middle_side(block) if left_right else block
 
+    left_right = False
     decoder: StreamingDecoder | None = None
     for segment in range(first // header.segment, -(-last // header.segment)):
         begin = header.segment_span(segment)[0]
         codes = torch.from_numpy(read_codes(tok, model, levels, range(segment, segment + 1)))
         codes = codes[:, :, max(0, first - begin) : last - begin].to(tokenizer.device)
         lost = bool((codes[:, 0] < 0).all())
+        pair = not lost and is_left_right(tok, segment)
         with torch.inference_mode():
+            if pair != left_right and decoder is not None:
+                yield cut(decoder.finish())
+                decoder = None
+            left_right = pair
             if lost:
                 if decoder is not None:
                     yield cut(decoder.finish())

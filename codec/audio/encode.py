@@ -8,6 +8,7 @@ own number of levels, and samples are never in memory all at once; an hour of co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from ..media.audio import AudioReader, Resampler, Samples
 from ..progress import SILENT, Progress
 from .decode import audio_tokenizer
 from .refine import SoundRefiner
+from .stereo import LEFT_RIGHT, StereoSegments, to_middle_side
 
 if TYPE_CHECKING:
     from ..contract import Source
@@ -62,6 +64,7 @@ class SoundTokens:
         codes: ``[signals, K, t]``.
         errors: ``[signals, K, t]`` float32, squared error of the latents after 1, 2, ... levels; None if not asked for.
         layout: positions of the channels, see :mod:`..media.layout`.
+        left_right: of each segment, whether its two signals are left and right; none if none is.
         notes, problems: of the source, what could not be kept, and what is damaged or missing.
     """
 
@@ -74,6 +77,7 @@ class SoundTokens:
     notes: list[str]
     problems: list[str] = field(default_factory=list)
     layout: int = 0
+    left_right: Sequence[bool] = ()
 
     @property
     def seconds(self) -> float:
@@ -82,7 +86,7 @@ class SoundTokens:
 
 def to_signals(x: Samples) -> Samples:
     """Channels to what is coded: two become middle and side, ``(l + r) / 2`` and ``(l - r) / 2``."""
-    return np.stack([x[0] + x[1], x[0] - x[1]]) * np.float32(0.5) if len(x) == 2 else x
+    return to_middle_side(x) if len(x) == 2 else x
 
 
 def analyse_samples(
@@ -93,11 +97,12 @@ def analyse_samples(
     progress: Progress = SILENT,
     skip: int = 0,
     search: Search | None = None,
+    pairs: bool = False,
 ) -> SoundTokens | None:
     """Codes of a sound of any rate and 1 to 8 channels, block by block; None if it has no samples.
 
     Args:   levels: of the codes, all if None.  errors: whether those are wanted.  skip: leave out so many samples.
-            search: what the codes are for.
+            search: what the codes are for.  pairs: whether segments of two channels may be coded as left and right.
     Raises: MediaError for what is damaged.
     """
     encoder = StreamingEncoder(model)
@@ -107,6 +112,8 @@ def analyse_samples(
     same = True
     refiner: SoundRefiner | None = None
     seen: int | None = None
+    stereo = StereoSegments(SEGMENT * FRAME) if pairs and reader.channels == 2 else None
+    left_right = False  # of what was pushed last
 
     def take(z: Tensor) -> None:
         if z.shape[2]:
@@ -127,21 +134,35 @@ def analyse_samples(
             refiner.push(x)
         take(encoder.latents(x))
 
+    def push_pairs(middle_side: Samples, last: bool = False) -> None:
+        """As ``push``, after a choice of signals; where it changes, the nets begin anew."""
+        nonlocal encoder, refiner, left_right
+        assert stereo is not None
+        for signals in stereo.push(middle_side, last):
+            if left_right != stereo.left_right[-1] and encoder.rest is not None:
+                take(encoder.last_latents())
+                encoder = StreamingEncoder(model)
+                refiner = refiner and SoundRefiner(model, refiner.levels, refiner.n_steps)
+            left_right = stereo.left_right[-1]
+            push(signals)
+
     with torch.inference_mode():
         for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
             block = block[:, max(0, block.shape[1] + skip - reader.position) :]
             same = same and bool((block == block[:1]).all())
-            push(resampler(to_signals(block)))
+            signals = resampler(to_signals(block))
+            push_pairs(signals) if stereo is not None else push(signals)
             if reader.frames:
                 progress.update(min(1.0, reader.position / reader.frames))
         if reader.position <= skip:
             return None
-        push(resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True))
+        signals = resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True)
+        push_pairs(signals, last=True) if stereo is not None else push(signals)
         take(encoder.last_latents())
-    signals = 1 if same else reader.channels
+    n_signals = 1 if same else reader.channels
     return SoundTokens(
-        codes=np.concatenate(codes, axis=2)[:signals],
-        errors=np.concatenate(distances, axis=2)[:signals] if errors else None,
+        codes=np.concatenate(codes, axis=2)[:n_signals],
+        errors=np.concatenate(distances, axis=2)[:n_signals] if errors else None,
         samples=reader.position - skip,
         sample_rate=reader.sample_rate,
         channels=reader.channels,
@@ -149,6 +170,7 @@ def analyse_samples(
         notes=list(reader.notes),
         problems=list(reader.problems),
         layout=reader.layout,
+        left_right=stereo.left_right if stereo is not None and any(stereo.left_right) else (),
     )
 
 
@@ -166,9 +188,12 @@ class SoundFile:
     def payloads(self, levels: Levels) -> list[bytes]:
         """Of all segments, of which the one numbered s has ``levels[s, c]`` levels of signal c."""
         row = []
-        for (begin, end), own in zip(self.spans, levels, strict=True):
+        for s, ((begin, end), own) in enumerate(zip(self.spans, levels, strict=True)):
             parts = [codes[:k, begin:end].astype(np.int64) for k, codes in zip(own, self.tokens.codes, strict=True)]
-            row.append(bytes(own.tolist()) + self.model.prior.compress_joint(parts))
+            head = bytearray(own.tolist())
+            if self.tokens.left_right and self.tokens.left_right[s]:
+                head[0] |= LEFT_RIGHT
+            row.append(bytes(head) + self.model.prior.compress_joint(parts))
         return row
 
     def build(self, levels: Levels) -> bytes:
@@ -235,7 +260,7 @@ def encode_sound(
     levels = rate.fixed_levels(len(tokenizer.codebook_sizes))
     search = Search(levels, rate.kbps, rate.size, options.n_steps or None)
     with AudioReader(source.data, source.name, options.max_samples) as reader:
-        tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search)
+        tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search, pairs=True)
     if tokens is None:
         raise MediaError(f"{source.name}: a sound without samples")
     files = SoundFile(model, tokens, sound_header(tokens, model))

@@ -15,7 +15,7 @@ from ..container.read import TokFile
 from ..contract import Tokenized
 from ..errors import MediaError, UsageError
 from ..media.audio import AudioReader, Samples, Sound
-from .decode import audio_tokenizer, read_codes, to_channels
+from .decode import audio_tokenizer, is_left_right, read_codes, to_channels
 from .encode import SoundFile, SoundTokens, analyse_samples, sound_header
 
 if TYPE_CHECKING:
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
-    """Tokens ``[signals, K, t]`` of a file; levels that no segment has are left out."""
+    """Tokens ``[signals, K, t]`` of a file; levels that no segment has are left out.
+
+    Raises: UsageError if the signals change on the way, as :mod:`.stereo` has it.
+    """
+    if any(is_left_right(tok, segment) for segment in range(tok.sound.n_segments)):
+        raise UsageError(
+            "some of its segments hold left and right, and tokens are of middle and side: decode it, and tokenize that"
+        )
     codes = read_codes(tok, model, levels)
     held = max(1, int((codes >= 0).any(axis=(0, 2)).sum()))
     spec = audio_tokenizer(model).spec((tok.sound.coded_samples,), channels=channels_of(len(codes)))

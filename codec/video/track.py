@@ -83,7 +83,7 @@ def analyse_track(
             kbps = min(SOUND_KBPS * source.channels, most) if wanted.kbps is None else wanted.kbps
             search = Search(len(tokenizer.codebook_sizes), kbps)
             tokens = analyse_samples(
-                source, tokenizer, errors=True, progress=progress, skip=max(0, -start), search=search
+                source, tokenizer, errors=True, progress=progress, skip=max(0, -start), search=search, pairs=True
             )
             notes = list(source.notes)
             reader.problems += [f"its sound: {said}" for said in source.problems if said not in reader.problems]
