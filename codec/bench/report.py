@@ -153,7 +153,9 @@ def said(console: Console, line: str) -> None:
 
 
 def print_table(console: Console, table: Table, title: str = "", padding: int = 1) -> None:
-    rich = RichTable(title=Text(title) if title else None, box=SIMPLE, padding=(0, padding), title_justify="left")
+    if title:
+        said(console, title)
+    rich = RichTable(box=SIMPLE, padding=(0, padding))
     shown = len(table.heads) - table.wide
     for i, head in enumerate(table.heads[:shown]):
         rich.add_column(head.partition("|")[0], justify="right" if i else "left", no_wrap=True, vertical="bottom")
