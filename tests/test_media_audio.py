@@ -287,7 +287,7 @@ def test_what_is_not_there_or_a_folder_is_one_line(tmp_path: Path) -> None:
         ("a.ogg", "bytes"),
         ("a.mka", "bytes"),
         ("a.wv", "samples of each channel"),
-        ("a.tta", "samples of each channel"),
+        ("a.tta", "bytes"),
     ],
 )
 def test_of_a_file_that_is_cut_off_what_is_whole_is_kept_and_said(name: str, missing: str, tmp_path: Path) -> None:

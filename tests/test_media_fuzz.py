@@ -29,7 +29,7 @@ def test_a_case_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A signal and an error without a name are found, and what follows is run."""
     script = tmp_path / "fuzz.py"
     bad = "case == 'a.wav:1' and os.kill(os.getpid(), 11)\n        {'': 0}['x' * (case == 'a.wav:2')]\n        print("
-    text = Path(media_fuzz.__file__).read_text()
+    text = Path(str(media_fuzz.__file__)).read_text()
     script.write_text(text.replace("print(read(", f"{bad}read(", 1))
     monkeypatch.setattr(media_fuzz, "__file__", str(script))
     found = list(media_fuzz.failures([f"a.wav:{seed}" for seed in range(4)]))

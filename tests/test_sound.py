@@ -157,7 +157,7 @@ def test_positions_of_channels_come_back_and_are_checked(tmp_path: Path) -> None
         with pytest.raises(HeaderError, match="layout"):
             replace(HEADER, layout=mask)
     # 5.1 in FLAC with side channels, through a file and back into every format
-    x = sound(5000, 6) * np.arange(1, 7, dtype=np.float32)[:, None] / 6
+    x: Samples = (sound(5000, 6) * np.arange(1, 7)[:, None] / 6).astype(np.float32)
     with (tmp_path / "a.flac").open("wb") as file:
         write_audio(Sound(x, RATE, layout=0x60F), file, ".flac", "a")
     data = encode(tmp_path / "a.flac")

@@ -265,7 +265,8 @@ class _Placed:
             self.container: Any = av.open(target, "w", format=suffix[1:], options=options)
             codec = "flac" if suffix == ".flac" else f"pcm_s{bits}le"
             self.stream: Any = self.container.add_stream(codec, rate=sample_rate, layout=layout)
-            self.stream.codec_context.format = self.format
+            context: Any = self.stream.codec_context
+            context.format = self.format
         except self.errors as error:
             raise MediaError(f"{name}: {one_line(error)}") from error
 

@@ -238,7 +238,7 @@ class SoundStream:
         self.problems += self._extent.problems
         if self._extent.lacks:
             self.problems.append(self._extent.lacks)
-        elif self._counted and short > max(4608, rate // 2 if self._timed else 0):
+        elif self._counted and not self._extent.further and short > max(4608, rate // 2 if self._timed else 0):
             self.problems.append(f"cut off: {short} samples of each channel are missing")
 
     @property

@@ -13,6 +13,8 @@ from typing import BinaryIO
 _PLACEHOLDER = 0x7FFFF000  # sizes from here on were written by a stream that did not know its end
 _XING = 4096  # bytes in which a first frame of MP3 lies
 _MOST_BOXES = 10_000
+_TAG = 4096  # bytes that may lie between two files
+_MOST_TAGS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def _further(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
         length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
         file.seek(begin + 8 + length + length % 2)
         return size - 8 - length - length % 2 if file.read(4) == head[:4] else 0
+    if head[:4] in (b"caff", b"riff", b"TTA1", b"FLV\x01"):
+        end = _stated(file, begin, head, size)
+        file.seek(begin + end)
+        at = file.read(_TAG).find(head[:4]) if 0 < end < size else -1
+        return size - end - at if at >= 0 else 0
     if head[4:8] == b"ftyp":
         heads = [start - 8 for kind, start, _ in boxes(file, begin, begin + size, set()) if kind == b"ftyp"]
         return begin + size - heads[1] if len(heads) > 1 else 0
@@ -79,6 +86,10 @@ def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
         return stated if stated < 1 << 62 else 0
     if head[:4] == b"caff":
         return _caf(file, begin, size)
+    if head[:3] == b"TTA":
+        return _tta(file, begin, head)
+    if head[:4] == b"FLV\x01":
+        return _flv(file, begin, size)
     if head[:4] == b".snd":
         length = int.from_bytes(head[8:12], "big")
         return int.from_bytes(head[4:8], "big") + length if length < _PLACEHOLDER else 0
@@ -118,10 +129,39 @@ def _caf(file: BinaryIO, begin: int, size: int) -> int:
         file.seek(at)
         chunk = file.read(12)
         length = int.from_bytes(chunk[4:], "big", signed=True)
-        if len(chunk) < 12 or length < 0 or at + 12 + length - begin > size:
-            return 0 if len(chunk) < 12 or length < 0 else at + 12 + length - begin
+        if len(chunk) < 12 or chunk[:4] == b"caff":
+            break
+        if length < 0:  # a stream
+            return 0
         at += 12 + length
-    return 0
+        if at - begin > size:
+            break
+    return at - begin
+
+
+def _tta(file: BinaryIO, begin: int, head: bytes) -> int:
+    """By the table of its frames (tausoft.org, True Audio codec: the header)."""
+    rate, samples = (int.from_bytes(head[at : at + 4], "little") for at in (10, 14))
+    frames = -(-samples // max(1, rate * 256 // 245))
+    if head[:4] != b"TTA1" or frames > _MOST_BOXES:
+        return 0
+    file.seek(begin + 22)
+    table = file.read(4 * frames)
+    return 22 + 4 * frames + 4 + sum(int.from_bytes(table[at : at + 4], "little") for at in range(0, len(table), 4))
+
+
+def _flv(file: BinaryIO, begin: int, size: int) -> int:
+    """By its tags (Adobe Flash Video File Format 10.1, E.4.1)."""
+    at = begin + 13
+    for _ in range(_MOST_TAGS):
+        file.seek(at)
+        tag = file.read(4)
+        if len(tag) < 4 or tag[:3] == b"FLV":
+            break
+        at += 15 + int.from_bytes(tag[1:], "big")
+        if at - begin > size:
+            break
+    return at - begin
 
 
 def _matroska(file: BinaryIO, begin: int, size: int) -> int:
