@@ -32,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..container.fields import MAX_CLIP, MAX_PIXELS, MAX_SAMPLES
 from ..errors import LimitError, MediaError, ModelError, WeightsMismatchError
+from ..files import is_stream
 from ..registry import MODALITIES
 from .npy import HEADER, read_array, read_header
 
@@ -128,6 +129,8 @@ def load_tokens(src: str | Path, max_pixels: int = MAX_PIXELS, max_samples: int 
     from ...tokenizers.tokens import Tokens
 
     path = Path(src)
+    if is_stream(path):
+        raise MediaError(f"{src} is a pipe or a device, and tokens are read from files only")
     limits = max_pixels, max_samples
     try:
         read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_npz
