@@ -79,7 +79,7 @@ def test_one_exported_graph_for_all_sizes(golden: Path) -> None:
     auto = torch.export.Dim.AUTO
     module, x = Function(model, model.encode_codes), torch.rand(2, 3, 36, 20)
     exported = torch.export.export(module, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
-    for size in ((3, 3, 50, 33), (2, 3, 16, 64)):
+    for size in ((3, 3, 50, 33), (2, 3, 70, 90)):  # of several cells along both axes, as the one it was traced with
         x = torch.rand(size)
         assert torch.equal(exported(x), model.encode(x).codes)
 
