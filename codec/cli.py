@@ -196,8 +196,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
     for entry in found:
         runs = [(size, len(list(same))) for size, same in itertools.groupby(entry["codebook_sizes"])]
         sizes = " + ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in runs)
-        dial = f"{sizes} codewords" if sizes else "quality 0 to 100"
-        print(f"{entry['name']}  {entry['modality']}, {dial}, {entry['bytes'] / 2**20:.1f} MiB")
+        control = f"{sizes} codewords" if sizes else "quality 0 to 100"
+        print(f"{entry['name']}  {entry['modality']}, {control}, {entry['bytes'] / 2**20:.1f} MiB")
         nets = f", synthesis {', '.join(entry['synthesis'])}" if entry["synthesis"] else ""
         base = f", a variant of {entry['base']}" if entry["base"] else ""
         print(f"    weights {entry['weights_hash']}{base}{nets}")

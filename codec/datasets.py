@@ -54,7 +54,7 @@ class TokenDataset(Dataset[Tensor]):
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
         generator: None: the window is the middle; else it is anywhere. Each worker goes on from it in its own way, in
             every epoch anew.
-        quality: 0 to 100, for models whose rate dial it is.
+        quality: 0 to 100, for models whose rate it sets.
         cache: folder in which tokens are kept (made if missing; it can be deleted at any time). Whatever its levels and
             windows, a file is tokenized once for a model: until its path, size or time of change is another.
         device: "auto" (a GPU if there is one, but not in workers), "cpu" or "cuda".

@@ -32,7 +32,7 @@ from .settings import Setting, rate_settings, synthesis_nets
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CELL = 768  # pixels: larger pictures are shrunk to it in the side-by-side picture
 GAP, FONT = 12, 30
-QUALITIES = (5.0, 25.0, 50.0, 75.0)  # of models whose rate dial is a quality
+QUALITIES = (5.0, 25.0, 50.0, 75.0)  # of models whose rate is set by a quality
 RATES = (1.5, 3.0, 6.0)  # kbit/s of sounds, at most
 
 
@@ -49,7 +49,7 @@ class Coder:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture at one setting of a model's rate dial, decoded by one synthesis net."""
+    """One picture at one setting of a model, decoded by one synthesis net."""
 
     setting: Setting
     synthesis: str  # "" if the model has one net only
@@ -199,7 +199,7 @@ def stacked(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def code(path: Path, out: Path, setting: Setting, coder: Coder) -> list[Result]:
-    """One file at a setting of the rate dial, decoded once by every synthesis net."""
+    """One file at a setting, decoded once by every synthesis net."""
     target = out / f"{path.stem}-{'q' * (setting.control == 'quality')}{setting.value:g}.tok"
     start = time.perf_counter()
     encode_file(path, target, model=coder.model, device=coder.device, force=True, **setting.rate)

@@ -12,7 +12,7 @@ from .errors import FormatError
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
     """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
-    left out where the model has no such dial.
+    left out where the model has none.
 
     Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of

@@ -86,5 +86,5 @@ def sequence_model() -> Path:
 
 @pytest.fixture(scope="session")
 def photo_model() -> Path:
-    """Folder of a model whose rate dial is a quality: 6 + 10 channels in three slices, briefly trained."""
+    """Folder of a model whose rate is set by a quality: 6 + 10 channels in three slices, briefly trained."""
     return GOLDEN / "photo"

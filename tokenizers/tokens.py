@@ -24,7 +24,7 @@ class TokenSpec:
         size: length of the original signal along the grid axes, e.g. (H, W); the last cells may be padding.
         channels: meaning of the signal's channels, e.g. "rgb".
         sample_rate: samples (audio) or frames (video) per second; None for pictures.
-        quality: 0 to 100, what the signal was encoded with, for models whose rate dial it is; else None.
+        quality: 0 to 100, what the signal was encoded with, for models whose rate it sets; else None.
         first: what the first cell of the first axis spans if that is not its stride: 1 where the first frame of a video
             stands alone; else None.
     """

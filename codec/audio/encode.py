@@ -42,13 +42,13 @@ LEVEL_KBPS = 0.6  # that a level of a signal takes, about
 
 @dataclass(frozen=True)
 class Search:
-    """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` steps of descent
+    """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` gradient steps
     (:mod:`.refine_sound`)."""
 
     levels: int  # of the codes that are made
     kbps: float | None = None
     size: int | None = None
-    n_steps: int | None = None  # None: no descent
+    n_steps: int | None = None  # None: no gradient steps
 
     def seen(self, signals: int, seconds: float | None) -> int:
         """About how many levels a signal will have; all where nobody knows."""

@@ -1,4 +1,4 @@
-"""Better codes for one sound, found by gradient descent: `codec encode a.wav --effort`. The decoder notices nothing.
+"""Better codes for one sound, found by gradient descent: `codec encode a.wav --effort`. Bitstream-compatible.
 
 The analysis net gives latents that are good on average over sounds. From there those of a block descend on how far what
 is decoded is from the samples, to the ear::
@@ -41,7 +41,7 @@ def sound_distance(x: Tensor, x_hat: Tensor) -> Tensor:
 class SoundRefiner:
     """Refines the latents of signals that come block by block.
 
-    Args:    levels: of the codes whose decoded sound is compared.  n_steps: of descent, for each block.
+    Args:    levels: of the codes whose decoded sound is compared.  n_steps: gradient steps, for each block.
     Memory:  some 55 MB for each second of each signal of a block.
     """
 

@@ -122,7 +122,7 @@ def bench_devices(
     if tokenizer.modality != kind:
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
     if kind == "image" and tokenizer.rate_control != "quality":
-        raise UsageError(f"{tokenizer.name} has no quality for a rate dial")
+        raise UsageError(f"{tokenizer.name} has a rate that is not set by a quality")
     toks = sorted(folder.glob("*.tok"))[:limit] if kind != "audio" and folder.is_dir() else []
     work = [(path, setting) for path in toks or files_in(folder, THINGS[kind], limit) for setting in settings[kind]]
     if toks:

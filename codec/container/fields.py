@@ -90,7 +90,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("channels", "u8", "colour", names={1: "gray", 3: "rgb"}),
         Field("alpha", "u8", "whether an ALPH chunk belongs to the picture", names={0: "no", 1: "yes"}),
         Field("bit_depth", "u8", "bits a sample of the source had (decoded to 8)", names={8: "8", 16: "16"}),
-        Field("quality", "u16", "quality dial in hundredths; 0 for models without one", 0, 10_000, optional=True),
+        Field("quality", "u16", "quality in hundredths; 0 where it does not set the rate", 0, 10_000, optional=True),
     ),
     AUDIO: (
         Field("samples", "u32", "samples of each channel", 1),

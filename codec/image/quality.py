@@ -1,4 +1,4 @@
-"""Pictures of models whose rate dial is a quality. Twins again: encoding above, decoding below.
+"""Pictures of models whose rate is set by a quality. Twins again: encoding above, decoding below.
 
 The latents of a picture are computed once, whatever the rate; a quality is then a scaling, a rounding and a walk of the
 entropy model over each segment. So a wanted size is found by trying qualities. With effort, codes are refined at a

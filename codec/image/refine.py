@@ -35,7 +35,7 @@ from ..progress import SILENT, Progress
 
 RATE = 0.08  # of learning: most steps of the quantiser that a latent moves in one step, at the start
 BETAS = (0.7, 0.9)
-SLIGHT = 0.3  # slopes in bits a step of the quantiser, below which a latent moves less
+SLIGHT = 0.3  # gradients in bits a step of the quantiser, below which a latent moves less
 NOISE = 0.5  # width of the noise in place of rounding at the end, in steps of the quantiser; it grows from none
 MARGIN = 2  # cells around a window whose pixels count while it descends
 SMALLEST = -(-MS_SSIM_SMALLEST // STRIDE) + 1  # cells of a region, so that MS-SSIM can be taken
@@ -57,7 +57,7 @@ class Refiner:
 
     Args: pixels: ``[H, W, C]`` uint8.  latents: ``[M, h, w]`` of :meth:`ImagePhoto.analyse_tiled`.  n_steps: of
           descent in each window.
-    Memory: that of one window (1024 x 1024 pixels) and what its slopes need, about 3 GB, whatever H and W are.
+    Memory: that of one window (1024 x 1024 pixels) and what its gradients need, about 3 GB, whatever H and W are.
     """
 
     def __init__(self, model: ImagePhoto, pixels: np.ndarray, latents: np.ndarray, n_steps: int) -> None:
@@ -158,7 +158,7 @@ class Refiner:
             whole = (around + F.pad(y_hat, fill))[None] * inverse
             x_hat = model.nets.synthesis(whole.contiguous(memory_format=torch.channels_last), quality)
             loss = bits + weight * self.error(x, pixels_of((x_hat + 1) / 2, region, outer, x))
-            # Only by these: the weights' own slopes would take as long again.
+            # Only by these: the weights' own gradients would take as long again.
             for tensor, slope in zip(found, torch.autograd.grad(loss, found), strict=True):
                 tensor.grad = slope
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Pictures of models whose rate dial is the number of tokens: how many each window gets.
+"""Pictures of models whose rate is a number of tokens: how many each window gets.
 
 All tokens of a picture are computed once, with what the first 1, 2, 4, ... of every window are worth. A number of
 tokens in all is then shared among the windows, and a wanted size is found by trying numbers.

@@ -22,7 +22,7 @@ LOWEST, HIGHEST = 50.0, 10000.0  # Hz, middles of the first and the last band
 BELOW = 45.0  # dB under the loudest band of a moment, where nothing counts any more
 FAINT = 1e-7  # mean power in a band below which it is silence
 STEADY = 2.0  # dB^2: variance below which rise and fall count less and less
-LEAST = 0.1  # dB^2, added to variances: their roots have slopes everywhere
+LEAST = 0.1  # dB^2, added to variances: their roots have gradients everywhere
 TYPICAL = 5.0  # dB that are one unit of the distance
 
 

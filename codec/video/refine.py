@@ -1,4 +1,4 @@
-"""Better codes for one clip, found by gradient descent: `codec encode clip.mp4 --effort`. The decoder notices nothing.
+"""Better codes for one clip, found by gradient descent: `codec encode clip.mp4 --effort`. Bitstream-compatible.
 
 The analysis net gives latents that are good on average over clips. From there the latents of a segment descend on the
 squared error of its frames, seen half as they are and half as the codebooks would have them::
@@ -6,7 +6,7 @@ squared error of its frames, seen half as they are and half as the codebooks wou
     frames -> g_a -> z -> (z + nearest codewords) / 2 -> g_s -> squared error
                      '--- codes as ever, of what it came to
 
-As :mod:`.refine` for photographs, with the quantizer itself in the loop instead of noise: slopes pass through it.
+As :mod:`.refine` for photographs, with the quantizer itself in the loop instead of noise: straight-through gradients.
 What comes out is taken only if its real bits are worth its real error, of decoded 8-bit frames, by the exchange rate of
 a Gaussian source: half a bit a latent for each halving of the error.
 
@@ -40,14 +40,14 @@ RATE = 0.05  # of learning, as a part of the root mean square of the latents
 LAST_RATE = 0.2  # of that, in the last step
 BETAS = (0.8, 0.95)
 HELD = 0.5  # how much of a latent is its codewords while it descends
-MOST_PIXELS = 1280 * 736  # of a frame: slopes take memory, see RefinedEncoder
+MOST_PIXELS = 1280 * 736  # of a frame: gradients take memory, see RefinedEncoder
 
 
 class RefinedEncoder:
     """Codes of a segment's frames, which come one by one, all of them with the last: as
     :class:`~tokodec.tokenizers.video.tiling.FrameEncoder`, only that they are better and take their time.
 
-    Args:    levels: of the codes, all if None.  n_steps: of descent.  progress: called with the share that is done.
+    Args:    levels: of the codes, all if None.  n_steps: gradient steps.  progress: called with the share that is done.
     Raises:  UsageError for frames that are too large.
     Memory:  about 500 bytes for each pixel of the segment: 2 GB for 33 frames of 480 x 270, 15 GB of 1280 x 720.
     """
@@ -121,7 +121,7 @@ class RefinedEncoder:
 
 
 def frames_of(model: VideoGrid, z_q: Tensor) -> Tensor:
-    """:meth:`VideoGrid.pixels` of a whole segment, whose slopes take the memory of a group of frames only: what is
+    """:meth:`VideoGrid.pixels` of a whole segment, whose gradients take the memory of a group of frames only: what is
     inside of a net over space is computed once more when it is needed (Chen et al. 2016, arXiv:1604.06174)."""
     x = z_q.permute(0, 2, 3, 4, 1).contiguous()
     for layer in model.synthesis:

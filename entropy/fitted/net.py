@@ -1,4 +1,4 @@
-"""The context nets of :mod:`.fitted` while they are fitted: the same network in floats, and bits with slopes."""
+"""The context nets of :mod:`.fitted` while they are fitted: the same network in floats, and bits with gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entropy model with slopes: what latents cost before they are rounded, for an encoder that improves them.
+"""The entropy model with gradients: what latents cost before they are rounded, for an encoder that improves them.
 
 The layers are those of :mod:`.net`, in float and without rounding, with the integers of the entropy model
 as weights. Rounding has no slope, and three things stand in for it:
@@ -45,7 +45,7 @@ LOG_RATIO = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 
 
 class RelaxedPrior:
-    """The twin with slopes of an entropy model, on its device."""
+    """The differentiable twin of an entropy model, on its device."""
 
     def __init__(self, prior: HyperPrior) -> None:
         arrays = prior.arrays()
@@ -57,7 +57,7 @@ class RelaxedPrior:
         self.z_bits = lengths.float().to(self.device)  # [hyper, 2 Z_MAX + 1]
 
     def __call__(self, y: Tensor, z: Tensor, steps: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents that an encoder could choose to what would be decoded and its bits, both with slopes.
+        """Latents that an encoder could choose to what would be decoded and its bits, both with gradients.
 
         Args:
             y: ``[M, h, w]`` latents in steps of the quantiser.

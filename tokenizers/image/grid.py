@@ -88,7 +88,7 @@ def synthesis_net(config: ImageGridConfig) -> nn.Sequential:
 
 
 class ImageGrid(ImageTokenizer):
-    """Convolutional picture tokenizer of stride 16 with residual SimVQ levels as rate dial; see the module's text."""
+    """Convolutional tokenizer of pictures, stride 16, whose rate is a number of residual SimVQ levels."""
 
     config_class = ImageGridConfig
     int8_weights = ("analysis.", "synthesis.")
@@ -144,7 +144,7 @@ class ImageGrid(ImageTokenizer):
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
         """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, levels, ceil(H/16), ceil(W/16)]``.
 
-        Args:    x: of any floating-point type, or uint8.  levels: 1..K, the rate dial; all by default.
+        Args:    x: of any floating-point type, or uint8.  levels: 1..K, sets the rate; all by default.
         Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), or an empty picture.
         """
         x = to_pictures(x, self.device)

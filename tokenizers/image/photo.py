@@ -134,7 +134,7 @@ class ImagePhoto(ImageTokenizer):
     def encode(self, x: Tensor, quality: float = DEFAULT_QUALITY) -> Tokens:
         """Pictures ``[B, 3, H, W]`` in [0, 1], any H and W, to tokens ``[B, K, ceil(H/16), ceil(W/16)]``.
 
-        Args:    x: of any floating-point type, or uint8.  quality: 0 to 100, the rate dial.
+        Args:    x: of any floating-point type, or uint8.  quality: 0 to 100, sets the rate.
         Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), an empty picture or another
                  quality.
         """

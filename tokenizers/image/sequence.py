@@ -181,7 +181,7 @@ class Synthesis(nn.Module):
 
 
 class ImageSequence(ImageTokenizer):
-    """See the module's text. The rate dial is the number of tokens, of every window or of all together."""
+    """See the module's text. The rate is the number of tokens, of every window or of all together."""
 
     config_class = ImageSequenceConfig
     int8_weights = ("analysis.", "synthesis.")

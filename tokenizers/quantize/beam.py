@@ -4,7 +4,7 @@ Level by level the best few of all continuations are kept::
 
     paths [b] x codewords of the next level [N] -> errors [b N] -> the b smallest
 
-With one path it is the search of :func:`~.nearest.residual_codewords`. The decoder notices nothing.
+With one path it is the search of :func:`~.nearest.residual_codewords`. Bitstream-compatible.
 
 Source: multipath search, Barnes, Rizvi and Nasrabadi 1996, "Advances in residual vector quantization: a review",
 IEEE Trans. Image Processing 5(2), section V; beam search for sums of codewords: Babenko and Lempitsky 2014, "Additive

@@ -140,7 +140,7 @@ def synthesis_net(config: VideoGridConfig) -> CausalNet:
 
 
 class VideoGrid(Tokenizer):
-    """Causal tokenizer of clips with residual SimVQ levels as rate dial; see the module's text."""
+    """Causal tokenizer of clips whose rate is a number of residual SimVQ levels; see the module's text."""
 
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
@@ -227,7 +227,7 @@ class VideoGrid(Tokenizer):
     def encode(self, x: Tensor, levels: int | None = None, rate: float | None = None) -> Tokens:
         """Clips ``[B, 3, T, H, W]`` to tokens ``[B, levels, 1 + ceil((T-1)/4), ceil(H/16), ceil(W/16)]``.
 
-        Args:    x: of any floating-point type in [0, 1], or uint8.  levels: 1..K, the rate dial; all by default.
+        Args:    x: of any floating-point type in [0, 1], or uint8.  levels: 1..K, sets the rate; all by default.
                  rate: frames a second.
         Raises:  ValueError for other shapes, types or ranges (see :mod:`..inputs`), or an empty clip.
         """

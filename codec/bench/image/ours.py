@@ -61,7 +61,7 @@ def prepare(
     model, device, tokenizer = load_ours(model, "image", device, effort)
     by_quality = tokenizer.rate_control == "quality"
     if strict and effort and not by_quality:
-        raise UsageError(f"effort is for models whose rate dial is a quality, {tokenizer.name} has levels")
+        raise UsageError(f"effort is not an option of {tokenizer.name}")
     settings = rate_settings(tokenizer, qualities if by_quality or strict else None)
     effort = effort if by_quality else 0
     coder = PhotoCoder(model, tokenizer.name, settings, device, effort=effort, variants=synthesis_nets(tokenizer))
@@ -118,7 +118,7 @@ def prepare_tokens(model: str | None, device: str, counts: Mapping[str, Sequence
     model = model or "image-1d"
     tokenizer = load_model(model, device).tokenizer
     if not isinstance(tokenizer, ImageSequence):
-        raise UsageError(f"the rate dial of {tokenizer.name} is not a number of tokens")
+        raise UsageError(f"the rate of {tokenizer.name} is not a number of tokens")
     most = tokenizer.config.tokens
     return [
         TokenCoder(model, device, way, tuple(sorted({min(n, most) for n in chosen})))
