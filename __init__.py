@@ -14,8 +14,10 @@ Names load on first use, so that `import tokodec` does not import torch.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -84,30 +86,31 @@ __all__ = [
 ]
 
 
-class _Later(types.ModuleType):
-    """A module that is another one from its first use on, so that `from tokodec.datasets import ...` works."""
+class _Datasets(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds `tokodec.datasets`, which is `tokodec.codec.datasets`: so that `from tokodec.datasets import ...` works."""
 
-    def __init__(self, name: str, target: str) -> None:
-        super().__init__(f"{__name__}.{name}", f"See {__name__}{target}.")
-        self.__dict__["_target"] = target
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == f"{__name__}.datasets" else None
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # who looks at all modules there are does not mean to use them
-            raise AttributeError(name)
-        return getattr(importlib.import_module(self.__dict__["_target"], __name__), name)
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        module = importlib.import_module(".codec.datasets", __name__)
+        self.spec = module.__spec__
+        return module
 
-    def __dir__(self) -> list[str]:
-        return dir(importlib.import_module(self.__dict__["_target"], __name__))
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self.spec  # it has been executed, under its own name
 
 
-datasets = sys.modules[f"{__name__}.datasets"] = _Later("datasets", ".codec.datasets")  # type: ignore[assignment]
+sys.meta_path.append(_Datasets())
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    if name == "datasets":
+        return importlib.import_module(f"{__name__}.datasets")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "datasets"})

@@ -25,7 +25,6 @@ from .console import (
     STREAM,
     Device,
     Inputs,
-    ModelOption,
     Output,
     each,
     expand,
@@ -35,8 +34,16 @@ from .console import (
 )
 from .container.fields import IMAGE, SIGNATURE, VERSION
 from .container.read import PEEK, modality_of
-from .errors import ReaderGoneError, TokodecError, UsageError
-from .flags import CorpusFlags, DecodeFlags, EncodeFlags, GenerateFlags, InputFlags, TokenizeFlags, with_flags
+from .errors import OUT_OF_MEMORY, ReaderGoneError, TokodecError, UsageError, is_out_of_memory
+from .flags import (
+    CorpusFlags,
+    DecodeFlags,
+    DetokenizeFlags,
+    EncodeFlags,
+    GenerateFlags,
+    TokenizeFlags,
+    with_flags,
+)
 from .registry import MODALITIES, MODALITY_NAMES
 from .terminal import run_process
 
@@ -304,13 +311,11 @@ def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Call
 def detokenize(
     inputs: Inputs,
     out: Output = None,
-    model: ModelOption = None,
-    synthesis: Annotated[str | None, typer.Option(help="which synthesis net, e.g. faithful or sharp")] = None,
     format: Annotated[
         str | None, typer.Option(help="tok, or a format of pictures, sounds or videos, where -o does not say it")
     ] = None,
     *,
-    flags: InputFlags,
+    flags: DetokenizeFlags,
 ) -> None:
     """Integer codes (.npz or .safetensors) to pictures, sounds, videos or .tok files."""
     from .corpus.token_files import token_modality
@@ -320,7 +325,7 @@ def detokenize(
         return MODALITIES[token_modality(src)].suffix if format is None else "." + format.lstrip(".")
 
     def one(src: str, dst: str) -> int:
-        detokenize_file(src, dst, model, synthesis=synthesis, device=flags.device, force=flags.force)
+        detokenize_file(src, dst, force=flags.force, **flags.short)
         if not flags.quiet:
             say(f"{src} -> {dst}")
         return 0
@@ -387,12 +392,12 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         say("codec: interrupted")
         return EXIT_INTERRUPTED
-    except MemoryError:
-        say("codec: out of memory")
-        return EXIT_FAULT
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if is_out_of_memory(error):
+            say(f"codec: {OUT_OF_MEMORY}")
+            return EXIT_USER
         say(f"codec: internal error, please report it: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return EXIT_FAULT
 

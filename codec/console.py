@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import ReaderGoneError, TokodecError, UsageError
+from .errors import OUT_OF_MEMORY, ReaderGoneError, TokodecError, UsageError, is_out_of_memory
 from .files import is_stream
 from .progress import Progress
 
@@ -312,6 +312,11 @@ def each(pairs: list[tuple[str, str]], one: Callable[[str, str], int], quiet: bo
         except TokodecError as error:
             say(f"codec: {with_name(src, error)}")
             codes.append(error.exit_code)
+        except (MemoryError, RuntimeError) as error:  # the next one may be smaller
+            if not is_out_of_memory(error):
+                raise
+            say(f"codec: {src}: {OUT_OF_MEMORY}")
+            codes.append(EXIT_USER)
     failed = sum(code == EXIT_USER for code in codes)
     if failed:
         say(f"codec: {failed} of {len(pairs)} files failed")

@@ -172,6 +172,7 @@ class Format(abc.ABC):
         """Raise UsageError for options that ``what`` (a model's name) does not have."""
         for name in given:
             if name in RATES and name not in self.rates:
-                raise UsageError(f"{name} does not set the rate of {what}: use {' or '.join(self.rates)}")
+                *others, last = self.rates
+                raise UsageError(f"{name} does not set the rate of {what}: use {', '.join(others)} or {last}")
             if name not in RATES and name not in self.options:
                 raise UsageError(f"{name} is not an option of {what}")

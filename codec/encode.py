@@ -68,7 +68,7 @@ def encode_file(
             modality, format = loaded.tokenizer.modality, format_of(loaded.tokenizer)
         if modality != kind:
             raise UsageError(f"{chosen} is a model for {modality}, and {name} is {MODALITIES[kind].noun}")
-        format.check(options.given, chosen)
+        format.check(options.given, chosen if loaded is None else loaded.tokenizer.name)
         encoded = format.encode(source, loaded, options, as_progress(progress))  # 3
         if file is not None:
             file.write(encoded.data)  # 4

@@ -72,3 +72,14 @@ class ChunkError(FormatError):
 
 class LimitError(FormatError):
     """The file declares more than the limits allow."""
+
+
+OUT_OF_MEMORY = "out of memory: this needs more than there is here"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's and NumPy's, or PyTorch's of the host or of a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )

@@ -41,7 +41,7 @@ def stored(source: Path | BinaryIO, check: Callable[[bytes], None] | None = None
 
     Args:    source: a path, or a binary file object.  check: given the first 4 KiB of what is read only once, before
              the rest is; it raises what is to be raised about a stream that is of no use (``/dev/zero`` has no end).
-    Returns: ``source`` itself if it is a regular file, a folder, missing or seekable; else a copy, in memory or in a
+    Returns: ``source`` itself if it is a regular file, a folder, missing or in memory; else a copy, in memory or in a
              temporary file that goes with it.
     Raises:  MediaError if it cannot be read, or the copy finds no place.
     """
@@ -53,12 +53,22 @@ def stored(source: Path | BinaryIO, check: Callable[[bytes], None] | None = None
                 return _copy(cast(BinaryIO, file), str(source), check)
         except OSError as error:
             raise MediaError(f"cannot read {source}: {_reason(error)}") from error
-    if source.seekable():
+    if _can_seek(source):
         return source
     try:
         return _copy(source, "standard input", check)
     except OSError as error:
         raise MediaError(f"cannot read standard input: {_reason(error)}") from error
+
+
+def _can_seek(file: BinaryIO) -> bool:
+    """Whether a file object can be read again: ``/dev/zero`` says so, too, but has no end to look for."""
+    if not file.seekable():
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError:  # in memory
+        return True
 
 
 def _copy(stream: BinaryIO, name: str, check: Callable[[bytes], None] | None) -> BinaryIO:

@@ -111,6 +111,16 @@ class DecodeFlags(InputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetokenizeFlags(InputFlags):
+    """Of `codec detokenize`, see :func:`~.tokens.detokenize_file`."""
+
+    model: ModelOption = None
+    synthesis: Annotated[str | None, typer.Option(help="which synthesis net, e.g. faithful or sharp")] = None
+    max_pixels: MaxPixels = MAX_PIXELS
+    max_samples: MaxSamples = MAX_SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizeFlags(InputFlags):
     """Of `codec tokenize`, see :class:`~.options.TokenizeOptions`."""
 

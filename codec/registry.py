@@ -37,8 +37,8 @@ class Modality:
 
 
 MODALITIES = {
-    "image": Modality(1, "a picture", ".png", "image-photo", token_model="image-grid", generator="generator-image"),
-    "audio": Modality(2, "a sound", ".wav", "audio-24k", token_model="audio-24k", generator="generator-audio"),
+    "image": Modality(1, "a picture", ".png", "image-photo-2", "image-grid", generator="generator-image"),
+    "audio": Modality(2, "a sound", ".wav", "audio-24k", "audio-24k", generator="generator-audio"),
     "video": Modality(3, "a video", ".mp4", "video-grid", "video-grid"),
 }
 MODALITY_NAMES = {modality.wire_id: name for name, modality in MODALITIES.items()}
@@ -80,7 +80,7 @@ _FORMATS = {
 }
 
 FITTED = "video-fit"  # no model: what decodes a video is in its file, video/fit/
-TUNES = {"psnr": "image-photo", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
+TUNES = {"psnr": "image-photo-2", "ms-ssim": "image-photo-ms-ssim"}  # of `codec encode`: what pictures are best at
 GENERATOR = "Generator"  # class of the models of `codec generate`
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from .container.chunks import EXCT
-from .container.fields import SIGNATURE
+from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
 from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
-from .files import open_output, read_bytes
+from .files import open_output, read_bytes, stored
 from .formats import format_of
 from .media.audio import Sound
-from .media.kind import media_kind
+from .media.kind import media_kind, refuse_unknown_start
 from .media.picture import Picture
 from .models import load_model, pick_device
 from .options import TokenizeOptions, with_short_forms
@@ -49,12 +50,14 @@ def tokenize_file(
     if dst is not None and Path(dst).suffix.lower() not in TOKEN_SUFFIXES:
         raise UsageError(f"{dst}: tokens are written as {' or '.join(TOKEN_SUFFIXES)}")
     with open_output(dst, force, src) as file:
+        source: Path | BinaryIO = Path(src)
         if Path(src).suffix.lower() in TOKEN_SUFFIXES:
             done: Tokenized | None = Tokenized(_loaded_tokens(src, options))
         else:
-            done = _tok_tokens(src, options)
+            source = stored(source, lambda start: _refuse_unknown(start, src))
+            done = _tok_tokens(src, source, options)
         if done is None:
-            done = _media_tokens(src, options)
+            done = _media_tokens(src, source, options)
         elif options.quality is not None:
             raise UsageError(f"{src}: its codes are made already, with a quality of their own")
         if options.levels is not None:
@@ -72,17 +75,24 @@ def _loaded_tokens(src: str | Path, options: TokenizeOptions) -> Tokens:
     return tokens
 
 
-def _tok_tokens(src: str | Path, options: TokenizeOptions) -> Tokenized | None:
+def _refuse_unknown(start: bytes, src: str | Path) -> None:
+    """Raise MediaError for a pipe that begins like nothing that is read here."""
+    if not start.startswith(SIGNATURE):
+        refuse_unknown_start(start, str(src), Path(src).suffix)
+
+
+def _tok_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptions) -> Tokenized | None:
     """Tokens of a `.tok` file, None if ``src`` is something else, of which only the head is read."""
     try:
-        with Path(src).open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
             head = file.read(len(SIGNATURE))
+            file.seek(0)
     except OSError as error:
         raise MediaError(f"cannot read {src}: {error.strerror}") from error
     if head != SIGNATURE and Path(src).suffix.lower() != ".tok":
         return None
     try:
-        tok = read_tok(read_bytes(src), options.max_pixels)
+        tok = read_tok(read_bytes(source), options.max_pixels)
         tokens, _ = file_tokens(tok, options.model, options.device, options.levels)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{src}: {error}") from error
@@ -90,8 +100,8 @@ def _tok_tokens(src: str | Path, options: TokenizeOptions) -> Tokenized | None:
     return Tokenized(tokens, tok.problems, ["blocks that are kept exactly are not part of tokens"] * exact)
 
 
-def _media_tokens(src: str | Path, options: TokenizeOptions) -> Tokenized:
-    kind, source = media_kind(Path(src))
+def _media_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptions) -> Tokenized:
+    kind, source = media_kind(source)
     loaded = load_model(options.model or MODALITIES[kind].token_model, options.device)
     tokenizer = loaded.tokenizer
     if tokenizer.modality != kind:
@@ -111,14 +121,17 @@ def detokenize_file(
     synthesis: str | None = None,
     device: str = "auto",
     force: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_samples: int = MAX_SAMPLES,
 ) -> Picture | Sound | None:
     """Tokens to a picture, a sound or a video, or to a `.tok` file if ``dst`` ends so.
 
+    Args:    max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
     Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
     with open_output(dst, force, src) as file:
-        tokens = load_tokens(src)
+        tokens = load_tokens(src, max_pixels, max_samples)
         loaded = load_model(tokens_model(tokens.spec, model, src), pick_device(device))
         tokenizer = loaded.tokenizer
         check_weights(tokens.spec, tokenizer, str(src))

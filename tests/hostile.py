@@ -11,7 +11,8 @@ from tokodec.codec.errors import TokodecError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NESTED = "[" * 100_000 + "]" * 100_000  # deeper than Python's parser goes
-NUMBERS = (0, -1, 1, 2**31, 2**63, 10**30, 1e300, float("nan"), True, None, "", "x", [], {}, [0], [[1]], {"a": 1})
+OTHERS: tuple[Any, ...] = (0, -1, 1, 2**31, 2**63, 10**30, 1e300, float("nan"), True, None)
+OTHERS += ("", "x", [], {}, [0], [[1]], {"a": 1})
 
 
 def high_water() -> int:
@@ -21,24 +22,39 @@ def high_water() -> int:
     return int(found[1]) << 10
 
 
-def peak_memory(work: Callable[[], object]) -> int:
+def peak_memory(work: Callable[..., object], *arguments: object) -> int:
     """Bytes that ``work`` held at most, beyond what was held before it began."""
     CLEAR.write_text("5")
     before = high_water()
-    work()
+    work(*arguments)
     return high_water() - before
 
 
-def refused(work: Callable[[], object]) -> str:
-    """The line in which ``work`` is refused, "" if it is not. Anything but a named error passes through."""
+def attempt(work: Callable[..., Any], *arguments: object) -> tuple[Any, str]:
+    """What ``work`` gives and "", or None and the line that refuses it. Anything but a named error passes through."""
     try:
-        work()
+        return work(*arguments), ""
     except TokodecError as error:
         text = str(error)
         assert text, "an error says nothing"
         assert "\n" not in text
-        return text
-    return ""
+        return None, text
+
+
+def refused(work: Callable[..., Any], *arguments: object) -> str:
+    """The line in which ``work`` is refused, "" if it is not."""
+    return attempt(work, *arguments)[1]
+
+
+def refused_within(work: Callable[..., Any], *arguments: object) -> tuple[str, int]:
+    """The line in which ``work`` is refused, and the bytes that it held at most."""
+    told: list[str] = []
+
+    def run() -> None:
+        told.append(refused(work, *arguments))
+
+    held = peak_memory(run)
+    return told[0], held
 
 
 def mutations(data: bytes, n: int, seed: int) -> Iterator[bytes]:
@@ -76,7 +92,7 @@ def json_mutations(text: str, n: int, seed: int) -> Iterator[str]:
         if dice.randrange(6) == 0:
             del holder[key]
         else:
-            holder[key] = dice.choice(NUMBERS)
+            holder[key] = dice.choice(OTHERS)
         yield json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""Mutated sounds and videos through the readers, in a child process: no signal, no hang, and no error without a name.
+"""Mutated media through the readers, in a child process: no signal, no hang, and no error without a name.
 
 By hand: ``python tests/media_fuzz.py --seeds 1000`` (each container; a seed that fails is printed, and its file kept).
 The quick suite runs a few seeds, see test_media_fuzz.py.
@@ -20,6 +20,7 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image, ImageCms
 
 SECONDS = 20.0  # that one file may take
 VIDEOS = {  # name: codec of the picture, of the sound, muxer
@@ -56,12 +57,28 @@ SOUNDS = {
     "a.wv": ("wavpack", "wv"),
     "a.mka": ("libopus", "matroska"),
 }
-NAMES = [*VIDEOS, *SOUNDS]
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # name: Pillow's name, options; "m" stands for metadata
+    "a.png": ("PNG", {"m": True}),
+    "a.jpg": ("JPEG", {"m": True}),
+    "prog.jpg": ("JPEG", {"progressive": True, "restart_marker_rows": 1}),
+    "a.webp": ("WEBP", {"m": True}),
+    "lossless.webp": ("WEBP", {"lossless": True}),
+    "a.avif": ("AVIF", {"m": True, "speed": 10}),
+    "a.tif": ("TIFF", {"tiffinfo": {700: b"<x/>", 271: "Maker"}}),
+    "lzw.tif": ("TIFF", {"compression": "tiff_lzw"}),
+    "jpeg.tif": ("TIFF", {"compression": "jpeg"}),
+    "a.bmp": ("BMP", {}),
+    "still.gif": ("GIF", {"comment": b"said"}),
+    "a.ppm": ("PPM", {}),
+}
+NAMES = [*VIDEOS, *SOUNDS, *PICTURES]
 _FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "rawvideo": "yuv444p"}
 
 
 def sample(name: str) -> bytes:
-    """A valid file: 12 frames of 48 x 32, and 0.5 s of two tones."""
+    """A valid file: 12 frames of 48 x 32, and 0.5 s of two tones; or one picture of that size."""
+    if name in PICTURES:
+        return _picture(*PICTURES[name])
     rate = 48000
     picture, sound, muxer = VIDEOS.get(name) or (None, *SOUNDS[name])
     buffer = io.BytesIO()
@@ -90,6 +107,22 @@ def sample(name: str) -> bytes:
             packets += [*audio.encode(heard), *audio.encode(None)]
         for packet in sorted(packets, key=lambda p: (p.dts or 0) * p.time_base):
             container.mux(packet)
+    return buffer.getvalue()
+
+
+def _picture(kind: str, options: dict[str, Any]) -> bytes:
+    y, x = np.mgrid[:32, :48]
+    im = Image.fromarray(np.stack([x * 5, y * 7, x + y], -1).astype(np.uint8))
+    own = {key: value for key, value in options.items() if key != "m"}
+    if "m" in options:
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 6, "Maker"
+        exif.get_ifd(0x8769)[0x9003] = "2024:01:01 10:00:00"
+        own["exif"] = exif
+        own["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        own |= {} if kind == "PNG" else {"xmp": b"<x/>"}
+    buffer = io.BytesIO()
+    im.save(buffer, kind, **own)
     return buffer.getvalue()
 
 
@@ -132,6 +165,7 @@ def read(data: bytes) -> str:
     from tokodec.codec.errors import TokodecError
     from tokodec.codec.media.audio import AudioReader
     from tokodec.codec.media.kind import media_kind
+    from tokodec.codec.media.read_image import read_image
     from tokodec.codec.media.read_video import VideoReader
 
     try:
@@ -139,14 +173,16 @@ def read(data: bytes) -> str:
         if kind == "audio":
             with AudioReader(source, "x", 1 << 22) as reader:
                 return f"{sum(block.shape[1] for block in reader.blocks())} samples"
-        if kind == "video" or b"\0\0\0\1" in data[:64]:  # raw H.264 is a video by its suffix only
+        raw = data[:1] == b"\0" and b"\0\0\0\1" in data[:64]  # H.264, which is a video by its suffix only
+        if kind == "video" or raw:
             with VideoReader(source, "x", 1 << 18) as video:
                 frames = sum(1 for _, frame in zip(range(300), video, strict=False) if frame.duration > 0)
                 if video.has_sound:
                     with video.sound(1 << 22)[0] as sound:
                         return f"{frames} frames, {sum(block.shape[1] for block in sound.blocks())} samples"
                 return f"{frames} frames"
-        return "no medium"
+        height, width = read_image(source, "x", 1 << 22).pixels.shape[:2]
+        return f"{height * width} pixels"
     except TokodecError as error:
         if "\n" in str(error) or "[Errno" in str(error):
             raise AssertionError(f"not one line of words: {error}") from error

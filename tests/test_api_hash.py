@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tokodec.codec.errors import UsageError
 from tokodec.codec.models import load, load_model, pick_device
+from tokodec.codec.tokens import tokenize_file
 from tokodec.entropy.hyperprior.prior import HyperPrior
 from tokodec.tokenizers import weights
 from tokodec.tokenizers.api import Tokenizer
@@ -207,7 +209,11 @@ def test_priors_of_other_codes_are_left_out(golden: Path, tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="has no entropy model: those of .*source are of other codes"):
         model.save_pretrained(tmp_path / "other")
     assert not priors(tmp_path / "other")
-    assert encode(Tokenizer.from_pretrained(tmp_path / "other")).spec.weights_hash
+    Image.new("RGB", (40, 24), (200, 100, 50)).save(tmp_path / "picture.png")
+    tokens = tokenize_file(tmp_path / "picture.png", model=str(tmp_path / "other"), device="cpu").tokens
+    loaded = Tokenizer.from_pretrained(tmp_path / "other")
+    assert loaded.accepts(tokens.spec)
+    assert tokens.spec.weights_hash == loaded.weights_hash != ""
 
 
 def test_saving_over_the_source_leaves_its_priors(golden: Path, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from tokodec.codec.bench.clips import Photo
 from tokodec.codec.bench.contender import Coded
 from tokodec.codec.bench.curves import Curve, bd_rate, compare, mean_point, places, rising
 from tokodec.codec.bench.image import compressai as baselines
+from tokodec.codec.bench.image.page import chart_of, places_section
 from tokodec.codec.bench.image.peers import PEERS, find_peers, jpeg2000_bpp
 from tokodec.codec.bench.image.published import check_is_kodak, convert, load_published
+from tokodec.codec.bench.page import section_html
 from tokodec.codec.bench.report import bd_cell
 from tokodec.codec.cli import run
 from tokodec.codec.errors import TokodecError, UsageError
@@ -117,6 +119,32 @@ def test_our_place_among_published_curves() -> None:
     assert [e["percent"] for e in psnr["order"]] == pytest.approx([100, 25, -20])
     assert [e["against"] for e in psnr["left_out"]] == ["far"]
     assert (ms_ssim["place"], ms_ssim["of"]) == (2, 2)
+
+
+def test_places_and_published_curves_on_the_page() -> None:
+    """Ours stands in its place among the numbered curves; what has no figure is named; some curves wait for a click."""
+    own = [{"bpp": bpp, "psnr": value, "setting": "s", "ms_ssim_db": None} for bpp, value in CURVE]
+    ours = Curve("tiny", "ours", own)
+    far = Curve("far", "published", [{"bpp": 1.0, "psnr": 90.0 + i} for i in range(5)])
+    curves = [ours, published("VTM (VVC)", 0.5), published("worse", 1.25), far]
+    report = {"places": places(compare(curves)), "curves": [vars(curve) for curve in curves]}
+    listed, missing = places_section(report)
+    ((title, table),) = listed.tables
+    assert title == "tiny, PSNR: place 2 of 3"
+    assert [(kind, [str(cell) for cell in cells]) for kind, cells in table.rows] == [
+        ("", ["1. VTM (VVC)", "+100.0 % [28.0, 39.5]"]), ("own", ["2. tiny", ""]),
+        ("", ["3. worse", "-20.0 % [28.0, 39.5]"]),
+    ]  # fmt: skip
+    assert missing.page_only
+    assert missing.notes[0].endswith("without a figure: far: a curve has 1 rising points, 4 are needed")
+    html = section_html(missing)
+    assert html.count("<details>") == html.count("<li>") == 1
+    chart = chart_of(report)
+    assert [metric.key for metric in chart.metrics] == ["psnr"]
+    assert [(s["name"], s["shown"]) for s in chart.series] == [
+        ("tiny", True), ("VTM (VVC)", True), ("worse", False), ("far", False),
+    ]  # fmt: skip
+    assert len({s["colour"] for s in chart.series}) == 4
 
 
 # -------------------------------------------------------------------------------------------------- published points

@@ -250,6 +250,15 @@ def test_alpha_is_never_dropped_in_silence(codec: Codec, tiny: list[str], golden
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("out", ["x.jpg", "x.pgm", "x.xyz"])
+def test_what_cannot_be_written_is_refused_before_the_work(
+    codec: Codec, tiny: list[str], golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.setattr("tokodec.codec.image.format.decode_pixels", lambda *_: pytest.fail("decoded first"))
+    monkeypatch.setattr("tokodec.codec.image.levels.decode_pixels", lambda *_: pytest.fail("decoded first"))
+    assert_user_error(codec("decode", golden / "extras.tok", "-o", tmp_path / out, *tiny), out)
+
+
 def test_profile_and_exif(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -833,7 +842,10 @@ def test_version(codec: Codec) -> None:
     ("error", "code", "word"),
     [
         (RuntimeError("two\nlines"), 1, "internal error, please report it: RuntimeError: two lines"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 2, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory"),
+        (RuntimeError("shapes differ"), 1, "internal error"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -972,3 +984,14 @@ def test_own_input_is_never_overwritten(codec: Codec, tiny: list[str], photo: Pa
     with pytest.raises(UsageError, match="would be overwritten"):
         encode_file("photo.png", "./photo.png", model=tiny[1], force=True)
     assert photo.read_bytes() == before
+
+
+def test_names_with_line_breaks_are_one_line(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "a\nb\x1b[2J.png"
+    Image.fromarray(samples(20, 20)).save(source)
+    done = codec("encode", source, "-o", str(tmp_path / "new") + "/", *tiny)
+    assert (done.code, len(done.err)) == (0, 1)
+    assert r"a\nb\x1b[2J.png -> " in done.err[0]
+    assert names(tmp_path / "new") == ["a\nb\x1b[2J.tok"]
+    source.write_bytes(b"no picture")
+    assert_user_error(codec("encode", source, "-f", *tiny), r"a\nb\x1b[2J.png is not a picture")

@@ -74,6 +74,16 @@ def test_exports(golden: Path, kind: str) -> None:
         assert torch.equal(torch.export.load(file).module()(x), tokens.codes)
 
 
+def test_one_exported_graph_for_all_sizes(golden: Path) -> None:
+    model = model_of(golden, "tiny")
+    auto = torch.export.Dim.AUTO
+    module, x = Function(model, model.encode_codes), torch.rand(2, 3, 36, 20)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+    for size in ((3, 3, 50, 33), (2, 3, 70, 90)):  # of several cells along both axes, as the one it was traced with
+        x = torch.rand(size)
+        assert torch.equal(exported(x), model.encode(x).codes)
+
+
 def test_compiled_code_is_not_moved_by_autocast(golden: Path) -> None:
     model, x = model_of(golden, "tiny"), signal("tiny")
     encode = torch.compile(model.encode_codes, fullgraph=True, backend="eager")
@@ -146,6 +156,13 @@ def test_losses_go_down(golden: Path, kind: str) -> None:
         losses.append(float((out.x_hat - x).detach().square().mean()))
     assert min(losses[-3:]) < 0.95 * losses[0]
     assert model.weights_hash == ""
+
+
+def test_forward_compiles_in_training(golden: Path) -> None:
+    model, x = model_of(golden, "tiny").train(), signal("tiny")
+    out = torch.compile(model, fullgraph=True, backend="eager")(x)
+    (out.x_hat.square().mean() + sum(out.losses.values())).backward()
+    assert all(p.grad is not None for p in model.analysis.parameters())
 
 
 def test_forward_follows_autocast_and_the_quantizer_does_not(golden: Path) -> None:

@@ -385,6 +385,16 @@ def test_long_streams_go_to_a_temporary_file(monkeypatch: pytest.MonkeyPatch, tm
     assert copy.read() == data
 
 
+def test_devices_that_say_they_can_seek_are_read_once() -> None:
+    def refuse(start: bytes) -> None:
+        raise MediaError(f"{len(start)} bytes are enough")
+
+    with open("/dev/zero", "rb") as zeros, pytest.raises(MediaError, match=r"^4096 bytes are enough$"):  # noqa: PTH123
+        stored(zeros, refuse)
+    memory = io.BytesIO(b"x")
+    assert stored(memory, refuse) is memory
+
+
 def test_signature_comes_first() -> None:
     """A stream without an end is refused by what it begins with."""
     assert read_bytes("/dev/zero", b"\x89TOK") == bytes(4)

@@ -158,5 +158,5 @@ def test_what_users_do_wrong() -> None:
     Image.new("RGB", (8, 8)).save(picture, "png")
     with pytest.raises(UsageError, match="video-fit is a model for video"):
         encode(picture.getvalue())
-    with pytest.raises(UsageError, match="minutes is not an option of image-photo"):
+    with pytest.raises(UsageError, match="minutes is not an option of image-photo-2"):
         encode_file(io.BytesIO(picture.getvalue()), minutes=1.0)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.codec.audio.decode import PIECE, decode_blocks, span_of
+from tokodec.codec.audio.decode import OUTPUT, decode_blocks, span_of
 from tokodec.codec.container.chunks import CodedSound
 from tokodec.codec.container.fields import FREE_CELLS, AudioHeader, ImageHeader, VideoHeader
 from tokodec.codec.container.read import FREE_SEGMENTS, most_cells, read_tok
 from tokodec.codec.container.write import write_tok, write_video
+from tokodec.codec.contract import Decoded
 from tokodec.codec.decode import decode_file
 from tokodec.codec.errors import LimitError, TruncatedError
 from tokodec.codec.models import Model, load_model
@@ -22,7 +23,7 @@ from tokodec.codec.video.fit.payload import Fitted, read_fitted, write_fitted
 from tokodec.entropy.context import level as context_level
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.fitted.codes import Weights, context_shapes
-from tokodec.tests.hostile import peak_memory, refused
+from tokodec.tests.hostile import peak_memory, refused, refused_within
 from tokodec.tokenizers.folders import ASSETS
 from tokodec.tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, Group
 
@@ -31,6 +32,10 @@ MB = 1 << 20
 
 def names(model: Model) -> tuple[str, str, str]:
     return model.tokenizer.name, model.tokenizer.weights_hash, model.prior.hash
+
+
+def decoded(data: bytes, model: Path) -> Decoded:
+    return decode_file(io.BytesIO(data), model=str(model))
 
 
 def video_header(model: Model, height: int, width: int, frames: int, segment: int, sound: int = 0) -> VideoHeader:
@@ -59,15 +64,9 @@ def test_a_video_declares_no_more_cells_than_it_has_bytes_for(video_model: Path)
     for payload in (b"", b"\3", b"\3" + bytes(7) + b"\1"):
         data = write_video(header, [payload])
         assert len(data) < 140
-        told: list[str] = []
-
-        def attempt(data: bytes = data, told: list[str] = told) -> None:
-            told.append(
-                refused(lambda: decode_file(io.BytesIO(data), io.BytesIO(), model=str(video_model), format=".mp4"))
-            )
-
-        assert peak_memory(attempt) < 8 * MB
-        assert "too little is left to decode: the first layer of 0 of 1 segments" in told[0]
+        told, held = refused_within(decoded, data, video_model)
+        assert held < 8 * MB
+        assert "too little is left to decode: the first layer of 0 of 1 segments" in told
 
 
 def test_the_bound_of_cells_is_the_written_one(video_model: Path) -> None:
@@ -91,7 +90,7 @@ def test_sound_of_a_video_that_is_not_there_is_left_out(video_model: Path, sound
     payload = b"\3" + video.prior.compress_joint([codes])
     tok = read_tok(write_video(video_header(video, 16, 16, 1, 1, sound=1), [payload], None, track))
     assert tok.track is None
-    assert any("the sound is lost, too little is left of it: 0 of" in problem for problem in tok.problems)
+    assert any("the sound is lost: 0 of its" in problem for problem in tok.problems)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -102,13 +101,9 @@ def test_a_picture_declares_no_more_segments_than_it_has_bytes_for(tiny_model: P
     for height, width, segment in ((16384, 2048, 128), (16384, 16384, 128), (1 << 20, 16, 64), (1024, 16384, 64)):
         data = picture(model, height, width, segment)
         assert len(data) < 104
-        told: list[str] = []
-
-        def attempt(data: bytes = data, told: list[str] = told) -> None:
-            told.append(refused(lambda: decode_file(io.BytesIO(data), model=str(tiny_model))))
-
-        assert peak_memory(attempt) < 8 * MB
-        assert "too little is left to decode" in told[0]
+        told, held = refused_within(decoded, data, tiny_model)
+        assert held < 8 * MB
+        assert "too little is left to decode" in told
 
 
 def test_the_bound_of_segments_is_the_written_one(tiny_model: Path) -> None:
@@ -119,7 +114,7 @@ def test_the_bound_of_segments_is_the_written_one(tiny_model: Path) -> None:
             data = picture(model, 1024, 1024 * count, segment, present)
             segments = -(-count * 64 // segment)
             fits = present * 8 >= segments and count <= FREE_SEGMENTS + len(data) // 12
-            assert (refused(lambda data=data: read_tok(data)) == "") == fits, (segment, count)
+            assert (refused(read_tok, data) == "") == fits, (segment, count)
 
 
 # ------------------------------------------------------------------------------------------------------------ sounds
@@ -146,7 +141,7 @@ def test_a_sound_is_decoded_in_pieces(rate: int, channels: int, signals: int, so
 
     held = peak_memory(attempt)
     assert largest[0] == samples
-    assert largest[-1] <= PIECE + 65536 * channels
+    assert largest[-1] <= OUTPUT + 65536 * channels
     assert held < 200 * MB
 
 

@@ -296,7 +296,7 @@ def test_sizes_and_qualities(sequence_model: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             encode_file(source(), model=str(sequence_model), **words)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="tokens does not set the rate of image-photo"):
+    with pytest.raises(UsageError, match="tokens does not set the rate of image-photo-2"):
         encode_file(source(), tokens=9)
     with pytest.raises(UsageError, match="one synthesis net only"):
         decode_file(io.BytesIO(whole.data), model=str(sequence_model), synthesis="sharp")

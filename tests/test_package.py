@@ -263,11 +263,16 @@ def test_version_is_that_of_the_package() -> None:
     assert f'version = "{tokodec.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
+HELPERS = (
+    "conftest.py", "golden/make.py", "toy/toy_tokenizer.py", "hostile.py", "media_corpus.py", "media_fuzz.py",
+)  # fmt: skip
+
+
 def test_every_test_file_is_collected() -> None:
     """A file that is not called test_*.py would be tests that nobody runs."""
     for path in (ROOT / "tests").rglob("*.py"):
         relative = path.relative_to(ROOT / "tests")
-        if str(relative) in ("conftest.py", "golden/make.py", "toy/toy_tokenizer.py", "hostile.py"):
+        if str(relative) in HELPERS:
             continue
         assert relative.name.startswith("test_"), relative
         tree = ast.parse(path.read_text(encoding="utf-8"))

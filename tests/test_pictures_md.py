@@ -65,7 +65,8 @@ def with_metadata(kind: str, what: str) -> bytes:
     info = PngImagePlugin.PngInfo()
     if what == "XMP":
         info.add_itxt("XML:com.adobe.xmp", XMP.decode())
-        return saved(kind, **{"PNG": {"pnginfo": info}, "TIFF": {"tiffinfo": {700: XMP}}}.get(kind, {"xmp": XMP}))
+        held: dict[str, dict[str, Any]] = {"PNG": {"pnginfo": info}, "TIFF": {"tiffinfo": {700: XMP}}}
+        return saved(kind, **held.get(kind, {"xmp": XMP}))
     if what == "comments, text":
         info.add_text("Author", "me")
         special: dict[str, dict[str, Any]] = {"PNG": {"pnginfo": info}, "TIFF": {"tiffinfo": {0x010E: "said"}}}

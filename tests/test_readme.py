@@ -17,7 +17,7 @@ from PIL import Image
 
 from tokodec.codec.cli import run
 from tokodec.codec.models import list_generators, list_models
-from tokodec.codec.registry import FITTED
+from tokodec.codec.registry import FITTED, MODALITIES
 from tokodec.tokenizers.folders import ASSETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def test_the_commands_run(media: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert run(words[1:]) == 0, (words, capsys.readouterr().err)
         out = capsys.readouterr().out
         if words[1] == "info":
-            assert json.loads(out)["model"] == "image-photo"
+            assert json.loads(out)["model"] == MODALITIES["image"].encode_model
     sizes = {path.name: path.stat().st_size for path in media.iterdir() if path.is_file()}
     assert {"photo.tok", "back.png", "speech.tok", "clip.tok", "corpus.tar"} <= set(sizes)
     assert sizes["small.tok"] <= 2000 < sizes["photo.tok"]
@@ -140,3 +140,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not re.match(r"https?:|#", target):
             assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """But for pages that tell what was."""
+    if page.name not in ("CHANGELOG.md", "RUNS.md"):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:assets|codec|entropy|tests|tokenizers|train)/[\w./-]+)`", text):
+            assert (ROOT / name).exists(), name

@@ -79,6 +79,33 @@ def test_pipes_by_name(golden: Path, tmp_path: Path, tok: str) -> None:
     assert_one_line(done, 2, b"not a .tok file")
 
 
+def test_pipes_are_tokenized_and_streams_without_end_refused(golden: Path, tmp_path: Path, tok: str) -> None:
+    code = """
+import subprocess, sys
+from tokodec.codec.cli import run
+model, tok, png = sys.argv[1:]
+for command, source in (("tokenize", tok), ("tokenize", png), ("encode", png)):
+    with subprocess.Popen(["cat", source], stdout=subprocess.PIPE) as cat:
+        out = f"{command}-{source[-3:]}." + ("npz" if command == "tokenize" else "tok")
+        assert run([command, f"/dev/fd/{cat.stdout.fileno()}", "-o", out, "-m", model, "--quiet"]) == 0
+sys.stdin = open("/dev/zero")
+for command, source in (("tokenize", "/dev/zero"), ("encode", "-"), ("detokenize", "/dev/zero")):
+    assert run([command, source, "-o", "none.npz" if command == "tokenize" else "none.tok", "-m", model]) == 2
+"""
+    shell(f"{decode(golden)} --quiet {tok} -o a.png", tmp_path)
+    python = [sys.executable, "-c", code, str(golden / "tiny"), str(golden / "pixel.tok"), "a.png"]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(b" ", 2)[2] for line in done.stderr.splitlines()] == [
+        b"is not a picture in a known format (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP, GIF, PPM)",
+        b"input is not a picture in a known format (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP, GIF, PPM)",
+        b"is a pipe or a device, and tokens are read from files only",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.png", "encode-png.tok", "tokenize-png.npz", "tokenize-tok.npz",
+    ]  # fmt: skip
+
+
 WAITS = """
 import sys, time
 from pathlib import Path

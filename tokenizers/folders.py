@@ -113,8 +113,8 @@ def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[st
     keys = {"class", "name", "config"}
     if not isinstance(found, dict) or set(found) - {"base"} != keys or not isinstance(found["config"], dict):
         raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config', and 'base' if it is a variant")
-    if not isinstance(found["name"], str) or not isinstance(found.get("base", ""), str):
-        raise ValueError(f"{path}: 'name' or 'base' is not a text")
+    if not all(isinstance(text, str) for text in (found["class"], found["name"], found.get("base", ""))):
+        raise ValueError(f"{path}: 'class', 'name' or 'base' is not a text")
     if found["class"] not in classes:
         raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(classes)}")
     return found

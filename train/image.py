@@ -185,7 +185,7 @@ class Trainer(BaseTrainer):
         self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
         self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
-        self.media, self.held = self.middles(self.media), self.middles(self.held)
+        self.media, self.held = self.middles(self.media, self.held)
         if args.resume:
             self.model = ImageGrid.from_pretrained(args.resume)
             no_penalties(self.model.codebooks)  # training and its evaluations search without regard to bits

@@ -101,7 +101,7 @@ class Trainer(BaseTrainer):
         self.media, self.held = self.read(list_images(args.data), read_rgb).split(self.recipe.data.holdout_every)
         self.store = CropStore(self.media, CORE + 2 * MARGIN, self.device, self.recipe.data.zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
-        self.media, self.held = self.middles(self.media), self.middles(self.held)
+        self.media, self.held = self.middles(self.media, self.held)
         model = ImageSequence(self.recipe.model, self.recipe.name)
         self.model = (self.resumed(model) if args.resume else model).to(self.device)
         self.net = Autoencoder(self.model)

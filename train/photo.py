@@ -48,11 +48,10 @@ from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..entropy.hyperprior.prior import HyperPrior
 from ..entropy.packed import file_hash
 from ..tokenizers.api import save_variant
-from ..tokenizers.folders import find_model, read_config
+from ..tokenizers.folders import find_model
 from ..tokenizers.image.layers import channels_last
 from ..tokenizers.image.photo import ImagePhoto, cut, pad_to_cells, rate_weight
 from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
-from ..tokenizers.variants import LEFT, RIGHT, find_base
 from ..tokenizers.weights import WEIGHTS_FILE
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
@@ -65,6 +64,7 @@ from .loop import (
     run_script,
     training_arguments,
 )
+from .low_rank import LowRank, base_of
 
 CHECKPOINT = "checkpoint.safetensors"
 EVALUATIONS = 4
@@ -128,41 +128,6 @@ def codec_of(recipe: dict[str, Any]) -> PhotoCodec:
         **sizes,
     )
     return PhotoCodec(PhotoNets(config), HyperNet(shape))
-
-
-class LowRank(nn.Module):
-    """Differences to the weights of a codec's nets: of low rank for kernels, free for all else (see `variants.py`)."""
-
-    def __init__(self, nets: PhotoNets, rank: int) -> None:
-        super().__init__()
-        self.left, self.right, self.free = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        for name, p in nets.named_parameters():
-            key = name.replace(".", "/")
-            if p.ndim == 4:
-                inputs = p[0].numel()
-                self.left[key] = nn.Parameter(p.new_zeros(len(p), rank))
-                self.right[key] = nn.Parameter(torch.randn(rank, inputs, device=p.device) / math.sqrt(inputs))
-            else:
-                self.free[key] = nn.Parameter(p.detach().clone())
-
-    def weights(self, nets: PhotoNets) -> dict[str, Tensor]:
-        """The changed weights, by their names in the codec."""
-        found: dict[str, Tensor] = {}
-        for name, p in nets.named_parameters():
-            key = name.replace(".", "/")
-            if key in self.free:
-                found[f"nets.{name}"] = self.free[key]
-            else:
-                found[f"nets.{name}"] = p + (self.left[key] @ self.right[key]).view(p.shape)
-        return found
-
-    def change(self) -> dict[str, Tensor]:
-        """As :func:`~..tokenizers.variants.save_variant` takes it."""
-        found: dict[str, Tensor] = {}
-        for part, suffix in ((self.left, LEFT), (self.right, RIGHT), (self.free, "")):
-            for key, p in part.items():
-                found["nets." + key.replace("/", ".") + suffix] = p.detach().float().cpu()
-        return found
 
 
 def padded(x: Tensor) -> Tensor:
@@ -254,9 +219,9 @@ class Trainer(TrainingRun):
             for optimizer in optimizers:
                 optimizer.step()
             if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm, rounding)
+                self.check(step, pace.share, pace.seconds, loss, norm=norm, rounding=rounding)
         if pace.step:
-            self.check(pace.step, 1.0, pace.seconds, loss, norm, rounding)
+            self.check(pace.step, 1.0, pace.seconds, loss, norm=norm, rounding=rounding)
         elif self.main:
             self.keep()
         self.accelerator.wait_for_everyone()
@@ -406,22 +371,6 @@ def drawn_pictures(n: int, seed: int) -> list[Tensor]:
         return [torch.from_numpy(draw(index)) for index in range(n)]
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         return [torch.from_numpy(pixels) for pixels in pool.map(draw, range(n), chunksize=8)]
-
-
-def base_of(folder: str | None, out: Path) -> Path:
-    """Folder of the model that a variant in ``out`` is trained from: ``folder``, or the base of a variant there.
-
-    Raises: ValueError if it cannot be one.
-    """
-    if folder is None:
-        raise ValueError("a variant is trained from a model: name it with --resume")
-    base = find_model(folder)
-    found = read_config(base)
-    if "base" in found:
-        base = find_base(base, found["base"])
-    if find_base(out, base.name).resolve() != base.resolve():
-        raise ValueError(f"the base of a variant is a release or lies beside --out, and {folder} is neither")
-    return base
 
 
 def load_checkpoint(module: nn.Module, folder: str) -> None:

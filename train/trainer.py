@@ -26,6 +26,7 @@ from ..entropy.static import StaticPrior
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.codebook import CodebookQuantizer
+from .card import CARD, write_card
 from .data.reading import Limits, Reading, default_bytes, read_within
 from .graphed import GraphedStep
 from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
@@ -233,13 +234,15 @@ class BaseTrainer(TrainingRun):
             self.log(note)
         return reading
 
-    def middles(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """What is evaluated and counted of pictures, uint8 ``[H, W, 3]``: all, or without a GPU their middle."""
-        if self.device.type == "cuda" or not self.args.minutes:
-            return list(pictures)
-        self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
-        corners = [[max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
-        return [p[y : y + MIDDLE, x : x + MIDDLE] for p, (y, x) in zip(pictures, corners, strict=True)]
+    def middles(self, *sets: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """What is evaluated and counted of sets of pictures, uint8 ``[H, W, 3]``: all; without a GPU their middle."""
+        whole = self.device.type == "cuda" or not self.args.minutes
+        if not whole:
+            self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
+        for pictures in sets:
+            corners = [[0 if whole else max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
+            edge = None if whole else MIDDLE
+            yield [p[y:, x:][:edge, :edge] for p, (y, x) in zip(pictures, corners, strict=True)]
 
     def resumed(self, model: TokenizerT) -> TokenizerT:
         """``model`` with the weights of ``--resume``. Raises ValueError if these have other sizes."""
@@ -441,7 +444,12 @@ class BaseTrainer(TrainingRun):
         results |= {"holdout": self.measure(model, self.tested, prior)} | about
         if self.args.test:
             results["test"] = self.measure(model, self.test_media(), prior)
-        (self.out / "training.json").write_text(as_json(results | self.report()))
+        results |= self.report()
+        (self.out / "training.json").write_text(as_json(results))
+        if write_card(self.out, self.model.name, results):
+            self.log(
+                f"{self.out / CARD}: the beginning of a card; say there what the model is for, and whose the data are"
+            )
         usage = results["codebook_usage"]
         self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")

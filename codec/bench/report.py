@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -62,7 +62,7 @@ class Section:
     about: str
     tables: Sequence[tuple[str, Table]]  # each with a title of its own, or none
     notes: Sequence[str] = ()
-    page_only: str = field(default="")
+    page_only: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------------- text
@@ -153,7 +153,9 @@ def said(console: Console, line: str) -> None:
 
 
 def print_table(console: Console, table: Table, title: str = "", padding: int = 1) -> None:
-    rich = RichTable(title=Text(title) if title else None, box=SIMPLE, padding=(0, padding), title_justify="left")
+    if title:
+        said(console, title)
+    rich = RichTable(box=SIMPLE, padding=(0, padding))
     shown = len(table.heads) - table.wide
     for i, head in enumerate(table.heads[:shown]):
         rich.add_column(head.partition("|")[0], justify="right" if i else "left", no_wrap=True, vertical="bottom")

@@ -28,8 +28,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..container.fields import MAX_CLIP, MAX_PIXELS, MAX_SAMPLES
 from ..errors import LimitError, MediaError, ModelError, WeightsMismatchError
+from ..files import is_stream
+from ..registry import MODALITIES
 from .npy import HEADER, read_array, read_header
 
 if TYPE_CHECKING:
@@ -103,10 +107,17 @@ def checksum(spec: str, codes: npt.NDArray[Any]) -> str:
 
 def token_modality(src: str | Path) -> str:
     """What the tokens of a file are of; "image" if it does not say, reading it will tell what is wrong."""
+    path = Path(src)
     try:
-        return load_tokens(src).spec.modality
-    except (MediaError, LimitError):
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(str(path), "np") as file:
+                found = _spec_of((file.metadata() or {})["spec"]).modality
+        else:
+            with zipfile.ZipFile(path) as archive:
+                found = _spec_in(archive).modality
+    except (OSError, SafetensorError, *BROKEN_FILE):
         return "image"
+    return found if found in MODALITIES else "image"
 
 
 def load_tokens(src: str | Path, max_pixels: int = MAX_PIXELS, max_samples: int = MAX_SAMPLES) -> Tokens:
@@ -115,11 +126,11 @@ def load_tokens(src: str | Path, max_pixels: int = MAX_PIXELS, max_samples: int 
     Args:   max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
     Raises: LimitError for more than the limits allow (see the module's text), MediaError for anything else.
     """
-    from safetensors import SafetensorError
-
     from ...tokenizers.tokens import Tokens
 
     path = Path(src)
+    if is_stream(path):
+        raise MediaError(f"{src} is a pipe or a device, and tokens are read from files only")
     limits = max_pixels, max_samples
     try:
         read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_npz
@@ -135,7 +146,6 @@ def load_tokens(src: str | Path, max_pixels: int = MAX_PIXELS, max_samples: int 
 
 def _read_safetensors(path: Path, limits: tuple[int, int]) -> tuple[Tensor, TokenSpec]:
     import torch
-    from safetensors import safe_open
 
     with safe_open(str(path), "np") as file:
         about = file.metadata() or {}
@@ -155,14 +165,7 @@ def _read_npz(path: Path, limits: tuple[int, int]) -> tuple[Tensor, TokenSpec]:
     import torch
 
     with zipfile.ZipFile(path) as archive:
-        with _member(archive, "spec.npy") as member:
-            start = member.read(HEADER + 4 * MAX_SPEC + 1)  # numpy has 4 bytes a character
-            if member.read(1):
-                raise ValueError("its spec is too long")
-        text = read_array(start)
-        if text.dtype.kind != "U" or text.ndim:
-            raise ValueError(f"its spec is an array of {text.dtype}, not a text")
-        spec = _spec_of(str(text[()]))
+        spec = _spec_in(archive)
         with _member(archive, "codes.npy") as member:
             start = member.read(HEADER)
             shape, dtype, offset = read_header(start)
@@ -186,6 +189,17 @@ def _read_npz(path: Path, limits: tuple[int, int]) -> tuple[Tensor, TokenSpec]:
             if member.read(1):  # and the checksum is compared
                 raise ValueError("bytes follow its codes")
     return codes, spec
+
+
+def _spec_in(archive: zipfile.ZipFile) -> TokenSpec:
+    with _member(archive, "spec.npy") as member:
+        start = member.read(HEADER + 4 * MAX_SPEC + 1)  # numpy has 4 bytes a character
+        if member.read(1):
+            raise ValueError("its spec is too long")
+    text = read_array(start)
+    if text.dtype.kind != "U" or text.ndim:
+        raise ValueError(f"its spec is an array of {text.dtype}, not a text")
+    return _spec_of(str(text[()]))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:

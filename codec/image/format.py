@@ -14,6 +14,7 @@ import torch
 
 from ...tokenizers.image.base import ImageTokenizer
 from ...tokenizers.tokens import Tokens
+from ..container.chunks import ALPH
 from ..container.fields import ImageHeader
 from ..container.read import TokFile
 from ..container.write import write_tok
@@ -21,7 +22,7 @@ from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..errors import ChunkError, FormatError, UsageError
 from ..media.picture import Picture
 from ..media.read_image import read_image
-from ..media.write_image import encode_alpha, write_image
+from ..media.write_image import check_writable, encode_alpha, write_image
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
@@ -94,6 +95,10 @@ class ImageFormat(Format):
         self, tok: TokFile, model: Model | None, options: DecodeOptions, sink: Sink | None, progress: Progress
     ) -> Decoded:
         assert model is not None
+        header = tok.picture
+        if sink is not None:
+            has_alpha = bool(header.alpha) and tok.payload(ALPH) is not None
+            check_writable(sink.suffix, sink.name, (header.height, header.width), header.channels, has_alpha)
         pixels, held = self.pixels(tok, model, options, progress)  # 3, 2
         paste_segments(pixels, tok)
         picture = picture_of(tok, pixels)

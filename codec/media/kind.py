@@ -46,7 +46,7 @@ def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
     """
     name = str(source) if isinstance(source, Path) else "standard input"
     suffix = source.suffix if isinstance(source, Path) else ""
-    source = stored(source, lambda start: _refuse_unknown(start, name, suffix))
+    source = stored(source, lambda start: refuse_unknown_start(start, name, suffix))
     if isinstance(source, Path):
         try:
             with source.open("rb") as file:
@@ -60,7 +60,8 @@ def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:
     return _kind(start, suffix, source), source
 
 
-def _refuse_unknown(start: bytes, name: str, suffix: str) -> None:
+def refuse_unknown_start(start: bytes, name: str, suffix: str) -> None:
+    """Raise MediaError for a stream that begins like nothing that is read here."""
     if _kind(start, suffix, io.BytesIO(start)) == "image":  # or anything else
         from .read_image import refuse_unknown
 

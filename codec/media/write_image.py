@@ -48,10 +48,9 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     Cost:    peak memory, picture included, 2.33 times the RGB samples (Pillow keeps 4 bytes a pixel); 1.0 for gray and
              for ppm. The lossless encoder of webp needs ten times.
     """
-    suffix = "." + format.lower().removeprefix(".")
-    if suffix not in IMAGE_SUFFIXES_OUT:
-        raise MediaError(f"{name}: cannot write {suffix} pictures; choose one of {' '.join(IMAGE_SUFFIXES_OUT)}")
-    _check_fits(picture, suffix, name)
+    _check_arrays(picture)
+    height, width, channels = picture.pixels.shape
+    suffix = check_writable(format, name, (height, width), channels, picture.alpha is not None)
     try:
         with ExitStack() as stack:
             if isinstance(target, Path):
@@ -68,20 +67,33 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
         raise MediaError(f"{name} cannot be written: {one_line(error)}") from error
 
 
-def _check_fits(picture: Picture, suffix: str, name: str) -> None:
+def check_writable(format: str, name: str, size: tuple[int, int], channels: int, has_alpha: bool) -> str:
+    """Refuse what a format cannot hold, before the work of decoding it is done.
+
+    Args:    format, name: as of :func:`write_image`.  size: height and width.
+    Returns: the suffix.
+    Raises:  UnsupportedMediaError if the format cannot hold alpha, colour or the size; MediaError for unknown suffixes.
+    """
+    suffix = "." + format.lower().removeprefix(".")
+    if suffix not in IMAGE_SUFFIXES_OUT:
+        raise MediaError(f"{name}: cannot write {suffix} pictures; choose one of {' '.join(IMAGE_SUFFIXES_OUT)}")
+    if has_alpha and suffix in (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pnm"):
+        raise UnsupportedMediaError(f"{name} cannot hold the alpha channel; write .png")
+    if suffix == ".pgm" and channels == 3:
+        raise UnsupportedMediaError(f"{name} cannot hold colour; write .ppm or .png")
+    largest = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500, ".avif": 65536}.get(suffix)
+    if largest is not None and max(size) > largest:
+        sides = f"{size[1]} x {size[0]} pixels ({suffix} ends at {largest} a side)"
+        raise UnsupportedMediaError(f"{name} cannot hold {sides}; write .png")
+    return suffix
+
+
+def _check_arrays(picture: Picture) -> None:
     pixels, alpha = picture.pixels, picture.alpha
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
         raise ValueError(f"pixels must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
     if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != pixels.shape[:2]):
         raise ValueError(f"alpha must be uint8 {list(pixels.shape[:2])}, not {alpha.dtype} {list(alpha.shape)}")
-    if alpha is not None and suffix in (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pnm"):
-        raise UnsupportedMediaError(f"{name} cannot hold the alpha channel; write .png")
-    if suffix == ".pgm" and pixels.shape[2] == 3:
-        raise UnsupportedMediaError(f"{name} cannot hold colour; write .ppm or .png")
-    largest = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500, ".avif": 65536}.get(suffix)
-    if largest is not None and max(pixels.shape) > largest:
-        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UnsupportedMediaError(f"{name} cannot hold {size} pixels ({suffix} ends at {largest} a side); write .png")
 
 
 def _write_netpbm(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:

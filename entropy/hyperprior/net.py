@@ -198,9 +198,9 @@ class HyperDecoder(nn.Module):
     def __init__(self, shape: HyperShape) -> None:
         super().__init__()
         first, second = shape.middle
-        self.enter = WindowLinear(SQUARE, shape.hyper + HATS, first, 127, Z_BITS, HIDDEN_BITS)
+        self.enter = WindowLinear(SQUARE, shape.hyper + HATS, first, 127, input_bits=Z_BITS, output_bits=HIDDEN_BITS)
         self.up1 = RoundedLinear(first, 4 * second, 255, HIDDEN_BITS, HIDDEN_BITS)
-        self.mix = WindowLinear(SQUARE, second, second, 255, HIDDEN_BITS, HIDDEN_BITS)
+        self.mix = WindowLinear(SQUARE, second, second, 255, input_bits=HIDDEN_BITS, output_bits=HIDDEN_BITS)
         self.up2 = RoundedLinear(second, 4 * shape.features, 255, HIDDEN_BITS, MEAN_BITS)
 
     def forward(self, z: Tensor, hats: Tensor, rounding: bool) -> Tensor:
@@ -221,8 +221,10 @@ class StateBlock(nn.Module):
     def __init__(self, shape: HyperShape, channels: int) -> None:
         super().__init__()
         inner = shape.state
-        self.enter = WindowLinear(SQUARE, channels, inner, 127, MEAN_BITS, HIDDEN_BITS, extra=shape.features)
-        self.spatial = WindowLinear(SQUARE, inner, inner, 255, HIDDEN_BITS, HIDDEN_BITS)
+        self.enter = WindowLinear(
+            SQUARE, channels, inner, 127, input_bits=MEAN_BITS, output_bits=HIDDEN_BITS, extra=shape.features
+        )
+        self.spatial = WindowLinear(SQUARE, inner, inner, 255, input_bits=HIDDEN_BITS, output_bits=HIDDEN_BITS)
         self.expand = RoundedLinear(inner, shape.features, 255, HIDDEN_BITS, MEAN_BITS)
         with torch.no_grad():
             self.expand.weight.mul_(0.1)
@@ -242,7 +244,9 @@ class SliceNet(nn.Module):
         before, channels = sum(shape.slices[:i]), shape.slices[i]
         self.order = shape.order(i)
         self.state = StateBlock(shape, shape.slices[i - 1] if i else 0) if shape.state else None
-        self.base = WindowLinear(SQUARE, before, shape.width, 127, MEAN_BITS, STREAM_BITS, extra=shape.features)
+        self.base = WindowLinear(
+            SQUARE, before, shape.width, 127, input_bits=MEAN_BITS, output_bits=STREAM_BITS, extra=shape.features
+        )
         for step in range(1, self.order.n):
             known = self.order.offsets(step)
             own = RoundedLinear(len(known) * channels, shape.width, 127, MEAN_BITS, STREAM_BITS)
