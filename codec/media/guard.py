@@ -51,7 +51,9 @@ def references(head: bytes) -> str | None:
 class Media:
     """An open file and what FFmpeg found in it.
 
-    Attributes: container: PyAV's, None for what FFmpeg does not read.  file: the bytes.  extent: what lacks at the file's end, or follows it.
+    Attributes:
+        container: PyAV's, None for what FFmpeg does not read.  file: the bytes.
+        extent: what lacks at the file's end, or follows it.
     """
 
     def __init__(self, container: Any, extent: Extent, file: BinaryIO, own: bool) -> None:

@@ -263,9 +263,7 @@ class BigEndianStream:
         self.sample_rate, self.channels, self.mask = self._file.samplerate, self._file.channels, 0
         self.frames, self.start = self._file.frames, Fraction(0)
         subtype = self._file.subtype
-        self.bit_depth = {"PCM_U8": 8, "PCM_S8": 8, "PCM_24": 24, "PCM_32": 24, "FLOAT": 24, "DOUBLE": 24}.get(
-            subtype, 16
-        )
+        self.bit_depth = 24 if subtype in ("PCM_24", *_BEYOND) else 8 if subtype in ("PCM_U8", "PCM_S8") else 16
         self.notes = [f"{self._file.subtype_info} samples are kept with 24 bits"] if subtype in _BEYOND else []
         self.problems = around.problems + ([around.lacks] if around.lacks else [])
         self.pieces = self._read()
