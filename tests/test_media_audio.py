@@ -120,6 +120,26 @@ def test_eight_channels_are_read(name: str, tmp_path: Path) -> None:
         assert snr(x[channel : channel + 1, 2000:n], found[channel : channel + 1, 2000:n]) > 10, channel
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_the_other_byte_order_of_wav_is_read(subtype: str, tmp_path: Path) -> None:
+    """RIFX, which FFmpeg does not know."""
+    x = tone(50_000, 2)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, x.T, RATE, subtype=subtype, endian="BIG", format="WAV")
+    data = path.read_bytes()
+    assert data[:4] == b"RIFX"
+    sound = read_audio(path, "a.wav")
+    assert media_kind(path)[0] == "audio"
+    assert np.abs(sound.samples - x).max() < 2**-15
+    assert (sound.bit_depth, sound.problems) == (16 if subtype == "PCM_16" else 24, [])
+    assert bool(sound.notes) == (subtype == "FLOAT")
+    cut = read_audio(io.BytesIO(data[: len(data) // 2]), "a.wav")
+    assert 20_000 < cut.samples.shape[1] < 30_000
+    assert cut.problems[0].startswith("cut off: at least")
+    with pytest.raises(MediaError, match="not a sound"):
+        read_audio(io.BytesIO(data[:20]), "a.wav")
+
+
 STREAMS = [  # what a pipe is filled with, whose writer knows no end, and raw streams
     ("a.mp3", "libmp3lame", "mp3", {"write_xing": "0"}),
     ("a.flac", "flac", "flac", {}),

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
 from ..errors import MediaError, UnsupportedMediaError, UsageError
-from .guard import Media, one_line, open_media, video_streams
+from ..files import stored
+from .guard import Media, one_line, open_big_endian, open_media, video_streams
 from .layout import CUSTOMARY, described, layout_name
-from .sound_stream import Samples, SoundStream
+from .sound_stream import BigEndianStream, Samples, SoundStream
 
 AUDIO_SUFFIXES_IN = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".caf", ".w64", ".au", ".mka",
@@ -76,11 +77,17 @@ class AudioReader:
     def __init__(
         self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None
     ) -> None:
-        media = open_media(source, name, "a sound")
+        source = stored(source)
+        media = open_big_endian(source, name) or open_media(source, name, "a sound")
         try:
-            if video_streams(media.container):
+            stream: SoundStream | BigEndianStream
+            if media.container is None:
+                stream = BigEndianStream(media, name)
+            elif video_streams(media.container):
                 raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
-            self._begin(media, name, max_samples, SoundStream(media, name, track))
+            else:
+                stream = SoundStream(media, name, track)
+            self._begin(media, name, max_samples, stream)
         except BaseException:
             media.close()
             raise
@@ -100,7 +107,7 @@ class AudioReader:
             raise
         return reader
 
-    def _begin(self, media: Media, name: str, max_samples: int, stream: SoundStream) -> None:
+    def _begin(self, media: Media, name: str, max_samples: int, stream: SoundStream | BigEndianStream) -> None:
         self.name, self.max_samples, self.position = name, max_samples, 0
         self._media, self._stream = media, stream
         self._rest: Samples = np.zeros((stream.channels, 0), dtype=np.float32)

@@ -51,16 +51,19 @@ def references(head: bytes) -> str | None:
 class Media:
     """An open file and what FFmpeg found in it.
 
-    Attributes: container: PyAV's.  extent: what lacks at the file's end, or follows it.
+    Attributes:
+        container: PyAV's, None for what FFmpeg does not read.  file: the bytes.
+        extent: what lacks at the file's end, or follows it.
     """
 
     def __init__(self, container: Any, extent: Extent, file: BinaryIO, own: bool) -> None:
-        self.container, self.extent, self._file, self._own = container, extent, file, own
+        self.container, self.extent, self.file, self._own = container, extent, file, own
 
     def close(self) -> None:
-        self.container.close()
+        if self.container is not None:
+            self.container.close()
         if self._own:
-            self._file.close()
+            self.file.close()
 
 
 class _Bytes:
@@ -108,6 +111,19 @@ def rereadable(source: Path | BinaryIO) -> Path | bytes:
     """A source that can be read twice at once: the path of a file, or all bytes of anything else."""
     kept = stored(source)
     return kept if isinstance(kept, Path) else kept.read()
+
+
+def open_big_endian(source: Path | BinaryIO, name: str) -> Media | None:
+    """A WAV file of the other byte order (RIFX), which FFmpeg does not read; None if it is anything else."""
+    file, own = open_bytes(source, name, "a sound")
+    begin = file.tell()
+    found = file.read(4) == b"RIFX"
+    file.seek(begin)
+    if found:
+        return Media(None, extent(file), file, own)
+    if own:
+        file.close()
+    return None
 
 
 def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:

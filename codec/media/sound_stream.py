@@ -23,6 +23,7 @@ SLACK = Fraction(1, 50)  # seconds by which a time stamp may be off before sampl
 SILENCE = (600, 8)  # seconds of gaps that may be filled in any case, and for each second of sound
 PIECE = 1 << 16  # samples of silence made at once
 _BITS = {"u8": 8, "s16": 16, "s32": 24, "s64": 24, "dbl": 24}  # of lossless samples; float of most codecs is lossy
+_BEYOND = ("PCM_32", "FLOAT", "DOUBLE")  # what libsndfile calls samples of more than 24 bits
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # what lies among the packets of joined MP3 files and is no sound
 
 
@@ -245,3 +246,31 @@ class SoundStream:
     def positions(self) -> str:
         """Where its channels belong, for messages."""
         return described(self.mask or CUSTOMARY.get(self.channels, MONO))
+
+
+class BigEndianStream:
+    """A WAV file of the other byte order (RIFX), which FFmpeg does not read, by libsndfile; as :class:`SoundStream`."""
+
+    def __init__(self, media: Media, name: str) -> None:
+        import soundfile
+
+        self.name, self.error = name, (soundfile.LibsndfileError, RuntimeError)
+        around = media.extent
+        try:
+            self._file = soundfile.SoundFile(media.file)
+        except (*self.error, TypeError) as error:
+            raise MediaError(f"{name}: not a sound that can be read, or a damaged one ({one_line(error)})") from error
+        self.sample_rate, self.channels, self.mask = self._file.samplerate, self._file.channels, 0
+        self.frames, self.start = self._file.frames, Fraction(0)
+        subtype = self._file.subtype
+        self.bit_depth = 24 if subtype in ("PCM_24", *_BEYOND) else 8 if subtype in ("PCM_U8", "PCM_S8") else 16
+        self.notes = [f"{self._file.subtype_info} samples are kept with 24 bits"] if subtype in _BEYOND else []
+        self.problems = around.problems + ([around.lacks] if around.lacks else [])
+        self.pieces = self._read()
+
+    def _read(self) -> Iterator[Samples]:
+        try:
+            while len(block := self._file.read(PIECE, dtype="float32", always_2d=True)):
+                yield np.ascontiguousarray(block.T)
+        except self.error as error:
+            self.problems.append(f"damaged: {one_line(error)}")
