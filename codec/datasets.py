@@ -48,7 +48,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, path of a folder, or hub id, see :mod:`..tokenizers.folders`.
+        model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.

@@ -40,7 +40,7 @@ RATES = (1.5, 3.0, 6.0)  # kbit/s of sounds, at most
 class Coder:
     """A model for pictures, ready to run."""
 
-    model: str  # name, folder or hub id
+    model: str  # name, folder or `hf:USER/MODEL`
     name: str
     device: str
     settings: tuple[Setting, ...]  # from few bytes to many
@@ -69,7 +69,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     Args:    out: a folder, made if missing. It gets, for each picture, the `.tok` files (``<name>-<levels>.tok``,
              ``<name>-q<quality>.tok``) and ``<name>-side-by-side.png``, for each sound ``<name>-<kbps>kbps.tok``, the
              same as `.wav` and ``<name>-spectrograms.png``; files of these names are replaced.
-             device: "auto", "cpu" or "cuda".  model: name, folder or hub id, for pictures; the released models if None.
+             device: "auto", "cpu" or "cuda".  model: for pictures, a name, folder or `hf:USER/MODEL`.
              samples: folder whose files are taken; sounds only if no model is given.
     Raises:  a TokodecError.
     """

@@ -75,7 +75,7 @@ def pick_device(device: str | torch.device) -> str:
 
 
 def load_model(name: str, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
-    """Load a tokenizer and one of its entropy models by release name, folder or hub id; kept for the next call.
+    """Load a tokenizer and an entropy model by release name, folder or `hf:USER/MODEL`; kept for the next call.
 
     A model without an entropy model whose rate is a number of levels is used with codes of fixed lengths.
 
@@ -141,7 +141,7 @@ def _uniform(codebook_sizes: tuple[int, ...]) -> Any:
 
 
 def load(name: str | Path = "image-grid", device: str | torch.device = "auto") -> Tokenizer:
-    """Load a tokenizer by release name, folder or hub id, ready for inference.
+    """Load a tokenizer by release name, folder or `hf:USER/MODEL`, ready for inference.
 
     Args:   device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" and so on, or a `torch.device`.
     Raises: ModelError if there is none of that name or it is damaged.

@@ -100,7 +100,7 @@ class EncodeOptions:
 
     Attributes:
         rate: what sets the size.
-        model: release name, folder or hub id; the default for the modality if None.
+        model: release name, folder or `hf:USER/MODEL`; the default for the modality if None.
         prior: name of an entropy model; the best that the model has by default.
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
@@ -191,7 +191,7 @@ class TokenizeOptions:
     """How a medium becomes tokens.
 
     Attributes:
-        model: release name, folder or hub id; the default for the modality if None.
+        model: release name, folder or `hf:USER/MODEL`; the default for the modality if None.
         levels: keep at most so many.  quality: 0 to 100, for models whose rate it sets.
         max_pixels: larger pictures and frames are refused.  device: "auto", "cpu" or "cuda".
     """

@@ -308,7 +308,7 @@ class Tokenizer(nn.Module, abc.ABC):
 
     @classmethod
     def from_pretrained(cls: type[T], name: str | Path) -> T:
-        """Load a model by the name of a release, a folder, or a Hugging Face hub id ("user/model"); variants as well.
+        """Load a model by the name of a release (variants as well), a folder, or `hf:USER/MODEL`.
 
         Raises:
             FileNotFoundError: nothing of that name; the message lists the released models.

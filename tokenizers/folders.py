@@ -1,4 +1,4 @@
-"""Folders of models: where a release name, a path or a hub id leads, and what its `config.json` says. No torch.
+"""Folders of models: where a release name, a path or `hf:USER/MODEL` leads, and what its `config.json` says. No torch.
 
 How a model is named says where it is looked for, so that no file that happens to lie somewhere changes what a command
 loads::
@@ -59,7 +59,7 @@ def as_text(name: str | Path) -> str:
 
 
 def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path:
-    """Find the folder of a model by release name, path or hub id; the module's text says which is which.
+    """Find the folder of a model by release name, path or `hf:USER/MODEL`; the module's text says which is which.
 
     Args:   classes: only releases of these count, tokenizers by default; what a folder holds, its reader will tell.
     Raises: FileNotFoundError, with the way to say what was probably meant. Whatever is not there asks no network.

@@ -38,7 +38,7 @@ def decode(data: bytes, model: str, device: str, synthesis: str = "") -> Decoded
 
 @dataclass(frozen=True)
 class Ours(Codec):
-    """A model that is ready to run. ``model``: name, folder or hub id.  ``settings``: few bytes first."""
+    """A model that is ready to run. ``model``: name, folder or `hf:USER/MODEL`.  ``settings``: few bytes first."""
 
     model: str
     name: str
@@ -62,7 +62,7 @@ class Ours(Codec):
 def load_ours(model: str | None, modality: str, device: str, effort: int = 0) -> tuple[str, str, Tokenizer]:
     """Load a model, the default of its modality if None.
 
-    Returns: its name, folder or hub id, the device, and the tokenizer.
+    Returns: its name, folder or `hf:USER/MODEL`, the device, and the tokenizer.
     Raises:  UsageError for a model of something else, and for what is no effort.
     """
     check_effort(effort)

@@ -352,7 +352,7 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, dropout: float = 0.0) -> Generator:
-        """Load a generator by the name of a release, a folder, or a Hugging Face hub id.
+        """Load a generator by the name of a release, a folder, or a Hugging Face hub id written `hf:USER/MODEL`.
 
         Args:   dropout: for training that goes on.
         Raises: FileNotFoundError if there is none, ValueError if it is damaged or something else, ImportError without
@@ -475,7 +475,7 @@ class Cached:
 
 
 def load_generator(name: str | Path, device: str = "auto") -> Generator:
-    """Load a generator by release name, folder or hub id.
+    """Load a generator by release name, folder or `hf:USER/MODEL`.
 
     Raises: ModelError if there is none, if it is damaged, or if `transformers` is missing.
     """
