@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tokodec.codec.media import synthetic
 from tokodec.codec.media.synthetic import KINDS, SIZES, synthetic_name, synthetic_picture, synthetic_pictures
+from tokodec.train.data.fonts import matplotlib_fonts
 
 
 @pytest.mark.parametrize("index", range(len(KINDS)))
@@ -56,7 +56,7 @@ def test_a_size_of_ones_own() -> None:
 
 
 def test_fonts_change_text_alone() -> None:
-    fonts = synthetic.matplotlib_fonts()
+    fonts = matplotlib_fonts()
     assert len(fonts) > 10
     changed = {
         name for index, name in enumerate(KINDS)

@@ -41,7 +41,7 @@ from torch.func import functional_call
 from ..codec.bench.metrics import MS_SSIM_SMALLEST, similarity
 from ..codec.bench.results import as_json
 from ..codec.distortion import distortion
-from ..codec.media.synthetic import matplotlib_fonts, synthetic_picture
+from ..codec.media.synthetic import synthetic_picture
 from ..entropy.hyperprior import HyperPrior, export_hyperprior, scale_reach
 from ..entropy.hyperprior_net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..tokenizers.api import find_model, read_config
@@ -49,6 +49,7 @@ from ..tokenizers.image.grid import channels_last
 from ..tokenizers.image.photo import ImagePhoto, ImagePhotoConfig, PhotoNets, cut, pad_to_cells, rate_weight
 from ..tokenizers.variants import LEFT, RIGHT, find_base, save_variant
 from ..tokenizers.weights import WEIGHTS_FILE, file_hash
+from .data.fonts import matplotlib_fonts
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (

@@ -7,7 +7,7 @@ pictures, because both use them and neither imports the other.
 
 Picture ``index`` of seed ``seed`` is of kind ``index % len(KINDS)`` and depends on these two numbers and the fonts
 alone. Without ``fonts`` text is set in the font that comes with Pillow, so that a benchmark draws the same everywhere,
-as far as versions of Pillow and FreeType do; training adds those of Matplotlib (:func:`matplotlib_fonts`).
+as far as versions of Pillow and FreeType do; training adds those of Matplotlib (``train/data/fonts.py``).
 """
 
 from __future__ import annotations
@@ -105,18 +105,6 @@ class Brush:
 @lru_cache(maxsize=512)
 def _font(path: str, points: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, points)
-
-
-def matplotlib_fonts() -> list[str]:
-    """Files of the Latin fonts that come with Matplotlib (DejaVu, STIX, cmr; free licences); none without it."""
-    try:
-        from matplotlib import get_data_path
-    except ImportError:
-        return []
-    from pathlib import Path
-
-    found = sorted(Path(get_data_path(), "fonts", "ttf").glob("*.ttf"))
-    return [str(p) for p in found if p.name.startswith(("DejaVu", "STIXGeneral", "cmr", "cmss", "cmtt", "cmb"))]
 
 
 # ---------------------------------------------------------------- kinds
