@@ -22,10 +22,12 @@ def test_graphics_that_were_broken_become_exact_and_photographs_do_not() -> None
     pixels = window(256, 256)
     blurred = pixels.astype(int)
     blurred = ((blurred + np.roll(blurred, 1, 0) + np.roll(blurred, 2, 0)) // 3).astype(np.uint8)
+    blurred[:, 128:] = (pixels[:, 128:].astype(int) + RNG.integers(-10, 11, (256, 128, 3))).clip(0, 255)
     found = choose_exact(pixels, blurred, 0.014)
     assert found.tolist() == [[True, True, False, False]] * 4
     assert not choose_exact(pixels, pixels, 1.2).any()  # no error is left
     assert not choose_exact(pixels, blurred, 1e-9).any()  # and here it is worth nothing
+    assert choose_exact(pixels, blurred, 12).all()  # even noise, where its error is worth more bits than it has
 
 
 def test_the_larger_the_price_of_an_error_the_more_is_exact() -> None:

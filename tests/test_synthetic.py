@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tokodec.codec.media.synthetic import KINDS, SIZES, synthetic_name, synthetic_picture, synthetic_pictures
-from tokodec.codec.media.synthetic_brush import matplotlib_fonts
+from tokodec.train.data.fonts import matplotlib_fonts
 
 
 @pytest.mark.parametrize("index", range(len(KINDS)))

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..codec.media.synthetic import synthetic_picture
-from ..codec.media.synthetic_brush import matplotlib_fonts
 from ..codec.metrics.distortion import distortion
 from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..codec.provenance import as_json
@@ -53,6 +52,7 @@ from ..tokenizers.image.layers import channels_last
 from ..tokenizers.image.photo import ImagePhoto, cut, pad_to_cells, rate_weight
 from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from ..tokenizers.weights import WEIGHTS_FILE
+from .data.fonts import matplotlib_fonts
 from .data.images import CropStore, list_images, read_all
 from .graphed import GraphedStep
 from .loop import (

@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 BLOCK = 64  # pixels: four cells of 16
 LARGEST = 1024  # pixels: edge of a window
 FRAME = 30  # bytes of a WebP file that are not about its pixels
-COLOURS = 1024  # a block of more colours is a photograph: it is not tried
+COLOURS, DENSE = 1024, 8  # a block of more colours is not tried unless its error is worth so many bits a pixel
 SIMPLE = 256  # a picture without a block of so few colours is looked at no further
 WORTH = 64  # bits that an exact block must save
 CELL = 16
@@ -50,7 +50,7 @@ def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
         rows, columns = (slice(k * BLOCK, (k + 1) * BLOCK) for k in (i, j))
         block, error = pixels[rows, columns], pixels[rows, columns].astype(np.int64) - decoded[rows, columns]
         worth = weight * float(np.square(error).sum()) / 3
-        if worth <= WORTH or _colours(block) > COLOURS:
+        if worth <= WORTH or (worth < DENSE * block[..., 0].size and _colours(block) > COLOURS):
             continue
         chosen[i, j] = 8 * max(0, len(_webp(block)) - FRAME) + WORTH < worth
     return chosen

@@ -1,6 +1,6 @@
 """Pictures that are no photographs, made from a seed: text, screens, charts, patterns, test charts, noise.
 
-from .synthetic_brush import Brush, matplotlib_fonts, PURE, Size, Colour, Pixels
+from .synthetic_brush import Brush, PURE, Size, Colour, Pixels
 What a codec of photographs breaks on is what nobody photographs: hatching two pixels wide, pure green beside magenta,
 text of one colour on another. These pictures hold such content of every kind, for training (``train/photo.py``) and for
 benchmarks (``codec bench image --set synthetic``). They lie here, in the part of the package that makes and reads
@@ -8,7 +8,7 @@ pictures, because both use them and neither imports the other.
 
 Picture ``index`` of seed ``seed`` is of kind ``index % len(KINDS)`` and depends on these two numbers and the fonts
 alone. Without ``fonts`` text is set in the font that comes with Pillow, so that a benchmark draws the same everywhere,
-as far as versions of Pillow and FreeType do; training adds those of Matplotlib (:func:`matplotlib_fonts`).
+as far as versions of Pillow and FreeType do; training adds those of Matplotlib (``train/data/fonts.py``).
 """
 
 from __future__ import annotations

@@ -94,15 +94,3 @@ class Brush:
 @lru_cache(maxsize=512)
 def _font(path: str, points: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, points)
-
-
-def matplotlib_fonts() -> list[str]:
-    """Files of the Latin fonts that come with Matplotlib (DejaVu, STIX, cmr; free licences); none without it."""
-    try:
-        from matplotlib import get_data_path
-    except ImportError:
-        return []
-    from pathlib import Path
-
-    found = sorted(Path(get_data_path(), "fonts", "ttf").glob("*.ttf"))
-    return [str(p) for p in found if p.name.startswith(("DejaVu", "STIXGeneral", "cmr", "cmss", "cmtt", "cmb"))]
