@@ -87,6 +87,10 @@ class SoundOptions:
     kbps: float | None = None  # most thousands of bits a second
     model: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.kbps is not None and not 0 < self.kbps < float("inf"):
+            raise UsageError(f"kbps of the sound must be positive, got {self.kbps:g}")
+
 
 def check_effort(effort: int) -> None:
     """Raise UsageError for what is no effort."""
