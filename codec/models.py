@@ -95,6 +95,8 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
         entropy = getattr(tokenizer, "entropy", None)  # part of the tokenizer, if its rate is a quality
         if entropy is None:
             entropy = _find_prior(folder, prior, tokenizer, device)
+        elif prior is not None and kinds[prior].wire_id != entropy.wire_id:
+            raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {PRIOR_NAMES[entropy.wire_id]!r}")
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
     if entropy is not None and entropy.codebook_sizes != tokenizer.codebook_sizes:

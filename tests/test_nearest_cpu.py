@@ -108,7 +108,7 @@ def test_penalty(n: int, spread: float) -> None:
 
 
 def test_a_forbidden_codeword_costs_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest_cpu, "_decide", lambda *_: pytest.fail("step 1 should settle all"))
+    monkeypatch.setattr(nearest_cpu, "_decide", lambda *_, **__: pytest.fail("step 1 should settle all"))
     codebook, penalty = randn(1, 97, 8), torch.zeros(1, 97)
     codebook[0, 5], penalty[0, 7] = 1e12, 1e30
     z = codebook[:, 8:] + 0.01
@@ -126,9 +126,9 @@ def test_only_rows_in_question_need_float64(monkeypatch: pytest.MonkeyPatch) -> 
     asked: list[list[int]] = []
     original = nearest_cpu._decide
 
-    def decide(*args: Any) -> None:
-        asked.append(args[5].tolist())
-        original(*args)
+    def decide(*args: Any, **named: Any) -> None:
+        asked.append(named["rows"].tolist())
+        original(*args, **named)
 
     monkeypatch.setattr(nearest_cpu, "_decide", decide)
     codebook = randn(97, 8)

@@ -30,7 +30,11 @@ MAY_ALSO_IMPORT = {
     "tokenizers/weights.py": {"entropy"},  # weights and priors are packed on disk alike
 }
 # A file that may use one package more, when it is asked for a generator.
-MAY_ALSO_USE = {"codec/generate/model.py": {"transformers"}, "codec/metrics/features.py": {"efficientnet_lite_pytorch"}}
+MAY_ALSO_USE = {
+    "codec/generate/model.py": {"transformers"},
+    "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
+    "codec/media/read_image.py": {"pillow_heif"},  # if it is there
+}
 # Packages beyond the standard library that the files of a folder may import.
 # Imported for types only; PyTorch brings it.
 TYPES_ONLY = {"typing_extensions"}

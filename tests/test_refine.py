@@ -231,7 +231,7 @@ def test_mistakes(
     for model, effort, said in (
         (photo_model, 11, "0 to 10, got 11"),
         (photo_model, -1, "0 to 10, got -1"),
-        (tiny_model, 3, "levels"),
+        (tiny_model, 3, "effort is not an option of tiny"),
     ):
         assert cli.run(["encode", str(source), "-o", str(out), "-m", str(model), "--effort", str(effort)]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -101,7 +101,7 @@ def test_training_beats_order_0_by_far(trained: tuple[Path, dict], test_folder: 
     cells = sum(codes[0].size for codes in grids)
     assert log["test"]["order-0"] == pytest.approx([4, 3], abs=0.05)
     bits = sum(prior.bits(codes) for codes in grids) / cells
-    assert log["test"]["integers"] == pytest.approx(bits.tolist(), abs=1e-9)
+    assert log["test"]["integers"] == pytest.approx(bits.tolist(), rel=1e-6)  # as it is rounded in the log
     for held in (log["test"], log["held-out"]):
         assert held["integers"][0] < 0.65 * held["order-0"][0]
         assert held["integers"][1] < 0.65 * held["order-0"][1]
