@@ -239,7 +239,7 @@ def test_mistakes(
     assert cli.run(["encode", str(source), "-o", str(out), "-m", str(photo_model), "--effort", "much"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not out.exists()
-    with pytest.raises(UsageError, match="levels"):
+    with pytest.raises(UsageError, match="effort"):
         prepare(str(tiny_model), "cpu", strict=True, effort=1)
 
 

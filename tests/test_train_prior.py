@@ -397,7 +397,7 @@ def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Pat
     t = np.arange(4 * RATE) / RATE
     for i in range(8):
         swell = 0.2 + 0.1 * np.sin(2 * np.pi * (1 + 0.3 * i) * t)
-        soundfile.write(folder / f"s{i}.wav", swell * np.sin(2 * np.pi * (200 + 40 * i) * t), RATE)
+        soundfile.write(folder / f"s{i}.wav", swell * np.sin(2 * np.pi * (200 + 2 * i) * t), RATE)
     words = ["--data", str(folder), "--test", str(folder), "--tokenizer", str(sound_model), "--recipe", "context-audio"]
     sets = [
         "schedule.steps=[8,4,2]", "net.radius=[3]", "net.features=[8]", "net.width=[16]", "net.hidden=[16]",

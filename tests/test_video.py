@@ -62,6 +62,7 @@ from tokodec.codec.media.audio import AudioReader, Samples
 from tokodec.codec.media.read_video import Frame, Pixels, VideoReader
 from tokodec.codec.media.write_video import SoundTrack, VideoWriter
 from tokodec.codec.models import Model, load_model
+from tokodec.codec.progress import Progress
 from tokodec.codec.video.clock import Clock, ClockMaker, clock_of
 from tokodec.codec.video.decode import decode_frames, part_of, segment_frames_of
 from tokodec.codec.video.refine import RefinedEncoder
@@ -1043,13 +1044,19 @@ def test_progress_reaches_the_end(long: bytes, tmp_path: Path) -> None:
     path = save(tmp_path / "a.mp4", clip(40, 16, 16), sound=tone(38400))
     shares: list[float] = []
     counts: list[int] = []
-    encode(path, progress=shares.append, count=counts.append)
+
+    class Seen(Progress):
+        def update(self, share: float | None = None, *, frames: int | None = None, note: str = "") -> None:
+            shares.extend([] if share is None else [share])
+            counts.extend([] if frames is None else [frames])
+
+    encode(path, progress=Seen())
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert counts == list(range(1, 41))
     shares.clear()
     counts.clear()
-    decode(long, tmp_path / "b.mp4", progress=shares.append, count=counts.append, start=1)
+    decode(long, tmp_path / "b.mp4", progress=Seen(), start=1)
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert counts == list(range(1, 108))

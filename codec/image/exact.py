@@ -57,13 +57,11 @@ def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
 
 
 def is_simple(pixels: Pixels) -> bool:
-    """Whether any whole block has so few colours that it is worth a try."""
+    """Whether any block has so few colours, for its size, that it is worth a try."""
     height, width = pixels.shape[:2]
-    return any(
-        _colours(pixels[y : y + BLOCK, x : x + BLOCK]) <= SIMPLE
-        for y in range(0, height, BLOCK)
-        for x in range(0, width, BLOCK)
-    )
+    corners = ((y, x) for y in range(0, height, BLOCK) for x in range(0, width, BLOCK))
+    blocks = (pixels[y : y + BLOCK, x : x + BLOCK] for y, x in corners)
+    return any(_colours(block) <= min(SIMPLE, block[..., 0].size // 4) for block in blocks)
 
 
 def pack_exact(pixels: Pixels, blocks: Blocks) -> bytes:
