@@ -31,7 +31,7 @@ from tokodec.entropy.static import StaticPrior
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 
 
-def bench(folder: Path, out: Path, against: str, model: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+def bench(folder: Path | None, out: Path, against: str, model: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
     return bench_images(ImageOptions(folder=folder, out=out, against=against, model=model, device=device, **more))
 
 
@@ -303,6 +303,12 @@ def test_metrics_of_small_pictures_are_left_empty(model: str, tmp_path: Path) ->
     assert re.findall(r'<option value="([a-z]\w+)">', html) == ["psnr", "feature_distance"]
 
 
+def test_drawn_pictures_need_no_folder(photo_model: Path, tmp_path: Path) -> None:
+    bench(None, tmp_path, "", str(photo_model), pictures="synthetic", limit=2, metrics="psnr", memory=False)
+    with (tmp_path / "results.csv").open() as file:
+        assert {row["picture"] for row in csv.DictReader(file)} == {"00-text-0.png", "01-hatching-0.png"}
+
+
 def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -313,6 +319,9 @@ def test_users_mistakes_are_one_line(model: str, pictures: Path, tmp_path: Path)
         (UsageError, "unknown codec 'gif'.*jpeg, webp, avif", pictures, {"against": "gif"}),
         (UsageError, "no pictures in", tmp_path / "empty", {}),
         (UsageError, "is not a folder", tmp_path / "nowhere", {}),
+        (UsageError, "--set synthetic, and not both", pictures, {"pictures": "synthetic"}),
+        (UsageError, "--set synthetic, and not both", None, {}),
+        (UsageError, "unknown set of pictures 'kodak'", None, {"pictures": "kodak"}),
         (UsageError, "at least 1", pictures, {"limit": 0}),
         (UsageError, "is a file", pictures, {"out": tmp_path / "file"}),
         (UsageError, "unknown device", pictures, {"device": "abacus"}),

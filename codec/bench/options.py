@@ -31,7 +31,12 @@ JsonOut = Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for
 class ImageOptions:
     """Of `codec bench image`."""
 
-    folder: Folder
+    folder: Annotated[
+        Path | None, typer.Argument(help="folder with pictures; those directly in it are taken, by name")
+    ] = None
+    pictures: Annotated[
+        str | None, typer.Option("--set", help="instead of a folder: synthetic, 48 drawn pictures of all kinds")
+    ] = None
     out: Out = Path("bench-out")
     against: Annotated[str, typer.Option(help="peers, with commas: jpeg, webp, avif, avif420, jxl, heic, jpeg2000")] = (
         "jpeg,webp,avif"

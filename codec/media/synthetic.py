@@ -2,7 +2,7 @@
 
 What a codec of photographs breaks on is what nobody photographs: hatching two pixels wide, pure green beside magenta,
 text of one colour on another. These pictures hold such content of every kind, for training (``train/photo.py``) and for
-benchmarks. They lie here, in the part of the package that makes and reads
+benchmarks (``codec bench image --set synthetic``). They lie here, in the part of the package that makes and reads
 pictures, because both use them and neither imports the other.
 
 Picture ``index`` of seed ``seed`` is of kind ``index % len(KINDS)`` and depends on these two numbers and the fonts

@@ -17,8 +17,10 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from PIL import Image
 
 from ...console import names_in, number_list
 from ...errors import MediaError, UsageError
+from ...media.synthetic import synthetic_pictures
 from ...metrics.picture import psnr
 from ...settings import Setting
 from ..clips import Photo, files_in, read_photo
@@ -58,6 +61,8 @@ COLUMNS = (  # of results.csv; what does not apply or was not asked for is empty
 # What is averaged over pictures for each number of levels; the rest of a row says which group it belongs to.
 MEANS = ("bytes", "bpp", *KEYS, "encode_s", "decode_s", "bytes_ratio")
 
+SYNTHETIC = 48, 3000  # pictures and seed of ``--set synthetic``: training draws from others
+
 
 def bench_images(options: ImageOptions) -> dict[str, Any]:
     """Measure a model on the pictures of a folder; print tables and write the results, see :func:`~..run.run`.
@@ -65,7 +70,26 @@ def bench_images(options: ImageOptions) -> dict[str, Any]:
     Raises: a TokodecError: no picture, an unknown peer, metric or model, a package of an extra missing.
     """
     show = names_in(options.show)
-    paths = files_in(options.folder, "pictures", options.limit, show)
+    with ExitStack() as stack:
+        folder = options.folder
+        if (folder is None) == (options.pictures is None):
+            raise UsageError("give a folder with pictures or --set synthetic, and not both")
+        if folder is None:
+            if options.pictures != "synthetic":
+                raise UsageError(f"unknown set of pictures {options.pictures!r}: there is synthetic")
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="tokodec-synthetic-")))
+            write_synthetic(folder, *SYNTHETIC)
+        return _bench(options, folder, show)
+
+
+def write_synthetic(folder: Path, n: int, seed: int) -> None:
+    """Draw ``n`` pictures of a seed into a folder, as PNG files."""
+    for index, (name, pixels) in enumerate(synthetic_pictures(n, seed)):
+        Image.fromarray(pixels).save(folder / f"{index:02d}-{name}.png")
+
+
+def _bench(options: ImageOptions, folder: Path, show: Sequence[str]) -> dict[str, Any]:
+    paths = files_in(folder, "pictures", options.limit, show)
     bench = PhotoBench(options, paths, show)
     return run(bench, paths, options.out, memory=options.memory, threads=options.threads)
 
