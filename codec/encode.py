@@ -48,8 +48,8 @@ def encode_file(
         options: what is asked for, see :class:`~.options.EncodeOptions`.
         force: overwrite ``dst``.
         progress: told how the work goes on; a function is called with the share that is done.
-        short: fields of ``options``, of its rate (``quality``, ``levels``, ``bpp``, ``size``, ``kbps``, ``tokens``) and
-            of its sound (``sound``: whether it is kept, ``sound_kbps``, ``sound_model``) by their names.
+        short: by their names, fields of ``options``, of its rate (``quality``, ``levels``, ``bpp``, ``size``, ``kbps``,
+            ``tokens``, ``lossless``) and of its sound (``sound``: whether it is kept, ``sound_kbps``, ``sound_model``).
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.

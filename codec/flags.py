@@ -66,6 +66,7 @@ class EncodeFlags(InputFlags):
     tokens: Annotated[
         int | None, typer.Option(help="tokens of a picture in all: the rate of sequence models, shared by content")
     ] = None
+    lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was; 8 bits")] = False
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
     ] = None

@@ -12,7 +12,7 @@ from .errors import RateError, UsageError
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort 0, 1, ... 10
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
 COLOURS_ONLY = frozenset({"icc"})
-RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens")  # what can set a rate, by the names of the command line
+RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "lossless")  # as the command line says them
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class Rate:
     size: int | None = None  # most bytes
     kbps: float | None = None  # most thousands of bits a second, of a sound or a video
     tokens: int | None = None  # of a picture in all
+    lossless: bool = False  # every pixel of a picture as it was
 
     @property
     def given(self) -> list[str]:
         """What was asked for, by the names of the command line."""
         names = {f.name: f.name for f in fields(self)} | {"size": "bytes"}
-        return [names[f.name] for f in fields(self) if getattr(self, f.name) is not None]
+        return [names[f.name] for f in fields(self) if getattr(self, f.name) not in (None, False)]
 
     def __post_init__(self) -> None:
         if len(given := self.given) > 1:
-            raise UsageError(f"give one of quality, levels, tokens, bpp, kbps and bytes, not {' and '.join(given)}")
+            one = "quality, levels, tokens, bpp, kbps, bytes and lossless"
+            raise UsageError(f"give one of {one}, not {' and '.join(given)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
         if self.bpp is not None and not 0 < self.bpp < float("inf"):
@@ -229,6 +231,7 @@ class EncodeShort(RateShort, total=False):
     as names with commas, and ``metadata=False`` for nothing but colours."""
 
     rate: Rate
+    lossless: bool
     model: str | None
     prior: str | None
     tune: str | None

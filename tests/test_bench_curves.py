@@ -264,7 +264,7 @@ def test_a_missing_plugin_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str
 
 
 class Graded(ImageGrid):
-    """A model whose rate dial is a quality."""
+    """A model whose rate is set by a quality."""
 
     rate_control = "quality"
 

@@ -323,7 +323,7 @@ def test_a_file_that_holds_its_network_has_no_codes(
         (["{videos}", "--qualities", "3"], "--qualities is for pictures, and {videos} holds videos"),
         (["{videos}", "--levels", "9"], "levels is 1 to 7 with this model, got 9"),
         (["{videos}", "-m", "image-grid"], "image-grid is a model for image, not for videos"),
-        (["{pictures}", "-m", "image-grid"], "image-grid has no quality for a rate dial"),
+        (["{pictures}", "-m", "image-grid"], "image-grid has a rate that is not set by a quality"),
         (["{pictures}", "--qualities", "high"], "qualities are numbers with commas, got 'high'"),
         (["{pictures}", "--qualities", "120"], "quality is 0 to 100, got 120"),
         (["{pictures}/nothing"], "is not a folder"),

@@ -12,6 +12,7 @@ from tokodec.codec.container.chunks import EXCT, FRAME, chunk_at
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
+from tokodec.codec.errors import UsageError
 from tokodec.codec.info import describe
 from tokodec.codec.tokens import tokenize_file
 
@@ -110,3 +111,53 @@ def test_a_lost_chunk_is_told(page: Pixels, data: bytes) -> None:
 def test_tokens_are_told_to_lack_them(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.tok").write_bytes(data)
     assert tokenize_file(tmp_path / "a.tok").notes == ["blocks that are kept exactly are not part of tokens"]
+
+
+# -------------------------------------------------------------------------------------------------------- --lossless
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (70, 90), (65, 129, 3), (40, 30, 4), (30, 20, 2), (20, 1100, 3)])
+def test_lossless_is_every_pixel(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    if shape[-1] in (2, 4):
+        pixels[:9, :9, -1] = 0  # what lies under transparent pixels stays, too
+    made = encode_file(png(pixels), model=MODEL, lossless=True, device="cpu")
+    assert made.notes == []
+    back = decode_file(io.BytesIO(made.data), device="cpu")
+    assert back.problems == []
+    shown, alpha = back.picture.pixels, back.picture.alpha
+    whole = shown if alpha is None else np.dstack([shown, alpha])
+    assert np.array_equal(whole.squeeze(), pixels.squeeze())
+
+
+def test_lossless_takes_hardly_more_than_webp(page: Pixels) -> None:
+    out = io.BytesIO()
+    Image.fromarray(page).save(out, "WEBP", lossless=True, quality=100, method=5)
+    made = encode_file(png(page), model=MODEL, lossless=True, device="cpu").data
+    assert len(made) <= len(out.getvalue()) + 150
+
+
+def test_a_lossless_file_that_loses_its_blocks_says_so(page: Pixels) -> None:
+    data = bytearray(encode_file(png(page), model=MODEL, lossless=True, device="cpu").data)
+    offset = read_tok(bytes(data)).places[EXCT, 0, 0]
+    data[offset + 40] ^= 1
+    back = decode_file(io.BytesIO(bytes(data)), device="cpu")
+    assert any("exact blocks are lost" in problem for problem in back.problems)
+    assert back.picture.pixels.shape == page.shape
+
+
+def test_lossless_that_cannot_be_is_refused(page: Pixels, tmp_path: Path) -> None:
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 99).save(deep, "png")
+    with pytest.raises(UsageError, match="8 bits a sample, and this picture has 16"):
+        encode_file(io.BytesIO(deep.getvalue()), model=MODEL, lossless=True, device="cpu")
+    with pytest.raises(UsageError, match="not quality and lossless"):
+        encode_file(png(page), model=MODEL, quality=60, lossless=True, device="cpu")
+    with pytest.raises(UsageError, match="lossless does not set the rate of image-grid"):
+        encode_file(png(page), model="image-grid", lossless=True, device="cpu")
+
+
+def test_bytes_that_are_not_used_are_told() -> None:
+    grey = np.full((64, 64), 90, np.uint8)
+    made = encode_file(png(grey), model=MODEL, size=900_000, device="cpu")
+    assert any("of the 900000 bytes" in note for note in made.notes)

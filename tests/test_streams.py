@@ -127,8 +127,9 @@ sys.exit(run_process(run, []))
 def test_signals_leave_nothing_behind(name: str, tmp_path: Path) -> None:
     number = getattr(signal, name)
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", WAITS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests themselves may run under nohup
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     assert len(list(tmp_path.iterdir())) == 1

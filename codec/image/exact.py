@@ -45,7 +45,7 @@ def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
     """
     if pixels.shape != decoded.shape or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"windows are [H, W, 3], got {pixels.shape} and {decoded.shape}")
-    chosen = np.zeros(_grid(pixels.shape[:2]), dtype=bool)
+    chosen = np.zeros(blocks_of(pixels.shape[:2]), dtype=bool)
     for (i, j), _ in np.ndenumerate(chosen):
         rows, columns = (slice(k * BLOCK, (k + 1) * BLOCK) for k in (i, j))
         block, error = pixels[rows, columns], pixels[rows, columns].astype(np.int64) - decoded[rows, columns]
@@ -64,13 +64,14 @@ def is_simple(pixels: Pixels) -> bool:
     return any(_colours(block) <= min(SIMPLE, block[..., 0].size // 4) for block in blocks)
 
 
-def pack_exact(pixels: Pixels, blocks: Blocks) -> bytes:
-    """The payload of the exact blocks of a window; see the module's text."""
-    if blocks.shape != _grid(pixels.shape[:2]):
-        raise ValueError(f"a window of {pixels.shape[:2]} pixels has {_grid(pixels.shape[:2])} blocks")
+def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:
+    """The payload of the exact blocks of a window; see the module's text. method: of WebP, 6 is slow."""
+    if blocks.shape != blocks_of(pixels.shape[:2]):
+        raise ValueError(f"a window of {pixels.shape[:2]} pixels has {blocks_of(pixels.shape[:2])} blocks")
     if not blocks.any():
         return b""
-    return np.packbits(blocks).tobytes() + _webp(np.where(_mask(blocks, pixels.shape[:2]), pixels, np.uint8(0)))
+    shown = np.where(_mask(blocks, pixels.shape[:2]), pixels, np.uint8(0))
+    return np.packbits(blocks).tobytes() + _webp(shown, method)
 
 
 def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]:
@@ -78,7 +79,7 @@ def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]
 
     Raises: ValueError if no :func:`pack_exact` makes this for such a window.
     """
-    grid = _grid(size)
+    grid = blocks_of(size)
     if not payload:
         return np.zeros(grid, dtype=bool), np.zeros((*size, 3), dtype=np.uint8)
     n = grid[0] * grid[1]
@@ -122,7 +123,7 @@ def free_cells(blocks: Blocks, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
     return free
 
 
-def _grid(size: tuple[int, ...]) -> tuple[int, int]:
+def blocks_of(size: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of blocks of a window. Raises ValueError if it is none."""
     if not 1 <= min(size) <= max(size) <= LARGEST:
         raise ValueError(f"a window has 1 to {LARGEST} pixels a side, got {size}")
@@ -139,7 +140,7 @@ def _colours(block: Pixels) -> int:
     return int(np.unique(packed).size)
 
 
-def _webp(pixels: Pixels) -> bytes:
+def _webp(pixels: Pixels, method: int = 4) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "WEBP", lossless=True, quality=100, method=4)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "WEBP", lossless=True, quality=100, method=method)
     return out.getvalue()

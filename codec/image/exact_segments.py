@@ -11,11 +11,12 @@ import torch
 from ...entropy.hyperprior.net import QUALITY_STEPS
 from ...entropy.hyperprior.walk import Walk
 from ...tokenizers.image.layers import STRIDE
-from ...tokenizers.image.photo import ImagePhoto, cut, rate_weight
-from ...tokenizers.image.tiling import Tile
+from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut, rate_weight
+from ...tokenizers.image.tiling import Tile, tiles
 from ..container.chunks import EXCT
 from ..container.read import TokFile
-from .exact import LARGEST, Pixels, choose_exact, free_cells, is_simple, pack_exact, paste_exact
+from ..progress import Progress
+from .exact import LARGEST, Pixels, blocks_of, choose_exact, free_cells, is_simple, pack_exact, paste_exact
 
 Walks = list[tuple[Tile, Walk]]
 
@@ -34,6 +35,17 @@ class ExactSegments:
     def possible(self) -> bool:
         """Whether any block has so few colours that it could pay, for a model whose distortion is squared error."""
         return self.model.config.distortion == "mse" and is_simple(self.pixels)
+
+    def all(self, progress: Progress) -> dict[int, bytes]:
+        """Payloads of all segments, exact as a whole."""
+        payloads: dict[int, bytes] = {}
+        segments = list(tiles(self.latents.shape[1], self.latents.shape[2], 0, WINDOW))
+        for segment, tile in enumerate(segments):
+            top, left, bottom, right = (STRIDE * edge for edge in tile.core)
+            window = self.pixels[top:bottom, left:right]
+            payloads[segment] = pack_exact(window, np.ones(blocks_of(window.shape[:2]), dtype=bool), method=5)
+            progress.update((segment + 1) / len(segments))
+        return payloads
 
     def choose(self, walks: Walks, steps: int) -> tuple[Walks, dict[int, bytes]]:
         """Walks that leave out what exact blocks show, and the payloads of the segments that have some.

@@ -86,9 +86,9 @@ class ImageFormat(Format):
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
         picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
-        prepare(picture, options.keep)
+        prepare(picture, options.keep, hidden=options.rate.lossless)
         encoded = self.build(picture, model, options, progress)  # 2, 3
-        encoded.notes, encoded.problems = picture.notes, picture.problems
+        encoded.notes, encoded.problems = picture.notes + encoded.notes, picture.problems
         return encoded
 
     def decode(

@@ -18,10 +18,12 @@ _CELL = 16  # pixels along the edge of a cell of colours that are spread under w
 _SWEEPS = 8
 
 
-def prepare(picture: Picture, keep: frozenset[str] = KEEP) -> Picture:
-    """The picture as it is to be coded; its arrays are changed in place. What was left out is in its notes."""
-    hidden = picture.alpha is not None and fill_transparent(picture.pixels, picture.alpha)
-    if hidden:
+def prepare(picture: Picture, keep: frozenset[str] = KEEP, *, hidden: bool = False) -> Picture:
+    """The picture as it is to be coded; its arrays are changed in place. What was left out is in its notes.
+
+    Args: hidden: keep what lies under transparent pixels.
+    """
+    if not hidden and picture.alpha is not None and fill_transparent(picture.pixels, picture.alpha):
         picture.notes.append("colours under fully transparent pixels not kept")
     if "icc" not in keep and picture.icc is not None:
         height, width = picture.pixels.shape[:2]

@@ -26,6 +26,7 @@ from ...tokenizers.image.photo import (
 )
 from ...tokenizers.image.tiling import Tile, tiles
 from ...tokenizers.tokens import Tokens
+from ..container.chunks import EXCT
 from ..container.fields import ImageHeader
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
@@ -40,6 +41,7 @@ from .refine import Refiner
 
 # A file of few bytes has few layers, since each costs 18 bytes: (largest mean payload of a segment, layers).
 LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
+BEST = 10000  # the highest quality, in hundredths
 CLOSE_ENOUGH = 0.985  # a file of this share of the wanted size ends the search
 TRIES = 12
 LIKELY = 0.99  # of the wanted size is what a try aims at
@@ -52,13 +54,16 @@ ANALYSED = 0.05  # of the progress, where codes are refined
 class QualityFormat(ImageFormat):
     """Files of models whose rate is a quality: layers are slices of the latents."""
 
-    rates = ("quality", "bpp", "bytes")
+    rates = ("quality", "bpp", "bytes", "lossless")
     options = ImageFormat.options | {"effort"}
 
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
         """Codes of the quality that was asked for, or of a file within the size that was."""
         photo = photo_model(model)
         size = picture.pixels.shape[0], picture.pixels.shape[1]
+        if options.rate.lossless:
+            data = lossless_file(photo, picture, size, progress)
+            return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100)
         first, later = progress, progress
         if options.effort:
             first, later = progress.part(0, ANALYSED), progress.part(ANALYSED, 1)
@@ -74,7 +79,10 @@ class QualityFormat(ImageFormat):
             data = files.best_at(steps, later)
         else:
             data, steps = files.best_within(most, later)
-        return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=steps / 100)
+        told = []
+        if most is not None and steps == BEST and len(data) < ENOUGH * most:
+            told = [f"quality 100 takes {len(data)} of the {most} bytes; --lossless takes more"]
+        return Encoded(data, read_tok(data).header.layers, math.prod(size), told, quality=steps / 100)
 
     def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         photo = photo_model(model)
@@ -196,7 +204,7 @@ class PhotoFile:
 
         Raises: RateError if the lowest quality takes more.
         """
-        low, high = 0, 10000
+        low, high = 0, BEST
         least = len(self.at(low))
         if least > most:
             pixels = self.size[0] * self.size[1]
@@ -219,6 +227,16 @@ class PhotoFile:
         return low
 
 
+def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], progress: Progress) -> bytes:
+    """A file whose segments are exact as a whole, and whose codes say nothing. Raises UsageError for 16 bits."""
+    if picture.bit_depth > 8:
+        raise UsageError(f"lossless files hold 8 bits a sample, and this picture has {picture.bit_depth}")
+    grid = model.spec(size, quality=BEST / 100).grid
+    nothing = np.broadcast_to(np.float32(0), (model.config.latents, *grid))
+    payloads = ExactSegments(model, picture.pixels, nothing).all(progress)
+    return _written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
+
+
 def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, int], extras: Extras) -> bytes:
     """A whole file from the walks over all segments."""
     entropy = model.entropy
@@ -226,12 +244,17 @@ def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int
     slices = len(entropy.slices)
     n = min(slices, next(layers for most, layers in LAYERS if mean <= most))
     columns = [entropy.payloads(walk, n) for walk in walks]
+    return _written(model, [list(row) for row in zip(*columns, strict=True)], steps, size, extras)
+
+
+def _written(model: ImagePhoto, layers: list[list[bytes]], steps: int, size: tuple[int, int], extras: Extras) -> bytes:
+    """A whole file from the payloads of its layers, one for each segment."""
     header = ImageHeader(
         model=model.name,
         weights_hash=model.weights_hash,
-        prior=entropy.wire_id,
-        prior_hash=entropy.hash,
-        layers=n,
+        prior=model.entropy.wire_id,
+        prior_hash=model.entropy.hash,
+        layers=len(layers),
         height=size[0],
         width=size[1],
         stride=STRIDE,
@@ -241,7 +264,6 @@ def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int
         bit_depth=extras.bit_depth,
         quality=steps,
     )
-    layers = [list(row) for row in zip(*columns, strict=True)]
     return extras.write(header, layers)
 
 
@@ -280,6 +302,10 @@ def _segment(
 ) -> tuple[Walk, int]:
     """Walk over a segment and the number of layers it has; a payload that does not decode costs later layers too."""
     entropy, header = model.entropy, tok.picture
+    if payloads and not payloads[0]:  # exact as a whole
+        if (EXCT, 0, segment) not in tok.places:
+            tok.damaged(f"segment {segment}: its exact blocks are lost, and it has no codes")
+        return entropy.expected(grid, header.quality), len(payloads)
     while payloads:
         try:
             return entropy.decompress(payloads, grid, header.quality, header.layers), len(payloads)

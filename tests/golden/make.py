@@ -71,7 +71,7 @@ from tokodec.train.image_1d import Autoencoder
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
-PHOTO = HERE / "photo"  # a model whose rate dial is a quality, and files made with it
+PHOTO = HERE / "photo"  # a model whose rate is set by a quality, and files made with it
 SEQUENCE = HERE / "sequence"  # a model of windows, and files made with it
 FIT = HERE / "fit"  # a fitted video, with all kinds of grids
 VIDEO = HERE / "video"  # a model for videos, both kinds of entropy models, and files made with it and that for sounds
