@@ -1,4 +1,4 @@
-"""Files of a model whose rate is set by a quality: rates, what a picture carries, damage, tokens; see also test_photo.py.
+"""Files of a model whose rate is set by a quality: rates, what a picture carries, damage, tokens; see test_photo.py.
 
 Damage is handled as FORMAT.md says, whatever the entropy model: a coarser picture, named damage, or one error of ours.
 """
