@@ -49,7 +49,8 @@ def encode_file(
         force: overwrite ``dst``.
         progress: told how the work goes on; a function is called with the share that is done.
         short: by their names, fields of ``options``, of its rate (``quality``, ``levels``, ``bpp``, ``size``, ``kbps``,
-            ``tokens``, ``lossless``) and of its sound (``sound``: whether it is kept, ``sound_kbps``, ``sound_model``).
+            ``tokens``, ``lossless``) and of its sound (``sound``: whether it is kept, ``sound_kbps``, ``sound_model``,
+            ``sound_track``).
 
     Returns: the file and what was noted on the way.
     Raises:  a :class:`~.errors.TokodecError`; ``dst`` is then as it was before.

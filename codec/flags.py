@@ -84,11 +84,15 @@ class EncodeFlags(InputFlags):
         bool, typer.Option("--metadata/--no-metadata", help="without: keep the colour profile only, as --keep icc")
     ] = True
     strict: Annotated[bool, typer.Option("--strict", help="refuse damaged pictures")] = False
+    track: Annotated[
+        int | None, typer.Option(help="of a sound or a video, from 1 on; the file's default if not given", min=1)
+    ] = None
     sound: Sound = True
     sound_kbps: Annotated[
         float | None, typer.Option(help="of a video's sound; by default 3 a channel, at most a fifth of --kbps")
     ] = None
     sound_model: SoundModel = None
+    sound_track: Annotated[int | None, typer.Option(help="of a video's sounds, from 1 on", min=1)] = None
     max_pixels: MaxPixels = MAX_PIXELS
     max_samples: MaxSamples = MAX_SAMPLES
 

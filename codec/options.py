@@ -11,6 +11,7 @@ from .errors import RateError, UsageError
 
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort 0, 1, ... 10
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
+SOUND_OPTIONS = ("sound-kbps", "sound-model", "sound-track")  # of videos
 COLOURS_ONLY = frozenset({"icc"})
 RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "lossless")  # as the command line says them
 
@@ -88,6 +89,7 @@ class SoundOptions:
 
     kbps: float | None = None  # most thousands of bits a second
     model: str | None = None
+    track: int | None = None  # which one, from 1 on
 
     def __post_init__(self) -> None:
         if self.kbps is not None and not 0 < self.kbps < float("inf"):
@@ -113,6 +115,7 @@ class EncodeOptions:
         minutes: that "video-fit" may take, 3 by default.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged picture instead of encoding what is left.
+        track: of a sound or a video, from 1 on; the one that the file calls its default if None.
         sound: of a video; None leaves it out.
         max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
         device: "auto", "cpu" or "cuda".
@@ -126,6 +129,7 @@ class EncodeOptions:
     minutes: float | None = None
     keep: frozenset[str] = KEEP
     strict: bool = False
+    track: int | None = None
     sound: SoundOptions | None = SoundOptions()
     max_pixels: int = MAX_PIXELS
     max_samples: int = MAX_SAMPLES
@@ -149,7 +153,7 @@ class EncodeOptions:
         sound = SoundOptions() if self.sound is None else self.sound
         asked = {
             "effort": self.effort, "minutes": self.minutes, "prior": self.prior, "sound-kbps": sound.kbps,
-            "sound-model": sound.model,
+            "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
         }  # fmt: skip
         return self.rate.given + [name for name, value in asked.items() if value]
 
@@ -240,9 +244,11 @@ class EncodeShort(RateShort, total=False):
     keep: frozenset[str] | str | None
     metadata: bool
     strict: bool
+    track: int | None
     sound: bool
     sound_kbps: float | None
     sound_model: str | None
+    sound_track: int | None
     max_pixels: int
     max_samples: int
     device: str
@@ -304,7 +310,7 @@ def with_short_forms(options: Options, short: Any) -> Options:
             left["keep"] = COLOURS_ONLY if keep is None else parse_keep(keep) if isinstance(keep, str) else keep
     if not isinstance(options, TokenizeOptions):
         wanted = left.pop("sound", options.sound is not None)
-        sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model") if f"sound_{name}" in left}
+        sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model", "track") if f"sound_{name}" in left}
         if not wanted:
             left["sound"] = None
         elif sound or options.sound is None:

@@ -164,10 +164,13 @@ def test_motion_jpeg_with_exif_is_upright(orientation: int, tmp_path: Path) -> N
 # --------------------------------------------------------------------------------------------------------------- tracks
 
 
-def tracks(path: Path, defaults: list[bool], aside: list[bool]) -> Path:
-    """Tones of 500, 1000, ... Hz."""
+def tracks(path: Path, defaults: list[bool], aside: list[bool], *, frames: int = 0) -> Path:
+    """Tones of 500, 1000, ... Hz, beside some frames of a video."""
     kind = av.stream.Disposition
     with av.open(str(path), "w") as container:
+        shown: Any = container.add_stream("ffv1", rate=25) if frames else None
+        if frames:
+            shown.width, shown.height, shown.pix_fmt = 64, 64, "yuv420p"
         streams: list[Any] = [container.add_stream("flac", rate=RATE, layout="mono") for _ in defaults]
         for stream, default, comment in zip(streams, defaults, aside, strict=True):
             stream.disposition = kind((kind.default if default else 0) | (kind.comment if comment else 0))
@@ -177,6 +180,10 @@ def tracks(path: Path, defaults: list[bool], aside: list[bool]) -> Path:
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
+        for _ in range(frames):
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 99, np.uint8), "rgb24")))
+        if frames:
+            container.mux(shown.encode(None))
     return path
 
 
@@ -195,6 +202,23 @@ def test_the_default_track_is_taken_or_the_one_asked_for(tmp_path: Path) -> None
     for wrong in (0, 4, -1):
         with pytest.raises(UsageError, match="x: sound tracks are numbered 1 to 3, there is none numbered"):
             AudioReader(path, "x", track=wrong)
+
+
+def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, video_model: Path) -> None:
+    path = tracks(tmp_path / "a.mka", [False, True, False], [False] * 3)
+    default, *each = (encode_file(path, model=str(sound_model), track=track).data for track in (None, 1, 2, 3))
+    assert default == each[1]
+    assert len(set(each)) == 3
+    clip = tracks(tmp_path / "a.mkv", [True, False], [False] * 2, frames=25)
+    one = {"model": str(video_model), "sound_model": str(sound_model)}
+    default, *each = (encode_file(clip, sound_track=track, **one).data for track in (None, 1, 2))
+    assert default == each[0] != each[1]
+    assert encode_file(clip, track=1, **one).data == default
+    with pytest.raises(UsageError, match="video tracks are numbered 1 to 1, there is none numbered 2"):
+        encode_file(clip, track=2, **one)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="track is not an option of image-grid"):
+        encode_file(tmp_path / "a.png", model="image-grid", track=1)
 
 
 # --------------------------------------------------------------------------------------------------------------- damage

@@ -259,7 +259,7 @@ def encode_sound(
     tokenizer, rate = audio_tokenizer(model), options.rate
     levels = rate.fixed_levels(len(tokenizer.codebook_sizes))
     search = Search(levels, rate.kbps, rate.size, options.n_steps or None)
-    with AudioReader(source.data, source.name, options.max_samples) as reader:
+    with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
         tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search, pairs=True)
     if tokens is None:
         raise MediaError(f"{source.name}: a sound without samples")

@@ -18,7 +18,7 @@ class AudioFormat(Format):
     """Files of sounds."""
 
     rates = ("levels", "quality", "kbps", "bytes")
-    options = frozenset({"prior", "effort", "start", "end"})
+    options = frozenset({"prior", "effort", "start", "end", "track"})
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None

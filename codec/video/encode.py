@@ -31,7 +31,7 @@ from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
 from .refine import RefinedEncoder
 from .segments import segment_frames, segment_payload, video_tokenizer
-from .track import analyse_track, most_bytes, sound_share
+from .track import analyse_track, most_bytes, open_video, sound_share
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -181,7 +181,7 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
     rate = options.rate
     n_levels = len(video_tokenizer(model).codebook_sizes)
     levels = None if rate.searched else rate.fixed_levels(n_levels)
-    with VideoReader(source.data, source.name, options.max_pixels) as reader, VideoFile(model, levels) as files:
+    with open_video(source, options) as reader, VideoFile(model, levels) as files:
         segment = segment_frames(reader.rate, reader.height, reader.width)
         heard = reader.has_sound and options.sound is not None
         clock = analyse_frames(reader, files, segment, progress.part(0, ASIDE if heard else 1), options.n_steps)

@@ -9,7 +9,7 @@ from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
 from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..models import Model, model_for
-from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ..options import SOUND_OPTIONS, DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
 from .clock import shown_clock
 from .decode import SegmentFrames, part_of, segment_frames_of, write_frames
@@ -45,7 +45,7 @@ class VideoFormat(AnyVideoFormat):
     """Files of models whose rate is a number of levels in each segment."""
 
     rates = ("levels", "quality", "bpp", "kbps", "bytes")
-    options = frozenset({"prior", "effort", "start", "end", "sound-kbps", "sound-model"})
+    options = frozenset({"prior", "effort", "start", "end", "track", *SOUND_OPTIONS})
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None

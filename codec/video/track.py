@@ -1,4 +1,4 @@
-"""The sound of a video: which model and rate it gets, and its encoding."""
+"""The tracks of a video: which are taken; of its sound which model and rate it gets, and its encoding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from ..progress import SILENT, Progress
 from ..registry import MODALITIES
 
 if TYPE_CHECKING:
+    from ..contract import Source
     from ..options import EncodeOptions, Rate
 
 
 SOUND_KBPS = 3.0  # of every signal, unless that is much of the file
 SOUND_SHARE = 5  # then a fifth of it
+
+
+def open_video(source: Source, options: EncodeOptions) -> VideoReader:
+    """The tracks that were asked for. Raises MediaError, or UsageError for a track that is not there."""
+    sound = None if options.sound is None else options.sound.track
+    return VideoReader(source.data, source.name, options.max_pixels, options.track, sound)
 
 
 def most_bytes(rate: Rate, pixels: int, seconds: Fraction) -> int | None:

@@ -22,14 +22,14 @@ from ...contract import Encoded, Sink, Source, Tokenized
 from ...errors import ChunkError, RateError, UsageError
 from ...media.read_video import Pixels, VideoReader
 from ...models import Model, pick_device
-from ...options import DecodeOptions, EncodeOptions, TokenizeOptions
+from ...options import SOUND_OPTIONS, DecodeOptions, EncodeOptions, TokenizeOptions
 from ...progress import SILENT, Progress
 from ...registry import FITTED
 from ..clock import Clock, ClockMaker, clock_fields
 from ..decode import SegmentFrames
 from ..format import AnyVideoFormat
 from ..segments import lost_segment
-from ..track import analyse_track, most_bytes, sound_share
+from ..track import analyse_track, most_bytes, open_video, sound_share
 from .optimize import Fit, FitProgress, default_shape
 from .payload import MAX_CELLS, check_frame, read_fitted
 
@@ -51,7 +51,7 @@ class FittedFormat(AnyVideoFormat):
     """Files whose segments hold the networks that decode them."""
 
     rates = ("quality", "bpp", "kbps", "bytes")
-    options = frozenset({"minutes", "start", "end", "sound-kbps", "sound-model"})
+    options = frozenset({"minutes", "start", "end", "track", *SOUND_OPTIONS})
     needs_model = False
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
@@ -99,7 +99,7 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
     minutes = MINUTES if options.minutes is None else options.minutes
     rate, device = options.rate, pick_device(options.device)
     quality = QUALITY if rate.quality is None else rate.quality
-    with VideoReader(source.data, source.name, options.max_pixels) as reader, tempfile.TemporaryFile() as spool:
+    with open_video(source, options) as reader, tempfile.TemporaryFile() as spool:
         clock = ClockMaker(reader.time_base, reader.name)
         for frame in reader:
             clock.add(frame)
