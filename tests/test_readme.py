@@ -27,7 +27,8 @@ SET_UP = [line for line in SHELL if line.startswith("python3 -m venv ")]  # .ci/
 COMMANDS = [shlex.split(line, comments=True) for line in SHELL if line not in SET_UP]
 PROSE = re.sub(r"```.*?```", "", README, flags=re.S)
 NAMED = sorted({words[1] for words in COMMANDS} | {"bench", "demo", "detokenize", "models"})
-PAGES = sorted(p for p in ROOT.rglob("*.md") if not {".venv", ".git"} & set(p.parts))
+FOLDERS = ("assets", "codec", "entropy", "tests", "tokenizers", "train")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 WEIGHTS = ("model", "hyperprior", "context", "tail")
 
 
