@@ -210,7 +210,7 @@ def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, vi
     assert default == each[1]
     assert len(set(each)) == 3
     clip = tracks(tmp_path / "a.mkv", [True, False], [False] * 2, frames=25)
-    one = {"model": str(video_model), "sound_model": str(sound_model)}
+    one: Any = {"model": str(video_model), "sound_model": str(sound_model)}
     default, *each = (encode_file(clip, sound_track=track, **one).data for track in (None, 1, 2))
     assert default == each[0] != each[1]
     assert encode_file(clip, track=1, **one).data == default
