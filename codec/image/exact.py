@@ -26,7 +26,6 @@ BLOCK = 64  # pixels: four cells of 16
 LARGEST = 1024  # pixels: edge of a window
 FRAME = 30  # bytes of a WebP file that are not about its pixels
 COLOURS, DENSE = 1024, 8  # a block of more colours is not tried unless its error is worth so many bits a pixel
-SIMPLE = 256  # a picture without a block of so few colours is looked at no further
 WORTH = 64  # bits that an exact block must save
 CELL = 16
 
@@ -61,7 +60,7 @@ def is_simple(pixels: Pixels) -> bool:
     height, width = pixels.shape[:2]
     corners = ((y, x) for y in range(0, height, BLOCK) for x in range(0, width, BLOCK))
     blocks = (pixels[y : y + BLOCK, x : x + BLOCK] for y, x in corners)
-    return any(_colours(block) <= min(SIMPLE, block[..., 0].size // 4) for block in blocks)
+    return any(_colours(block) <= min(COLOURS, block[..., 0].size // 4) for block in blocks)
 
 
 def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from ...console import names_in, number_list
-from ...errors import MediaError, UsageError
+from ...errors import MediaError, RateError, UsageError
 from ...media.synthetic import synthetic_pictures
 from ...metrics.picture import psnr
 from ...settings import Setting
@@ -299,7 +299,10 @@ def exhibit(
         versions.append(by(f"{coder.name} {net}".strip(), "ours", coded, coder.decode(coded, net)))
     for other in others:
         if not other.by_levels:
-            same = other.encode(clip, Setting("size", size))
+            try:
+                same = other.encode(clip, Setting("size", size))
+            except RateError:  # its smallest file is larger
+                continue
             versions.append(by(other.name, "ours", same, other.decode(same, other.variants[0])))
     for search in shown:
         quality, reached = search.nearest(size)
