@@ -273,16 +273,24 @@ def _open_special(path: Path) -> IO[bytes] | None:
 
 
 @contextmanager
-def _owned(file: IO[bytes], path: Path, sync: bool) -> Iterator[BinaryIO]:
-    """Write to ``file`` and close it. The first refusal of the system is raised, and no second one by closing."""
-    output = Output(file, str(path))
+def _first_refusal(output: Output) -> Iterator[None]:
+    """If the system refused a write, that is what is raised, whatever a library made of it on the way."""
     try:
-        yield cast(BinaryIO, output)
-        output.finish(sync)
+        yield
     except Exception:
         if output.refusal is not None:
             raise output.refusal from output.refusal.__cause__
         raise
+
+
+@contextmanager
+def _owned(file: IO[bytes], path: Path, sync: bool) -> Iterator[BinaryIO]:
+    """Write to ``file`` and close it. The first refusal of the system is raised, and no second one by closing."""
+    output = Output(file, str(path))
+    try:
+        with _first_refusal(output):
+            yield cast(BinaryIO, output)
+            output.finish(sync)
     finally:
         # What is buffered has been flushed, or is not wanted: closing the whole would try again to write it.
         with _refusals(path):
@@ -391,13 +399,9 @@ def open_output(dst: str | Path | BinaryIO | None, force: bool, *inputs: object)
         yield None
     else:
         output = Output(dst, "standard output" if getattr(dst, "name", None) == "<stdout>" else "the output")
-        try:
+        with _first_refusal(output):
             yield cast(BinaryIO, output)
             output.finish()
-        except Exception:
-            if output.refusal is not None:
-                raise output.refusal from output.refusal.__cause__
-            raise
 
 
 @contextmanager

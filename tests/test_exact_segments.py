@@ -153,6 +153,8 @@ def test_lossless_that_cannot_be_is_refused(page: Pixels, tmp_path: Path) -> Non
         encode_file(io.BytesIO(deep.getvalue()), model=MODEL, lossless=True, device="cpu")
     with pytest.raises(UsageError, match="not quality and lossless"):
         encode_file(png(page), model=MODEL, quality=60, lossless=True, device="cpu")
+    with pytest.raises(UsageError, match="effort is for codes"):
+        encode_file(png(page), model=MODEL, lossless=True, effort=1, device="cpu")
     with pytest.raises(UsageError, match="lossless does not set the rate of image-grid"):
         encode_file(png(page), model="image-grid", lossless=True, device="cpu")
 

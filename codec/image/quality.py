@@ -62,6 +62,8 @@ class QualityFormat(ImageFormat):
         photo = photo_model(model)
         size = picture.pixels.shape[0], picture.pixels.shape[1]
         if options.rate.lossless:
+            if options.effort:
+                raise UsageError("effort is for codes, and a lossless file has none")
             data = lossless_file(photo, picture, size, progress)
             return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100)
         first, later = progress, progress

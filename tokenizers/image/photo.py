@@ -162,14 +162,15 @@ class ImagePhoto(ImageTokenizer):
         return self.pixels(torch.from_numpy(np.stack(latents)).to(self.device), steps)[..., :height, :width]
 
     @torch.no_grad()
-    def decode_tiled(self, tokens: Tokens, channels: int = 3) -> Tensor:
+    def decode_tiled(
+        self, tokens: Tokens, channels: int = 3, progress: Callable[[float], None] | None = None
+    ) -> Tensor:
         """Tokens ``[1, K, h, w]`` to one picture ``[H, W, channels]`` uint8, tile by tile; see :meth:`decode`."""
         self.check_tokens(tokens)
         height, width = tokens.spec.size
         steps = quality_steps(tokens.spec.quality)
-        return self.synthesise_tiled(
-            self.walk_windows(tokens.codes[0].cpu().numpy(), steps), steps, (height, width), channels
-        )
+        latents = self.walk_windows(tokens.codes[0].cpu().numpy(), steps)
+        return self.synthesise_tiled(latents, steps, (height, width), channels, progress=progress)
 
     @torch.no_grad()
     def encode_picture(
@@ -188,7 +189,7 @@ class ImagePhoto(ImageTokenizer):
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         self.check_one_synthesis(synthesis)
-        return self.decode_tiled(tokens, channels)
+        return self.decode_tiled(tokens, channels, progress)
 
     # ---------------------------------------------------------------- the parts
 

@@ -15,6 +15,14 @@ PERIODS = (2, 3, 5, 7, 11)
 WINDOWS = (512, 1024, 2048)
 
 
+def _judged(x: Tensor, layers: nn.ModuleList, last: nn.Module) -> Judgement:
+    features = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), 0.1)
+        features.append(x)
+    return last(x), features
+
+
 class PeriodDiscriminator(nn.Module):
     """Samples as a picture of rows of one period (HiFi-GAN, Kong et al. 2020, arXiv:2010.05646, section 2.3)."""
 
@@ -31,11 +39,7 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Judgement:
         x = F.pad(x, (0, -x.shape[2] % self.period)).unflatten(2, (-1, self.period))
         x = x.contiguous(memory_format=torch.channels_last)
-        features = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)
-            features.append(x)
-        return self.last(x), features
+        return _judged(x, self.layers, self.last)
 
 
 class SpectrumDiscriminator(nn.Module):
@@ -63,11 +67,7 @@ class SpectrumDiscriminator(nn.Module):
             )  # fmt: skip
             x = torch.view_as_real(spectrum).permute(0, 3, 1, 2)  # [B, 2, frequencies, moments]
             x = x.contiguous(memory_format=torch.channels_last)
-        features = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)
-            features.append(x)
-        return self.last(x), features
+        return _judged(x, self.layers, self.last)
 
 
 class SoundDiscriminators(nn.Module):
