@@ -2,16 +2,20 @@
 
 A photo codec's step is thousands of kernels of a few microseconds, and Python takes longer to launch them one by one
 than the GPU to run them (`train/RUNS.md`). Recorded once, they are launched together. Gradients of all processes are
-averaged between the graph and the optimizer, in one piece, so no data-parallel wrapper is needed.
+averaged between the graph and the optimizer, in one piece, so no data-parallel wrapper is needed. The optimizers' step
+is a graph of its own: Muon alone is two thousand kernels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+
+UPDATES_AS_THEY_ARE = 3
 
 
 class GraphedStep:
@@ -76,3 +80,37 @@ class GraphedStep:
         scaled = self.flat * (most / (norm + 1e-6)).clamp(max=1.0)
         self.flat.copy_(torch.where(norm.isfinite(), scaled, 0.0))
         return norm
+
+
+class GraphedUpdate:
+    """Clip the gradients of a :class:`GraphedStep` and step its optimizers.
+
+    Args:
+        compute: whose gradients they are, always in the same memory.
+        optimizers: of :func:`~tokodec.train.loop.optimizers_of`, whose rates are tensors on a GPU.
+        most: norm that gradients are scaled to, see :meth:`GraphedStep.clip`.
+    """
+
+    def __init__(self, compute: GraphedStep, optimizers: Sequence[torch.optim.Optimizer], most: float) -> None:
+        self.compute, self.optimizers, self.most = compute, optimizers, most
+        self.recorded: torch.cuda.CUDAGraph | None = None
+        self.norm = torch.tensor(math.nan)
+        self.steps = 0
+
+    def _run(self) -> Tensor:
+        norm = self.compute.clip(self.most)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return norm
+
+    def __call__(self) -> Tensor:
+        """The norm of the gradients before. The first steps, in which optimizers make their state, run as they are."""
+        self.steps += 1
+        if not self.compute.graphs or self.steps <= UPDATES_AS_THEY_ARE:
+            return self._run()
+        if self.recorded is None:
+            self.recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.recorded):
+                self.norm = self._run()
+        self.recorded.replay()
+        return self.norm

@@ -216,15 +216,22 @@ def optimizers_of(
     if not optim["muon"]:
         groups.append({"params": matrices, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
-    fused = (matrices + others)[0].is_cuda
+    device = (matrices + others)[0].device
+    fused = device.type == "cuda"
+
+    def rate(value: float) -> float | Tensor:
+        """On a GPU a tensor, so that a recorded step sees it change."""
+        return torch.tensor(value, device=device) if fused else value
+
+    betas = tuple(optim["betas"])
     found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=optim["lr"], betas=tuple(optim["betas"]), fused=fused)
+        torch.optim.AdamW(groups, lr=rate(optim["lr"]), betas=betas, fused=fused, capturable=fused)
     ]
     if optim["muon"] and matrices:
-        found.append(Muon(matrices, lr=optim["lr"] * optim["muon"], weight_decay=decay))
+        found.append(Muon(matrices, lr=rate(optim["lr"] * optim["muon"]), weight_decay=decay))
     for optimizer in found:
         for group in optimizer.param_groups:
-            group["base"] = group["lr"]
+            group["base"] = float(group["lr"])
     return found
 
 
@@ -232,7 +239,10 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
     """Learning rates to ``factor`` times the full ones."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(group["base"] * factor)
+            else:
+                group["lr"] = group["base"] * factor
 
 
 def as_released(

@@ -34,10 +34,11 @@ def orthogonal(x: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for weights of two and more dimensions; steps have the size of AdamW's at the same learning rate.
 
-    The scale ``0.2 sqrt(max(rows, columns))`` is that of Liu et al. 2025 (arXiv:2502.16982).
+    The scale ``0.2 sqrt(max(rows, columns))`` is that of Liu et al. 2025 (arXiv:2502.16982). A rate that is a tensor
+    may change between the replays of a CUDA graph.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float | Tensor, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -56,5 +57,5 @@ class Muon(torch.optim.Optimizer):
                 size = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
                 if group["weight_decay"]:
                     torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
-                for p, u in zip(members, update, strict=True):
-                    p.sub_(u.reshape(p.shape).to(p.dtype), alpha=size)
+                updates = (size * update).to(members[0].dtype).unbind()
+                torch._foreach_sub_(members, [u.reshape(p.shape) for p, u in zip(members, updates, strict=True)])

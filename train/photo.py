@@ -54,7 +54,7 @@ from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from ..tokenizers.weights import WEIGHTS_FILE
 from .data.fonts import matplotlib_fonts
 from .data.images import CropStore, list_images, read_all
-from .graphed import GraphedStep
+from .graphed import GraphedStep, GraphedUpdate
 from .loop import (
     Pace,
     TrainingRun,
@@ -197,6 +197,7 @@ class Trainer(TrainingRun):
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = self.optimizers()
         compute: GraphedStep | None = None
+        update: GraphedUpdate | None = None
         loss = norm = torch.tensor(math.nan)
         batch, slices = optim["batch"], len(self.recipe["entropy"]["slices"])
         rounding = False
@@ -212,12 +213,11 @@ class Trainer(TrainingRun):
             kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)
             some = torch.rand(batch, device=self.device, generator=self.generator) < conf["progressive"]
             kept = torch.where(some, kept, slices)
-            if compute is None:
+            if compute is None or update is None:
                 compute = GraphedStep(self.trained, self.loss, (x, quality, kept), not self.args.eager)
+                update = GraphedUpdate(compute, optimizers, optim["grad_clip"])
             loss = compute((x, quality, kept), rounding)
-            norm = compute.clip(optim["grad_clip"])
-            for optimizer in optimizers:
-                optimizer.step()
+            norm = update()
             if pace.due:
                 self.check(step, pace.share, pace.seconds, loss, norm=norm, rounding=rounding)
         if pace.step:

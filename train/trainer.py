@@ -28,7 +28,7 @@ from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.codebook import CodebookQuantizer
 from .card import CARD, write_card
 from .data.reading import Limits, Reading, default_bytes, read_within
-from .graphed import GraphedStep
+from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
 from .recipe import checked
 
@@ -330,6 +330,7 @@ class BaseTrainer(TrainingRun):
         optimizers, beside = self.optimizers(), self.side_optimizers()
         self.model.train()
         compute = GraphedStep(self.net, self.loss, self.inputs(), self.graphs and not self.args.eager)
+        update = GraphedUpdate(compute, optimizers, self.optim["grad_clip"])
         if self.args.minutes:
             self.announce(compute, self.seconds_left() if seconds is None else seconds)
         seconds = self.seconds_left() if seconds is None else seconds
@@ -345,9 +346,7 @@ class BaseTrainer(TrainingRun):
                     self.begin_phase(phase)
                     self.log(f"[{100 * pace.share:5.1f} %] from here on {phase.text}, step {step}")
             inputs, settings = self.gradients(compute)
-            self.losses["norm"] = compute.clip(self.optim["grad_clip"])
-            for optimizer in optimizers:
-                optimizer.step()
+            self.losses["norm"] = update()
             self.after_step(step, pace.share, inputs, settings)
             self.steps = begin + step
             if pace.due:
