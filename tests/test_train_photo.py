@@ -22,7 +22,8 @@ from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from tokodec.train import photo as script
 from tokodec.train import photo_start
-from tokodec.train.graphed import GraphedStep
+from tokodec.train.graphed import UPDATES_AS_THEY_ARE, GraphedStep, GraphedUpdate
+from tokodec.train.loop import optimizers_of, set_rate
 from tokodec.train.muon import Muon, orthogonal
 
 SMALL = (
@@ -105,6 +106,63 @@ def test_a_step_is_momentum_made_orthogonal() -> None:
     optimizer.param_groups[0]["weight_decay"] = 0.0
     optimizer.step()
     assert 0.1 < float((p.detach() - before).square().mean().sqrt()) / 0.1 < 0.25
+
+
+def test_a_rate_in_a_tensor_is_that_rate() -> None:
+    """Recorded steps read their rate from a tensor."""
+    torch.manual_seed(0)
+    plain = parameters()
+    told = [nn.Parameter(p.detach().clone()) for p in plain]
+    rate = torch.tensor(0.0)
+    first, second = Muon(plain, lr=0.0, weight_decay=0.5), Muon(told, lr=rate, weight_decay=0.5)
+    for p, q in zip(plain, told, strict=True):
+        p.grad = q.grad = torch.randn(p.shape)
+    for value in (0.1, 0.03):
+        set_rate_of(first, value)
+        set_rate_of(second, value)
+        first.step()
+        second.step()
+    assert float(rate) == pytest.approx(0.03)
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(plain, told, strict=True))
+
+
+def set_rate_of(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["base"] = 1.0
+    set_rate([optimizer], value)
+
+
+def updated(device: str, graphs: bool, most: float) -> tuple[Tensor, Tensor]:
+    """Weights after eight updates with gradients clipped to ``most``, and the norms before."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 24), nn.Linear(24, 4)).to(device)
+    x, y = torch.randn(16, 8).to(device), torch.randn(16, 4).to(device)
+    optim = {"lr": 0.02, "muon": 2.0, "betas": [0.9, 0.99]}
+    optimizers = optimizers_of(net.named_parameters(), optim, lambda name, p: p.shape == (24, 24))
+    assert [type(optimizer) for optimizer in optimizers] == [torch.optim.AdamW, Muon]
+    compute = GraphedStep(net, lambda a, b: (net(a) - b).square().mean(), (x, y), graphs)
+    update, norms = GraphedUpdate(compute, optimizers, most), []
+    for i in range(8):
+        set_rate(optimizers, 1 - i / 8)
+        compute((x, y))
+        norms.append(update().clone())
+    return torch.cat([p.detach().flatten() for p in net.parameters()]).cpu(), torch.stack(norms).cpu()
+
+
+def test_an_update_clips_and_steps() -> None:
+    free, norms = updated("cpu", False, 1e9)
+    assert norms[0] > norms[-1] > 0  # it learns
+    clipped, first = updated("cpu", False, 1e-9)
+    assert first[0] == norms[0]  # told as it was before
+    assert not torch.allclose(clipped, free, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_updates_are_those_that_are_not_recorded() -> None:
+    assert UPDATES_AS_THEY_ARE < 8
+    recorded, plain = updated("cuda", True, 0.5), updated("cuda", False, 0.5)
+    assert torch.allclose(recorded[0], plain[0], atol=1e-3)
+    assert torch.allclose(recorded[1], plain[1], rtol=1e-2)
 
 
 def test_muon_lowers_a_quadratic() -> None:
