@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
+from tokodec.entropy.recording import recording
 from tokodec.tokenizers import graphed
 from tokodec.tokenizers.graphed import AFTER, KEPT, MOST, Graphed
 
@@ -81,3 +84,44 @@ def test_a_recorded_net_computes_the_same() -> None:
         x = torch.randn(1, 3, 20, 30, device="cuda")
         assert torch.equal(run(x), net(x))
     assert run.recorded
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is given up in a cycle must not be freed then: that spoils the recording."""
+    seen: list[bool] = []
+
+    @contextmanager
+    def capture(graph: object, pool: object) -> Iterator[None]:
+        seen.append(gc.isenabled())
+        yield
+        seen.append(gc.isenabled())
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    with recording(None):  # type: ignore[arg-type]
+        seen.append(gc.isenabled())
+    assert seen == [False] * 3
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="kernel"), recording(None):  # type: ignore[arg-type]
+        raise RuntimeError("a kernel")
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graphs_in_a_cycle_do_not_spoil_a_recording() -> None:
+    class Held:
+        """Holds a graph, and itself."""
+
+        def __init__(self) -> None:
+            self.own, self.graph = self, torch.cuda.CUDAGraph()
+            x = torch.zeros(8, device="cuda")
+            with recording(self.graph):
+                x.add_(1)
+
+    for _ in range(3):
+        Held()
+    x, graph = torch.zeros(8, device="cuda"), torch.cuda.CUDAGraph()
+    with recording(graph):
+        for _ in range(2000):  # enough new objects that a collection would be due
+            x = x + 1
+    graph.replay()
+    assert float(x.sum()) == 16000

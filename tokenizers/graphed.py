@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..entropy.recording import recording
+
 AFTER = 2  # plain calls with inputs of a shape before its graph is recorded
 KEPT = 4  # shapes
 MOST = 1 << 21  # numbers in all inputs, beyond which launching does not matter and a graph would hold much memory
@@ -29,7 +31,7 @@ def record(function: Function, inputs: tuple[Tensor, ...]) -> Replay:
         function(*held)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with recording(graph):
         out = function(*held)
 
     def replay(*inputs: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from ..entropy.recording import recording
+
 UPDATES_AS_THEY_ARE = 3
 
 
@@ -54,7 +56,7 @@ class GraphedStep:
                 self._run(settings)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with recording(graph):
             loss = self._run(settings)
         return graph, loss
 
@@ -110,7 +112,7 @@ class GraphedUpdate:
             return self._run()
         if self.recorded is None:
             self.recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.recorded):
+            with recording(self.recorded):
                 self.norm = self._run()
         self.recorded.replay()
         return self.norm

@@ -25,6 +25,7 @@ from ..integer import (
     exact_dtype,
     frequencies,
 )
+from ..recording import recording
 from ..schedule import Schedule
 from ..tree import CodeTree
 
@@ -341,7 +342,7 @@ class StepGraphs:
                 given = torch.zeros(m, dtype=torch.int64, pin_memory=True)
                 found = torch.zeros(m, base, dtype=torch.float32, pin_memory=True)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                with recording(graph, pool):
                     if digit == 0:
                         a = self.run.hidden(self.layout.windows[step], m)
                         logits = level.logits(a, 0)
@@ -353,7 +354,7 @@ class StepGraphs:
             self.tables_of.append(digits)
             codes = torch.zeros(m, dtype=torch.int64, pin_memory=True)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with recording(graph, pool):
                 self.run.know(cells, codes.to(level.device, non_blocking=True))
             self.puts.append((graph, codes))
         torch.cuda.current_stream(level.device).synchronize()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..recording import recording
 from .net import HATS, SCALES
 from .walk import Networks, Step, WalkRun
 
@@ -49,7 +50,7 @@ class WalkGraphs:
         last: tuple[Tensor, Tensor] | None = None
         for k in range(len(self.order) + 1):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with recording(graph, self.pool):
                 if k == 0:
                     self.run.begin(self.given.to(device, prior.dtype, non_blocking=True))
                 else:
@@ -118,7 +119,7 @@ class WalkGraphs:
 
     def _capture_encoder(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with recording(graph, self.pool):
             self.run.begin(self.given.to(self.prior.device, self.prior.dtype, non_blocking=True))
             for k, (i, step) in enumerate(self.order):
                 mean, scale = self.run.predict(i, step)

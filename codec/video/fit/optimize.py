@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ....entropy.fitted.codes import LIMIT, MAX_EXPONENT, REACH, Weights, context_shapes, weight_bits
 from ....entropy.fitted.net import ContextNet
+from ....entropy.recording import recording
 from ....tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, FitSynthesis, Group
 from .payload import write_fitted
 
@@ -262,7 +263,7 @@ class Fit:
             self._step(rounded)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with recording(graph):
             self._step(rounded)
         return graph
 
