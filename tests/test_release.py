@@ -35,7 +35,7 @@ from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 TABLES_HASH = "03114317a85fa2da74094318e197ad19b44b7eca1ba8e7ad6ba32ae79348b400"
 PHOTO_HASHES = {
     "image-photo": "ce9ec180d9b00f94f3df73d07f43d07ca6aaac93e9d50fb7b6bdd16e55f4fd93",
-    "image-photo-2": "fcd422456475801378624115ec05ab5d6b1e8599f51e5202fac0bf7058faf124",
+    "image-photo-2": "4b1d1f743c79f2a73f826fd19de96ad63e4a570e5bd0d6bd27e2bccfb10efb68",
 }
 SAMPLE = ASSETS / "kodim05.webp"  # the hard one: fine detail everywhere
 
