@@ -39,7 +39,6 @@ class TokenizerKind:
 
 _KINDS = {
     "ImageGrid": TokenizerKind(".image.grid", "image"),
-    "ImageBlocks": TokenizerKind(".image.blocks", "image"),
     "ImagePhoto": TokenizerKind(".image.photo", "image", "quality"),
     "ImageSequence": TokenizerKind(".image.sequence", "image", "tokens"),
     "AudioGRVQ": TokenizerKind(".audio.grvq", "audio"),
