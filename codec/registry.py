@@ -63,7 +63,6 @@ _PRIORS = {  # best first
     "hyperprior": PriorKind(3, "hyperprior.safetensors", ".entropy.hyperprior.prior:HyperPrior"),
     "context": PriorKind(2, "context.safetensors", ".entropy.context.prior:ContextPrior"),
     "tail": PriorKind(4, "tail.safetensors", ".entropy.tail:TailPrior"),
-    "bands": PriorKind(6, "bands.safetensors", ".entropy.bands:BandsPrior"),
     "static": PriorKind(1, "prior.safetensors", ".entropy.static:StaticPrior"),
     "fit": PriorKind(5, "", ""),  # segments hold networks of their own
 }
