@@ -86,7 +86,8 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
 
     kinds = prior_kinds()
     if prior is not None and prior not in kinds:
-        raise UsageError(f"unknown entropy model {prior!r}: use context or static")
+        known = ", ".join(name for name, kind in kinds.items() if kind.file)
+        raise UsageError(f"unknown entropy model {prior!r}: use one of {known}")
     try:
         folder = find_model(name)
         device = pick_device(device)
