@@ -84,6 +84,7 @@ class Tokenizer(nn.Module, abc.ABC):
     sample_rate: ClassVar[float | None] = None
     varies: ClassVar[tuple[str, ...]] = ()
     rate_control: ClassVar[str] = "levels"  # what sets the rate of encode()
+    needs_prior: ClassVar[bool] = False  # whether its codes cannot be coded with fixed lengths
 
     name: str
     #: Prefixes of weights that only decoding uses: codes mean the same without them.
