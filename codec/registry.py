@@ -73,7 +73,6 @@ OTHERS = range(64, 256)  # wire ids for packages that are not ours
 _FORMATS = {
     ("image", "levels"): ".image.levels:LevelsFormat",
     ("image", "quality"): ".image.quality:QualityFormat",
-    ("image", "error"): ".image.error:ErrorFormat",
     ("image", "tokens"): ".image.sequence:SequenceFormat",
     ("audio", "levels"): ".audio.format:AudioFormat",
     ("video", "levels"): ".video.format:VideoFormat",
