@@ -40,7 +40,6 @@ MODALITIES = {
     "image": Modality(1, "a picture", ".png", "image-photo-2", "image-grid", generator="generator-image"),
     "audio": Modality(2, "a sound", ".wav", "audio-24k", "audio-24k", generator="generator-audio"),
     "video": Modality(3, "a video", ".mp4", "video-grid", "video-grid"),
-    "text": Modality(4, "a text", ".txt", "text-bytes", "text-bytes"),
 }
 MODALITY_NAMES = {modality.wire_id: name for name, modality in MODALITIES.items()}
 
@@ -77,7 +76,6 @@ _FORMATS = {
     ("image", "tokens"): ".image.sequence:SequenceFormat",
     ("audio", "levels"): ".audio.format:AudioFormat",
     ("video", "levels"): ".video.format:VideoFormat",
-    ("text", "levels"): ".text.format:TextFormat",
     ("video", "fit"): ".video.fit.format:FittedFormat",
 }
 

@@ -42,7 +42,6 @@ _KINDS = {
     "ImagePhoto": TokenizerKind(".image.photo", "image", "quality"),
     "ImageSequence": TokenizerKind(".image.sequence", "image", "tokens"),
     "AudioGRVQ": TokenizerKind(".audio.grvq", "audio"),
-    "TextBytes": TokenizerKind(".text.bytes", "text"),
     "VideoGrid": TokenizerKind(".video.grid", "video"),
 }
 

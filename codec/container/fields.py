@@ -34,7 +34,7 @@ RATES = (1000, 768_000)  # samples a second that make sense
 MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised by --max-samples
 
 # Wire constants, see registry.py. Numbers are never reused.
-IMAGE, AUDIO, VIDEO, TEXT = (MODALITIES[name].wire_id for name in ("image", "audio", "video", "text"))
+IMAGE, AUDIO, VIDEO = (MODALITIES[name].wire_id for name in ("image", "audio", "video"))
 HYPERPRIOR = 3  # files of models whose rate is set by a quality
 FIT = 5  # videos whose segments hold networks of their own
 
@@ -119,10 +119,6 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("aspect_width", "u16", "a pixel's width relative to aspect_height", 1, 65535),
         Field("aspect_height", "u16", "a pixel's height relative to aspect_width", 1, 65535),
         Field("sound", "u8", "whether AHED and AUDL chunks belong to the video", names={0: "no", 1: "yes"}),
-    ),
-    TEXT: (
-        Field("length", "u32", "bytes of the text", 1),
-        Field("segment", "u16", "bytes of a segment", 1, 65535),
     ),
 }
 _STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
@@ -340,45 +336,8 @@ class VideoHeader:
         return f"{self.width} x {self.height} pixels, {self.frames} frames in the file"
 
 
-@dataclass(frozen=True)
-class TextHeader:
-    """The header of a text, fields as in :data:`COMMON_FIELDS` and :data:`MODALITY_FIELDS`."""
-
-    model: str
-    weights_hash: str
-    prior_hash: str
-    layers: int
-    length: int
-    segment: int
-    prior: int = 1
-    modality: int = TEXT
-
-    def __post_init__(self) -> None:
-        for f in header_fields(self.modality):
-            f.check(getattr(self, f.name))
-
-    @property
-    def grid(self) -> tuple[int]:
-        return (self.length,)
-
-    @property
-    def n_segments(self) -> int:
-        return -(-self.length // self.segment)
-
-    def over_limit(self, max_pixels: int | None, max_samples: int | None) -> str | None:
-        return None  # a segment stands for 65535 bytes at most
-
-    def rates(self, size: int) -> dict[str, float]:
-        """What a file of ``size`` bytes takes: bits per byte."""
-        return {"bits_per_byte": round(8 * size / self.length, 6)}
-
-    @property
-    def summary(self) -> str:
-        return f"{self.length} bytes of text"
-
-
-Header = ImageHeader | AudioHeader | VideoHeader | TextHeader
-HEADERS: dict[int, type[Header]] = {IMAGE: ImageHeader, AUDIO: AudioHeader, VIDEO: VideoHeader, TEXT: TextHeader}
+Header = ImageHeader | AudioHeader | VideoHeader
+HEADERS: dict[int, type[Header]] = {IMAGE: ImageHeader, AUDIO: AudioHeader, VIDEO: VideoHeader}
 
 
 def header_fields(modality: int) -> tuple[Field, ...]:

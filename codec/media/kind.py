@@ -18,11 +18,9 @@ from .guard import references
 from .read_image import IMAGE_SUFFIXES_IN
 from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
-Kind = Literal["image", "audio", "video", "text"]
+Kind = Literal["image", "audio", "video"]
 
-MODALITY_SUFFIXES = {
-    "image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN, "video": VIDEO_SUFFIXES_IN, "text": (".txt",),
-}  # fmt: skip
+MODALITY_SUFFIXES = {"image": IMAGE_SUFFIXES_IN, "audio": AUDIO_SUFFIXES_IN, "video": VIDEO_SUFFIXES_IN}
 SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix in suffixes)
 
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
@@ -98,8 +96,6 @@ def _kind(start: bytes, suffix: str, source: Path | BinaryIO) -> Kind:
         return "audio"
     if start.startswith(b"GIF8"):
         return "video" if _is_animated(source) else "image"
-    if suffix.lower() == ".txt":
-        return "text"
     if suffix.lower() in VIDEO_SUFFIXES_IN and not _picture(start):
         return "video"
     return "audio" if suffix.lower() in AUDIO_SUFFIXES_IN and not _picture(start) else "image"
