@@ -84,7 +84,6 @@ class EncodeFlags(InputFlags):
         bool, typer.Option("--metadata/--no-metadata", help="without: keep the colour profile only, as --keep icc")
     ] = True
     strict: Annotated[bool, typer.Option("--strict", help="refuse damaged pictures")] = False
-    gray: Annotated[bool, typer.Option("--gray", help="encode a picture without its colours")] = False
     track: Annotated[
         int | None, typer.Option(help="of a sound or a video, from 1 on; the file's default if not given", min=1)
     ] = None

@@ -115,7 +115,6 @@ class EncodeOptions:
         minutes: that "video-fit" may take, 3 by default.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged picture instead of encoding what is left.
-        gray: encode a picture without its colours.
         track: of a sound or a video, from 1 on; the one that the file calls its default if None.
         sound: of a video; None leaves it out.
         max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
@@ -130,7 +129,6 @@ class EncodeOptions:
     minutes: float | None = None
     keep: frozenset[str] = KEEP
     strict: bool = False
-    gray: bool = False
     track: int | None = None
     sound: SoundOptions | None = SoundOptions()
     max_pixels: int = MAX_PIXELS
@@ -156,7 +154,6 @@ class EncodeOptions:
         asked = {
             "effort": self.effort, "minutes": self.minutes, "prior": self.prior, "sound-kbps": sound.kbps,
             "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
-            "gray": self.gray,
         }  # fmt: skip
         return self.rate.given + [name for name, value in asked.items() if value]
 
@@ -247,7 +244,6 @@ class EncodeShort(RateShort, total=False):
     keep: frozenset[str] | str | None
     metadata: bool
     strict: bool
-    gray: bool
     track: int | None
     sound: bool
     sound_kbps: float | None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...tokenizers.image.base import ImageTokenizer
 from ...tokenizers.tokens import Tokens
@@ -22,7 +21,6 @@ from ..container.write import write_tok
 from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
 from ..errors import ChunkError, FormatError, UsageError
 from ..media.picture import Picture
-from ..media.profile import fitting_profile
 from ..media.read_image import read_image
 from ..media.write_image import check_writable, encode_alpha, write_image
 from ..models import Model
@@ -75,7 +73,7 @@ def image_tokenizer(model: Model) -> ImageTokenizer:
 class ImageFormat(Format):
     """Files of pictures. A subclass knows how codes become layers, and what sets the rate."""
 
-    options = frozenset({"prior", "synthesis", "gray"})
+    options = frozenset({"prior", "synthesis"})
 
     @abc.abstractmethod
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
@@ -89,9 +87,6 @@ class ImageFormat(Format):
         assert model is not None
         picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
         prepare(picture, options.keep, hidden=options.rate.lossless)
-        if options.gray and picture.pixels.shape[2] == 3:
-            picture.pixels = np.array(Image.fromarray(picture.pixels).convert("L"))[..., None]
-            picture.icc = None if picture.icc is None else fitting_profile(picture.icc, gray=True)[0]
         encoded = self.build(picture, model, options, progress)  # 2, 3
         encoded.notes, encoded.problems = picture.notes + encoded.notes, picture.problems
         return encoded
