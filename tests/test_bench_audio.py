@@ -576,17 +576,3 @@ def test_writing_a_sound_of_the_page_is_lossless_flac() -> None:
     again, _ = soundfile.read(io.BytesIO(base64.b64decode(uri.partition(",")[2])), dtype="float32")
     assert np.array_equal(again, x)
     assert write_audio(Sound(x[None], RATE), io.BytesIO(), ".flac", "a") == []
-
-
-def test_mp3_is_a_row_of_the_table(model: str, tmp_path: Path) -> None:
-    folder = tmp_path / "sounds"
-    folder.mkdir()
-    soundfile.write(folder / "speech_a.wav", voice(2.0), RATE)
-    bench(folder, tmp_path / "out", "opus,mp3", model, kbps="2", baselines="", metrics="mel,si-sdr", memory=False)
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {pair["against"] for pair in report["pairwise"]} == {"opus", "mp3"}
-    mp3 = [entry for entry in report["aggregates"] if entry["codec"] == "mp3"]
-    assert [entry["asked_kbps"] for entry in mp3] == [16, 24, 32]
-    assert mp3[-1]["kbps"] == pytest.approx(32, rel=0.15)
-    assert mp3[-1]["si_sdr"] > 10
-    assert "ours against Mp3" in (tmp_path / "out" / "index.html").read_text()

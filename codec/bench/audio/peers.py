@@ -118,7 +118,6 @@ SOUND_PEERS = {
             changes=((0.0, {"frame_duration": "60"}), (16.0, {"frame_duration": "20"})),
             how=", frames of 60 ms below 16 kbit/s and of 20 ms from there on", decoded_rate=48000,
         ),
-        SoundPeer("mp3", "libmp3lame", "mp3", (16.0, 24.0, 32.0), {"compression_level": "0"}),
     )
 }  # fmt: skip
 
