@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .container.chunks import EXCT
 from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
@@ -94,8 +93,7 @@ def _tok_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptio
         tokens, _ = file_tokens(tok, options.model, options.device, options.levels)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{src}: {error}") from error
-    exact = any(kind == EXCT for kind, _, _ in tok.places)
-    return Tokenized(tokens, tok.problems, ["blocks that are kept exactly are not part of tokens"] * exact)
+    return Tokenized(tokens, tok.problems, tok.beside_tokens)
 
 
 def _media_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptions) -> Tokenized:

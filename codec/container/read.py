@@ -146,6 +146,12 @@ class TokFile:
             payloads.append(payload)
         return payloads
 
+    @property
+    def beside_tokens(self) -> list[str]:
+        """What of the file's signal is not part of its tokens, a line each."""
+        exact = any(kind == EXCT for kind, _, _ in self.places)
+        return ["blocks that are kept exactly are not part of tokens"] * exact
+
     def damaged(self, problem: str) -> None:
         """Put a line on ``problems``, each once and ``MAX_PROBLEMS`` of them: a file may have a fault in every byte."""
         if len(self.problems) <= MAX_PROBLEMS and problem not in self.problems:
