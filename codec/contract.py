@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from .container.fields import Header
 from .errors import UsageError
@@ -66,6 +66,12 @@ class Encoded:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def summary(self) -> str:
+        """Bytes, and the rate where there is one."""
+        rate = f", {self.kbps:.3f} kbps" if self.seconds else f", {self.bpp:.4f} bpp" if self.pixels else ""
+        return f"{len(self.data)} bytes{rate}"
+
+    @property
     def bpp(self) -> float:
         """Bits per pixel of the whole file, of a picture or a video."""
         return 8 * len(self.data) / self.pixels
@@ -81,8 +87,8 @@ class Decoded:
     """A decoded picture, sound or video.
 
     Attributes:
-        media: pixels and metadata, or the samples; None for a sound that went into a file block by block, and for a
-            video, which :func:`.video.decode.decode_frames` gives frame by frame.
+        media: a Picture or a Sound, or what another wing makes; None for a sound that went into a file block by block,
+            and for a video, which :func:`.video.decode.decode_frames` gives frame by frame.
         header: what the file says of it.
         levels: the fewest layers that any segment of a picture was decoded with; 1 for sounds and videos.
         problems: damage, one line each; what was lost is filled by the entropy model or decoded coarser, silent, or
@@ -90,7 +96,7 @@ class Decoded:
         notes: what the output format could not keep.
     """
 
-    media: Picture | Sound | None
+    media: Any
     header: Header
     levels: int
     problems: list[str] = field(default_factory=list)
@@ -165,14 +171,14 @@ class Format(abc.ABC):
         """Tokens to the bytes of a file. Raises UsageError if a file cannot hold them."""
 
     @abc.abstractmethod
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Picture | Sound | None:
-        """Tokens to a medium; a video only goes into the sink."""
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Any:
+        """Tokens to a medium, as :attr:`Decoded.media`; a video only goes into the sink."""
 
     def check(self, given: Iterable[str], what: str) -> None:
         """Raise UsageError for options that ``what`` (a model's name) does not have."""
         for name in given:
             if name in RATES and name not in self.rates:
-                *others, last = self.rates
-                raise UsageError(f"{name} does not set the rate of {what}: use {', '.join(others)} or {last}")
+                use = ", ".join(self.rates[:-1]) + " or " * (len(self.rates) > 1) + "".join(self.rates[-1:])
+                raise UsageError(f"{name} does not set the rate of {what}: {f'use {use}' if use else 'nothing does'}")
             if name not in RATES and name not in self.options:
                 raise UsageError(f"{name} is not an option of {what}")

@@ -77,7 +77,7 @@ def pick_device(device: str | torch.device) -> str:
 def load_model(name: str, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and an entropy model by release name, folder or `hf:USER/MODEL`; kept for the next call.
 
-    A model without an entropy model whose rate is a number of levels is used with codes of fixed lengths.
+    A model without an entropy model is used with codes of fixed lengths, unless its codes need one.
 
     Args:   prior: name of an entropy model, see registry.py; the first there that the model has if None.
     Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
@@ -86,7 +86,8 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
 
     kinds = prior_kinds()
     if prior is not None and prior not in kinds:
-        raise UsageError(f"unknown entropy model {prior!r}: use context or static")
+        known = ", ".join(name for name, kind in kinds.items() if kind.file)
+        raise UsageError(f"unknown entropy model {prior!r}: use one of {known}")
     try:
         folder = find_model(name)
         device = pick_device(device)
@@ -113,7 +114,7 @@ def _find_prior(folder: Path, prior: str | None, tokenizer: Tokenizer, device: s
     if there:
         name = prior or there[0]
         return _load_prior(folder, name, device, _written(folder, prior_kinds()[name].file))
-    return _uniform(tokenizer.codebook_sizes) if tokenizer.rate_control == "levels" else None
+    return None if tokenizer.needs_prior else _uniform(tokenizer.codebook_sizes)
 
 
 def _written(folder: Path, *files: str) -> tuple[int, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .container.chunks import EXCT
 from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
 from .contract import Sink, Source, Tokenized
@@ -16,9 +15,7 @@ from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
 from .files import open_output, read_bytes, stored
 from .formats import format_of
-from .media.audio import Sound
 from .media.kind import media_kind, refuse_unknown_start
-from .media.picture import Picture
 from .models import load_model, pick_device
 from .options import TokenizeOptions, with_short_forms
 from .registry import MODALITIES
@@ -96,8 +93,7 @@ def _tok_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptio
         tokens, _ = file_tokens(tok, options.model, options.device, options.levels)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{src}: {error}") from error
-    exact = any(kind == EXCT for kind, _, _ in tok.places)
-    return Tokenized(tokens, tok.problems, ["blocks that are kept exactly are not part of tokens"] * exact)
+    return Tokenized(tokens, tok.problems, tok.beside_tokens)
 
 
 def _media_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptions) -> Tokenized:
@@ -123,11 +119,11 @@ def detokenize_file(
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_samples: int = MAX_SAMPLES,
-) -> Picture | Sound | None:
+) -> Any:
     """Tokens to a picture, a sound or a video, or to a `.tok` file if ``dst`` ends so.
 
     Args:    max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
-    Returns: the picture or sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
+    Returns: the Picture or Sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
     with open_output(dst, force, src) as file:

@@ -23,8 +23,8 @@ from torch import nn
 
 from tokodec.codec.bench import metrics as sound_metrics
 from tokodec.codec.bench.audio import neural as sound_baselines
-from tokodec.codec.bench.audio import opus
 from tokodec.codec.bench.audio import page as audio_page
+from tokodec.codec.bench.audio import peers
 from tokodec.codec.bench.audio.bench import MEANS, bench_audio, compare_pairwise, row, speed
 from tokodec.codec.bench.audio.ours import CHUNK, prepare_sound, run_nets, run_stream
 from tokodec.codec.bench.audio.page import beats_text, losses
@@ -42,6 +42,7 @@ from tokodec.codec.metrics import spectrogram
 from tokodec.codec.settings import Setting
 
 SECONDS = 1.3
+OPUS = peers.SOUND_PEERS["opus"]
 
 
 def bench(folder: Path, out: Path, against: str, model: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def bench(folder: Path, out: Path, against: str, model: str, device: str = "cpu"
 
 
 def encode_opus(x: np.ndarray, kbps: float) -> Coded:
-    return opus.Opus().encode(Clip("x", "other", x, b""), Setting("kbps", kbps))
+    return OPUS.encode(Clip("x", "other", x, b""), Setting("kbps", kbps))
 
 
 NAMES = ["music_b.flac", "speech_a.wav"]
@@ -113,14 +114,14 @@ def lag(x: np.ndarray, x_hat: np.ndarray) -> int:
     return found - n if found > n // 2 else found
 
 
-@pytest.mark.parametrize("kbps", opus.KBPS)
+@pytest.mark.parametrize("kbps", OPUS.kbps)
 def test_opus_comes_back_in_place_at_the_rate_asked_for(kbps: float) -> None:
     x = voice(3.0137)
     file = encode_opus(x, kbps)
-    decoded = opus.Opus().decode(file)
+    decoded = OPUS.decode(file)
     assert len(decoded) == 2 * len(x)  # neither pre-skip nor padding
-    assert abs(lag(resample(x[None], RATE, 48000)[0], decoded)) <= opus.SHIFT // 2
-    x_hat = opus.align(x, decoded)
+    assert abs(lag(resample(x[None], RATE, 48000)[0], decoded)) <= peers.SHIFT // 2
+    x_hat = OPUS.align(x, decoded)
     assert x_hat.shape == x.shape
     assert abs(lag(x, x_hat)) <= 1
     assert np.corrcoef(x, x_hat)[0, 1] > 0.8
@@ -134,16 +135,16 @@ def test_opus_comes_back_in_place_at_the_rate_asked_for(kbps: float) -> None:
 def test_alignment_undoes_a_delay(late: int) -> None:
     x = voice(0.5)
     fine = resample(x[None], RATE, 48000)[0]
-    found = opus.align(x, np.roll(fine, late))
+    found = OPUS.align(x, np.roll(fine, late))
     assert np.abs(found - resample(fine[None], 48000, RATE)[0])[200:-200].max() < 1e-5
     assert lag(x, found) == 0
-    far = opus.align(x, np.roll(fine, 60))
+    far = OPUS.align(x, np.roll(fine, 60))
     assert lag(x, far) > 10  # more than the decoder's own delay is an error of the codec, and stays one
 
 
 def test_opus_gets_better_with_rate() -> None:
     x = voice(1.5)
-    low, high = (sound_metrics.si_sdr(x, opus.align(x, opus.Opus().decode(encode_opus(x, k)))) for k in (6, 24))
+    low, high = (sound_metrics.si_sdr(x, OPUS.align(x, OPUS.decode(encode_opus(x, k)))) for k in (6, 24))
     assert low is not None
     assert high is not None
     assert high > low + 3
@@ -152,8 +153,8 @@ def test_opus_gets_better_with_rate() -> None:
 def test_opus_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("av.codecs_available", {"flac"})
     with pytest.raises(UsageError, match="this PyAV was built without libopus"):
-        opus.find_sound_peers(["opus"])
-    assert opus.find_sound_peers([]) == []
+        peers.find_sound_peers(["opus"])
+    assert peers.find_sound_peers([]) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- metrics
@@ -318,7 +319,7 @@ def test_every_combination_has_its_row(rows: list[dict[str, str]]) -> None:
         kind = name.partition("_")[0]
         expected += [(name, kind, "tiny-sound", "curve", "0.9"), (name, kind, "tiny-sound", "curve", "2.0")]
         expected += [(name, kind, "tiny-sound", role, "2.0") for role in ("nets", "stream")]
-        expected += [(name, kind, "opus", "curve", str(kbps)) for kbps in opus.KBPS]
+        expected += [(name, kind, "opus", "curve", str(kbps)) for kbps in OPUS.kbps]
     assert [(r["clip"], r["kind"], r["codec"], r["role"], r["asked_kbps"]) for r in rows] == expected
 
 
@@ -351,7 +352,7 @@ def test_our_rows_are_our_files(rows: list[dict[str, str]], sounds: Path, model:
 
 def test_opus_rows_are_opus_files(rows: list[dict[str, str]], sounds: Path) -> None:
     found = [r for r in rows if r["codec"] == "opus"]
-    assert len(found) == 2 * len(opus.KBPS)
+    assert len(found) == 2 * len(OPUS.kbps)
     for r in found:
         clip = read_clip(sounds / r["clip"])
         file = encode_opus(clip.x, float(r["asked_kbps"]))
@@ -365,7 +366,7 @@ def test_aggregates_are_means_of_the_rows(rows: list[dict[str, str]], report: di
     assert [(e["kind"], e["codec"], e["asked_kbps"], e["clips"]) for e in report["aggregates"]] == [
         (kind, codec, kbps, 1)
         for kind in ("music", "speech")
-        for codec, rates in (("tiny-sound", (0.9, 2.0)), ("opus", opus.KBPS))
+        for codec, rates in (("tiny-sound", (0.9, 2.0)), ("opus", OPUS.kbps))
         for kbps in rates
     ]
     for e in report["aggregates"]:
@@ -407,7 +408,7 @@ def test_page_needs_nothing_from_outside(out: Path, report: dict[str, Any]) -> N
     assert not re.findall(r"""https?:|@import|<link|src="(?!data:)|url\((?!#)|fetch\(|import\(""", html)
     articles = re.findall(r"<article.*?</article>", html, re.DOTALL)
     assert [re.findall(r"<h3>(\S+)", text)[0] for text in articles] == NAMES[::-1]  # the first of each kind
-    labels = ["original", "tiny-sound at 0.9", "tiny-sound at 2", *(f"Opus at {kbps:g}" for kbps in opus.KBPS)]
+    labels = ["original", "tiny-sound at 0.9", "tiny-sound at 2", *(f"Opus at {kbps:g}" for kbps in OPUS.kbps)]
     for text, seconds in zip(articles, (SECONDS, 1.1), strict=True):
         assert re.findall(r"<b>(.*?)</b>", text) == labels
         assert text.count("<audio controls") == text.count("data:audio/flac;base64,") == len(labels)
@@ -419,7 +420,7 @@ def test_page_needs_nothing_from_outside(out: Path, report: dict[str, Any]) -> N
     data = json.loads(text)
     assert data["groups"] == report["kinds"]
     assert [(s["name"], s["kind"], len(s["points"])) for s in data["series"]] == [
-        ("tiny-sound", "ours", 4), ("opus", "peer", 2 * len(opus.KBPS)),
+        ("tiny-sound", "ours", 4), ("opus", "peer", 2 * len(OPUS.kbps)),
     ]  # fmt: skip
     for sentence in losses(report, "speech"):
         assert sentence in html
@@ -520,7 +521,7 @@ def test_users_mistakes_are_one_line(
         "memory": False,
     }  # fmt: skip
     cases: tuple[tuple[type[TokodecError], str, dict[str, Any]], ...] = (
-        (UsageError, "unknown codec 'mp3'.*opus", {"against": "mp3"}),
+        (UsageError, "unknown codec 'mp9'.*opus", {"against": "mp9"}),
         (UsageError, "no sounds in", {"folder": tmp_path / "empty"}),
         (UsageError, "is not a folder", {"folder": tmp_path / "nowhere"}),
         (UsageError, "at least 1", {"limit": 0}),

@@ -530,7 +530,7 @@ def test_the_prior_is_chosen(codec: Codec, golden: Path, tiny_model: Path, photo
     for model, kind, message in (
         (golden / "context", "static", "has no entropy model 'static', only 'context'"),
         (tiny_model, "context", "has no entropy model 'context', only 'static'"),
-        (tiny_model, "best", "unknown entropy model 'best': use context or static"),
+        (tiny_model, "best", "unknown entropy model 'best': use one of hyperprior, context, tail, static"),
     ):
         before = file.read_bytes()
         done = codec("encode", str(photo), "-o", str(file), "--force", "--model", str(model), "--prior", kind)

@@ -24,7 +24,7 @@ from .folders import CONFIG_FILE, find_model, read_config
 from .precision import require_float32
 from .quantize.base import QuantizerOutput
 from .quantize.codebook import CodebookQuantizer
-from .registry import RateControl, load_class
+from .registry import load_class
 from .stamp import Stamp, samples
 from .tokens import Tokens, TokenSpec
 from .variants import BASE_HASH, LEFT, RIGHT
@@ -83,7 +83,8 @@ class Tokenizer(nn.Module, abc.ABC):
     channels: ClassVar[tuple[str, ...]] = ("rgb",)
     sample_rate: ClassVar[float | None] = None
     varies: ClassVar[tuple[str, ...]] = ()
-    rate_control: ClassVar[RateControl] = "levels"  # what sets the rate of encode()
+    rate_control: ClassVar[str] = "levels"  # what sets the rate of encode()
+    needs_prior: ClassVar[bool] = False  # whether its codes cannot be coded with fixed lengths
 
     name: str
     #: Prefixes of weights that only decoding uses: codes mean the same without them.

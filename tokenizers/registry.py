@@ -16,10 +16,9 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 GROUP = "tokodec.tokenizers"
-RateControl = Literal["levels", "quality", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,13 @@ class TokenizerKind:
     Attributes:
         module: that defines the class; with a leading dot inside this package.
         modality: "image", "audio" or "video".
-        rate_control: what sets the rate: a number of levels, a quality, or a number of tokens.
+        rate_control: what sets the rate, by which its format is chosen: "levels" (a number of them), "quality" or
+            "tokens" (their number), or what a format of others is registered for.
     """
 
     module: str
     modality: str
-    rate_control: RateControl = "levels"
+    rate_control: str = "levels"
 
 
 _KINDS = {

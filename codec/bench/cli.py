@@ -25,8 +25,8 @@ def bench_image(options: ImageOptions) -> None:
 @bench_app.command("audio")
 @takes(AudioOptions)
 def bench_audio_folder(options: AudioOptions) -> None:
-    """Rate, quality, speed and memory on a folder of sounds, named by kind as speech_1.wav, beside Opus and other
-    networks; tables and a page."""
+    """Rate, quality, speed and memory on a folder of sounds, named by kind as speech_1.wav, beside other codecs
+    and networks; tables and a page."""
     from .audio.bench import bench_audio
 
     bench_audio(options)

@@ -75,7 +75,7 @@ class AudioOptions:
 
     folder: Folder
     out: Out = Path("bench-out")
-    against: Annotated[str, typer.Option(help="opus, or nothing")] = "opus"
+    against: Annotated[str, typer.Option(help="codecs to compare with, or nothing")] = "opus"
     model: ModelOption = None
     device: Device = "cpu"
     limit: Limit = None

@@ -124,6 +124,12 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
 _STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
 
 
+def _too_many_pixels(what: str, height: int, width: int, most: int | None) -> str | None:
+    if most is None or height * width <= most:
+        return None
+    return f"{what} of {width} x {height} pixels is over the limit of {most}; see --max-pixels"
+
+
 @dataclass(frozen=True)
 class ImageHeader:
     """The header of a picture, fields as in :data:`COMMON_FIELDS` and :data:`MODALITY_FIELDS`."""
@@ -163,6 +169,10 @@ class ImageHeader:
         row, column = divmod(segment, -(-w // self.segment))
         top, left = row * self.segment, column * self.segment
         return top, left, min(top + self.segment, h), min(left + self.segment, w)
+
+    def over_limit(self, max_pixels: int | None, max_samples: int | None) -> str | None:
+        """What is too large, None if nothing is."""
+        return _too_many_pixels("a picture", self.height, self.width, max_pixels)
 
     def rates(self, size: int) -> dict[str, float]:
         """What a file of ``size`` bytes takes: bits per pixel."""
@@ -227,6 +237,13 @@ class AudioHeader:
     @property
     def seconds(self) -> float:
         return self.samples / self.sample_rate
+
+    def over_limit(self, max_pixels: int | None, max_samples: int | None) -> str | None:
+        """What is too large, None if nothing is."""
+        if max_samples is None or self.samples * self.channels <= max_samples:
+            return None
+        size = f"{self.channels} x {self.samples}"
+        return f"a sound of {size} samples is over the limit of {max_samples}; see --max-samples"
 
     def rates(self, size: int) -> dict[str, float]:
         """What a file of ``size`` bytes takes: seconds, and thousands of bits a second."""
@@ -302,6 +319,10 @@ class VideoHeader:
         """Cells of all segments along time, height and width."""
         t, h, w = self.segment_grid(self.n_segments - 1)
         return (self.n_segments - 1) * self.segment_grid(0)[0] + t, h, w
+
+    def over_limit(self, max_pixels: int | None, max_samples: int | None) -> str | None:
+        """What is too large, None if nothing is."""
+        return _too_many_pixels("a video", self.height, self.width, max_pixels)
 
     def rates(self, size: int) -> dict[str, float]:
         """What a file of ``size`` bytes takes: seconds (nearly, if frames are not evenly spaced), thousands of bits a

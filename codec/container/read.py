@@ -146,6 +146,12 @@ class TokFile:
             payloads.append(payload)
         return payloads
 
+    @property
+    def beside_tokens(self) -> list[str]:
+        """What of the file's signal is not part of its tokens, a line each."""
+        exact = any(kind == EXCT for kind, _, _ in self.places)
+        return ["blocks that are kept exactly are not part of tokens"] * exact
+
     def damaged(self, problem: str) -> None:
         """Put a line on ``problems``, each once and ``MAX_PROBLEMS`` of them: a file may have a fault in every byte."""
         if len(self.problems) <= MAX_PROBLEMS and problem not in self.problems:
@@ -190,17 +196,8 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
     if first[0] != HEAD:
         raise HeaderError("the first chunk is not a header")
     header = read_header(first[1])
-    if isinstance(header, AudioHeader):
-        if max_samples is not None and header.samples * header.channels > max_samples:
-            raise LimitError(
-                f"a sound of {header.channels} x {header.samples} samples is over the limit of {max_samples};"
-                " see --max-samples"
-            )
-    elif max_pixels is not None and header.height * header.width > max_pixels:
-        what = "a picture" if isinstance(header, ImageHeader) else "a video"
-        raise LimitError(
-            f"{what} of {header.width} x {header.height} pixels is over the limit of {max_pixels}; see --max-pixels"
-        )
+    if too_large := header.over_limit(max_pixels, max_samples):
+        raise LimitError(too_large)
     tok = TokFile(data, header)
     if not _read_index(tok):
         _rebuild_index(tok)
@@ -267,11 +264,8 @@ def _read_track(tok: TokFile, max_samples: int | None) -> None:
         tok.damaged(f"the sound is lost, its header: {error}")
         return
     header = tok.track[0]
-    if max_samples is not None and header.samples * header.channels > max_samples:
-        raise LimitError(
-            f"a sound of {header.channels} x {header.samples} samples is over the limit of {max_samples};"
-            " see --max-samples or --no-sound"
-        )
+    if too_large := header.over_limit(None, max_samples):
+        raise LimitError(f"{too_large} or --no-sound")
     for key in [key for key in tok.places if key[0] == AUDL and key[2] >= header.n_segments]:
         tok.damaged(f"AUDL chunk at byte {tok.places.pop(key)} does not belong there")
     _bound_track(tok)

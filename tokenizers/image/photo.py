@@ -68,6 +68,7 @@ class ImagePhoto(ImageTokenizer):
     strides = (STRIDE, STRIDE)
     varies = ("quality",)
     rate_control = "quality"
+    needs_prior = True
 
     config: ImagePhotoConfig
     entropy_hash: Tensor

@@ -189,6 +189,7 @@ class ImageSequence(ImageTokenizer):
     modality = "image"
     strides = (CORE, CORE)
     rate_control = "tokens"
+    needs_prior = True
 
     config: ImageSequenceConfig
 

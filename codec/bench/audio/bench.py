@@ -1,15 +1,15 @@
-"""Rate and quality of a sound model beside Opus, and its speed beside other networks.
+"""Rate and quality of a sound model beside other codecs, and its speed beside other networks.
 
 ::
 
     clip -> mono, 24 kHz, 16 bits -> our file at each rate -> decoded -> metrics -> a row each
-                                  -> Opus at each of its rates -> decoded -> metrics -> a row each
+                                  -> each peer at its own rates -> decoded -> metrics -> a row each
                                   -> our nets alone, our nets in chunks of 80 ms, EnCodec, DAC -> seconds -> a row each
     rows -> means for each kind of clip and each rate -> what ours beats and what beats ours
          -> results.csv, results.json, index.html
 
-Rates are real bytes: of ours the whole file, of Opus its packets (see :mod:`.opus`). The kind of a clip, which decides
-what is averaged and how ViSQOL listens, is the part of its name before the first "_".
+Rates are real bytes: of ours the whole file, of peers their packets (see :mod:`.peers`). The kind of a clip, which
+decides what is averaged and how ViSQOL listens, is the part of its name before the first "_".
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ..options import AudioOptions
 from ..page import Exhibit
 from ..report import plural
 from ..run import Bench, Findings, Row, run
-from . import opus
 from .neural import SOUND_BASELINES, find_sound_baselines, load_sound_baseline
 from .ours import CHUNK, count_codes, prepare_sound, run_nets, run_stream
 from .page import audio_page, players, sections
+from .peers import SoundPeer, find_sound_peers
 
 SPEED_KBPS = 3.0  # our rate whose speed is compared, or the nearest to it
 WARM_UP = 2 * SAMPLE_RATE  # samples that every codec runs on before the first clip
@@ -48,7 +48,7 @@ COLUMNS = (  # of results.csv; what does not apply or was not asked for is empty
     "encode_s", "decode_s",  # by the clock
     "encode_cpu_s", "decode_cpu_s",  # of the processor
     "asked_kbps",
-    "kbps",  # the whole file; of Opus its packets
+    "kbps",  # the whole file; of peers their packets
     "file_kbps", "bytes",  # the whole file
     "levels",  # mean levels of a frame in our file
     "saved",  # share of the bits of fixed-length codes that our file does without
@@ -83,7 +83,7 @@ class SoundBench(Bench):
         if options.seconds is not None and options.seconds <= 0:
             raise UsageError(f"the longest part of a sound must be above 0 seconds, got {options.seconds:g}")
         self.metrics, self.notes = choose_sound_metrics(names_in(options.metrics))
-        self.peers = opus.find_sound_peers(names_in(options.against))
+        self.peers = find_sound_peers(names_in(options.against))
         self.timed, notes = find_sound_baselines(names_in(options.baselines))
         self.notes += notes
         self.reader = ("clips:read_clip", {"max_seconds": options.seconds})
@@ -125,7 +125,8 @@ class SoundBench(Bench):
                 codes = count_codes(coded.files[0], self.coder)
                 fields |= {"levels": codes.levels, "saved": 1 - 8 * size / codes.bits, "reached": result.reached}
             else:
-                x_hat = opus.align(clip.x, x_hat)
+                assert isinstance(codec, SoundPeer)
+                x_hat = codec.align(clip.x, x_hat)
             measured = measure_sound(clip.x, x_hat, clip.kind, self.metrics)
             rows.append(row(clip, codec.name, "curve", times, **fields, **measured))
             label = codec.name if codec is self.coder else codec.name.capitalize()
@@ -176,10 +177,10 @@ def aggregate(rows: Sequence[Row], ours: str) -> list[dict[str, Any]]:
 def compare_pairwise(
     rows: Sequence[Row], table: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]
 ) -> list[dict[str, Any]]:
-    """Compare ours at each rate with Opus at each rate, for each kind of clip and each metric.
+    """Compare ours at each rate with each peer at each of its, for each kind of clip and each metric.
 
-    Returns: dicts with "kind", "kbps" and "against_kbps" (as asked for), "metric", "ours" and "theirs" (the means),
-             "better" (whether our mean is), "clips_better" of "clips".
+    Returns: dicts with "kind", "kbps", "against" (the peer), "against_kbps" (both rates as asked for), "metric",
+             "ours" and "theirs" (the means), "better" (whether our mean is), "clips_better" of "clips".
     """
     values = {(own["clip"], own["codec"], own["asked_kbps"]): own for own in rows if own["role"] == "curve"}
     found = []
@@ -195,8 +196,8 @@ def compare_pairwise(
                 ]
                 both = [(x, y) for x, y in pairs if x is not None and y is not None]
                 found.append(
-                    {"kind": mine["kind"], "kbps": mine["asked_kbps"], "against_kbps": theirs["asked_kbps"],
-                     "metric": key, "ours": mine[key], "theirs": theirs[key],
+                    {"kind": mine["kind"], "kbps": mine["asked_kbps"], "against": theirs["codec"],
+                     "against_kbps": theirs["asked_kbps"], "metric": key, "ours": mine[key], "theirs": theirs[key],
                      "better": sign * mine[key] > sign * theirs[key],
                      "clips_better": sum(sign * x > sign * y for x, y in both), "clips": len(both)}
                 )  # fmt: skip
@@ -208,7 +209,7 @@ def speed(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
 
     Returns: dicts with "what", "ours", "encode", "decode", "total" (by the clock) and "total_cpu" (of the processor,
              which other work on the machine changes less). Files of ours at each rate, its nets, its stream,
-             Opus at all its rates, the baselines.
+             peers at all their rates, the baselines.
     """
     groups: dict[tuple[str, bool], list[Row]] = {}
     for own in rows:

@@ -18,11 +18,11 @@ SHOWN_SECONDS = 10.0  # of a sound on the page
 BY_KEY = {metric.key: metric for metric in SOUND_METRICS.values()}
 BEATS_NONE = "none"
 LEAD = (
-    "Rates are real bytes: of ours those of whole files, of Opus those of its packets alone, which is kinder to it; the"
-    " rate of its Ogg files is in the tables. A point of a curve is the mean over the clips of one kind at one setting."
-    " ViSQOL listens in its speech mode to clips of kind speech and in its audio mode to all others; the two do not"
-    " compare. PESQ (wideband), STOI and DNSMOS (P.835, overall) are for speech only. Mel and STFT distances: lower is"
-    " better."
+    "Rates are real bytes: of ours those of whole files, of peers those of their packets alone, which is kinder to"
+    " them; the rate of their files is in the tables. A point of a curve is the mean over the clips of one kind at one"
+    " setting. ViSQOL listens in its speech mode to clips of kind speech and in its audio mode to all others; the two"
+    " do not compare. PESQ (wideband), STOI and DNSMOS (P.835, overall) are for speech only. Mel and STFT distances:"
+    " lower is better."
 )
 HINT = (
     "Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to"
@@ -90,25 +90,29 @@ def kind_sections(report: Mapping[str, Any], kind: str) -> list[Section]:
     heads = [metric.head for metric in metrics]
     tables = [("", table_of(entries, columns, "codec"))]
     about = (
-        "kbit/s of opus are those of its packets. Saved: share of the bits that fixed-length codes would take, whole"
-        " files."
+        "kbit/s of peers are those of their packets. Saved: share of the bits that fixed-length codes would take,"
+        " whole files."
     )
     title = f"{kind.capitalize()}: means over {plural(entries[0]['clips'], 'clip')}"
-    if not report["pairwise"]:
-        return [Section(title, about, tables)]
-    beats = [
-        ("", [f"{rate:g} kbit/s", *(beats_text(report, kind, rate, metric.key) for metric in metrics)])
-        for rate in our_rates(report, kind)
-    ]
-    tables.append(("Up to which rate of Opus, in kbit/s, ours is better in the mean", Table(["ours", *heads], beats)))
-    every = Table(["kbit/s, ours against Opus", *heads], pairwise_rows(report, kind))
-    return [
-        Section(title, about, tables, losses(report, kind)),
-        Section(
-            f"{kind.capitalize()}: ours against Opus", "The difference, and on how many clips ours is better.",
-            [("", every)], page_only="every rate against every rate",
-        ),
-    ]  # fmt: skip
+    notes, more = [], []
+    for peer in dict.fromkeys(pair["against"] for pair in report["pairwise"]):
+        against = {**report, "pairwise": [pair for pair in report["pairwise"] if pair["against"] == peer]}
+        name = peer.capitalize()
+        beats = [
+            ("", [f"{rate:g} kbit/s", *(beats_text(against, kind, rate, metric.key) for metric in metrics)])
+            for rate in our_rates(report, kind)
+        ]
+        better = f"Up to which rate of {name}, in kbit/s, ours is better in the mean"
+        tables.append((better, Table(["ours", *heads], beats)))
+        notes += losses(against, kind)
+        every = Table([f"kbit/s, ours against {name}", *heads], pairwise_rows(against, kind))
+        more.append(
+            Section(
+                f"{kind.capitalize()}: ours against {name}", "The difference, and on how many clips ours is better.",
+                [("", every)], page_only="every rate against every rate",
+            )
+        )  # fmt: skip
+    return [Section(title, about, tables, notes), *more]
 
 
 def metrics_of(report: Mapping[str, Any], kind: str) -> list[Metric]:
@@ -118,7 +122,7 @@ def metrics_of(report: Mapping[str, Any], kind: str) -> list[Metric]:
 
 
 def comparisons(report: Mapping[str, Any], kind: str, kbps: float, metric: str) -> list[dict[str, Any]]:
-    """Entries of "pairwise", by the rate of Opus, rising."""
+    """Entries of "pairwise" against one peer, by its rate, rising."""
     found = [p for p in report["pairwise"] if (p["kind"], p["kbps"], p["metric"]) == (kind, kbps, metric)]
     return sorted(found, key=lambda pair: pair["against_kbps"])
 
@@ -132,7 +136,7 @@ def against_rates(report: Mapping[str, Any], kind: str) -> list[float]:
 
 
 def beats_text(report: Mapping[str, Any], kind: str, kbps: float, metric: str) -> str:
-    """The highest rate of Opus that ours at ``kbps`` is better than, and than all rates below it, in the mean."""
+    """The highest rate of the peer that ours at ``kbps`` is better than, and than all rates below it, in the mean."""
     best = BEATS_NONE
     for pair in comparisons(report, kind, kbps, metric):
         if not pair["better"]:
@@ -143,7 +147,7 @@ def beats_text(report: Mapping[str, Any], kind: str, kbps: float, metric: str) -
 
 def losses(report: Mapping[str, Any], kind: str) -> list[str]:
     """Sentences that say by which metrics ours is better and worse, and on how many clips: each of our rates against
-    the rates of Opus that are two to three times as high, or against the next one if there are none."""
+    the rates of the peer that are two to three times as high, or against the next one if there are none."""
     found = []
     for rate in our_rates(report, kind):
         higher = [r for r in against_rates(report, kind) if r >= 2 * rate]
@@ -155,13 +159,14 @@ def losses(report: Mapping[str, Any], kind: str) -> list[str]:
                         text = f"{metric.title.partition(',')[0]} ({pair['clips_better']} of {pair['clips']} clips)"
                         sides[pair["better"]].append(text)
             better, worse = (", ".join(sides[side]) or "none" for side in (True, False))
-            what = f"{kind}, ours at {rate:g} against Opus at {against:g} kbit/s"
+            peer = report["pairwise"][0]["against"].capitalize()
+            what = f"{kind}, ours at {rate:g} against {peer} at {against:g} kbit/s"
             found.append(f"{what}: better by {better}; worse by {worse}")
     return found
 
 
 def pairwise_rows(report: Mapping[str, Any], kind: str) -> list[tuple[str, Sequence[str | Cell]]]:
-    """For each of our rates against each of Opus's, the difference of each metric and on how many clips ours is
+    """For each of our rates against each of the peer's, the difference of each metric and on how many clips ours is
     better."""
     rows: list[tuple[str, Sequence[str | Cell]]] = []
     for rate in our_rates(report, kind):
