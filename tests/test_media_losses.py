@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tokodec.codec.bench.clips import read_clip, read_photo, read_video
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.media.audio import AudioReader, read_audio
@@ -282,3 +283,17 @@ def test_encoding_tells_of_problems(tmp_path: Path, sound_model: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(MediaError):
         encode_file(path, model=str(sound_model))
+
+
+def test_what_is_damaged_is_not_measured(tmp_path: Path) -> None:
+    """A curve of a broken file would be taken for one of the codec."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    tracks(tmp_path / "a.mka", [True], [False])
+    video(tmp_path / "a.mkv", [8 + 2 * i for i in range(100)])
+    for name, read_one in (("a.png", read_photo), ("a.mka", read_clip), ("a.mkv", read_video)):
+        path = tmp_path / name
+        assert read_one(path).name == name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+        with pytest.raises(MediaError, match=rf"{name}: .*(damaged|cut off)"):
+            read_one(path)

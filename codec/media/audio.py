@@ -158,15 +158,27 @@ class AudioReader:
         return np.ascontiguousarray(joined[:, :n])
 
 
-def read_audio(source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None) -> Sound:
-    """A whole sound; see :class:`AudioReader`."""
+def read_audio(
+    source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None, strict: bool = False
+) -> Sound:
+    """A whole sound; see :class:`AudioReader`. strict: refuse a damaged one, of which otherwise what is there is read.
+
+    Raises: MediaError, UsageError.
+    """
     with AudioReader(source, name, max_samples, track) as reader:
-        blocks = list(reader.blocks())
         empty: Samples = np.zeros((reader.channels, 0), dtype=np.float32)
-        samples = np.concatenate(blocks, axis=1) if blocks else empty
-        return Sound(
-            samples, reader.sample_rate, reader.bit_depth, reader.notes, layout=reader.layout, problems=reader.problems
-        )
+        samples = np.concatenate([empty, *reader.blocks()], axis=1)
+    if strict:
+        refuse_damage(reader.problems, name)
+    return Sound(
+        samples, reader.sample_rate, reader.bit_depth, reader.notes, layout=reader.layout, problems=reader.problems
+    )
+
+
+def refuse_damage(problems: list[str], name: str) -> None:
+    """Raise MediaError for the first problem of a sound or a video, if there is one."""
+    if problems:
+        raise MediaError(f"{name}: {problems[0]}")
 
 
 class AudioWriter:
@@ -308,8 +320,7 @@ def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[
     with AudioWriter(
         target, suffix, name, sound.sample_rate, channels=channels, bit_depth=sound.bit_depth, layout=sound.layout
     ) as writer:
-        for begin in range(0, sound.samples.shape[1], BLOCK):
-            writer.write(sound.samples[:, begin : begin + BLOCK])
+        writer.write(sound.samples)
         return writer.notes
 
 
