@@ -312,6 +312,8 @@ def with_short_forms(options: Options, short: Any) -> Options:
         wanted = left.pop("sound", options.sound is not None)
         sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model", "track") if f"sound_{name}" in left}
         if not wanted:
+            if said := [f"sound-{name}" for name, value in sound.items() if value is not None]:
+                raise UsageError(f"{' and '.join(said)} cannot go with a sound that is left out")
             left["sound"] = None
         elif sound or options.sound is None:
             left["sound"] = replace(options.sound or SoundOptions(), **sound)

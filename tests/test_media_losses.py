@@ -222,6 +222,24 @@ def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, vi
         encode_file(tmp_path / "a.png", model="image-grid", track=1)
 
 
+def test_a_sound_without_a_decoder_is_told(tmp_path: Path, sound_model: Path, video_model: Path) -> None:
+    path = tracks(tmp_path / "a.mkv", [True], [False], frames=3)
+    path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    reader, frames = read(path)
+    assert len(frames) == 3
+    assert not reader.has_sound
+    assert reader.notes == ["the sound is not kept: there is no decoder for it"]
+    with pytest.raises(MediaError, match="x: no decoder for its sound track"):
+        VideoReader(path, "x", sound_track=1)
+    with pytest.raises(UsageError, match="x: sound tracks are numbered 1 to 1, there is none numbered 2"):
+        VideoReader(path, "x", sound_track=2)
+    video(tmp_path / "b.mkv", [8] * 3)
+    with pytest.raises(UsageError, match="x: it has no sound, there is none numbered 1"):
+        VideoReader(tmp_path / "b.mkv", "x", sound_track=1)
+    with pytest.raises(UsageError, match="sound-model and sound-track cannot go with a sound that is left out"):
+        encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_model=str(sound_model))
+
+
 # --------------------------------------------------------------------------------------------------------------- damage
 
 

@@ -224,7 +224,8 @@ def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str
     import av
 
     if track is not None and not 1 <= track <= len(streams):
-        raise UsageError(f"{name}: {noun} tracks are numbered 1 to {len(streams)}, there is none numbered {track}")
+        there = f"{noun} tracks are numbered 1 to {len(streams)}" if streams else f"it has no {noun}"
+        raise UsageError(f"{name}: {there}, there is none numbered {track}")
     kind = av.stream.Disposition
     aside = kind.comment | kind.hearing_impaired | kind.visual_impaired | kind.descriptions | kind.dependent
 

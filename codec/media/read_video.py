@@ -132,6 +132,11 @@ class VideoReader:
         self.rate = Fraction(rate) if rate else None
         sounds = self._container.streams.audio
         self.has_sound = any(sound.codec_context is not None for sound in sounds)
+        if self.has_sound or self._tracks[1] is not None:  # one that was asked for must be there
+            beside = [choose_track(sounds, self._tracks[1], "sound", self.name)[0]]
+        else:
+            beside = []
+            self.notes += ["the sound is not kept: there is no decoder for it"] * bool(sounds)
         self.frames = int(stream.frames)
         self._count = self._moved = self._corrupt = self._bad = 0
         self._last: Fraction | None = None
@@ -140,8 +145,7 @@ class VideoReader:
         if self._container.format.name in _ABSOLUTE:
             starts = [track.start_time * track.time_base for track in (stream, *sounds) if track.start_time is not None]
             self._origin = min(starts, default=self._origin)
-        beside = (choose_track(sounds, self._tracks[1], "sound", self.name)[0],) if self.has_sound else ()
-        self._timeline = Timeline(self._media, (stream, *beside))
+        self._timeline = Timeline(self._media, [stream, *beside])
         self._missing = self._media.extent.missing
         self._decoded = self._decode()
         first = next(self._decoded, None)
