@@ -15,7 +15,7 @@ from ..errors import MediaError, UnsupportedMediaError
 from ..files import stored
 from .audio import AUDIO_SUFFIXES_IN
 from .guard import references
-from .read_image import IMAGE_SUFFIXES_IN
+from .read_image import HEIF_BRANDS, IMAGE_SUFFIXES_IN
 from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
 Kind = Literal["image", "audio", "video"]
@@ -34,7 +34,7 @@ _CONTAINER_STARTS = (
 )  # fmt: skip
 _VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF")
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
-_PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jxl ")
+_PICTURE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis", b"crx ", b"jxl ")
 
 
 def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:

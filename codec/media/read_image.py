@@ -42,7 +42,7 @@ _MAGIC = {
     b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"BM": "BMP", b"GIF8": "GIF",
 }  # fmt: skip
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _OTHERS = {  # what people have, and no reader here
     b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop", b"\0\0\1\0": "icon", b"%!PS": "PostScript", b"%PDF": "PDF",
@@ -251,7 +251,7 @@ def _open(file: BinaryIO, name: str, page: int = 0) -> ImageFile:
     start = file.read(16)
     if not start:
         raise MediaError(f"{name} is empty")
-    heif = start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+    heif = start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
     formats = (*_FORMATS, "HEIF") if heif and _knows_heif() else _FORMATS
     file.seek(0)
     try:
@@ -276,7 +276,7 @@ def _knows_heif() -> bool:
 def _refusal(start: bytes, heif: bool) -> str:
     """What is wrong with a file that begins so and that no reader takes."""
     if heif:
-        return "is a HEIC picture, which the package pillow-heif reads: pip install pillow-heif"
+        return "is a HEIC picture, which the package pillow-heif reads: pip install 'tokodec[heif]'"
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return f"is a damaged {kind} file, or of a rare kind that cannot be read"
@@ -296,7 +296,7 @@ def refuse_unknown(start: bytes, name: str) -> None:
             accept = Image.OPEN[kind][1]
             if len(start) >= 16 and (accept is None or accept(start[:16]) is True):
                 return
-    raise MediaError(f"{name} {_refusal(start, heif=start[8:12] in _HEIF_BRANDS and not _knows_heif())}")
+    raise MediaError(f"{name} {_refusal(start, heif=start[8:12] in HEIF_BRANDS and not _knows_heif())}")
 
 
 def _check_work(im: ImageFile, opened: _Opened, name: str, max_pixels: int) -> None:
