@@ -8,7 +8,9 @@ declares none (AAC without an edit list), they are part of the sound. Time stamp
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -77,20 +79,15 @@ class AudioReader:
     def __init__(
         self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None
     ) -> None:
-        source = stored(source)
-        media = open_big_endian(source, name) or open_media(source, name, "a sound")
+        media, stream = _opened(stored(source), name, track)
         try:
-            stream: SoundStream | BigEndianStream
-            if media.container is None:
-                stream = BigEndianStream(media, name)
-            elif video_streams(media.container):
-                raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
-            else:
-                stream = SoundStream(media, name, track)
             self._begin(media, name, max_samples, stream)
         except BaseException:
             media.close()
             raise
+        self._pieces = self._joined(track)
+        if media.extent.further:
+            self.frames = 0
 
     @classmethod
     def of_video(
@@ -109,7 +106,7 @@ class AudioReader:
 
     def _begin(self, media: Media, name: str, max_samples: int, stream: SoundStream | BigEndianStream) -> None:
         self.name, self.max_samples, self.position = name, max_samples, 0
-        self._media, self._stream = media, stream
+        self._media, self._stream, self._pieces = media, stream, stream.pieces
         self._rest: Samples = np.zeros((stream.channels, 0), dtype=np.float32)
         self.sample_rate, self.channels, self.bit_depth = stream.sample_rate, stream.channels, stream.bit_depth
         self.layout, self.frames, self.start = stream.mask, stream.frames, stream.start
@@ -148,7 +145,7 @@ class AudioReader:
         parts = [self._rest]
         have = self._rest.shape[1]
         while have < n:
-            part = next(self._stream.pieces, None)
+            part = next(self._pieces, None)
             if part is None:
                 break
             parts.append(part)
@@ -156,6 +153,39 @@ class AudioReader:
         joined = np.concatenate(parts, axis=1)
         self._rest = joined[:, n:]
         return np.ascontiguousarray(joined[:, :n])
+
+    def _joined(self, track: int | None) -> Iterator[Samples]:
+        """The sound, and those behind it in the same file, as far as they are of the same kind."""
+        yield from self._stream.pieces
+        media, kind = self._media, (self.sample_rate, self.channels, self.layout)
+        while media.extent.further:
+            media.file.seek(-media.extent.further, io.SEEK_END)
+            try:
+                following, stream = _opened(media.file, self.name, track)
+            except (MediaError, UsageError):
+                break
+            with closing(following):
+                if (stream.sample_rate, stream.channels, stream.mask) != kind:
+                    break
+                yield from stream.pieces
+            self.notes += [note for note in stream.notes if note not in self.notes]
+            self.problems += stream.problems
+            media = following
+        self.problems += media.extent.problems
+
+
+def _opened(source: Path | BinaryIO, name: str, track: int | None) -> tuple[Media, SoundStream | BigEndianStream]:
+    """Raises MediaError, UsageError, as :class:`AudioReader`."""
+    media = open_big_endian(source, name) or open_media(source, name, "a sound", alone=True)
+    try:
+        if media.container is None:
+            return media, BigEndianStream(media, name, track)
+        if video_streams(media.container):
+            raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
+        return media, SoundStream(media, name, track)
+    except BaseException:
+        media.close()
+        raise
 
 
 def read_audio(
