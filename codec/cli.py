@@ -326,7 +326,8 @@ def detokenize(
         return MODALITIES[token_modality(src)].suffix if format is None else "." + format.lstrip(".")
 
     def one(src: str, dst: str) -> int:
-        detokenize_file(src, dst, force=flags.force, **flags.short)
+        for note in detokenize_file(src, dst, force=flags.force, **flags.short).notes:
+            say(f"codec: {src}: {note}")
         if not flags.quiet:
             say(f"{src} -> {dst}")
         return 0

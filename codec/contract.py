@@ -125,6 +125,14 @@ class Tokenized:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Detokenized:
+    """What tokens decode to, None for a video, which is in its file alone; and what that could not keep."""
+
+    media: Picture | Sound | None = None
+    notes: list[str] = field(default_factory=list)
+
+
 class Format(abc.ABC):
     """How tokens of one modality and one layout become a `.tok` file and come back; one object for each.
 
@@ -165,7 +173,7 @@ class Format(abc.ABC):
         """Tokens to the bytes of a file. Raises UsageError if a file cannot hold them."""
 
     @abc.abstractmethod
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Picture | Sound | None:
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
         """Tokens to a medium; a video only goes into the sink."""
 
     def check(self, given: Iterable[str], what: str) -> None:

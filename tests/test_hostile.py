@@ -31,6 +31,7 @@ from tokodec.codec.corpus.token_files import (
 )
 from tokodec.codec.corpus.webdataset import read_webdataset, write_webdataset
 from tokodec.codec.errors import LimitError, MediaError, ModelError
+from tokodec.codec.media.picture import Picture
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import detokenize_file
 from tokodec.tests.hostile import NESTED, attempt, json_mutations, mutations, peak_memory, refused, refused_within
@@ -138,7 +139,9 @@ def test_tokens_choose_no_model(
     assert [p.name for p in tmp_path.iterdir()] == [f"x{suffix}"]
     good = true.encode(torch.rand(1, 3, 20, 30))
     path.write_bytes(dump_tokens(good, suffix))
-    assert detokenize_file(path, model="./tiny").pixels.shape == (20, 30, 3)  # type: ignore[union-attr]
+    picture = detokenize_file(path, model="./tiny").media
+    assert isinstance(picture, Picture)
+    assert picture.pixels.shape == (20, 30, 3)
 
 
 def test_a_corpus_chooses_no_model(tmp_path: Path, no_hub: list[str]) -> None:

@@ -222,7 +222,7 @@ def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, vi
         encode_file(tmp_path / "a.png", model="image-grid", track=1)
 
 
-def test_a_sound_without_a_decoder_is_told(tmp_path: Path, sound_model: Path, video_model: Path) -> None:
+def test_a_sound_without_a_decoder_is_told(tmp_path: Path, video_model: Path) -> None:
     path = tracks(tmp_path / "a.mkv", [True], [False], frames=3)
     path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
     reader, frames = read(path)
@@ -236,8 +236,8 @@ def test_a_sound_without_a_decoder_is_told(tmp_path: Path, sound_model: Path, vi
     video(tmp_path / "b.mkv", [8] * 3)
     with pytest.raises(UsageError, match="x: it has no sound, there is none numbered 1"):
         VideoReader(tmp_path / "b.mkv", "x", sound_track=1)
-    with pytest.raises(UsageError, match="sound-model and sound-track cannot go with a sound that is left out"):
-        encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_model=str(sound_model))
+    with pytest.raises(UsageError, match="sound-kbps and sound-track cannot go with a sound that is left out"):
+        encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_kbps=3)
 
 
 # --------------------------------------------------------------------------------------------------------------- damage

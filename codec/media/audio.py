@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
-from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
 from ..files import stored
-from .guard import Media, one_line, open_big_endian, open_media, video_streams
+from .guard import Media, open_big_endian, open_media, video_streams
 from .layout import CUSTOMARY, described, layout_name
 from .sound_stream import BigEndianStream, Samples, SoundStream
 
@@ -211,6 +211,31 @@ def refuse_damage(problems: list[str], name: str) -> None:
         raise MediaError(f"{name}: {problems[0]}")
 
 
+def to_integers(samples: Samples, bits: int) -> tuple[npt.NDArray[np.int32], int]:
+    """``[channels, n]`` rounded to integers of so many bits, ``[n, channels]``; and how many of the n were beyond full
+    scale in a channel, and are cut off."""
+    top = 2 ** (bits - 1)
+    values = np.round(samples.T.astype(np.float64) * top)
+    clipped = int(((values < -top) | (values > top - 1)).any(1).sum())
+    return np.clip(values, -top, top - 1).astype(np.int32), clipped
+
+
+def packed_frame(rows: npt.NDArray[Any], form: str, layout: str, rate: int, at: int) -> Any:
+    """``[n, channels]`` as a frame of FFmpeg; integers are of 16 bits or, as "s32", of 24. at: samples before it."""
+    import av
+
+    values = rows.astype(np.int16) if form == "s16" else rows << 8 if form == "s32" else rows
+    # Packed: planes of a frame are not to be counted beyond eight.
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values).reshape(1, -1), format=form, layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+    return frame
+
+
+def clipping(n: int) -> list[str]:
+    """A note, if samples were beyond full scale."""
+    return [f"{n} samples were beyond full scale and are cut off"] if n else []
+
+
 class AudioWriter:
     """A WAV or FLAC file that is written block by block; a context manager.
 
@@ -256,16 +281,15 @@ class AudioWriter:
 
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
-        top = 2 ** (self.bits - 1)
         for begin in range(0, samples.shape[1], BLOCK):
-            values = np.round(samples[:, begin : begin + BLOCK].T.astype(np.float64) * top)
-            self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-            self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
+            whole, clipped = to_integers(samples[:, begin : begin + BLOCK], self.bits)
+            self.clipped += clipped
+            self._sink.write(whole)
 
     @property
     def notes(self) -> list[str]:
         """What the file could not hold."""
-        notes = [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        notes = clipping(self.clipped)
         if self._guessed:
             notes.append(f"where the channels belong is not known: .flac takes them for {self._positions}")
         return notes
@@ -306,7 +330,7 @@ class _Placed:
     def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, layout: str) -> None:
         import av
 
-        self.name, self.bits, self.layout, self.rate, self.at = name, bits, layout, sample_rate, 0
+        self.name, self.layout, self.rate, self.at = name, layout, sample_rate, 0
         self.errors = (av.FFmpegError, ValueError, OSError)
         self.format = "s16" if bits == 16 else "s32"
         options = {"fflags": "+bitexact"} | ({"rf64": "auto"} if suffix == ".wav" else {})
@@ -321,13 +345,9 @@ class _Placed:
 
     def write(self, whole: npt.NDArray[np.int32]) -> None:
         """``[n, channels]`` integers of the file's bits."""
-        import av
-
         if not len(whole):
             return
-        rows = whole.astype(np.int16) if self.bits == 16 else whole << 8
-        frame = av.AudioFrame.from_ndarray(rows.reshape(1, -1), format=self.format, layout=self.layout)
-        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.at, Fraction(1, self.rate)
+        frame = packed_frame(whole, self.format, self.layout, self.rate, self.at)
         self.at += len(whole)
         try:
             self.container.mux(self.stream.encode(frame))

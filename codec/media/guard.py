@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
 from ..files import stored
 from .whole import Extent, boxes, extent
 
@@ -67,8 +67,8 @@ class Media:
 
 
 class Bytes:
-    """What FFmpeg (or libsndfile) sees of a file: bytes without a name, from where the file object stands on: ``most`` of them, or all but
-    the ``less`` last ones."""
+    """What FFmpeg (or libsndfile) sees of a file: bytes without a name, from where the file object stands on, ``most``
+    of them, or all but the ``less`` last ones."""
 
     def __init__(self, file: BinaryIO, most: int | None = None, less: int = 0) -> None:
         self._file, self._begin = file, file.tell()
@@ -247,9 +247,3 @@ def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str
         return chosen, []
     which = streams.index(chosen) + 1
     return chosen, [f"only {noun} track {which} of {len(streams)} is kept"]
-
-
-def one_line(error: object) -> str:
-    """The message of an error, without its number and line ends."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__

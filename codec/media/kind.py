@@ -25,9 +25,9 @@ SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix
 
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
-    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"BW64", b"RIFX", b"\x0b\x77", b"wvpk", b"TTA1",
-    b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01", b"Creative Voice File",
-    b"NIST_1A",
+    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"BW64", b"RIFX", b"\x0b\x77", b"wvpk",
+    b"TTA1", b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01",
+    b"Creative Voice File", b"NIST_1A",
 )  # fmt: skip
 _CONTAINER_STARTS = (
     b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",

@@ -22,12 +22,12 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
+from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError, one_line
 from . import png
 from .exif import dropped_metadata, is_adobe_rgb, read_exif, read_xmp, tiff_exif
 from .jpeg import JPEG_END, JpegScan, scan_jpeg
 from .picture import Picture
-from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .pillow_guard import DECODER_ERRORS, pillow_without_limits
 from .profile import CodePoints, adobe_rgb, fitting_profile, profile_of_code_points, profile_of_gamma
 from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages

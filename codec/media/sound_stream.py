@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MediaError
-from .guard import Bytes, Media, check_track, choose_track, one_line
+from ..errors import MediaError, one_line
+from .guard import Bytes, Media, check_track, choose_track
 from .layout import CUSTOMARY, MONO, described, mask_of
 from .timeline import Timeline
 
