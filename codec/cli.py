@@ -325,7 +325,8 @@ def detokenize(
         return MODALITIES[token_modality(src)].suffix if format is None else "." + format.lstrip(".")
 
     def one(src: str, dst: str) -> int:
-        detokenize_file(src, dst, force=flags.force, **flags.short)
+        for note in detokenize_file(src, dst, force=flags.force, **flags.short).notes:
+            say(f"codec: {src}: {note}")
         if not flags.quiet:
             say(f"{src} -> {dst}")
         return 0
@@ -340,15 +341,18 @@ def generate(
     *,
     flags: GenerateFlags,
 ) -> None:
-    """New pictures or sounds from a generator; with a prompt, the rest of a picture or of a sound."""
+    """New pictures or sounds from a generator; with a prompt, the rest of a picture or of a sound. Exit code 3 says
+    that the prompt was damaged."""
     from .generate.files import SampleOptions, generate_files
 
     with progress_bar(str(out), flags.quiet) as progress:
         done = generate_files(out, SampleOptions(**flags.short), force=flags.force, progress=progress)
-    for note in done.notes:
+    for note in done.problems + done.notes:
         say(f"codec: {flags.prompt or out}: {note}")
     if not flags.quiet:
         say(f"{len(done.samples)} samples -> {out}, all of them in {done.files[-1]}")
+    if done.problems:
+        raise typer.Exit(EXIT_DAMAGED)
 
 
 @app.command()

@@ -131,6 +131,14 @@ class Tokenized:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Detokenized:
+    """What tokens decode to, None for a video, which is in its file alone; and what that could not keep."""
+
+    media: Any = None
+    notes: list[str] = field(default_factory=list)
+
+
 class Format(abc.ABC):
     """How tokens of one modality and one layout become a `.tok` file and come back; one object for each.
 
@@ -171,8 +179,8 @@ class Format(abc.ABC):
         """Tokens to the bytes of a file. Raises UsageError if a file cannot hold them."""
 
     @abc.abstractmethod
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Any:
-        """Tokens to a medium, as :attr:`Decoded.media`; a video only goes into the sink."""
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
+        """Tokens to a medium; a video only goes into the sink."""
 
     def check(self, given: Iterable[str], what: str) -> None:
         """Raise UsageError for options that ``what`` (a model's name) does not have."""

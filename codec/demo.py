@@ -85,7 +85,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
         raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
 
     console = Console()
-    pictures = {path: as_rgb(read_image(path, str(path), MAX_PIXELS).pixels) for path in paths}
+    pictures = {path: as_rgb(read_image(path, str(path), MAX_PIXELS, strict=True).pixels) for path in paths}
     shown: dict[Path, list[Result]] = {path: [] for path in paths}
     for coder in coders:
         table = Table(title=f"{coder.name} on {coder.device}", box=SIMPLE, padding=0)  # fits 80 columns
@@ -150,7 +150,7 @@ def demo_sounds(paths: list[Path], out: Path, device: str, console: Console) -> 
         table.add_column(name, justify="left" if name == "sound" else "right", no_wrap=name != "sound")
     sheets = []
     for path in paths:
-        x = heard(read_audio(path, str(path)))
+        x = heard(read_audio(path, str(path), strict=True))
         rows = [(f"{path.name}, {path.stat().st_size:,} bytes", x)]
         for kbps in RATES:
             target = out / f"{path.stem}-{kbps:g}kbps.tok"

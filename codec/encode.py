@@ -16,6 +16,7 @@ from .contract import Encoded, Source
 from .errors import UsageError
 from .files import open_output
 from .formats import fitted_format, format_of
+from .media.audio import refuse_damage
 from .media.kind import media_kind
 from .models import load_model, pick_device
 from .options import EncodeOptions, with_short_forms
@@ -71,6 +72,8 @@ def encode_file(
             raise UsageError(f"{chosen} is a model for {modality}, and {name} is {MODALITIES[kind].noun}")
         format.check(options.given, chosen if loaded is None else loaded.tokenizer.name)
         encoded = format.encode(source, loaded, options, as_progress(progress))  # 3
+        if options.strict:
+            refuse_damage(encoded.problems, name)
         if file is not None:
             file.write(encoded.data)  # 4
     return encoded

@@ -74,6 +74,14 @@ class LimitError(FormatError):
     """The file declares more than the limits allow."""
 
 
+def one_line(error: object) -> str:
+    """What an error of somebody else's says, without its number and line ends."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = error.strerror.lower() if isinstance(error, OSError) and error.strerror else ""
+    return text or " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+
+
 OUT_OF_MEMORY = "out of memory: this needs more than there is here"
 
 

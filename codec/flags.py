@@ -83,7 +83,7 @@ class EncodeFlags(InputFlags):
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="without: keep the colour profile only, as --keep icc")
     ] = True
-    strict: Annotated[bool, typer.Option("--strict", help="refuse damaged pictures")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="refuse damaged inputs")] = False
     track: Annotated[
         int | None, typer.Option(help="of a sound or a video, from 1 on; the file's default if not given", min=1)
     ] = None

@@ -114,7 +114,7 @@ class EncodeOptions:
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
         minutes: that "video-fit" may take, 3 by default.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
-        strict: raise MediaError for a damaged picture instead of encoding what is left.
+        strict: raise MediaError for a damaged input instead of encoding what is left.
         track: of a sound or a video, from 1 on; the one that the file calls its default if None.
         sound: of a video; None leaves it out.
         max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
@@ -312,6 +312,8 @@ def with_short_forms(options: Options, short: Any) -> Options:
         wanted = left.pop("sound", options.sound is not None)
         sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model", "track") if f"sound_{name}" in left}
         if not wanted:
+            if said := [f"sound-{name}" for name in ("kbps", "track") if sound.get(name) is not None]:
+                raise UsageError(f"{' and '.join(said)} cannot go with a sound that is left out")
             left["sound"] = None
         elif sound or options.sound is None:
             left["sound"] = replace(options.sound or SoundOptions(), **sound)

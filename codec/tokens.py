@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
-from .contract import Sink, Source, Tokenized
+from .contract import Detokenized, Sink, Source, Tokenized
 from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
@@ -119,11 +119,11 @@ def detokenize_file(
     force: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_samples: int = MAX_SAMPLES,
-) -> Any:
+) -> Detokenized:
     """Tokens to a picture, a sound or a video, or to a `.tok` file if ``dst`` ends so.
 
     Args:    max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
-    Returns: the Picture or Sound; None for a video, which is in ``dst`` alone, and for a `.tok` file.
+    Returns: the picture or sound, none for a video, which is in ``dst`` alone, and for a `.tok` file; and notes.
     Raises:  a :class:`~.errors.TokodecError`; ModelError if the tokens are not this model's.
     """
     with open_output(dst, force, src) as file:
@@ -138,6 +138,10 @@ def detokenize_file(
             raise UsageError(f"{src}: holds a batch of {tokens.codes.shape[0]}; {noun} is a batch of 1")
         format = format_of(tokenizer)
         suffix = "" if dst is None else Path(dst).suffix
+        if synthesis is not None:
+            format.check(["synthesis"], tokenizer.name)
+            if suffix.lower() == ".tok":
+                raise UsageError("synthesis says how tokens are decoded, and a .tok file keeps them as they are")
         if suffix.lower() != ".tok":
             sink = None if file is None else Sink(file, suffix, str(dst))
             return format.render(tokens, loaded, sink, synthesis)
@@ -147,4 +151,4 @@ def detokenize_file(
             raise UsageError(f"{src}: {error}") from error
         assert file is not None
         file.write(data)
-        return None
+        return Detokenized()

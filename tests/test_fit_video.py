@@ -154,6 +154,11 @@ def test_what_users_do_wrong() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             encode(source, **options)
+    tok = (GOLDEN / "clip.tok").read_bytes()
+    for choice in ({"levels": 1}, {"model": "image-grid"}):
+        (name,) = choice
+        with pytest.raises(UsageError, match=f"^{name} cannot be chosen: a file of video-fit holds its own networks"):
+            decode_file(io.BytesIO(tok), io.BytesIO(), format=".mp4", device="cpu", **choice)
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "png")
     with pytest.raises(UsageError, match="video-fit is a model for video"):

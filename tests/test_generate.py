@@ -20,7 +20,7 @@ from PIL import Image
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.generate.files import SampleOptions, fit, generate_files, sheet, spectrogram
+from tokodec.codec.generate.files import SampleOptions, drawn, fit, generate_files, sheet
 from tokodec.codec.generate.model import Generator
 from tokodec.codec.media.picture import Picture
 from tokodec.tokenizers.api import Tokenizer
@@ -275,6 +275,24 @@ def test_a_sound_is_completed(audio_words: list[object], tmp_path: Path, capsys:
     assert names(tmp_path / "free") == ["sample-1.wav", "samples.png"]
 
 
+def test_a_damaged_prompt_is_told(
+    image_words: list[object], audio_words: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, clip = tmp_path / "photo.png", tmp_path / "clip.wav"
+    noise = np.random.default_rng(1).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(photo)
+    photo.write_bytes(photo.read_bytes()[:-1000])
+    soundfile.write(str(clip), np.random.default_rng(0).uniform(-0.1, 0.1, 9600), 24000)
+    clip.write_bytes(clip.read_bytes()[:-1000])
+    for words, prompt, said in (
+        (image_words, photo, "damaged or cut off: "),
+        ([*audio_words, "--keep", 0.06], clip, "cut off: at least 1000 bytes are missing at its end"),
+    ):
+        assert codec("generate", *words, "--prompt", prompt, "-n", 1, "-o", tmp_path / prompt.stem) == 3
+        assert f"codec: {prompt}: {said}" in capsys.readouterr().err
+        assert "samples.png" in names(tmp_path / prompt.stem)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -345,10 +363,10 @@ def test_fitting_and_sheets() -> None:
     assert sheet([rows] * 5).shape == (204, 188, 3)
     assert sheet([rows]).shape == rows.shape
     tone = np.sin(2 * np.pi * 3000 * np.arange(4800) / 24000)
-    picture = spectrogram(tone)
-    assert picture.shape == (257, 1 + 4800 // 128, 3)
-    assert int(picture[:, 10, 0].argmin()) == 256 - 64  # 3000 Hz of 12000, from below
-    assert spectrogram(np.zeros(7)).shape[0] == 257
+    picture = drawn(tone).sum(2, dtype=int)
+    assert picture.shape == (256, 1 + 4800 // 256)
+    assert int(picture[:, 10].argmax()) == 255 - 64  # 3000 Hz of 12000, from below
+    assert drawn(np.zeros(7)).max() == 4  # silence is dark
 
 
 # --------------------------------------------------------------------------------------------------------------- bench

@@ -138,7 +138,7 @@ def test_tokens_choose_no_model(
     assert [p.name for p in tmp_path.iterdir()] == [f"x{suffix}"]
     good = true.encode(torch.rand(1, 3, 20, 30))
     path.write_bytes(dump_tokens(good, suffix))
-    assert detokenize_file(path, model="./tiny").pixels.shape == (20, 30, 3)
+    assert detokenize_file(path, model="./tiny").media.pixels.shape == (20, 30, 3)
 
 
 def test_a_corpus_chooses_no_model(tmp_path: Path, no_hub: list[str]) -> None:

@@ -308,7 +308,7 @@ def test_tokens_as_files(sequence_model: Path, tmp_path: Path) -> None:
     tokenize_file(tmp_path / "a.tok", tmp_path / "a.npz", model=str(sequence_model))
     detokenize_file(tmp_path / "a.npz", tmp_path / "b.tok", str(sequence_model))
     assert (tmp_path / "b.tok").read_bytes() == done.data
-    picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(sequence_model))
+    picture_of_tokens = detokenize_file(tmp_path / "a.npz", None, str(sequence_model)).media
     decoded = decode_file(tmp_path / "a.tok", model=str(sequence_model)).picture
     assert isinstance(picture_of_tokens, Picture)
     assert np.array_equal(picture_of_tokens.pixels, decoded.pixels)

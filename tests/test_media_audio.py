@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -228,12 +229,81 @@ def test_joined_files_are_read_to_the_end(name: str, codec: str, tmp_path: Path)
     assert np.sqrt(np.square(second).mean()) == pytest.approx(0.4 / 2**0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.m4a"])
-def test_a_second_file_that_cannot_be_read_is_said(name: str, tmp_path: Path) -> None:
-    path = save_av(tmp_path / name, tone(), "aac") if name == "a.m4a" else save(tmp_path / name, tone())
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes() * 2)
-    assert f"a further file of {size} bytes follows in it and is not read" in read_audio(path, name).problems
+@pytest.mark.parametrize("kind", ["WAV", "RIFX", "RF64", "AIFF", "CAF", "W64", "AU"])
+def test_joined_files_of_plain_samples_are_exact(kind: str) -> None:
+    """Nothing is lost between them, and no head is taken for samples."""
+    parts, both = [], b""
+    for seed in range(3):
+        x = np.random.default_rng(seed).uniform(-0.5, 0.5, (5001, 2))
+        buffer, form = io.BytesIO(), {"RIFX": "WAV"}.get(kind, kind)
+        soundfile.write(buffer, x, RATE, "PCM_16", "BIG" if kind == "RIFX" else "FILE", form)
+        parts.append(x.T)
+        both += buffer.getvalue()
+    sound = read_audio(io.BytesIO(both), "x")
+    assert sound.samples.shape == (2, 15_003)
+    assert np.abs(sound.samples - np.concatenate(parts, 1)).max() <= 2**-15
+    assert (sound.notes, sound.problems) == ([], [])
+
+
+def test_a_second_file_of_another_kind_is_said(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a.wav", tone()), save(tmp_path / "b.wav", tone(), 48000)
+    size = second.stat().st_size
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    sound = read_audio(first, "x")
+    assert sound.samples.shape == (1, tone().shape[1])
+    assert sound.problems == [f"a further file of {size} bytes follows in it and is not read"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "low", "note"),
+    [
+        ("pcm_s32le", "s32", 0, None),
+        ("pcm_s32le", "s32", 1, "integer"),
+        ("pcm_s24le", "s32", 0, None),
+        ("wavpack", "s32p", 0, None),
+        ("wavpack", "s32p", 1, "integer"),
+        ("wavpack", "fltp", 0, "float"),
+        ("pcm_f64le", "dbl", 0, "float"),
+        ("libmp3lame", "fltp", 0, None),
+    ],
+)
+def test_samples_of_more_than_24_bits_are_told(codec: str, kind: str, low: int, note: str | None) -> None:
+    """Of integers, if they are more than 24 bits in fact."""
+    buffer = io.BytesIO()
+    x = np.random.default_rng(0).integers(-(1 << 22), 1 << 22, (1, 9000), dtype=np.int32) << 8 | low
+    with av.open(buffer, "w", format="matroska") as container:
+        stream: Any = container.add_stream(codec, rate=RATE, layout="mono")
+        stream.codec_context.format = kind
+        frame = av.AudioFrame.from_ndarray(x, "s32", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        for part in av.AudioResampler(kind, "mono", RATE).resample(frame):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    sound = read_audio(buffer, "x")
+    assert sound.notes == ([] if note is None else [f"{note} samples are kept with 24 bits"])
+    assert sound.bit_depth == (16 if codec == "libmp3lame" else 24)
+    if codec != "libmp3lame":
+        assert np.abs(sound.samples - x / 2**31).max() < 2**-23
+
+
+def test_a_track_of_a_file_of_one_must_be_the_first() -> None:
+    for endian in ("LITTLE", "BIG"):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, tone(900).T, RATE, endian=endian, format="WAV")
+        data = buffer.getvalue()
+        assert read_audio(io.BytesIO(data), "x", track=1).samples.shape == (1, 900)
+        with pytest.raises(UsageError, match="x: sound tracks are numbered 1 to 1, there is none numbered 2"):
+            read_audio(io.BytesIO(data), "x", track=2)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "RF64"])
+def test_a_large_wav_that_is_cut_off_says_how_much(kind: str) -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(90_000).T, RATE, "PCM_16", format=kind)
+    data = buffer.getvalue()
+    assert read_audio(io.BytesIO(data), "x").problems == []
+    assert read_audio(io.BytesIO(data[:-1000]), "x").problems == ["cut off: at least 1000 bytes are missing at its end"]
 
 
 def test_blocks_are_the_whole(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tokodec.codec.bench.clips import read_clip, read_photo, read_video
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.media.audio import AudioReader, read_audio
@@ -221,6 +222,24 @@ def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, vi
         encode_file(tmp_path / "a.png", model="image-grid", track=1)
 
 
+def test_a_sound_without_a_decoder_is_told(tmp_path: Path, video_model: Path) -> None:
+    path = tracks(tmp_path / "a.mkv", [True], [False], frames=3)
+    path.write_bytes(path.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    reader, frames = read(path)
+    assert len(frames) == 3
+    assert not reader.has_sound
+    assert reader.notes == ["the sound is not kept: there is no decoder for it"]
+    with pytest.raises(MediaError, match="x: no decoder for its sound track"):
+        VideoReader(path, "x", sound_track=1)
+    with pytest.raises(UsageError, match="x: sound tracks are numbered 1 to 1, there is none numbered 2"):
+        VideoReader(path, "x", sound_track=2)
+    video(tmp_path / "b.mkv", [8] * 3)
+    with pytest.raises(UsageError, match="x: it has no sound, there is none numbered 1"):
+        VideoReader(tmp_path / "b.mkv", "x", sound_track=1)
+    with pytest.raises(UsageError, match="sound-kbps and sound-track cannot go with a sound that is left out"):
+        encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_kbps=3)
+
+
 # --------------------------------------------------------------------------------------------------------------- damage
 
 
@@ -282,3 +301,17 @@ def test_encoding_tells_of_problems(tmp_path: Path, sound_model: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(MediaError):
         encode_file(path, model=str(sound_model))
+
+
+def test_what_is_damaged_is_not_measured(tmp_path: Path) -> None:
+    """A curve of a broken file would be taken for one of the codec."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    tracks(tmp_path / "a.mka", [True], [False])
+    video(tmp_path / "a.mkv", [8 + 2 * i for i in range(100)])
+    for name, read_one in (("a.png", read_photo), ("a.mka", read_clip), ("a.mkv", read_video)):
+        path = tmp_path / name
+        assert read_one(path).name == name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+        with pytest.raises(MediaError, match=rf"{name}: .*(damaged|cut off)"):
+            read_one(path)

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from tokodec.codec.errors import MediaError
+from tokodec.codec.media.exif import dropped_metadata
+from tokodec.codec.media.kind import media_kind
 from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.profile import (
     CodePoints,
@@ -18,7 +20,7 @@ from tokodec.codec.media.profile import (
     profile_of_gamma,
     to_srgb,
 )
-from tokodec.codec.media.read_image import read_image
+from tokodec.codec.media.read_image import HEIF_BRANDS, read_image
 from tokodec.codec.media.write_image import write_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -267,5 +269,33 @@ def test_heic_is_read_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"Maker" in picture.exif
     assert (picture.icc, picture.xmp, picture.notes, picture.problems) == (SRGB, b"<x/>", [], [])
     monkeypatch.setattr("tokodec.codec.media.read_image._knows_heif", lambda: False)
-    with pytest.raises(MediaError, match=r"^x is a HEIC picture, which the package pillow-heif reads: pip install"):
+    with pytest.raises(
+        MediaError, match=r"^x is a HEIC picture, which the package pillow-heif reads: pip install 'tokodec\[heif\]'"
+    ):
         read(data)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_the_depth_of_heic_is_told(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+    buffer = io.BytesIO()
+    heif.encode("RGB;16", (32, 24), np.full((24, 32, 3), 40_000, np.uint16).tobytes(), buffer, quality=90)
+    picture = read(buffer.getvalue())
+    assert picture.notes[0] == f"{bits} bits per sample reduced to 8"
+    assert picture.bit_depth == 16
+    assert abs(int(picture.pixels[9, 9, 1]) - 156) <= 2
+
+
+def test_what_lies_beside_a_heic_picture_is_told() -> None:
+    im = Image.new("RGB", (8, 8))
+    im.info |= {"depth_images": [object()], "aux": {"urn:com:apple:photo:2020:aux:hdrgainmap": [3]}}
+    assert dropped_metadata(im, [], has_alpha=False, exif=None) == [
+        "depth maps not kept", "pictures beside it (a gain map, for instance) not kept",
+    ]  # fmt: skip
+
+
+def test_every_brand_of_heic_is_a_picture() -> None:
+    for brand in HEIF_BRANDS:
+        data = b"\0\0\0\x18ftyp" + brand + bytes(300)
+        assert media_kind(io.BytesIO(data))[0] == "image"

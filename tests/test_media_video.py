@@ -231,6 +231,17 @@ def test_sound_comes_along(suffix: str, channels: int, least: float, tmp_path: P
     assert 10 * np.log10(np.square(a).sum() / max(1e-12, np.square(a - b).sum())) > least
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
+def test_sound_beyond_full_scale_is_told(suffix: str, tmp_path: Path) -> None:
+    x = tone(RATE)
+    x[0, 100:110] = 1.25
+    notes = save(tmp_path / f"a{suffix}", clip(5, 16, 16), [i * FILM for i in range(5)], sound=x)
+    resampled = suffix == ".webm"  # to 48 kHz
+    counts = [int(note.split()[0]) for note in notes if "beyond full scale and are cut off" in note]
+    assert len(counts) == 1
+    assert counts[0] == 10 or (resampled and 15 < counts[0] < 25)
+
+
 def test_a_format_without_sound_says_so(tmp_path: Path) -> None:
     notes = save(tmp_path / "a.gif", clip(2, 8, 8), [Fraction(0), Fraction(1, 25)], sound=tone(1000))
     assert "the sound is not kept: .gif has no place for it" in notes

@@ -549,10 +549,21 @@ def test_tokens_of_sounds(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert run("tokenize", path, "--model", GOLDEN, "-o", tmp_path / f"c{suffix}", "--levels", 1) == 0
     assert run("detokenize", tmp_path / f"c{suffix}", "--model", GOLDEN, "-o", tmp_path / "c.flac") == 0
     capsys.readouterr()
+    assert run("detokenize", tokens, "--model", GOLDEN, "-o", tmp_path / "d.wav", "--synthesis", "sharp") == 2
+    assert "synthesis is not an option of" in capsys.readouterr().err
     assert run("tokenize", path, "--model", GOLDEN, "-q", 50, "-o", tmp_path / f"d{suffix}") == 2
     assert "quality does not set the rate of" in capsys.readouterr().err
     assert run("tokenize", path, "--model", "image-grid", "-o", tmp_path / f"d{suffix}") == 2
     assert "is a model for image" in capsys.readouterr().err
+
+
+def test_a_damaged_sound_is_refused_if_asked(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.wav", sound(RATE))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert tokodec.encode_file(path, model=str(GOLDEN)).problems
+    with pytest.raises(MediaError, match=r"a\.wav: cut off: at least 100 bytes"):
+        tokodec.encode_file(path, tmp_path / "a.tok", model=str(GOLDEN), strict=True)
+    assert not (tmp_path / "a.tok").exists()
 
 
 def test_names_are_part_of_the_package(tmp_path: Path) -> None:

@@ -106,11 +106,12 @@ def test_what_is_cut_off_is_told(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_joined_files(name: str) -> None:
     data = made(name, [(0, 4)])
-    one, both = read(data), read(data * 2)
-    if abs(both.samples.shape[1] - 2 * one.samples.shape[1]) < 3000:
+    one, every = read(data), read(data * 3)
+    if abs(every.samples.shape[1] - 3 * one.samples.shape[1]) <= 3520:  # MP3 has its delay once
         assert READ[name]["joined"] == "read on"
+        assert every.problems == []
     else:
-        told = bool(both.problems)
+        told = bool(every.problems)
         assert READ[name]["joined"] == ("told" if told else "not told")
 
 

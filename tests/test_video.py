@@ -1015,6 +1015,11 @@ def test_tokens_of_videos(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
         assert found.spec == load_tokens(tokens).spec
     assert same(frames_of((tmp_path / "a.tok").read_bytes()), frames_of((tmp_path / "b.tok").read_bytes()))
     assert run("tokenize", tmp_path / "a.tok", "--model", GOLDEN, "-o", tmp_path / f"b{suffix}", "--levels", 1) == 0
+    assert run("detokenize", tmp_path / f"b{suffix}", "--model", GOLDEN, "--format", "gif") == 0
+    note = f"codec: {tmp_path / f'b{suffix}'}: .gif holds 256 colours a frame: the others are dithered"
+    assert note in capsys.readouterr().err.splitlines()
+    assert run("detokenize", tmp_path / f"b{suffix}", "--model", GOLDEN, "--synthesis", "sharp") == 2
+    assert "synthesis is not an option of" in capsys.readouterr().err
     assert run("detokenize", tmp_path / f"b{suffix}", "--model", GOLDEN) == 0
     reader, frames = load(tmp_path / "b.mp4")
     assert (reader.height, reader.width, len(frames)) == (19, 35, 30)

@@ -1,4 +1,4 @@
-"""Sounds: media file <-> `.tok`. Twins: encoding above, decoding below, each block by block.
+"""Sounds: media file -> `.tok`, block by block. The twin of decode.py.
 
 The signals that are coded are the one channel, or middle and side of two, or each of more; one alone stands for
 channels that are all the same. A segment is two seconds of all signals, decodable on its own, in one chunk: for each
@@ -43,7 +43,7 @@ LEVEL_KBPS = 0.6  # that a level of a signal takes, about
 @dataclass(frozen=True)
 class Search:
     """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` gradient steps
-    (:mod:`.refine_sound`)."""
+    (:mod:`.refine`)."""
 
     levels: int  # of the codes that are made
     kbps: float | None = None

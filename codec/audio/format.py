@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
-from ..media.audio import Sound, write_audio
+from ..contract import Decoded, Detokenized, Encoded, Format, Sink, Source, Tokenized
+from ..media.audio import write_audio
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
@@ -45,8 +45,6 @@ class AudioFormat(Format):
     def pack(self, tokens: Tokens, model: Model) -> bytes:
         return file_of_codes(tokens, model)
 
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Sound:
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
         sound = sound_of_codes(tokens, model)
-        if sink is not None:
-            write_audio(sound, sink.file, sink.suffix, sink.name)
-        return sound
+        return Detokenized(sound, [] if sink is None else write_audio(sound, sink.file, sink.suffix, sink.name))

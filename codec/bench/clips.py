@@ -17,7 +17,7 @@ import numpy as np
 
 from ..container.fields import MAX_PIXELS
 from ..errors import MediaError, UsageError
-from ..media.audio import AUDIO_SUFFIXES_IN, Sound, read_audio, resample, write_audio
+from ..media.audio import AUDIO_SUFFIXES_IN, Sound, read_audio, refuse_damage, resample, write_audio
 from ..media.read_image import IMAGE_SUFFIXES_IN, read_image
 from ..media.read_video import VIDEO_SUFFIXES_IN, Pixels, VideoReader
 
@@ -71,10 +71,10 @@ class Photo:
 
 
 def read_photo(path: Path) -> Photo:
-    """A file as a picture without alpha and metadata. Raises MediaError."""
+    """A file as a picture without alpha and metadata. Raises MediaError, for a damaged one too."""
     from ..metrics.picture import as_rgb
 
-    return Photo(path.name, as_rgb(read_image(path, str(path), MAX_PIXELS).pixels), path.stat().st_size)
+    return Photo(path.name, as_rgb(read_image(path, str(path), MAX_PIXELS, strict=True).pixels), path.stat().st_size)
 
 
 # ----------------------------------------------------------------------------------------------------------- sounds
@@ -114,9 +114,9 @@ def kind_of(name: str) -> str:
 def read_clip(path: Path, max_seconds: float | None = None) -> Clip:
     """A file as a clip: the mean of its channels, resampled where it has another rate, only so many seconds of it.
 
-    Raises: MediaError.
+    Raises: MediaError, for a damaged one too.
     """
-    sound = read_audio(path, str(path))
+    sound = read_audio(path, str(path), strict=True)
     if not sound.samples.shape[1]:
         raise MediaError(f"{path}: a sound without samples")
     mono = resample(sound.samples.mean(0, keepdims=True, dtype=np.float32), sound.sample_rate, SAMPLE_RATE)[0]
@@ -165,7 +165,10 @@ class Video:
 
 
 def read_video(path: Path, frames: int | None = None) -> Video:
-    """A file as a clip, only so many frames of it; its first frame is at 0. Raises MediaError."""
+    """A file as a clip, only so many frames of it; its first frame is at 0.
+
+    Raises: MediaError, for a damaged one too.
+    """
     pixels: list[Pixels] = []
     times: list[Fraction] = []
     with VideoReader(path, str(path)) as reader:
@@ -176,6 +179,7 @@ def read_video(path: Path, frames: int | None = None) -> Video:
             if len(pixels) == frames:
                 break
         rate, base = reader.rate or DEFAULT_FPS, reader.time_base
+        refuse_damage(reader.problems, str(path))
     first = times[0]
     times = [time - first for time in times]
     return Video(path.name, np.stack(pixels), tuple(times), end - first, rate=rate, time_base=base)

@@ -33,6 +33,8 @@ from ..media.kind import Kind, media_kind, refuse_videos
 from ..media.picture import Picture
 from ..media.read_image import read_image
 from ..media.write_image import write_image
+from ..metrics.picture import as_rgb
+from ..metrics.spectrogram import spectrogram
 from ..models import Model, load_model, pick_device
 from ..progress import Progress, as_progress
 from ..registry import MODALITIES, default_generator
@@ -47,16 +49,19 @@ MOST = 1000
 KEEP = {"image": 0.5, "audio": 1.0}  # share of the rows of a picture, seconds of a sound
 SHEET = "samples.png"
 GAP, WHITE = 4, 255  # pixels between the pictures of a sheet
-SPECTRUM, BLOCK, RANGE = 512, 128, 80.0  # window and hop of the pictures of sounds, and dB from white to black
 
 
 @dataclass
 class Generated:
-    """Samples, the files that they were written to (the last one is the sheet), and what there is to say."""
+    """Samples, the files that they were written to (the last one is the sheet), and what there is to say.
+
+    notes: what could not be kept.  problems: what of the prompt is damaged or missing. One line each.
+    """
 
     samples: list[Picture | Sound]
     files: list[Path]
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 class Prompt(NamedTuple):
@@ -111,7 +116,7 @@ def generate_files(
 ) -> Generated:
     """Write samples and a sheet of all of them into the folder ``out``: all files, or none.
 
-    Raises: a :class:`~.errors.TokodecError`.
+    Raises: a :class:`~..errors.TokodecError`.
     """
     options, told = options or SampleOptions(), as_progress(progress)
     n, prompt = options.n, options.prompt
@@ -127,17 +132,16 @@ def generate_files(
     folder = Path(out)
     digits = len(str(n))
     files = [folder / f"sample-{i + 1:0{digits}}{suffix}" for i in range(n)] + [folder / SHEET]
-    notes: list[str] = []
+    done = Generated([], files)
     with a_folder(folder), ExitStack() as stack, torch.no_grad():
         outputs = [stack.enter_context(atomic_output(path, force)) for path in files]
         start = None
         if prompt is not None:
             read = picture_prompt if modality == "image" else sound_prompt
             start = read(
-                Path(prompt), KEEP[modality] if options.keep is None else options.keep, generator, loaded, notes
+                Path(prompt), KEEP[modality] if options.keep is None else options.keep, generator, loaded, done
             )
         random = torch.Generator().manual_seed(options.seed)
-        samples: list[Picture | Sound] = []
         for begin in range(0, n, BATCH):
             size = min(BATCH, n - begin)
             part = told.part(begin / n, (begin + size) / n)
@@ -150,16 +154,16 @@ def generate_files(
                     )  # fmt: skip
             except ValueError as error:
                 raise UsageError(str(error)) from error
-            samples += [decoded(tokens, i, loaded, options.synthesis) for i in range(size)]
-        for sample, file, path in zip(samples, outputs, files, strict=False):
+            done.samples += [decoded(tokens, i, loaded, options.synthesis) for i in range(size)]
+        for sample, file, path in zip(done.samples, outputs, files, strict=False):
             if isinstance(sample, Picture):
                 write_image(sample, file, suffix, str(path))
             else:
-                notes += [f"{path.name}: {note}" for note in write_audio(sample, file, suffix, str(path))]
+                done.notes += [f"{path.name}: {note}" for note in write_audio(sample, file, suffix, str(path))]
         tiles = [] if start is None else [start.picture]
-        tiles += [s.pixels if isinstance(s, Picture) else spectrogram(s.samples[0]) for s in samples]
+        tiles += [s.pixels if isinstance(s, Picture) else drawn(s.samples[0]) for s in done.samples]
         write_image(Picture(sheet(tiles)), outputs[-1], ".png", SHEET)
-    return Generated(samples, files, notes)
+    return done
 
 
 @contextmanager
@@ -201,7 +205,7 @@ def load_pair(model: str, tokenizer: str | None, device: str) -> tuple[Generator
 # ------------------------------------------------------------------------------------------------------- prompts
 
 
-def picture_prompt(path: Path, keep: float, generator: Generator, loaded: Model, notes: list[str]) -> Prompt:
+def picture_prompt(path: Path, keep: float, generator: Generator, loaded: Model, told: Generated) -> Prompt:
     """The first rows of a picture, fitted to the window. Raises a TokodecError."""
     if not 0 < keep <= 1:
         raise UsageError(f"the share of rows to keep is above 0 and at most 1, got {keep:g}")
@@ -209,14 +213,15 @@ def picture_prompt(path: Path, keep: float, generator: Generator, loaded: Model,
     height, width = window.size
     stride = window.strides[0]
     picture = read_image(path, str(path), MAX_PIXELS)
-    notes += picture.notes
+    told.notes += picture.notes
+    told.problems += picture.problems
     if picture.alpha is not None:
-        notes.append("the alpha channel is left out")
-    pixels = np.broadcast_to(picture.pixels, (*picture.pixels.shape[:2], 3)).copy()  # gray becomes RGB
+        told.notes.append("the alpha channel is left out")
+    pixels = as_rgb(picture.pixels)
     fitted = fit(pixels, height, width, beginning=keep == 1)
     if fitted.shape != pixels.shape:
         sizes = [f"{p.shape[1]} x {p.shape[0]}" for p in (pixels, fitted)]
-        notes.append(f"the picture of {sizes[0]} pixels is fitted to the window: {sizes[1]}")
+        told.notes.append(f"the picture of {sizes[0]} pixels is fitted to the window: {sizes[1]}")
     size = (height if keep == 1 else len(fitted), fitted.shape[1])
     rows, total = math.floor(keep * len(fitted) / stride + 1e-9), -(-size[0] // stride)
     if not 0 < rows < total:
@@ -244,18 +249,19 @@ def fit(pixels: np.ndarray, height: int, width: int, beginning: bool) -> np.ndar
     return pixels[top : top + height, left : left + width]
 
 
-def sound_prompt(path: Path, keep: float, generator: Generator, loaded: Model, notes: list[str]) -> Prompt:
+def sound_prompt(path: Path, keep: float, generator: Generator, loaded: Model, told: Generated) -> Prompt:
     """The first seconds of a sound, its channels mixed. Raises a TokodecError."""
     if not (math.isfinite(keep) and keep > 0):
         raise UsageError(f"the seconds to keep are above 0, got {keep:g}")
     window = generator.config.window
     rate, frame = round(window.sample_rate or 1), window.strides[0]
     sound = read_audio(path, str(path), MAX_SAMPLES)
-    notes += sound.notes
+    told.notes += sound.notes
+    told.problems += sound.problems
     if len(sound.samples) > 1:
-        notes.append(f"the {len(sound.samples)} channels are mixed")
+        told.notes.append(f"the {len(sound.samples)} channels are mixed")
     if sound.sample_rate != rate:
-        notes.append(f"{sound.sample_rate} Hz become {rate}")
+        told.notes.append(f"{sound.sample_rate} Hz become {rate}")
     mono = resample(sound.samples.mean(0, keepdims=True), sound.sample_rate, rate)
     frames = math.floor(min(keep * rate, mono.shape[1]) / frame + 1e-9)
     total = window.grid[0]
@@ -263,10 +269,10 @@ def sound_prompt(path: Path, keep: float, generator: Generator, loaded: Model, n
         what = "less than a frame" if not frames else "everything"
         raise UsageError(f"{path}: {what} would be kept of {total * frame / rate:g} s; keep another number of seconds")
     if mono.shape[1] < keep * rate:
-        notes.append(f"the sound has {mono.shape[1] / rate:.2f} s only, all of them are kept")
+        told.notes.append(f"the sound has {mono.shape[1] / rate:.2f} s only, all of them are kept")
     start = torch.from_numpy(mono[:, : frames * frame])[None].to(loaded.tokenizer.device)
     known = loaded.tokenizer.encode(start)
-    return Prompt(with_rest(known.to("cpu"), window), spectrogram(mono[0, : total * frame]))
+    return Prompt(with_rest(known.to("cpu"), window), drawn(mono[0, : total * frame]))
 
 
 def with_rest(known: Tokens, spec: TokenSpec) -> Tokens:
@@ -294,15 +300,9 @@ def decoded(tokens: Tokens, i: int, loaded: Model, synthesis: str | None) -> Pic
     return sound_of_codes(one, loaded)
 
 
-def spectrogram(samples: np.ndarray) -> np.ndarray:
-    """A sound ``[n]`` as a picture ``[257, n / 128, 3]``: loud is dark, low is down."""
-    x = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-    x = F.pad(x, (0, max(0, SPECTRUM - len(x))))
-    power = torch.stft(x, SPECTRUM, BLOCK, window=torch.hann_window(SPECTRUM), return_complex=True).abs().square()
-    decibel = 10 * torch.log10(power + 1e-10)
-    decibel = ((decibel - decibel.max()) / RANGE + 1).clamp(0, 1)
-    picture = (WHITE * (1 - decibel)).round().byte().flip(0).numpy()
-    return np.repeat(picture[:, :, None], 3, 2)
+def drawn(samples: np.ndarray) -> np.ndarray:
+    """The spectrogram of a sound ``[n]`` as pixels ``[H, W, 3]``."""
+    return np.asarray(spectrogram(samples).convert("RGB"))
 
 
 def sheet(tiles: list[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..container.chunks import ALPH
 from ..container.fields import ImageHeader
 from ..container.read import TokFile
 from ..container.write import write_tok
-from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
+from ..contract import Decoded, Detokenized, Encoded, Format, Sink, Source, Tokenized
 from ..errors import ChunkError, FormatError, UsageError
 from ..media.picture import Picture
 from ..media.read_image import read_image
@@ -119,11 +119,9 @@ class ImageFormat(Format):
         tokens = tokenizer.encode_picture(torch.from_numpy(picture.pixels), options.quality)
         return Tokenized(tokens, picture.problems, picture.notes + notes)
 
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Picture:
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
         picture = Picture(decode_pixels(tokens, model, 3, synthesis))
-        if sink is not None:
-            write_image(picture, sink.file, sink.suffix, sink.name)
-        return picture
+        return Detokenized(picture, [] if sink is None else write_image(picture, sink.file, sink.suffix, sink.name))
 
 
 def check_header_grid(header: ImageHeader, grid: tuple[int, ...]) -> None:

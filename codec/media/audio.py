@@ -8,7 +8,9 @@ declares none (AAC without an edit list), they are part of the sound. Time stamp
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
-from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
 from ..files import stored
-from .guard import Media, one_line, open_big_endian, open_media, video_streams
+from .guard import Media, open_big_endian, open_media, video_streams
 from .layout import CUSTOMARY, described, layout_name
 from .sound_stream import BigEndianStream, Samples, SoundStream
 
@@ -77,20 +79,15 @@ class AudioReader:
     def __init__(
         self, source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None
     ) -> None:
-        source = stored(source)
-        media = open_big_endian(source, name) or open_media(source, name, "a sound")
+        media, stream = _opened(stored(source), name, track)
         try:
-            stream: SoundStream | BigEndianStream
-            if media.container is None:
-                stream = BigEndianStream(media, name)
-            elif video_streams(media.container):
-                raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
-            else:
-                stream = SoundStream(media, name, track)
             self._begin(media, name, max_samples, stream)
         except BaseException:
             media.close()
             raise
+        self._pieces = self._joined(track)
+        if media.extent.further:
+            self.frames = 0
 
     @classmethod
     def of_video(
@@ -109,7 +106,7 @@ class AudioReader:
 
     def _begin(self, media: Media, name: str, max_samples: int, stream: SoundStream | BigEndianStream) -> None:
         self.name, self.max_samples, self.position = name, max_samples, 0
-        self._media, self._stream = media, stream
+        self._media, self._stream, self._pieces = media, stream, stream.pieces
         self._rest: Samples = np.zeros((stream.channels, 0), dtype=np.float32)
         self.sample_rate, self.channels, self.bit_depth = stream.sample_rate, stream.channels, stream.bit_depth
         self.layout, self.frames, self.start = stream.mask, stream.frames, stream.start
@@ -148,7 +145,7 @@ class AudioReader:
         parts = [self._rest]
         have = self._rest.shape[1]
         while have < n:
-            part = next(self._stream.pieces, None)
+            part = next(self._pieces, None)
             if part is None:
                 break
             parts.append(part)
@@ -157,16 +154,86 @@ class AudioReader:
         self._rest = joined[:, n:]
         return np.ascontiguousarray(joined[:, :n])
 
+    def _joined(self, track: int | None) -> Iterator[Samples]:
+        """The sound, and those behind it in the same file, as far as they are of the same kind."""
+        yield from self._stream.pieces
+        media, kind = self._media, (self.sample_rate, self.channels, self.layout)
+        while media.extent.further:
+            media.file.seek(-media.extent.further, io.SEEK_END)
+            try:
+                following, stream = _opened(media.file, self.name, track)
+            except (MediaError, UsageError):
+                break
+            with closing(following):
+                if (stream.sample_rate, stream.channels, stream.mask) != kind:
+                    break
+                yield from stream.pieces
+            self.notes += [note for note in stream.notes if note not in self.notes]
+            self.problems += stream.problems
+            media = following
+        self.problems += media.extent.problems
 
-def read_audio(source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None) -> Sound:
-    """A whole sound; see :class:`AudioReader`."""
+
+def _opened(source: Path | BinaryIO, name: str, track: int | None) -> tuple[Media, SoundStream | BigEndianStream]:
+    """Raises MediaError, UsageError, as :class:`AudioReader`."""
+    media = open_big_endian(source, name) or open_media(source, name, "a sound", alone=True)
+    try:
+        if media.container is None:
+            return media, BigEndianStream(media, name, track)
+        if video_streams(media.container):
+            raise UnsupportedMediaError(f"{name}: a video, not a sound; extract its sound first")
+        return media, SoundStream(media, name, track)
+    except BaseException:
+        media.close()
+        raise
+
+
+def read_audio(
+    source: Path | BinaryIO, name: str, max_samples: int = MAX_SAMPLES, track: int | None = None, strict: bool = False
+) -> Sound:
+    """A whole sound; see :class:`AudioReader`. strict: refuse a damaged one, of which otherwise what is there is read.
+
+    Raises: MediaError, UsageError.
+    """
     with AudioReader(source, name, max_samples, track) as reader:
-        blocks = list(reader.blocks())
         empty: Samples = np.zeros((reader.channels, 0), dtype=np.float32)
-        samples = np.concatenate(blocks, axis=1) if blocks else empty
-        return Sound(
-            samples, reader.sample_rate, reader.bit_depth, reader.notes, layout=reader.layout, problems=reader.problems
-        )
+        samples = np.concatenate([empty, *reader.blocks()], axis=1)
+    if strict:
+        refuse_damage(reader.problems, name)
+    return Sound(
+        samples, reader.sample_rate, reader.bit_depth, reader.notes, layout=reader.layout, problems=reader.problems
+    )
+
+
+def refuse_damage(problems: list[str], name: str) -> None:
+    """Raise MediaError for the first problem of a sound or a video, if there is one."""
+    if problems:
+        raise MediaError(f"{name}: {problems[0]}")
+
+
+def to_integers(samples: Samples, bits: int) -> tuple[npt.NDArray[np.int32], int]:
+    """``[channels, n]`` rounded to integers of so many bits, ``[n, channels]``; and how many of the n were beyond full
+    scale in a channel, and are cut off."""
+    top = 2 ** (bits - 1)
+    values = np.round(samples.T.astype(np.float64) * top)
+    clipped = int(((values < -top) | (values > top - 1)).any(1).sum())
+    return np.clip(values, -top, top - 1).astype(np.int32), clipped
+
+
+def packed_frame(rows: npt.NDArray[Any], form: str, layout: str, rate: int, at: int) -> Any:
+    """``[n, channels]`` as a frame of FFmpeg; integers are of 16 bits or, as "s32", of 24. at: samples before it."""
+    import av
+
+    values = rows.astype(np.int16) if form == "s16" else rows << 8 if form == "s32" else rows
+    # Packed: planes of a frame are not to be counted beyond eight.
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values).reshape(1, -1), format=form, layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+    return frame
+
+
+def clipping(n: int) -> list[str]:
+    """A note, if samples were beyond full scale."""
+    return [f"{n} samples were beyond full scale and are cut off"] if n else []
 
 
 class AudioWriter:
@@ -214,16 +281,15 @@ class AudioWriter:
 
     def write(self, samples: Samples) -> None:
         """The next samples ``[channels, n]``, rounded to the file's bits; what is beyond full scale is cut off."""
-        top = 2 ** (self.bits - 1)
         for begin in range(0, samples.shape[1], BLOCK):
-            values = np.round(samples[:, begin : begin + BLOCK].T.astype(np.float64) * top)
-            self.clipped += int(((values < -top) | (values > top - 1)).any(1).sum())
-            self._sink.write(np.clip(values, -top, top - 1).astype(np.int32))
+            whole, clipped = to_integers(samples[:, begin : begin + BLOCK], self.bits)
+            self.clipped += clipped
+            self._sink.write(whole)
 
     @property
     def notes(self) -> list[str]:
         """What the file could not hold."""
-        notes = [f"{self.clipped} samples were beyond full scale and are cut off"] if self.clipped else []
+        notes = clipping(self.clipped)
         if self._guessed:
             notes.append(f"where the channels belong is not known: .flac takes them for {self._positions}")
         return notes
@@ -264,7 +330,7 @@ class _Placed:
     def __init__(self, target: BinaryIO, suffix: str, name: str, sample_rate: int, bits: int, layout: str) -> None:
         import av
 
-        self.name, self.bits, self.layout, self.rate, self.at = name, bits, layout, sample_rate, 0
+        self.name, self.layout, self.rate, self.at = name, layout, sample_rate, 0
         self.errors = (av.FFmpegError, ValueError, OSError)
         self.format = "s16" if bits == 16 else "s32"
         options = {"fflags": "+bitexact"} | ({"rf64": "auto"} if suffix == ".wav" else {})
@@ -279,13 +345,9 @@ class _Placed:
 
     def write(self, whole: npt.NDArray[np.int32]) -> None:
         """``[n, channels]`` integers of the file's bits."""
-        import av
-
         if not len(whole):
             return
-        rows = whole.astype(np.int16) if self.bits == 16 else whole << 8
-        frame = av.AudioFrame.from_ndarray(rows.reshape(1, -1), format=self.format, layout=self.layout)
-        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.at, Fraction(1, self.rate)
+        frame = packed_frame(whole, self.format, self.layout, self.rate, self.at)
         self.at += len(whole)
         try:
             self.container.mux(self.stream.encode(frame))
@@ -308,8 +370,7 @@ def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[
     with AudioWriter(
         target, suffix, name, sound.sample_rate, channels=channels, bit_depth=sound.bit_depth, layout=sound.layout
     ) as writer:
-        for begin in range(0, sound.samples.shape[1], BLOCK):
-            writer.write(sound.samples[:, begin : begin + BLOCK])
+        writer.write(sound.samples)
         return writer.notes
 
 

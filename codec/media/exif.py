@@ -30,6 +30,9 @@ def dropped_metadata(
         notes.append("comment not kept")
     if texts:
         notes.append(f"text not kept: {', '.join(sorted(texts))}")
+    for what, key in (("depth maps", "depth_images"), ("pictures beside it (a gain map, for instance)", "aux")):  # HEIF
+        if im.info.get(key):
+            notes.append(f"{what} not kept")
     dpi = im.info.get("dpi")
     if isinstance(dpi, tuple) and len(dpi) == 2 and _says_something(dpi) and not _has_resolution(exif):
         shown = " x ".join(f"{value:.4g}" for value in dict.fromkeys(map(float, dpi)))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import MediaError, UnsupportedMediaError, UsageError
+from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
 from ..files import stored
 from .whole import Extent, boxes, extent
 
@@ -66,12 +66,13 @@ class Media:
             self.file.close()
 
 
-class _Bytes:
-    """What FFmpeg sees of a file: bytes without a name, from where the file object stands on, ``most`` of them."""
+class Bytes:
+    """What FFmpeg (or libsndfile) sees of a file: bytes without a name, from where the file object stands on, ``most``
+    of them, or all but the ``less`` last ones."""
 
-    def __init__(self, file: BinaryIO, most: int | None = None) -> None:
+    def __init__(self, file: BinaryIO, most: int | None = None, less: int = 0) -> None:
         self._file, self._begin = file, file.tell()
-        size = file.seek(0, io.SEEK_END) - self._begin
+        size = file.seek(0, io.SEEK_END) - self._begin - less
         self._size = size if most is None else min(most, size)
         file.seek(self._begin)
 
@@ -126,11 +127,12 @@ def open_big_endian(source: Path | BinaryIO, name: str) -> Media | None:
     return None
 
 
-def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
+def open_media(source: Path | BinaryIO | bytes, name: str, noun: str, alone: bool = False) -> Media:
     """Open a sound or a video.
 
     Args:    source: path, or binary file object, which is read into memory if it cannot seek.
              name: what messages call it.  noun: "a sound" or "a video", for messages.
+             alone: without the files that are joined to it.
     Raises:  MediaError for what is not there, empty or unknown; UnsupportedMediaError for what points to other files.
     """
     import av
@@ -140,7 +142,7 @@ def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
         _refuse_references(file, name)
         around = extent(file)
         try:
-            container = _demuxer(file, around)
+            container = _demuxer(file, around, alone)
         except (av.FFmpegError, ValueError, OSError, OverflowError) as error:
             why = "; ".join(filter(None, (one_line(error), around.lacks)))
             raise MediaError(f"{name}: not {noun} that can be read, or a damaged one ({why})") from error
@@ -151,19 +153,19 @@ def open_media(source: Path | BinaryIO | bytes, name: str, noun: str) -> Media:
     return Media(container, around, file, own)
 
 
-def _demuxer(file: BinaryIO, around: Extent) -> Any:
+def _demuxer(file: BinaryIO, around: Extent, alone: bool) -> Any:
     """PyAV's container. FFmpeg is handed an open file, so it never looks at a name, nor opens anything."""
     import av
 
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
     begin = file.tell()
     try:
-        return av.open(_Bytes(file), container_options=options, metadata_errors="replace")
+        return av.open(Bytes(file, less=around.further * alone), container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError):
         if not around.whole:  # a file that is cut off within the head of a fragment has whole fragments before it
             raise
         file.seek(begin)
-        return av.open(_Bytes(file, around.whole), container_options=options, metadata_errors="replace")
+        return av.open(Bytes(file, most=around.whole), container_options=options, metadata_errors="replace")
 
 
 def _refuse_references(file: BinaryIO, name: str) -> None:
@@ -213,6 +215,13 @@ def video_streams(container: Any) -> list[Any]:
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
+def check_track(n: int, track: int | None, noun: str, name: str) -> None:
+    """Raise UsageError for a track that is not among n, see :func:`choose_track`."""
+    if track is not None and not 1 <= track <= n:
+        there = f"{noun} tracks are numbered 1 to {n}" if n else f"it has no {noun}"
+        raise UsageError(f"{name}: {there}, there is none numbered {track}")
+
+
 def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str) -> tuple[Any, list[str]]:
     """One of a file's tracks of one kind, and notes.
 
@@ -223,8 +232,7 @@ def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str
     """
     import av
 
-    if track is not None and not 1 <= track <= len(streams):
-        raise UsageError(f"{name}: {noun} tracks are numbered 1 to {len(streams)}, there is none numbered {track}")
+    check_track(len(streams), track, noun, name)
     kind = av.stream.Disposition
     aside = kind.comment | kind.hearing_impaired | kind.visual_impaired | kind.descriptions | kind.dependent
 
@@ -239,9 +247,3 @@ def choose_track(streams: Sequence[Any], track: int | None, noun: str, name: str
         return chosen, []
     which = streams.index(chosen) + 1
     return chosen, [f"only {noun} track {which} of {len(streams)} is kept"]
-
-
-def one_line(error: object) -> str:
-    """The message of an error, without its number and line ends."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -15,7 +15,7 @@ from ..errors import MediaError, UnsupportedMediaError
 from ..files import stored
 from .audio import AUDIO_SUFFIXES_IN
 from .guard import references
-from .read_image import IMAGE_SUFFIXES_IN
+from .read_image import HEIF_BRANDS, IMAGE_SUFFIXES_IN
 from .read_video import VIDEO_SUFFIXES_IN, has_video_stream
 
 Kind = Literal["image", "audio", "video"]
@@ -25,16 +25,16 @@ SUFFIXES_IN = tuple(suffix for suffixes in MODALITY_SUFFIXES.values() for suffix
 
 _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport streams have 188 (or 192)
 _SOUND_STARTS = (
-    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"RIFX", b"\x0b\x77", b"wvpk", b"TTA1",
-    b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01", b"Creative Voice File",
-    b"NIST_1A",
+    b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"BW64", b"RIFX", b"\x0b\x77", b"wvpk",
+    b"TTA1", b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01",
+    b"Creative Voice File", b"NIST_1A",
 )  # fmt: skip
 _CONTAINER_STARTS = (
     b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",
 )  # fmt: skip
 _VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF")
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
-_PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis", b"crx ", b"jxl ")
+_PICTURE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis", b"crx ", b"jxl ")
 
 
 def media_kind(source: Path | BinaryIO) -> tuple[Kind, Path | BinaryIO]:

@@ -43,11 +43,3 @@ def pillow_without_limits() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 _restore.close()
-
-
-def one_line(error: object) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    return " ".join(str(error).split()) or type(error).__name__

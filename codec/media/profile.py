@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Curve = bytes  # data of a tag of type curv or para
 _D50 = (0.9642, 1.0, 0.8249)
-_D65, _DCI, _C, _E = (0.3127, 0.3290), (0.314, 0.351), (0.310, 0.316), (1 / 3, 1 / 3)
+_D65, _DCI, _C = (0.3127, 0.3290), (0.314, 0.351), (0.310, 0.316)
 # ITU-T H.273, table 2: x and y of red, green, blue, white.
 _PRIMARIES: dict[int, tuple[tuple[float, float], ...]] = {
     1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65),  # BT.709, sRGB

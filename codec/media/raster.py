@@ -49,7 +49,7 @@ def bits_per_sample(im: ImageFile, file: BinaryIO) -> int:
         return int(maxval).bit_length()
     if im.format == "AVIF" and any(flags & 0x40 for flags in av1_flags(file)):
         return 12 if any(flags & 0x20 for flags in av1_flags(file)) else 10
-    return 8
+    return int(im.info.get("bit_depth", 8))  # of HEIF, as pillow-heif tells it
 
 
 def av1_flags(file: BinaryIO) -> list[int]:

@@ -22,12 +22,12 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError
+from ..errors import ChunkError, MediaError, TokodecError, UnsupportedMediaError, one_line
 from . import png
 from .exif import dropped_metadata, is_adobe_rgb, read_exif, read_xmp, tiff_exif
 from .jpeg import JPEG_END, JpegScan, scan_jpeg
 from .picture import Picture
-from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .pillow_guard import DECODER_ERRORS, pillow_without_limits
 from .profile import CodePoints, adobe_rgb, fitting_profile, profile_of_code_points, profile_of_gamma
 from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages
@@ -42,7 +42,7 @@ _MAGIC = {
     b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
     b"BM": "BMP", b"GIF8": "GIF",
 }  # fmt: skip
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _OTHERS = {  # what people have, and no reader here
     b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "Photoshop", b"\0\0\1\0": "icon", b"%!PS": "PostScript", b"%PDF": "PDF",
@@ -251,7 +251,7 @@ def _open(file: BinaryIO, name: str, page: int = 0) -> ImageFile:
     start = file.read(16)
     if not start:
         raise MediaError(f"{name} is empty")
-    heif = start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+    heif = start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
     formats = (*_FORMATS, "HEIF") if heif and _knows_heif() else _FORMATS
     file.seek(0)
     try:
@@ -276,7 +276,7 @@ def _knows_heif() -> bool:
 def _refusal(start: bytes, heif: bool) -> str:
     """What is wrong with a file that begins so and that no reader takes."""
     if heif:
-        return "is a HEIC picture, which the package pillow-heif reads: pip install pillow-heif"
+        return "is a HEIC picture, which the package pillow-heif reads: pip install 'tokodec[heif]'"
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return f"is a damaged {kind} file, or of a rare kind that cannot be read"
@@ -296,7 +296,7 @@ def refuse_unknown(start: bytes, name: str) -> None:
             accept = Image.OPEN[kind][1]
             if len(start) >= 16 and (accept is None or accept(start[:16]) is True):
                 return
-    raise MediaError(f"{name} {_refusal(start, heif=start[8:12] in _HEIF_BRANDS and not _knows_heif())}")
+    raise MediaError(f"{name} {_refusal(start, heif=start[8:12] in HEIF_BRANDS and not _knows_heif())}")
 
 
 def _check_work(im: ImageFile, opened: _Opened, name: str, max_pixels: int) -> None:
@@ -382,7 +382,7 @@ def _code_points(im: ImageFile, file: BinaryIO, scan: png.PngScan | None) -> Cod
 
 
 def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
-    """The array that :func:`encode_alpha` was given.
+    """The array that :func:`.write_image.encode_alpha` was given.
 
     Everything is checked before anything is inflated, so that hostile data cost no more memory than the size that the
     caller expects: 8-bit gray, not interlaced, of ``height`` x ``width``, only IHDR, IDAT and IEND, all CRCs right.

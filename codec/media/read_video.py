@@ -1,22 +1,10 @@
-"""Videos in and out: any common file <-> uint8 frames with exact times, one by one, so that an hour takes no more
+"""Videos in: any common file -> uint8 frames with exact times, one by one, so that an hour takes no more
 memory than a second.
 
-PyAV (FFmpeg) reads and writes. As with pictures, what is in the file is either in the frames and facts of a
+PyAV (FFmpeg) reads. As with pictures, what is in the file is either in the frames and facts of a
 :class:`VideoReader`, or named in its ``notes``, or a reason to refuse.
 
-Times are rationals, counted from the beginning of the file's time line, on which its sound lies too. A writer keeps
-them as exactly as its format can say them:
-
-| suffix     | codec                       | times                    | sound            |
-| ---------- | --------------------------- | ------------------------ | ---------------- |
-| .mp4, .mov | H.264                       | exact                    | AAC              |
-| .mkv       | H.264                       | rounded to 1/1000 s      | FLAC (lossless)  |
-| .webm      | VP9, 4:2:0                  | rounded to 1/1000 s      | Opus (48 kHz)    |
-| .y4m       | none: 4:4:4 samples, 8 bits | one rate for all frames  | -                |
-| .gif       | 256 colours for each frame  | rounded to 1/100 s       | -                |
-
-H.264 is written as 4:2:0, which every player shows, if both sides are even, and as 4:4:4 if not: it is the only way in
-which H.264 holds an odd side, and players in hardware refuse it, which a note says.
+Times are rationals, counted from the beginning of the file's time line, on which its sound lies too.
 """
 
 from __future__ import annotations
@@ -34,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES, MAX_SIDE
-from ..errors import MediaError, UnsupportedMediaError
+from ..errors import MediaError, UnsupportedMediaError, one_line
 from .audio import AudioReader
 from .color import Conversion, conversion_for
-from .guard import choose_track, one_line, open_media, rereadable, video_streams
+from .guard import choose_track, open_media, rereadable, video_streams
 from .timeline import Timeline
 
 VIDEO_SUFFIXES_IN = (
@@ -45,7 +33,6 @@ VIDEO_SUFFIXES_IN = (
     ".wmv", ".ogv", ".ivf",
 )  # fmt: skip
 _ABSOLUTE = {"mpegts", "mpeg"}  # their clocks begin anywhere
-AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 SWSCALE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000  # bicubic, full chroma both ways, accurate rounding, exact
 _ITU601, ITU709 = 5, 1  # swscale's numbers of matrices
 _MATRICES = {1: ITU709, 4: 4, 5: _ITU601, 6: _ITU601, 7: 7, 9: 9, 10: 9}  # from FFmpeg's numbers of colour spaces
@@ -132,6 +119,11 @@ class VideoReader:
         self.rate = Fraction(rate) if rate else None
         sounds = self._container.streams.audio
         self.has_sound = any(sound.codec_context is not None for sound in sounds)
+        if self.has_sound or self._tracks[1] is not None:  # one that was asked for must be there
+            beside = [choose_track(sounds, self._tracks[1], "sound", self.name)[0]]
+        else:
+            beside = []
+            self.notes += ["the sound is not kept: there is no decoder for it"] * bool(sounds)
         self.frames = int(stream.frames)
         self._count = self._moved = self._corrupt = self._bad = 0
         self._last: Fraction | None = None
@@ -140,8 +132,7 @@ class VideoReader:
         if self._container.format.name in _ABSOLUTE:
             starts = [track.start_time * track.time_base for track in (stream, *sounds) if track.start_time is not None]
             self._origin = min(starts, default=self._origin)
-        beside = (choose_track(sounds, self._tracks[1], "sound", self.name)[0],) if self.has_sound else ()
-        self._timeline = Timeline(self._media, (stream, *beside))
+        self._timeline = Timeline(self._media, [stream, *beside])
         self._missing = self._media.extent.missing
         self._decoded = self._decode()
         first = next(self._decoded, None)

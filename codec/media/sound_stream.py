@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MediaError
-from .guard import Media, choose_track, one_line
+from ..errors import MediaError, one_line
+from .guard import Bytes, Media, check_track, choose_track
 from .layout import CUSTOMARY, MONO, described, mask_of
 from .timeline import Timeline
 
@@ -22,7 +22,10 @@ COUNTED = {"flac", "tta", "wv", "ape", "tak", "mpc8", "mov", "aiff", "caf"}  # w
 SLACK = Fraction(1, 50)  # seconds by which a time stamp may be off before samples are moved
 SILENCE = (600, 8)  # seconds of gaps that may be filled in any case, and for each second of sound
 PIECE = 1 << 16  # samples of silence made at once
-_BITS = {"u8": 8, "s16": 16, "s32": 24, "s64": 24, "dbl": 24}  # of lossless samples; float of most codecs is lossy
+_BITS = {"u8": 8, "s16": 16, "s32": 24, "s64": 24}  # of decoded integers
+_FLOATS = ("flt", "dbl")  # lossless in some codecs; DTS, which may be lossless, is so in integers
+_LOW: dict[str, tuple[npt.DTypeLike, int]] = {"s32": (np.int32, 0xFF), "s64": (np.int64, (1 << 40) - 1)}
+KEPT = "samples are kept with 24 bits"
 _BEYOND = ("PCM_32", "FLOAT", "DOUBLE")  # what libsndfile calls samples of more than 24 bits
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # what lies among the packets of joined MP3 files and is no sound
 
@@ -85,14 +88,12 @@ class SoundStream:
         self.sample_rate, self.channels = of.sample_rate, of.layout.nb_channels
         self.layout = of.layout
         self.mask, self.order = mask_of(of.layout) if self.channels else (0, None)
-        codec, form = self.stream.codec_context.name, "" if first is None else first.format.name.removesuffix("p")
-        self.bit_depth = _BITS.get(form, 16)
-        if codec.startswith("pcm_"):
-            bits = next((bits for bits in ("8", "16", "24", "32", "64") if codec[5:].startswith(bits)), "16")
-            self.bit_depth = min(24, int(bits))
-            if int(bits) > 24:
-                kind = "float" if codec[4] == "f" else "integer"
-                self.notes.append(f"{bits} bit {kind} samples are kept with 24 bits")
+        codec, form = self.stream.codec_context.codec, "" if first is None else first.format.name.removesuffix("p")
+        self.bit_depth, self._deeper = _BITS.get(form, 16), False
+        if form in _FLOATS and codec.lossless and codec.name != "dca":
+            self.bit_depth = 24
+            self.notes.append(f"float {KEPT}")
+        self._low = _LOW.get(form) if codec.lossless else None
         duration, base = self.stream.duration, self.stream.time_base
         self.seconds = Fraction(duration * base) if duration and base and duration > 0 else None
         self.frames = round((self.seconds or Fraction(0)) * (self.sample_rate or 0))
@@ -146,6 +147,9 @@ class SoundStream:
             # Packed: the planes of a frame are not to be counted beyond eight.
             self._resampler = av.AudioResampler(format="flt", layout=self.layout, rate=self.sample_rate)
             self._of_frame = kind
+        if self._low is not None and not self._deeper:  # 24 bits and 32 are the same to a decoder
+            dtype, low = self._low
+            self._deeper = any((np.frombuffer(plane, dtype) & low).any() for plane in frame.planes)
         parts += self._resampler.resample(frame)
         return self._joined(parts)
 
@@ -233,10 +237,11 @@ class SoundStream:
             self.notes.append(f"{self._overlaps} frames overlapped those before and were cut")
         if self._changes:
             self.notes.append(f"rate or channels change {self._changes} times: all is as at its beginning")
+        if self._deeper:
+            self.notes.append(f"integer {KEPT}")
         if self._bad:
             self.problems.append(f"{self._bad} packets of sound are damaged")
         short = self.frames - self._given
-        self.problems += self._extent.problems
         if self._extent.lacks:
             self.problems.append(self._extent.lacks)
         elif self._counted and not self._extent.further and short > max(4608, rate // 2 if self._timed else 0):
@@ -251,21 +256,21 @@ class SoundStream:
 class BigEndianStream:
     """A WAV file of the other byte order (RIFX), which FFmpeg does not read, by libsndfile; as :class:`SoundStream`."""
 
-    def __init__(self, media: Media, name: str) -> None:
+    def __init__(self, media: Media, name: str, track: int | None = None) -> None:
         import soundfile
 
         self.name, self.error = name, (soundfile.LibsndfileError, RuntimeError)
-        around = media.extent
+        check_track(1, track, "sound", name)
         try:
-            self._file = soundfile.SoundFile(media.file)
+            self._file = soundfile.SoundFile(Bytes(media.file, less=media.extent.further))
         except (*self.error, TypeError) as error:
             raise MediaError(f"{name}: not a sound that can be read, or a damaged one ({one_line(error)})") from error
         self.sample_rate, self.channels, self.mask = self._file.samplerate, self._file.channels, 0
         self.frames, self.start = self._file.frames, Fraction(0)
         subtype = self._file.subtype
         self.bit_depth = 24 if subtype in ("PCM_24", *_BEYOND) else 8 if subtype in ("PCM_U8", "PCM_S8") else 16
-        self.notes = [f"{self._file.subtype_info} samples are kept with 24 bits"] if subtype in _BEYOND else []
-        self.problems = around.problems + ([around.lacks] if around.lacks else [])
+        self.notes = [f"{'integer' if subtype == 'PCM_32' else 'float'} {KEPT}"] if subtype in _BEYOND else []
+        self.problems = [media.extent.lacks] if media.extent.lacks else []
         self.pieces = self._read()
 
     def _read(self) -> Iterator[Samples]:

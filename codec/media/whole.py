@@ -15,6 +15,7 @@ _XING = 4096  # bytes in which a first frame of MP3 lies
 _MOST_BOXES = 10_000
 _TAG = 4096  # bytes that may lie between two files
 _MOST_TAGS = 1 << 20
+_EBML = b"\x1a\x45\xdf\xa3"
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ def extent(file: BinaryIO) -> Extent:
 
 
 def _further(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
-    """Bytes of a second file of the same format behind one whose demuxer stops at its end."""
-    if head[:4] in (b"RIFF", b"RIFX", b"FORM"):
+    """Bytes of a second file of the same format behind one whose demuxer stops at its end (or takes its head for
+    samples); of Matroska of a third one."""
+    if head[:4] in (b"RIFF", b"RIFX", b"FORM") and head[8:12] != b"AVI ":
         length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
         file.seek(begin + 8 + length + length % 2)
         return size - 8 - length - length % 2 if file.read(4) == head[:4] else 0
-    if head[:4] in (b"caff", b"riff", b"TTA1", b"FLV\x01"):
+    if head[:4] in (b"caff", b"riff", b"TTA1", b"FLV\x01", b"RF64", b"BW64", b".snd"):
         end = _stated(file, begin, head, size)
         file.seek(begin + end)
         at = file.read(_TAG).find(head[:4]) if 0 < end < size else -1
@@ -72,13 +74,16 @@ def _further(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
     if head[4:8] == b"ftyp":
         heads = [start - 8 for kind, start, _ in boxes(file, begin, begin + size, set()) if kind == b"ftyp"]
         return begin + size - heads[1] if len(heads) > 1 else 0
+    if head[:4] == _EBML:
+        heads = [start for kind, start, _ in _elements(file, begin, size) if kind == _EBML]
+        return begin + size - heads[2] if len(heads) > 2 else 0
     return 0
 
 
 def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
     """Bytes that a file says it has, at least, from its beginning on."""
-    if head[:4] in (b"RIFF", b"RIFX") and head[8:12] in (b"WAVE", b"AVI "):
-        return _riff(file, begin, size, "little" if head[:4] == b"RIFF" else "big")
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] in (b"WAVE", b"AVI "):
+        return _riff(file, begin, size, "big" if head[:4] == b"RIFX" else "little")
     if head[:4] == b"FORM":
         return 8 + int.from_bytes(head[4:8], "big")
     if head[:4] == b"riff":  # Sony Wave64
@@ -93,8 +98,8 @@ def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
     if head[:4] == b".snd":
         length = int.from_bytes(head[8:12], "big")
         return int.from_bytes(head[4:8], "big") + length if length < _PLACEHOLDER else 0
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _matroska(file, begin, size)
+    if head[:4] == _EBML:
+        return max((stop for _, _, stop in _elements(file, begin, size)), default=begin) - begin
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         last = max((stop for _, _, stop in boxes(file, begin, begin + size, set())), default=begin)
         return last - begin
@@ -106,15 +111,22 @@ def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
 
 
 def _riff(file: BinaryIO, begin: int, size: int, order: str) -> int:
-    """By the first chunks; the size of the whole, which streams leave at 0, counts only if that of the data does."""
-    at, most = begin + 12, 0
+    """By the first chunks; the size of the whole, which streams leave at 0, counts only if that of the data does.
+
+    Sizes of large files are in a chunk of their own (EBU Tech 3306, ds64).
+    """
+    at, most, large = begin + 12, 0, 0
     for _ in range(64):
         file.seek(at)
         chunk = file.read(8)
         length = int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
         if len(chunk) < 8:
             return most
-        if chunk[:4] in (b"data", b"LIST") and length >= _PLACEHOLDER:
+        if chunk[:4] == b"ds64":
+            large = int.from_bytes(file.read(16)[8:], "little")
+        if chunk[:4] == b"data" and length == 0xFFFFFFFF and 0 < large < 1 << 62:
+            length = large
+        elif chunk[:4] in (b"data", b"LIST") and length >= _PLACEHOLDER:
             return 0
         most = at + 8 + length - begin
         if chunk[:4] == b"data" or most > size:
@@ -164,28 +176,28 @@ def _flv(file: BinaryIO, begin: int, size: int) -> int:
     return at - begin
 
 
-def _matroska(file: BinaryIO, begin: int, size: int) -> int:
-    """By the top level, EBML heads and segments (RFC 8794, 4 and 5; RFC 9559, 5.1)."""
+def _elements(file: BinaryIO, begin: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Id, and where they begin and end, of the elements on the top level of Matroska: EBML heads and segments
+    (RFC 8794, 4 and 5; RFC 9559, 5.1). One of unknown size, a stream, is the last."""
     at = begin
-    for _ in range(64):
+    for _ in range(_MOST_BOXES):
         file.seek(at)
         data = file.read(16)
         if not data or not data[0]:
-            break
+            return
         of_kind = 9 - data[0].bit_length()
         rest = data[of_kind:]
         if not rest or not rest[0]:
-            break
+            return
         of_size = 9 - rest[0].bit_length()
-        if len(rest) < of_size:
-            break
         length = int.from_bytes(rest[:of_size], "big") - (1 << 7 * of_size)
-        if length == (1 << 7 * of_size) - 1:  # unknown: a stream
-            return 0
-        at += of_kind + of_size + length
-        if at - begin >= size:
-            break
-    return at - begin
+        if len(rest) < of_size or length == (1 << 7 * of_size) - 1:
+            return
+        stop = at + of_kind + of_size + length
+        yield data[:of_kind], at, stop
+        if stop - begin >= size:
+            return
+        at = stop
 
 
 def _ogg(file: BinaryIO, begin: int, size: int) -> int:

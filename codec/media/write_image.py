@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..errors import MediaError, TokodecError, UnsupportedMediaError
+from ..errors import MediaError, TokodecError, UnsupportedMediaError, one_line
 from ..files import Output, atomic_output
 from .exif import descriptive
-from .pillow_guard import DECODER_ERRORS, one_line, pillow_without_limits
+from .pillow_guard import DECODER_ERRORS, pillow_without_limits
 from .profile import fitting_profile
 from .raster import bands
 

@@ -1,4 +1,18 @@
-"""Videos to files, frame by frame, with their sound: by suffix through PyAV, Y4M and GIF."""
+"""Videos out: frames, one by one, and their sound to a file. PyAV (FFmpeg) writes all but Y4M.
+
+Times are kept as exactly as a format can say them:
+
+| suffix     | codec                       | times                    | sound            |
+| ---------- | --------------------------- | ------------------------ | ---------------- |
+| .mp4, .mov | H.264                       | exact                    | AAC              |
+| .mkv       | H.264                       | rounded to 1/1000 s      | FLAC (lossless)  |
+| .webm      | VP9, 4:2:0                  | rounded to 1/1000 s      | Opus (48 kHz)    |
+| .y4m       | none: 4:4:4 samples, 8 bits | one rate for all frames  | -                |
+| .gif       | 256 colours for each frame  | rounded to 1/100 s       | -                |
+
+H.264 is written as 4:2:0, which every player shows, if both sides are even, and as 4:4:4 if not: it is the only way in
+which H.264 holds an odd side, and players in hardware refuse it, which a note says.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +25,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ..errors import MediaError, UnsupportedMediaError, UsageError
-from .audio import Resampler, Samples
-from .guard import one_line
+from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
+from .audio import Resampler, Samples, clipping, packed_frame, to_integers
 from .layout import CUSTOMARY, described, layout_name
-from .read_video import AAC_RATES, ITU709, SWSCALE, untagged_matrix
+from .read_video import ITU709, SWSCALE, untagged_matrix
 
 if TYPE_CHECKING:
     from .read_video import Pixels
@@ -29,6 +42,7 @@ _HELD = {
     "aac": {0x3, 0x4, 0x7, 0x107, 0x33, 0x37, 0x3F, 0x63F},
     "libopus": {0x3, 0x4, 0x7, 0x33, 0x37, 0x3F, 0x70F, 0x63F},
 }
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 AUDIO_BITS = 96_000  # a second and channel, of AAC and Opus
 
 
@@ -161,7 +175,7 @@ class _Sink:
 
 
 def yuv_frame(pixels: Pixels, pixel_format: str, matrix: int) -> Any:
-    """Pixels ``[H, W, 3]`` uint8 as a frame of FFmpeg in YUV of limited range; :func:`rgb_pixels` undoes it."""
+    """Pixels ``[H, W, 3]`` uint8 as a frame of YUV of limited range; :func:`.read_video.rgb_pixels` undoes it."""
     import av
 
     return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
@@ -422,7 +436,7 @@ class _AvSound:
     """The sound track of a container."""
 
     def __init__(self, container: Any, suffix: str, sound: SoundTrack, notes: list[str]) -> None:
-        self.container, self.channels = container, sound.channels
+        self.container, self.channels, self.notes, self.clipped = container, sound.channels, notes, 0
         options = {}
         rate = sound.sample_rate
         if suffix == ".mkv":
@@ -461,8 +475,6 @@ class _AvSound:
         return layout_name(mask, sound.channels)
 
     def write(self, samples: Samples, last: bool = False) -> None:
-        import av
-
         if len(samples) != self.channels:
             raise ValueError(f"the sound has {self.channels} channels, not {len(samples)}")
         samples = self.resample(samples, last)
@@ -470,18 +482,16 @@ class _AvSound:
         samples, self.place = samples[:, early:], self.place + early
         if not samples.shape[1]:
             return
-        rows = np.clip(samples, -1, 1)
-        if self.format in ("s16", "s32"):
-            top = 2.0 ** (15 if self.format == "s16" else 23)
-            whole = np.clip(np.round(rows.astype(np.float64) * top), -top, top - 1)
-            kind = np.int16 if self.format == "s16" else np.int32
-            rows = (whole.astype(np.int32) << (0 if self.format == "s16" else 8)).astype(kind)
-        rows = rows.T.reshape(1, -1)  # packed: planes of a frame are not to be counted beyond eight
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(rows), format=self.format, layout=self.layout)
-        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.place, Fraction(1, self.rate)
+        rows: Any = np.clip(samples, -1, 1).T
+        clipped = int((np.abs(samples) > 1).any(0).sum())
+        if self.format != "flt":
+            rows, clipped = to_integers(samples, 16 if self.format == "s16" else 24)
+        self.clipped += clipped
+        frame = packed_frame(rows, self.format, self.layout, self.rate, self.place)
         self.place += samples.shape[1]
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
         self.write(np.zeros((self.channels, 0), dtype=np.float32), last=True)
+        self.notes += clipping(self.clipped)
         self.container.mux(self.stream.encode(None))

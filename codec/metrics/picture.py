@@ -17,7 +17,7 @@ MS_SSIM_SMALLEST = 161  # the coarsest of five scales must be larger than the wi
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """``[H, W, 1 or 3]`` uint8 to ``[H, W, 3]``: gray three times."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    return np.ascontiguousarray(pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, 2))
 
 
 def psnr(x: np.ndarray, x_hat: np.ndarray) -> float:

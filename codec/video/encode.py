@@ -1,4 +1,4 @@
-"""Videos: media file <-> `.tok`. Twins: encoding above, decoding below, each frame by frame.
+"""Videos: media file -> `.tok`, frame by frame. The twin of decode.py.
 
 A segment is about a second of frames that begins with one that stands alone, so it decodes on its own: in one chunk are
 its number of levels and the codes of all of them. A rate is met by giving each segment its own number, as for sounds.
@@ -31,7 +31,7 @@ from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
 from .refine import RefinedEncoder
 from .segments import segment_frames, segment_payload, video_tokenizer
-from .track import analyse_track, most_bytes, open_video, sound_share
+from .track import code_track, most_bytes, open_video
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -186,16 +186,9 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
         heard = reader.has_sound and options.sound is not None
         clock = analyse_frames(reader, files, segment, progress.part(0, ASIDE if heard else 1), options.n_steps)
         notes = list(reader.notes)
-        if reader.has_sound and not heard:
-            notes.append("the sound is left out as asked")
         pixels = reader.height * reader.width * clock.frames
-        if heard:
-            share = sound_share(rate, pixels, clock.seconds)
-            track, said = analyse_track(reader, options, share, progress.part(ASIDE, 1))
-            notes += said
-            if track is not None:
-                clock = clock.until(track.end)
-                files.track = track.code(sound_share(rate, pixels, clock.seconds))
+        files.track, clock, said = code_track(reader, options, pixels, clock, progress.part(ASIDE, 1))
+        notes += said
         most = most_bytes(rate, pixels, clock.seconds)
         files.times = clock.chunk()
         files.header = _header(reader, model, clock, segment, files.track is not None)

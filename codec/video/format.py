@@ -7,7 +7,7 @@ from functools import partial
 
 from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..contract import Decoded, Encoded, Format, Sink, Source, Tokenized
+from ..contract import Decoded, Detokenized, Encoded, Format, Sink, Source, Tokenized
 from ..models import Model, model_for
 from ..options import SOUND_OPTIONS, DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
@@ -15,8 +15,8 @@ from .clock import shown_clock
 from .decode import SegmentFrames, part_of, segment_frames_of, write_frames
 from .encode import encode_video
 from .tokens import file_codes, file_of_codes, media_codes, write_codes
+from .track import NO_SOUND
 
-NO_SOUND = "the sound is left out as asked"
 OF_SOUND = "--sound-model (or leave the sound out: --no-sound)"
 
 
@@ -65,6 +65,5 @@ class VideoFormat(AnyVideoFormat):
     def pack(self, tokens: Tokens, model: Model) -> bytes:
         return file_of_codes(tokens, model)
 
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> None:
-        if sink is not None:
-            write_codes(tokens, model, sink)
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
+        return Detokenized(None, [] if sink is None else write_codes(tokens, model, sink))

@@ -6,9 +6,9 @@ squared error of its frames, seen half as they are and half as the codebooks wou
     frames -> g_a -> z -> (z + nearest codewords) / 2 -> g_s -> squared error
                      '--- codes as ever, of what it came to
 
-As :mod:`.refine` for photographs, with the quantizer itself in the loop instead of noise: straight-through gradients.
-What comes out is taken only if its real bits are worth its real error, of decoded 8-bit frames, by the exchange rate of
-a Gaussian source: half a bit a latent for each halving of the error.
+As :mod:`..image.refine` for photographs, with the quantizer itself in the loop instead of noise: straight-through
+gradients. What comes out is taken only if its real bits are worth its real error, of decoded 8-bit frames, by the
+exchange rate of a Gaussian source: half a bit a latent for each halving of the error.
 
 Source: Campos et al. 2019, "Content adaptive optimization for neural image compression", arXiv:1906.01223.
 """

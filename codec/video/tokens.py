@@ -109,8 +109,8 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
     return write_video(header, [segment_payload(codes, model)])
 
 
-def write_codes(tokens: Tokens, model: Model, sink: Sink) -> None:
-    """Tokens ``[1, k, t, h, w]`` to a media file, cell by cell."""
+def write_codes(tokens: Tokens, model: Model, sink: Sink) -> list[str]:
+    """Tokens ``[1, k, t, h, w]`` to a media file, cell by cell. Returns what the file could not hold."""
     frames, height, width = tokens.spec.size
     rate = rate_of(tokens)
     decoder = FrameDecoder(video_tokenizer(model), height, width)
@@ -123,3 +123,4 @@ def write_codes(tokens: Tokens, model: Model, sink: Sink) -> None:
             for pixels in decoder.push(cell)[: frames - done]:
                 writer.write(pixels, done / rate, 1 / rate)
                 done += 1
+    return writer.notes

@@ -12,14 +12,16 @@ from ..container.chunks import CodedSound
 from ..errors import MediaError, RateError
 from ..media.read_video import VideoReader
 from ..models import Model, load_model
-from ..progress import SILENT, Progress
+from ..progress import Progress
 from ..registry import MODALITIES
+from .clock import Clock
 
 if TYPE_CHECKING:
     from ..contract import Source
     from ..options import EncodeOptions, Rate
 
 
+NO_SOUND = "the sound is left out as asked"
 SOUND_KBPS = 3.0  # of every signal, unless that is much of the file
 SOUND_SHARE = 5  # then a fifth of it
 
@@ -71,13 +73,30 @@ class Track:
         return CodedSound(files.header, self.start, files.payloads(levels))
 
 
-def analyse_track(
-    reader: VideoReader, options: EncodeOptions, most: float, progress: Progress = SILENT
-) -> tuple[Track | None, list[str]]:
-    """The sound of a video, None if it has no samples; and notes. What is damaged goes into ``reader.problems``.
+def code_track(
+    reader: VideoReader, options: EncodeOptions, pixels: int, clock: Clock, progress: Progress
+) -> tuple[CodedSound | None, Clock, list[str]]:
+    """The sound of a video, None if there is none or it is left out; the clock, whose last frame stays until it ends;
+    and notes. What is damaged goes into ``reader.problems``.
 
-    Args:   most: thousands of bits a second that are fine for the sound, about, if it was not said.
-    Raises: MediaError.
+    Args:   pixels: of all frames.
+    Raises: MediaError; RateError if it cannot be coded so small.
+    """
+    if not reader.has_sound or options.sound is None:
+        return None, clock, [NO_SOUND] * reader.has_sound
+    track, notes = _analyse(reader, options, sound_share(options.rate, pixels, clock.seconds), progress)
+    if track is None:
+        return None, clock, notes
+    clock = clock.until(track.end)
+    return track.code(sound_share(options.rate, pixels, clock.seconds)), clock, notes
+
+
+def _analyse(
+    reader: VideoReader, options: EncodeOptions, most: float, progress: Progress
+) -> tuple[Track | None, list[str]]:
+    """Codes of the sound, None if it has no samples; and notes.
+
+    most: thousands of bits a second that are fine for the sound, about, if it was not said.
     """
     wanted = options.sound
     assert wanted is not None

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from ....tokenizers.tokens import Tokens
-from ...container.chunks import LAYR, CodedSound
+from ...container.chunks import LAYR
 from ...container.fields import FIT, VideoHeader
 from ...container.read import TokFile
 from ...container.write import write_video
-from ...contract import Encoded, Sink, Source, Tokenized
+from ...contract import Detokenized, Encoded, Sink, Source, Tokenized
 from ...errors import ChunkError, RateError, UsageError
 from ...media.read_video import Pixels, VideoReader
 from ...models import Model, pick_device
@@ -29,12 +29,13 @@ from ..clock import Clock, ClockMaker, clock_fields
 from ..decode import SegmentFrames
 from ..format import AnyVideoFormat
 from ..segments import lost_segment
-from ..track import analyse_track, most_bytes, open_video, sound_share
+from ..track import code_track, most_bytes, open_video
 from .optimize import Fit, FitProgress, default_shape
 from .payload import MAX_CELLS, check_frame, read_fitted
 
 MINUTES = 3.0  # that a fit takes if nothing is said
 QUALITY = 30.0  # likewise; see :func:`bit_cost`
+SOUND_WORK = 0.02  # share of the work that the sound takes
 SEGMENT = 512  # frames at most
 WINDOW_PIXELS = 1 << 22  # about so many does a step look at
 AT_ONCE = 1 << 22  # pixels that are decoded together
@@ -58,6 +59,8 @@ class FittedFormat(AnyVideoFormat):
         return encode_fitted(source, options, progress)
 
     def frames_of(self, tok: TokFile, model: Model | None, options: DecodeOptions) -> SegmentFrames:
+        if given := [name for name in ("levels", "model") if getattr(options, name) is not None]:
+            raise UsageError(f"{' and '.join(given)} cannot be chosen: a file of {FITTED} holds its own networks")
         check_fitted(tok.video)
         device = pick_device(options.device)
 
@@ -83,7 +86,7 @@ class FittedFormat(AnyVideoFormat):
     def pack(self, tokens: Tokens, model: Model) -> bytes:
         raise _no_tokens()
 
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> None:
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
         raise _no_tokens()
 
 
@@ -108,15 +111,9 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
         times = clock.clock(reader.rate)
         shape = times.frames, reader.height, reader.width
         notes = list(reader.notes)
-        track: CodedSound | None = None
-        if reader.has_sound and options.sound is not None:
-            found, said = analyse_track(reader, options, sound_share(rate, math.prod(shape), times.seconds))
-            notes += said
-            if found is not None:
-                times = times.until(found.end)
-                track = found.code(sound_share(rate, math.prod(shape), times.seconds))
-        elif reader.has_sound:
-            notes.append("the sound is left out as asked")
+        track, times, said = code_track(reader, options, math.prod(shape), times, progress.part(0, SOUND_WORK))
+        notes += said
+        work = progress.part(SOUND_WORK if track is not None else 0, 1)
         most = most_bytes(rate, math.prod(shape), times.seconds)
         header = _header(reader, times, track is not None)
         chunk = times.chunk()
@@ -135,7 +132,7 @@ def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = S
             window = max(2, WINDOW_PIXELS // (reader.height * reader.width))
             fit = Fit(clip, default_shape(clip), bit_cost(quality), device, window)
             own = None if room is None else room * (end - begin) // header.frames
-            part = progress.part(begin / header.frames, end / header.frames)
+            part = work.part(begin / header.frames, end / header.frames)
 
             def tell(p: FitProgress, part: Progress = part) -> None:
                 note = f"{p.steps} steps, {p.rate:.1f}/s, about {p.bits / 8000:.1f} kB, {p.psnr:.2f} dB"

@@ -1,6 +1,6 @@
 """`video-fit`: fitting grids and networks to one clip, and the bytes that hold them.
 
-What is made small is ``bits + weight * squared error``, with the bits of :mod:`tokodec.entropy.fitted_net`. A fit has
+What is made small is ``bits + weight * squared error``, with the bits of :mod:`tokodec.entropy.fitted.net`. A fit has
 three parts, by share of its time: grids with noise and a soft rounding that grows harder (C3, Kim et al. 2023,
 arXiv:2312.02753, section 3.1); grids that are rounded and stay, while networks get used to them; and weights that are
 rounded too, some tensors after the other, largest first, while the rest makes up for it (as in Zhou et al. 2017,
@@ -94,7 +94,6 @@ class Fit:
         bit_cost: what a bit per pixel must save in mean squared error (of values 0..1): lambda.
         device: where to compute.
         window: frames of a step; all if None.
-        graphs: record steps as CUDA graphs.  half: pixels in 16 bits while fitting, on GPUs.
     """
 
     def __init__(
@@ -104,18 +103,13 @@ class Fit:
         bit_cost: float,
         device: torch.device | str = "cpu",
         window: int | None = None,
-        graphs: bool = True,
-        half: bool = False,
-        seed: int = 0,
     ) -> None:
         if clip.dtype != torch.uint8 or tuple(clip.shape) != (shape.frames, shape.height, shape.width, 3):
             raise ValueError(f"expected uint8 frames of the shape {shape}, got {clip.dtype} {tuple(clip.shape)}")
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         self.shape, self.device = shape, torch.device(device)
         self.clip = clip.permute(0, 3, 1, 2).contiguous().to(self.device)
         self.window = min(window or shape.frames, shape.frames)
-        self.graphs = graphs and self.device.type == "cuda"
-        self.half = half and self.device.type == "cuda"
         self.pixels = clip.numel() // 3
         self.price = self.pixels / bit_cost  # bits for a mean squared error of 1
         self.synthesis = FitSynthesis(shape).to(self.device)
@@ -143,11 +137,11 @@ class Fit:
         self.recorded: dict[bool, torch.cuda.CUDAGraph] = {}
         self.steps = 0
         self.share = 0.0
-        self.random = np.random.default_rng(seed)
+        self.random = np.random.default_rng(0)
 
     @property
     def quality(self) -> float:
-        """The inverse of :func:`.fit_video.bit_cost`, of the price as it is now."""
+        """The inverse of :func:`.format.bit_cost`, of the price as it is now."""
         return 25 * math.log10(self.price / self.pixels)
 
     def tensors(self, row: Tensor) -> list[Tensor]:
@@ -202,9 +196,8 @@ class Fit:
         row = self.weights.values.clone().requires_grad_()
         synthesis, contexts = self.nets(self.tensors(row))
         bits = self.bits(seen, contexts)
-        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            x_hat = self.synthesis(synthesis, shown, self.frames)
-        error = (x_hat.float() - self.clip[self.frames].float() / 255).square().mean()
+        x_hat = self.synthesis(synthesis, shown, self.frames)
+        error = (x_hat - self.clip[self.frames].float() / 255).square().mean()
         loss = bits + self.settings[5] * error
         self.measured.copy_(torch.stack([bits.detach(), error.detach()]))
         gradient, *gradients = torch.autograd.grad(loss, [row] if rounded else [row, *leaves])
@@ -232,7 +225,7 @@ class Fit:
         last = self.shape.frames - self.window  # frames at the ends are seen as often as those in the middle
         start = int(np.clip(self.random.integers(1 - self.window, last + self.window), 0, last))
         self.frames.copy_(torch.arange(start, start + self.window), non_blocking=True)
-        if not self.graphs or self.steps < 3:
+        if self.device.type != "cuda" or self.steps < 3:
             self._step(rounded)
         else:
             if rounded not in self.recorded:
