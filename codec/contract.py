@@ -52,6 +52,8 @@ class Encoded:
         notes: what could not be kept, one line each.
         quality: of models whose rate it sets, else None.
         tokens: in all, of models whose rate is their number, else None.
+        measured: metric and value of a picture that was to reach some, see :class:`~.options.Target`, else None.
+        lossless: whether every pixel is as it was.
         problems: what is damaged or missing in the source, of which the rest was encoded, one line each.
     """
 
@@ -63,6 +65,8 @@ class Encoded:
     seconds: float = 0.0
     tokens: int | None = None
     frames: int = 0
+    measured: tuple[str, float] | None = None
+    lossless: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property

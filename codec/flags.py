@@ -66,6 +66,9 @@ class EncodeFlags(InputFlags):
     tokens: Annotated[
         int | None, typer.Option(help="tokens of a picture in all: the rate of sequence models, shared by content")
     ] = None
+    target: Annotated[
+        str | None, typer.Option(help="least bytes that reach psnr=40, ms-ssim=0.98 or ssimulacra2=80 on a picture")
+    ] = None
     lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was; 8 bits")] = False
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar
@@ -13,7 +14,38 @@ EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
 SOUND_OPTIONS = ("sound-kbps", "sound-model", "sound-track")  # of videos
 COLOURS_ONLY = frozenset({"icc"})
-RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "lossless")  # as the command line says them
+RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "target", "lossless")  # as the command line says them
+
+
+TARGETS = {"psnr": (0.0, math.inf), "ms-ssim": (0.0, 1.0), "ssimulacra2": (-math.inf, 100.0)}  # and what they can be
+
+
+@dataclass(frozen=True)
+class Target:
+    """How near a decoded picture is to be at least: decibels of "psnr", or a value of "ms-ssim" or "ssimulacra2".
+
+    Raises: UsageError for an unknown metric, or a value that it does not have.
+    """
+
+    metric: str
+    least: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in TARGETS:
+            raise UsageError(f"a target is one of {', '.join(TARGETS)}, got {self.metric!r}")
+        lowest, highest = TARGETS[self.metric]
+        if not lowest < self.least <= highest or math.isinf(self.least):
+            ends = [f"above {lowest:g}"] * math.isfinite(lowest) + [f"at most {highest:g}"] * math.isfinite(highest)
+            raise UsageError(f"a target of {self.metric} is {' and '.join(ends)}, got {self.least:g}")
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """A target as it is written, "psnr=40". Raises UsageError."""
+        metric, _, least = text.partition("=")
+        try:
+            return cls(metric.strip().lower(), float(least))
+        except ValueError:
+            raise UsageError(f"a target is written psnr=40, ms-ssim=0.98 or ssimulacra2=80, got {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -26,6 +58,7 @@ class Rate:
     size: int | None = None  # most bytes
     kbps: float | None = None  # most thousands of bits a second, of a sound or a video
     tokens: int | None = None  # of a picture in all
+    target: Target | None = None  # how near a picture is at least
     lossless: bool = False  # every pixel of a picture as it was
 
     @property
@@ -36,7 +69,7 @@ class Rate:
 
     def __post_init__(self) -> None:
         if len(given := self.given) > 1:
-            one = "quality, levels, tokens, bpp, kbps, bytes and lossless"
+            one = "quality, levels, tokens, bpp, kbps, bytes, target and lossless"
             raise UsageError(f"give one of {one}, not {' and '.join(given)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
@@ -235,6 +268,7 @@ class EncodeShort(RateShort, total=False):
     as names with commas, and ``metadata=False`` for nothing but colours."""
 
     rate: Rate
+    target: Target | str | None
     lossless: bool
     model: str | None
     prior: str | None
@@ -301,6 +335,8 @@ def with_short_forms(options: Options, short: Any) -> Options:
     left: dict[str, Any] = dict(short)
     if isinstance(options, EncodeOptions):
         rate = {f.name: left.pop(f.name) for f in fields(Rate) if f.name in left}
+        if isinstance(target := rate.get("target"), str):
+            rate["target"] = Target.parse(target)
         if rate:
             left["rate"] = replace(left.get("rate", options.rate), **rate)
         keep, metadata = left.pop("keep", None), left.pop("metadata", True)

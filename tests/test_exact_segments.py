@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from tokodec.codec.container.chunks import EXCT, FRAME, chunk_at
@@ -14,7 +15,9 @@ from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import UsageError
 from tokodec.codec.info import describe
+from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
+from tokodec.tokenizers.image.photo import ImagePhoto, rate_weight
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MODEL = "image-photo-2"
@@ -89,6 +92,20 @@ def test_a_gray_picture() -> None:
 def test_a_size_is_kept(page: Pixels) -> None:
     done = encode_file(png(page), model=MODEL, size=4000)
     assert 3000 < len(done.data) <= 4000
+
+
+def test_effort_is_for_what_is_not_exact(page: Pixels, data: bytes) -> None:
+    """Windows in part exact have better codes with effort, by what the model was trained for."""
+    better = encode_file(png(page), model=MODEL, quality=60, effort=2, device="cpu").data
+    model = load_model(MODEL).tokenizer
+    assert isinstance(model, ImagePhoto)
+    weight = float(rate_weight(torch.tensor(0.6), model.config.rate_weights))
+    costs = []
+    for file in (data, better):
+        back = decode_file(io.BytesIO(file), device="cpu").picture.pixels
+        assert np.array_equal(back[192:], page[192:])
+        costs.append(8 * len(file) + weight * float(np.square(back.astype(float) - page).sum()) / 3)
+    assert costs[1] < 0.99 * costs[0]
 
 
 def test_a_photograph_has_none() -> None:

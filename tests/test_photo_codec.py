@@ -28,9 +28,10 @@ from tokodec.codec.corpus.token_files import load_tokens
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import FormatError, ModelError, RateError, UsageError
-from tokodec.codec.image import quality as photo
+from tokodec.codec.image.canvas import Canvas
 from tokodec.codec.image.format import Extras
-from tokodec.codec.image.quality import LAYERS, PhotoFile, photo_file
+from tokodec.codec.image.photo_file import LAYERS, PhotoFile, photo_file
+from tokodec.codec.image.search import Within, search
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.entropy.hyperprior.export import export_hyperprior
@@ -253,11 +254,11 @@ def test_few_qualities_are_tried(model: ImagePhoto) -> None:
     """Each costs a walk over the whole picture."""
     pixels = smooth_noise(256, 256)
     y = model.analyse_tiled(torch.from_numpy(pixels))
-    low, high = (len(PhotoFile(model, y, (256, 256), Extras(3, 8)).at(q)) for q in (0, 10000))
+    low, high = (len(PhotoFile(Canvas(model, pixels, y), Extras()).at(q).data) for q in (0, 10000))
     for most in np.geomspace(low, high, 7).astype(int).tolist():
-        files = PhotoFile(model, y, (256, 256), Extras(3, 8))
-        files.within(most)
-        assert len(files.tried) <= 2 + photo.TRIES
+        files = PhotoFile(Canvas(model, pixels, y), Extras())
+        search(files, Within(most))
+        assert len(files.tried) <= 2 + Within.tries
 
 
 # ------------------------------------------------------------------------------------------- what a picture carries

@@ -18,14 +18,15 @@ from tokodec.codec.bench.image.peers import find_peers
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import RateError, UsageError
-from tokodec.codec.image.refine import Refiner, grown
+from tokodec.codec.image.canvas import Canvas, grown
+from tokodec.codec.image.refine import Refiner
 from tokodec.codec.models import load_model
 from tokodec.codec.options import EFFORTS
-from tokodec.codec.progress import as_progress
+from tokodec.codec.progress import SILENT, Progress, as_progress
 from tokodec.entropy.hyperprior.relaxed import RelaxedPrior
 from tokodec.entropy.hyperprior.walk import Walk
 from tokodec.tokenizers.folders import ASSETS
-from tokodec.tokenizers.image.photo import ImagePhoto, cut
+from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.tiling import Tile
 
 
@@ -63,17 +64,30 @@ Walks = list[tuple[Tile, Walk]]
 
 def refiner_of(model: ImagePhoto, pixels: np.ndarray, n_steps: int, steps: int) -> tuple[Refiner, Walks]:
     latents = model.analyse_tiled(torch.from_numpy(pixels))
-    return Refiner(model, pixels, latents, n_steps), model.quantise_windows(latents, steps)
+    walks = model.quantise_windows(latents, steps)
+    return Refiner(held(Canvas(model, pixels, latents), walks), n_steps), walks
+
+
+def held(canvas: Canvas, walks: Walks) -> Canvas:
+    for tile, walk in walks:
+        canvas.hold(tile, walk)
+    return canvas
+
+
+def refine(refiner: Refiner, walks: Walks, steps: int, progress: Progress = SILENT) -> list[Walk]:
+    """All windows after each other, as a file does it."""
+    n = len(walks)
+    return [
+        refiner.refine(tile, walk, steps, progress.part(i / n, (i + 1) / n)) for i, (tile, walk) in enumerate(walks)
+    ]
 
 
 def whole_cost(refiner: Refiner, walks: list[Walk], tiles: list[Tile], steps: int) -> float:
     """Bits and lambda times the distortion of the whole decoded picture, by the decoder's own functions."""
-    held = np.empty_like(refiner.latents)
-    for tile, walk in zip(tiles, walks, strict=True):
-        cut(held, tile)[:] = walk.latents
-    height, width, channels = refiner.pixels.shape
-    x_hat = refiner.model.synthesise_tiled(held, steps, (height, width), channels)
-    pair = (torch.from_numpy(refiner.pixels), x_hat)
+    latents = held(refiner.canvas, list(zip(tiles, walks, strict=True))).held
+    height, width, channels = refiner.canvas.pixels.shape
+    x_hat = refiner.model.synthesise_tiled(latents, steps, (height, width), channels)
+    pair = (torch.from_numpy(refiner.canvas.pixels), x_hat)
     x, x_hat = (p.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255 for p in pair)
     error = float(refiner.distortion(x, x_hat)) * height * width
     bits = sum(float(refiner.model.entropy.bits(walk).sum()) for walk in walks)
@@ -94,6 +108,13 @@ def test_the_relaxed_prior_is_the_twin_of_the_integers(size: tuple[int, int], mo
         y, z = torch.from_numpy(walk.latents), torch.from_numpy(walk.z).float()
         y_hat, bits = relaxed(y, z, steps, torch.zeros_like(y))
         assert float((y_hat - y).abs().max()) < 0.2  # means of what is not coded, in float
+        assert float(bits) == pytest.approx(float(model.entropy.bits(walk).sum()), rel=0.1)
+        free = np.zeros(walk.latents.shape[1:], dtype=bool)
+        free[:, 2:4] = True
+        walk = model.quantise(latents, steps, free)  # whatever y is there
+        y, z = torch.from_numpy(np.where(free, 50, walk.latents)), torch.from_numpy(walk.z).float()
+        y_hat, bits = relaxed(y, z, steps, torch.zeros_like(y), torch.from_numpy(free))
+        assert float((y_hat - torch.from_numpy(walk.latents)).abs().max()) < 0.2
         assert float(bits) == pytest.approx(float(model.entropy.bits(walk).sum()), rel=0.1)
 
 
@@ -122,7 +143,7 @@ def test_a_released_model_gains_on_a_sample_picture(name: str, least: float) -> 
         pixels = np.array(im.convert("RGB"))[120:288, 200:368]
     refiner, walks = refiner_of(tokenizer(name), pixels, 4, 5000)
     tiles, before = [tile for tile, _ in walks], [walk for _, walk in walks]
-    after = refiner.refine(walks, 5000)
+    after = refine(refiner, walks, 5000)
     costs = [whole_cost(refiner, found, tiles, 5000) for found in (before, after)]
     assert math.log(costs[0] / costs[1]) > least
 
@@ -133,7 +154,7 @@ def test_more_steps_gain_more(model: ImagePhoto) -> None:
     for n_steps in (2, 8, 24):
         refiner, walks = refiner_of(model, smooth_noise(128, 128), n_steps, 5000)
         with torch.no_grad():
-            costs.append(whole_cost(refiner, refiner.refine(walks, 5000), [tile for tile, _ in walks], 5000))
+            costs.append(whole_cost(refiner, refine(refiner, walks, 5000), [tile for tile, _ in walks], 5000))
     assert costs[2] < costs[1] < costs[0] < whole_cost(refiner, [w for _, w in walks], [t for t, _ in walks], 5000)
 
 
@@ -148,18 +169,17 @@ def test_windows_of_any_size_are_never_worse(metric: str, size: tuple[int, ...],
     refiner, walks = refiner_of(other, smooth_noise(*size), 3, 5000)
     assert len(walks) == (1 if max(size) < 1024 else 2)
     shares: list[float] = []
-    after = refiner.refine(walks, 5000, as_progress(shares.append))
+    after = refine(refiner, walks, 5000, as_progress(shares.append))
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert len(shares) == 3 * len(walks)
     if size != (1, 1):
         assert any(walk is not kept for walk, (_, kept) in zip(after, walks, strict=True))
-    held = np.empty_like(refiner.latents)
-    for tile, walk in walks:
-        cut(held, tile)[:] = walk.latents
+    canvas = held(refiner.canvas, walks)
     for (tile, before), walk in zip(walks, after, strict=True):
-        assert refiner.cost(walk, tile, held, 5000) <= refiner.cost(before, tile, held, 5000)
-        cut(held, tile)[:] = walk.latents
+        least = refiner.cost(before, tile, 5000)
+        canvas.hold(tile, walk)
+        assert refiner.cost(walk, tile, 5000) <= least
     if metric == "mse":  # which adds up over windows
         tiles = [tile for tile, _ in walks]
         total = [whole_cost(refiner, found, tiles, 5000) for found in ([w for _, w in walks], after)]
@@ -171,7 +191,7 @@ def test_codes_that_a_descent_made_worse_are_not_taken(model: ImagePhoto, monkey
     for bad in (40.0, math.nan):
         y = torch.full((10, 5, 6), bad)
         monkeypatch.setattr(refiner, "descend", lambda *_, y=y: (y, torch.zeros(6, 2, 2)))
-        assert refiner.refine(walks, 5000) == [walk for _, walk in walks]
+        assert refine(refiner, walks, 5000) == [walk for _, walk in walks]
 
 
 def test_boxes_grow_inside_the_grid() -> None:
@@ -194,7 +214,7 @@ def test_files_decode_to_what_was_chosen(source: Path, model: ImagePhoto, photo_
         (source.parent / "a.tok").write_bytes(done.data)
         decoded = decode_file(source.parent / "a.tok", model=str(photo_model), strict=True)
         refiner, walks = refiner_of(model, pixels, EFFORTS[2], 100 * quality)
-        (walk,) = refiner.refine(walks, 100 * quality)
+        (walk,) = refine(refiner, walks, 100 * quality)
         x_hat = model.synthesise_tiled(walk.latents, 100 * quality, (70, 90))
         assert np.array_equal(decoded.picture.pixels, x_hat.numpy())
 

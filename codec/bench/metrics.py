@@ -10,11 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import io
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..media.audio import resample
-from ..metrics.picture import check_pair, ms_ssim, psnr, to_tensor
+from ..metrics.picture import bench_extra, check_pair, ms_ssim, psnr, ssimulacra2, to_tensor
 from .clips import SAMPLE_RATE, SPEECH
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from ..metrics.spectrogram import Mono
 
 
-SSIMULACRA2_SMALLEST = 225  # the coarsest of six scales must have 8 pixels
 SPEECH_RATE, AUDIO_RATE = 16000, 48000  # what ViSQOL's two modes take; PESQ, STOI and DNSMOS take the first
 STOI_SHORTEST = 9600  # samples at 24 kHz
 DNSMOS_SAMPLES, DNSMOS_HOP = 144160, 16000  # what the network looks at: 9.01 s, every second
@@ -122,24 +119,6 @@ def measure(x: np.ndarray, x_hat: np.ndarray, keys: Collection[str], device: str
     }
 
 
-def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
-    """SSIMULACRA 2, a metric fitted to human votes on compressed pictures. The pixels are taken for sRGB.
-
-    Returns: at most 100, higher is better: 90 is hard to tell from the source, 70 high, 50 medium, 30 low quality;
-             negative for very bad ones. None below 225 pixels a side: with fewer than six scales the weights meet
-             other features.
-    Source:  github.com/cloudinary/ssimulacra2 in the reimplementation of the package `ssimulacra2`, which blurs with a
-             true Gaussian where the original has a recursive one: compare numbers only with numbers of this package.
-    Raises:  UsageError without the `bench` extra.
-    """
-    check_pair(x, x_hat)
-    if min(x.shape[:2]) < SSIMULACRA2_SMALLEST:
-        return None
-    with bench_extra():
-        from ssimulacra2 import compute_ssimulacra2
-    return float(compute_ssimulacra2(_as_file(x), _as_file(x_hat)))
-
-
 def feature_distance(x: np.ndarray, x_hat: np.ndarray, device: str = "cpu") -> float:
     """Distance of deep features (EfficientNet-Lite2), :mod:`..metrics.features`. It is not LPIPS.
 
@@ -171,20 +150,6 @@ def _feature_net(device: str) -> FeatureDistance:
 
     with bench_extra():
         return FeatureDistance("lite2").to(device)
-
-
-@contextmanager
-def bench_extra() -> Iterator[None]:
-    """Around an import: UsageError in one line, with what to install, for a package that is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise UsageError(f"{error.name or error} is missing: pip install 'tokodec[bench]'") from error
-
-
-def _as_file(pixels: np.ndarray) -> io.BytesIO:
-    """An uncompressed picture file in memory, which is what the package `ssimulacra2` reads."""
-    return io.BytesIO(b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())
 
 
 # ----------------------------------------------------------------------------------------------------------- sounds

@@ -9,16 +9,13 @@ import numpy as np
 import torch
 
 from ...entropy.hyperprior.net import QUALITY_STEPS
-from ...entropy.hyperprior.walk import Walk
 from ...tokenizers.image.layers import STRIDE
-from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut, rate_weight
+from ...tokenizers.image.photo import WINDOW, ImagePhoto, rate_weight
 from ...tokenizers.image.tiling import Tile, tiles
 from ..container.chunks import EXCT
 from ..container.read import TokFile
 from ..progress import Progress
-from .exact import LARGEST, Pixels, blocks_of, choose_exact, free_cells, is_simple, pack_exact, paste_exact
-
-Walks = list[tuple[Tile, Walk]]
+from .exact import LARGEST, Blocks, Pixels, blocks_of, choose_exact, is_simple, pack_exact, paste_exact
 
 
 class ExactSegments:
@@ -47,30 +44,16 @@ class ExactSegments:
             progress.update((segment + 1) / len(segments))
         return payloads
 
-    def choose(self, walks: Walks, steps: int) -> tuple[Walks, dict[int, bytes]]:
-        """Walks that leave out what exact blocks show, and the payloads of the segments that have some.
+    def choose(self, tile: Tile, decoded: Pixels, steps: int) -> tuple[Blocks, bytes]:
+        """The exact blocks of a window and their payload.
 
-        Args: walks: of all segments at a quality of ``steps`` hundredths.
+        Args: decoded: what its codes show at a quality of ``steps`` hundredths.
         """
-        height, width = self.pixels.shape[:2]
-        latents = np.empty((self.model.config.latents, *self.latents.shape[1:]), dtype=np.float32)
-        for tile, walk in walks:
-            cut(latents, tile)[:] = walk.latents
-        decoded = self.model.synthesise_tiled(latents, steps, (height, width)).numpy()
-        quality = torch.tensor(steps / QUALITY_STEPS)
-        weight = float(rate_weight(quality, self.model.config.rate_weights))
-        kept: Walks = []
-        payloads: dict[int, bytes] = {}
-        for segment, (tile, walk) in enumerate(walks):
-            top, left, bottom, right = (STRIDE * edge for edge in tile.core)
-            window = self.pixels[top:bottom, left:right]
-            blocks = choose_exact(window, decoded[top:bottom, left:right], weight)
-            if blocks.any():
-                payloads[segment] = pack_exact(window, blocks)
-                part = cut(self.latents, tile)
-                walk = self.model.quantise(part, steps, free_cells(blocks, (part.shape[1], part.shape[2])))
-            kept.append((tile, walk))
-        return kept, payloads
+        top, left, bottom, right = (STRIDE * edge for edge in tile.core)
+        window = self.pixels[top:bottom, left:right]
+        weight = float(rate_weight(torch.tensor(steps / QUALITY_STEPS), self.model.config.rate_weights))
+        blocks = choose_exact(window, decoded, weight)
+        return blocks, pack_exact(window, blocks)
 
 
 def paste_segments(pixels: Pixels, tok: TokFile) -> None:

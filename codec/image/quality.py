@@ -1,8 +1,8 @@
 """Pictures of models whose rate is set by a quality. Twins again: encoding above, decoding below.
 
 The latents of a picture are computed once, whatever the rate; a quality is then a scaling, a rounding and a walk of the
-entropy model over each segment. So a wanted size is found by trying qualities. With effort, codes are refined at a
-quality (refine.py), which takes longer than all of that.
+entropy model over each segment (photo_file.py). So a wanted size, or a target of a metric, is found by trying qualities
+(search.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ...entropy.hyperprior.walk import Walk
-from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.image.photo import (
     DEFAULT_QUALITY,
     WINDOW,
@@ -27,64 +26,52 @@ from ...tokenizers.image.photo import (
 from ...tokenizers.image.tiling import Tile, tiles
 from ...tokenizers.tokens import Tokens
 from ..container.chunks import EXCT
-from ..container.fields import ImageHeader
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
 from ..media.picture import Picture
+from ..metrics.target import check_measurable
 from ..models import Model
-from ..options import DecodeOptions, EncodeOptions
+from ..options import DecodeOptions, EncodeOptions, Target
 from ..progress import SILENT, Progress
+from .canvas import Canvas
 from .exact_segments import ExactSegments
 from .format import Extras, ImageFormat, extras_of
-from .refine import Refiner
+from .photo_file import Attempt, PhotoFile, photo_file, written
+from .search import BEST, ENOUGH, Reach, Within, search
 
-# A file of few bytes has few layers, since each costs 18 bytes: (largest mean payload of a segment, layers).
-LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
-BEST = 10000  # the highest quality, in hundredths
-CLOSE_ENOUGH = 0.985  # a file of this share of the wanted size ends the search
-TRIES = 12
-LIKELY = 0.99  # of the wanted size is what a try aims at
-REFINED_TRIES = 5
-REFINED_ENOUGH = 0.975  # as CLOSE_ENOUGH, for refined codes
-ENOUGH = 0.97  # of the wanted size must be used
 ANALYSED = 0.05  # of the progress, where codes are refined
 
 
 class QualityFormat(ImageFormat):
     """Files of models whose rate is a quality: layers are slices of the latents."""
 
-    rates = ("quality", "bpp", "bytes", "lossless")
+    rates = ("quality", "bpp", "bytes", "target", "lossless")
     options = ImageFormat.options | {"effort"}
 
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
         """Codes of the quality that was asked for, or of a file within the size that was."""
         photo = photo_model(model)
         size = picture.pixels.shape[0], picture.pixels.shape[1]
-        if options.rate.lossless:
+        rate, first, later = options.rate, progress, progress
+        if rate.lossless:
             if options.effort:
                 raise UsageError("effort is for codes, and a lossless file has none")
-            data = lossless_file(photo, picture, size, progress)
-            return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100)
-        first, later = progress, progress
+            return lossless(photo, picture, progress)
+        if rate.target is not None:
+            check_measurable(rate.target.metric, size)
         if options.effort:
             first, later = progress.part(0, ANALYSED), progress.part(ANALYSED, 1)
         latents = photo.analyse_tiled(torch.from_numpy(picture.pixels), progress=first.update)
-        refiner = Refiner(photo, picture.pixels, latents, options.n_steps) if options.effort else None
-        exact = ExactSegments(photo, picture.pixels, latents)
-        files = PhotoFile(
-            photo, latents, size, extras_of(picture), refiner=refiner, exact=exact if exact.possible else None
-        )
-        most = options.rate.most_bytes(math.prod(size))
+        canvas = Canvas(photo, picture.pixels, latents)
+        files = PhotoFile(canvas, extras_of(picture), options.n_steps, rate.target)
+        if rate.target is not None:
+            return reaching(files, rate.target, picture, later)
+        most = rate.most_bytes(math.prod(size))
         if most is None:
-            steps = quality_steps(DEFAULT_QUALITY if options.rate.quality is None else options.rate.quality)
-            data = files.best_at(steps, later)
-        else:
-            data, steps = files.best_within(most, later)
-        told = []
-        if most is not None and steps == BEST and len(data) < ENOUGH * most:
-            told = [f"quality 100 takes {len(data)} of the {most} bytes; --lossless takes more"]
-        return Encoded(data, read_tok(data).header.layers, math.prod(size), told, quality=steps / 100)
+            steps = quality_steps(DEFAULT_QUALITY if rate.quality is None else rate.quality)
+            return encoded(files.at(steps, True, later), picture)
+        return within(files, most, picture, later)
 
     def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         photo = photo_model(model)
@@ -126,107 +113,45 @@ def photo_model(model: Model) -> ImagePhoto:
     return model.tokenizer
 
 
-class PhotoFile:
-    """Files of one picture at any quality.
+def encoded(file: Attempt, picture: Picture, note: str = "", metric: str | None = None) -> Encoded:
+    """A finished file; what it was measured with, if it was."""
+    measured = None if metric is None or file.measured is None else (metric, file.measured)
+    layers, pixels = read_tok(file.data).header.layers, math.prod(picture.pixels.shape[:2])
+    told = [note] if note else []
+    return Encoded(file.data, layers, pixels, told, quality=file.steps / 100, measured=measured)
 
-    Args: latents: ``[M, h, w]``, see :meth:`~...tokenizers.image.photo.ImagePhoto.analyse_tiled`.
-          size: height and width in pixels.
-          refiner: of the same picture, if its codes are to be refined.
-          exact: of the same picture, if blocks may be kept exactly.
-    """
 
-    def __init__(
-        self,
-        model: ImagePhoto,
-        latents: np.ndarray,
-        size: tuple[int, int],
-        extras: Extras,
-        refiner: Refiner | None = None,
-        exact: ExactSegments | None = None,
-    ) -> None:
-        self.model, self.latents, self.size, self.extras = model, latents, size, extras
-        self.refiner, self.exact = refiner, exact
-        self.tried: dict[int, bytes] = {}
-        self.refined: dict[int, bytes] = {}
+def within(files: PhotoFile, most: int, picture: Picture, progress: Progress) -> Encoded:
+    """A file of at most so many bytes. Raises RateError if the lowest quality takes more."""
+    file = search(files, Within(most), progress)
+    if file is None:
+        least = len(files.at(0).data)
+        bpp = 8 * least / math.prod(picture.pixels.shape[:2])
+        raise RateError(f"the smallest file takes {least} bytes ({bpp:.4f} bpp), more than the {most} asked for")
+    unused = file.steps == BEST and len(file.data) < ENOUGH * most
+    note = f"quality 100 takes {len(file.data)} of the {most} bytes; --lossless takes more" if unused else ""
+    return encoded(file, picture, note)
 
-    def best_at(self, steps: int, progress: Progress = SILENT) -> bytes:
-        """The file of a quality in hundredths, its codes refined if there is a refiner."""
-        if self.refiner is None:
-            return self.at(steps)
-        if steps not in self.refined:
-            plain = self.model.quantise_windows(self.latents, steps)
-            refined = self.refiner.refine(plain, steps, progress)
-            tiles = [tile for tile, _ in plain]
-            self.refined[steps] = self._file(list(zip(tiles, refined, strict=True)), steps)
-        return self.refined[steps]
 
-    def best_within(self, most: int, progress: Progress = SILENT) -> tuple[bytes, int]:
-        """A file of at most ``most`` bytes and, if possible, hardly less, and its quality in hundredths.
+def reaching(files: PhotoFile, target: Target, picture: Picture, progress: Progress) -> Encoded:
+    """The smallest file that reaches a target; a lossless one where no quality does, and 8 bits are all there is."""
+    file = search(files, Reach(target), progress)
+    if file is not None:
+        return encoded(file, picture, metric=target.metric)
+    best = files.at(BEST, True)
+    note = f"quality 100 reaches {target.metric} {best.measured:.5g}, not the {target.least:g} asked for"
+    if picture.bit_depth > 8:
+        return encoded(best, picture, note, target.metric)
+    made = lossless(files.canvas.model, picture, progress)
+    made.notes.append(f"{note}: the file is lossless")
+    return made
 
-        Refined codes take fewer bytes than others of their quality, or more; each try tells the next how many. Raises
-        RateError as :meth:`within` does.
-        """
-        if self.refiner is None:
-            steps = self.within(most)
-            return self.at(steps), steps
-        if len(self.at(0)) > most >= len(self.best_at(0, progress)):
-            return self.best_at(0), 0
-        plain = steps = self.within(most)
-        best, aim = (b"", 0), float(most)
-        for i in range(REFINED_TRIES):
-            file = self.best_at(steps, progress.part(1 - 0.5**i, 1 - 0.5 ** (i + 1)))
-            if len(best[0]) < len(file) <= most:
-                best = file, steps
-            if REFINED_ENOUGH * most <= len(file) <= most:
-                break
-            aim *= LIKELY * most / len(file)
-            steps = self.within(max(int(aim), len(self.at(0))))
-            if steps in self.refined:
-                break
-        # A refined file of as high a quality is the better one; of a lower quality, where it makes use of the bytes.
-        if best[0] and (best[1] >= plain or len(best[0]) >= ENOUGH * most):
-            return best
-        return self.at(plain), plain
 
-    def at(self, steps: int) -> bytes:
-        """The file of a quality in hundredths, its codes as they are."""
-        if steps not in self.tried:
-            self.tried[steps] = self._file(self.model.quantise_windows(self.latents, steps), steps)
-        return self.tried[steps]
-
-    def _file(self, walks: list[tuple[Tile, Walk]], steps: int) -> bytes:
-        extras = self.extras
-        if self.exact is not None:
-            walks, payloads = self.exact.choose(walks, steps)
-            extras = replace(extras, exact=payloads)
-        return photo_file(self.model, [walk for _, walk in walks], steps, self.size, extras)
-
-    def within(self, most: int) -> int:
-        """The quality, in hundredths, of a file of at most ``most`` bytes and, if possible, hardly less.
-
-        Raises: RateError if the lowest quality takes more.
-        """
-        low, high = 0, BEST
-        least = len(self.at(low))
-        if least > most:
-            pixels = self.size[0] * self.size[1]
-            raise RateError(
-                f"the smallest file takes {least} bytes ({8 * least / pixels:.4f} bpp), more than the {most} asked for"
-            )
-        if len(self.at(high)) <= most:
-            return high
-        for _ in range(TRIES):
-            if high - low < 2 or len(self.at(low)) >= CLOSE_ENOUGH * most:
-                break
-            # The logarithm of the size is nearly a straight line between two qualities.
-            sizes = [math.log(len(self.at(steps))) for steps in (low, high)]
-            share = (math.log(LIKELY * most) - sizes[0]) / max(sizes[1] - sizes[0], 1e-9)
-            steps = min(max(low + round(share * (high - low)), low + 1), high - 1)
-            if len(self.at(steps)) <= most:
-                low = steps
-            else:
-                high = steps
-        return low
+def lossless(model: ImagePhoto, picture: Picture, progress: Progress) -> Encoded:
+    """Every pixel of a picture."""
+    size = picture.pixels.shape[0], picture.pixels.shape[1]
+    data = lossless_file(model, picture, size, progress)
+    return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100, lossless=True)
 
 
 def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], progress: Progress) -> bytes:
@@ -236,37 +161,7 @@ def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], pr
     grid = model.spec(size, quality=BEST / 100).grid
     nothing = np.broadcast_to(np.float32(0), (model.config.latents, *grid))
     payloads = ExactSegments(model, picture.pixels, nothing).all(progress)
-    return _written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
-
-
-def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, int], extras: Extras) -> bytes:
-    """A whole file from the walks over all segments."""
-    entropy = model.entropy
-    mean = sum(float(entropy.bits(walk).sum()) for walk in walks) / 8 / len(walks)
-    slices = len(entropy.slices)
-    n = min(slices, next(layers for most, layers in LAYERS if mean <= most))
-    columns = [entropy.payloads(walk, n) for walk in walks]
-    return _written(model, [list(row) for row in zip(*columns, strict=True)], steps, size, extras)
-
-
-def _written(model: ImagePhoto, layers: list[list[bytes]], steps: int, size: tuple[int, int], extras: Extras) -> bytes:
-    """A whole file from the payloads of its layers, one for each segment."""
-    header = ImageHeader(
-        model=model.name,
-        weights_hash=model.weights_hash,
-        prior=model.entropy.wire_id,
-        prior_hash=model.entropy.hash,
-        layers=len(layers),
-        height=size[0],
-        width=size[1],
-        stride=STRIDE,
-        segment=WINDOW,
-        channels=extras.channels,
-        alpha=int(extras.alpha is not None),
-        bit_depth=extras.bit_depth,
-        quality=steps,
-    )
-    return extras.write(header, layers)
+    return written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
 
 
 # -------------------------------------------------------------------- decoding

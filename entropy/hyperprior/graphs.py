@@ -145,6 +145,6 @@ class WalkGraphs:
         for k, (i, _) in enumerate(self.order):
             counts = np.diff(self.edges[k].numpy())
             begin = int(counts[: self.prior.skip + 1].sum())
-            tables = np.repeat(np.arange(SCALES, dtype=np.int64), counts)[begin:]
-            steps.append(Step(i, self.symbols[k].numpy()[begin:].astype(np.int32), tables))
+            tables = np.repeat(np.arange(SCALES, dtype=np.uint8), counts)[begin:]
+            steps.append(Step(i, self.symbols[k].numpy()[begin:].copy(), tables))
         return self.codes_out.numpy().astype(np.int64), self.latents_out.numpy().copy(), steps

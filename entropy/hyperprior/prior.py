@@ -326,9 +326,9 @@ class HyperPrior:
 
     def _step(self, i: int, code: Tensor, scale: Tensor) -> Step:
         tables = scale.to(torch.uint8).cpu().numpy().reshape(-1)
-        flat = code.to(torch.int32).cpu().numpy().reshape(-1)
+        flat = code.to(torch.int16).cpu().numpy().reshape(-1)
         order = self._order(tables)
-        return Step(i, flat[order], tables[order].astype(np.int64))
+        return Step(i, flat[order], tables[order])
 
     def _order(self, tables: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """The places that are coded, by table, then in order."""

@@ -56,7 +56,9 @@ class RelaxedPrior:
         lengths = torch.stack([torch.from_numpy(table_bits(table)) for table in prior.z_tables])
         self.z_bits = lengths.float().to(self.device)  # [hyper, 2 Z_MAX + 1]
 
-    def __call__(self, y: Tensor, z: Tensor, steps: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, y: Tensor, z: Tensor, steps: int, noise: Tensor, free: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latents that an encoder could choose to what would be decoded and its bits, both with gradients.
 
         Args:
@@ -64,12 +66,14 @@ class RelaxedPrior:
             z: ``[hyper, ceil(h/4), ceil(w/4)]`` hyper latents.
             steps: the quality in hundredths.
             noise: ``[M, h, w]``, takes the place of the error of rounding.
+            free: ``[h, w]`` bool, cells whose codes are all 0, whatever y is.
 
         Returns: y_hat ``[M, h, w]`` and bits of y and z, ``[]``.
         """
         net, (h, w) = self.net, y.shape[1:]
         fill = (0, -w % 4, 0, -h % 4)
         inside = F.pad(y.new_ones(1, h, w), fill).permute(1, 2, 0)[None]  # [1, h, w, 1]
+        told = inside if free is None else inside * F.pad(~free, fill).to(y.dtype)[None, :, :, None]
         parts, shifts = (F.pad(x, fill).permute(1, 2, 0)[None].split(net.shape.slices, 3) for x in (y, noise))
         z = F.hardtanh(z, -Z_MAX, Z_MAX)
         hats = quality_hats(torch.tensor([steps], device=y.device)).to(y.dtype) * 2.0**-Z_BITS
@@ -87,17 +91,18 @@ class RelaxedPrior:
             before = torch.cat(seen, 3) if seen else features[..., :0]
             base = inside_stream(layers.base.window(before, features, False))
             done: list[Tensor] = []
-            for step, (stream, wanted, valid, moved) in enumerate(
-                zip(*map(places.split, (base, part, inside, shift)), strict=True)
+            for step, (stream, wanted, valid, moved, open_) in enumerate(
+                zip(*map(places.split, (base, part, inside, shift, told)), strict=True)
             ):
                 if step:
                     known = places.windows(compand(places.merge(done, grid), False), step)
                     stream = inside_stream(stream + inside_stream(layers.own_of(step)(known, False)))
                 mean, index = layers.head(stream, False)
                 coded = index >= self.skip + 0.5
+                wanted = torch.where(open_ > 0, wanted, mean)
                 cost = bits_of_y(wanted - mean, SCALE_MIN * torch.exp(index * LOG_RATIO))
                 total = total + torch.where(coded, cost * valid, 0.0).sum()
-                done.append(torch.where(coded, wanted + moved, mean) * valid)
+                done.append(torch.where(coded, wanted + moved * open_, mean) * valid)
             y_hats.append(places.merge(done, grid))
             seen.append(compand(y_hats[-1], False))
         return torch.cat(y_hats, 3)[0, :h, :w].permute(2, 0, 1), total

@@ -204,13 +204,20 @@ class ImagePhoto(ImageTokenizer):
         self, y: npt.NDArray[np.floating], steps: int, free: npt.NDArray[np.bool_] | None = None
     ) -> Walk:
         """Latents ``[M, h, w]`` to codes at a quality of 0..10000 hundredths; ``free`` cells ``[h, w]`` have none."""
-        quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
         with whole_float32(self.device):
-            scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self.nets.gain(quality)
+            scaled = torch.from_numpy(np.ascontiguousarray(y)).to(self.device)[None] * self._gain(steps)
             if free is not None:  # nor do hyper latents speak of them
                 scaled = scaled * torch.from_numpy(~free).to(scaled)
             z = self.nets.hyper_analysis(scaled)
         return self.entropy.quantise(scaled[0].cpu().numpy(), z[0].cpu().numpy(), steps, free)
+
+    def _gain(self, steps: int) -> Tensor:
+        return self.nets.gain(torch.tensor([steps / QUALITY_STEPS], device=self.device))
+
+    @torch.no_grad()
+    def gain(self, steps: int) -> npt.NDArray[np.float32]:
+        """Steps of the quantiser in a unit of each latent at a quality of 0..10000 hundredths, ``[M, 1, 1]``."""
+        return self._gain(steps)[0].cpu().numpy()
 
     def quantise_windows(self, y: npt.NDArray[np.floating], steps: int) -> list[tuple[Tile, Walk]]:
         """Latents ``[M, h, w]`` of a whole picture to the codes of its windows, in raster order."""

@@ -1,0 +1,122 @@
+"""Files of one picture by a model whose rate is a quality, as many as a search tries.
+
+The latents of the picture are computed once. At a quality, window by window::
+
+    latents -> quantised -> decoded -> which blocks are exact (exact.py), codes without them
+            -> if the picture was decoded before, its old codes (settle.py); else with effort, better ones (refine.py)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ...entropy.hyperprior.walk import Walk
+from ...tokenizers.image.layers import STRIDE
+from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut
+from ..container.fields import ImageHeader
+from ..metrics.target import measure
+from ..options import Target
+from ..progress import SILENT, Progress
+from .canvas import Canvas
+from .exact_segments import ExactSegments
+from .format import Extras
+from .refine import Refiner
+from .settle import settle, was_decoded
+
+# A file of few bytes has few layers, since each costs 18 bytes: (largest mean payload of a segment, layers).
+LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A finished file. steps: its quality in hundredths.  measured: what it reaches of the target, if there is one."""
+
+    steps: int
+    data: bytes
+    measured: float | None = None
+
+
+class PhotoFile:
+    """Files of one picture at any quality; each is made once.
+
+    Args: n_steps: of the descent to better codes.
+          target: what files are measured with.
+    """
+
+    def __init__(self, canvas: Canvas, extras: Extras, n_steps: int = 0, target: Target | None = None) -> None:
+        self.canvas, self.extras, self.target = canvas, extras, target
+        self.refiner = Refiner(canvas, n_steps) if n_steps else None
+        exact = ExactSegments(canvas.model, canvas.pixels, canvas.latents)
+        self.exact = exact if exact.possible else None
+        self.tried: dict[tuple[int, bool], Attempt] = {}
+
+    def at(self, steps: int, refined: bool = False, progress: Progress = SILENT) -> Attempt:
+        """The file of a quality in hundredths. refined: its codes as good as the descent makes them."""
+        refiner = self.refiner if refined else None
+        key = steps, refiner is not None
+        if key not in self.tried:
+            walks, exact = self._codes(steps, refiner, progress)
+            size = self.canvas.pixels.shape[:2]
+            data = photo_file(self.canvas.model, walks, steps, size, replace(self.extras, exact=exact))
+            measured = None
+            if self.target is not None:
+                measured = measure(self.target.metric, self.canvas.pixels, self.canvas.picture(steps))
+            self.tried[key] = Attempt(steps, data, measured)
+        return self.tried[key]
+
+    def _codes(self, steps: int, refiner: Refiner | None, progress: Progress) -> tuple[list[Walk], dict[int, bytes]]:
+        """What is coded of each window, and the exact blocks of those that have some."""
+        canvas, model = self.canvas, self.canvas.model
+        canvas.blocks[:] = False
+        walks, decoded = [], []
+        for tile in canvas.windows:
+            walk = model.quantise(cut(canvas.latents, tile), steps)
+            canvas.hold(tile, walk)
+            walks.append(walk.coded())
+            decoded.append(was_decoded(canvas, tile, walk, steps))
+        payloads: dict[int, bytes] = {}
+        for i, tile in enumerate(canvas.windows):
+            if self.exact is not None:
+                blocks, payload = self.exact.choose(tile, canvas.decoded(tile, steps), steps)
+                if payload:
+                    payloads[i], canvas.window_blocks(tile)[:] = payload, blocks
+                    walk = model.quantise(cut(canvas.latents, tile), steps, canvas.free(tile))
+                    canvas.hold(tile, walk)
+                    walks[i], decoded[i] = walk.coded(), was_decoded(canvas, tile, walk, steps)
+            if decoded[i]:
+                walks[i] = settle(canvas, tile, walks[i], steps).coded()
+            elif refiner is not None:
+                part = progress.part(i / len(walks), (i + 1) / len(walks))
+                walks[i] = refiner.refine(tile, walks[i], steps, part).coded()
+        return walks, payloads
+
+
+def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, ...], extras: Extras) -> bytes:
+    """A whole file from the walks over all segments."""
+    entropy = model.entropy
+    mean = sum(float(entropy.bits(walk).sum()) for walk in walks) / 8 / len(walks)
+    slices = len(entropy.slices)
+    n = min(slices, next(layers for most, layers in LAYERS if mean <= most))
+    columns = [entropy.payloads(walk, n) for walk in walks]
+    return written(model, [list(row) for row in zip(*columns, strict=True)], steps, size, extras)
+
+
+def written(model: ImagePhoto, layers: list[list[bytes]], steps: int, size: tuple[int, ...], extras: Extras) -> bytes:
+    """A whole file from the payloads of its layers, one for each segment."""
+    header = ImageHeader(
+        model=model.name,
+        weights_hash=model.weights_hash,
+        prior=model.entropy.wire_id,
+        prior_hash=model.entropy.hash,
+        layers=len(layers),
+        height=size[0],
+        width=size[1],
+        stride=STRIDE,
+        segment=WINDOW,
+        channels=extras.channels,
+        alpha=int(extras.alpha is not None),
+        bit_depth=extras.bit_depth,
+        quality=steps,
+    )
+    return extras.write(header, layers)
