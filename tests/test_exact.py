@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import struct
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from tokodec.codec.image.exact import choose_exact, free_cells, pack_exact, paste_exact, unpack_exact
 
@@ -95,6 +100,42 @@ def test_payloads_that_nobody_makes_are_refused() -> None:
             unpack_exact(bytes(bad_bytes), (130, 70))
         except ValueError:
             continue
+
+
+def webp(pixels: np.ndarray, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "webp", **options)
+    return out.getvalue()
+
+
+def hostile_pictures() -> dict[str, bytes]:
+    """WebP files that are none of lossless pixels alone, in place of one of 64 x 64."""
+    pixels, clear = np.full((64, 64, 3), 9, np.uint8), np.full((64, 64, 4), 9, np.uint8)
+    good = webp(pixels, lossless=True)
+    body = good[12:]
+    bits = struct.pack("<I", 16382 | 16382 << 14)
+    return {
+        "a header of 16383 x 16383": good[:21] + bits + good[25:],
+        "lossy": webp(pixels),
+        "animated": webp(pixels, lossless=True, save_all=True, append_images=[Image.fromarray(255 - pixels)]),
+        "with alpha": webp(clear, lossless=True),
+        "with metadata": webp(pixels, lossless=True, xmp=b"<x/>"),
+        "another size": webp(pixels[:, :63].copy(), lossless=True),
+        "two pictures": b"RIFF" + struct.pack("<I", 4 + 2 * len(body)) + b"WEBP" + body + body,
+        "bytes behind": good + bytes(2),
+        "cut off": good[:-2],
+        "cut off in agreement": good[:4] + struct.pack("<I", 18) + good[8:16] + struct.pack("<I", 6) + good[20:26],
+        "version 1": good[:24] + bytes([good[24] | 0x20]) + good[25:],
+        "no signature": good[:20] + b"\0" + good[21:],
+        "no body": good[:20],
+    }
+
+
+@pytest.mark.parametrize("name", hostile_pictures())
+def test_only_lossless_webp_is_decoded(name: str) -> None:
+    assert unpack_exact(b"\x80" + webp(np.full((64, 64, 3), 9, np.uint8), lossless=True), (64, 64))[1].min() == 9
+    with pytest.raises(ValueError, match=r"is no lossless WebP|holds no picture"):
+        unpack_exact(b"\x80" + hostile_pictures()[name], (64, 64))
 
 
 @pytest.mark.parametrize("size", [(0, 5), (1025, 4)])

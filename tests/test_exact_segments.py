@@ -1,6 +1,7 @@
 """Files of pictures in which some blocks are exact: text and patterns beside a photograph."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tokodec.codec.container.chunks import EXCT, FRAME, chunk_at
+from tokodec.codec.container.chunks import EXCT, FRAME, chunk_at, pack_chunk
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
@@ -123,6 +124,21 @@ def test_a_lost_chunk_is_told(page: Pixels, data: bytes) -> None:
         done = decode_file(io.BytesIO(bytes(broken)), device="cpu")
         assert done.problems
         assert psnr(done.picture.pixels[64:192], page[64:192]) > 30  # the rest is what it was
+
+
+def test_a_picture_that_asks_for_much_is_damage(page: Pixels, data: bytes) -> None:
+    at = read_tok(data).places[EXCT, 0, 0]
+    found = chunk_at(data, at)
+    assert found is not None
+    payload = bytearray(found[1])
+    webp = payload.index(b"VP8L")
+    payload[webp + 9 : webp + 13] = struct.pack("<I", 16382 | 16382 << 14)
+    hostile = data[:at] + pack_chunk(EXCT, bytes(payload)) + data[at + FRAME + len(found[1]) :]
+    done = decode_file(io.BytesIO(hostile), device="cpu")
+    assert done.problems == [
+        "segment 0: its exact blocks are lost: a picture of exact blocks is no lossless WebP file of 192 x 256 pixels"
+    ]
+    assert psnr(done.picture.pixels[64:192], page[64:192]) > 30
 
 
 def test_tokens_are_told_to_lack_them(data: bytes, tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ was not.
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from ..media.pillow_guard import DECODER_ERRORS
 
 BLOCK = 64  # pixels: four cells of 16
 LARGEST = 1024  # pixels: edge of a window
@@ -28,6 +31,7 @@ FRAME = 30  # bytes of a WebP file that are not about its pixels
 COLOURS, DENSE = 1024, 8  # a block of more colours is not tried unless its error is worth so many bits a pixel
 WORTH = 64  # bits that an exact block must save
 CELL = 16
+_WEBP = struct.Struct("<4sI8sIBI")  # RIFF, length, WEBPVP8L, length; of the VP8L chunk its signature and header
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Blocks = npt.NDArray[np.bool_]  # [ceil(H / 64), ceil(W / 64)]
@@ -87,16 +91,32 @@ def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]
     if len(payload) <= head or bits[n:].any() or not bits.any():
         raise ValueError("a payload of exact blocks does not fit its window")
     blocks = bits[:n].reshape(grid) > 0
+    check_lossless_webp(payload[head:], size)
     try:
         with Image.open(io.BytesIO(payload[head:]), formats=["WEBP"]) as image:
-            if image.size != (size[1], size[0]) or image.mode != "RGB":
-                raise ValueError("a picture of exact blocks has another size than its window")
             pixels = np.array(image)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except DECODER_ERRORS as error:
         raise ValueError("a payload of exact blocks holds no picture") from error
     if pixels[~np.broadcast_to(_mask(blocks, size), pixels.shape)].any():
         raise ValueError("a picture of exact blocks holds something beside them")
     return blocks, pixels
+
+
+def check_lossless_webp(data: bytes, size: tuple[int, int]) -> None:
+    """Raise ValueError unless ``data`` is a WebP file of one VP8L chunk, a picture of ``size`` without alpha.
+
+    Nothing is decoded: a header of 25 bytes may ask for 16384 x 16384 pixels, and WebP may be lossy or move.
+
+    Source: RFC 9649, sections 2 (the file) and 3 (VP8L: width and height less 1 in 14 bits each, alpha in 1, version 0
+            in 3).
+    """
+    height, width = size
+    kinds, bits = (b"RIFF", b"WEBPVP8L", 0x2F), width - 1 | height - 1 << 14
+    if len(data) >= _WEBP.size:
+        riff, whole, webp, inner, signature, found = _WEBP.unpack_from(data)
+        if (riff, webp, signature, found) == (*kinds, bits) and whole + 8 == len(data) == 20 + inner + inner % 2:
+            return
+    raise ValueError(f"a picture of exact blocks is no lossless WebP file of {width} x {height} pixels")
 
 
 def paste_exact(decoded: Pixels, payload: bytes) -> Pixels:

@@ -376,10 +376,12 @@ def _orientation(packet: bytes) -> int:
     """What the EXIF block of a JPEG asks for, 1 to 8; 1 if there is none."""
     from PIL import Image
 
+    from .pillow_guard import DECODER_ERRORS, pillow_without_limits
+
     try:
-        with Image.open(io.BytesIO(packet), formats=["JPEG"]) as picture:
+        with pillow_without_limits(), Image.open(io.BytesIO(packet), formats=["JPEG"]) as picture:
             found = picture.getexif().get(0x0112, 1)
-    except (OSError, ValueError, SyntaxError):
+    except DECODER_ERRORS:
         return 1
     return found if found in _EXIF_TURNS else 1
 
