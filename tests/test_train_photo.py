@@ -157,6 +157,30 @@ def test_an_update_clips_and_steps() -> None:
     assert not torch.allclose(clipped, free, atol=1e-4)
 
 
+@pytest.mark.parametrize("muon", [0.0, 2.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_without_finite_gradients_is_left_out(muon: float, bad: float) -> None:
+    """Neither weights nor the state of the optimizers know of it."""
+    optim = {"lr": 0.1, "muon": muon, "betas": [0.9, 0.99], "weight_decay": 0.5}
+
+    def trained(factors: list[float]) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(channels_last(nn.Conv2d(3, 8, 3)), nn.Flatten(), nn.Linear(8, 5))
+        optimizers = optimizers_of(net.named_parameters(), optim, lambda name, p: p.ndim > 1)
+        x = torch.randn(4, 3, 3, 3)
+        compute = GraphedStep(net, lambda x: net(x).square().mean(), (x,), False)
+        update = GraphedUpdate(compute, optimizers, 1.0)
+        for factor in factors:
+            compute((factor * x,))
+            assert bool(update().isfinite()) == (factor < 3)
+        states = [v for optimizer in optimizers for state in optimizer.state.values() for v in state.values()]
+        return [p.detach() for p in net.parameters()] + states
+
+    plain, disturbed = trained([1.0, 2.0, 1.5]), trained([1.0, bad, 2.0, bad, 1.5])
+    assert len(plain) == len(disturbed) > 4
+    assert all(torch.equal(a, b) for a, b in zip(plain, disturbed, strict=True))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_recorded_updates_are_those_that_are_not_recorded() -> None:
     assert UPDATES_AS_THEY_ARE < 8

@@ -34,7 +34,7 @@ from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
 from ..tokenizers.folders import find_model
 from .audio_start import FRAMES, start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_mono, read_sounds
-from .graphed import GraphedStep
+from .graphed import GraphedStep, GraphedUpdate
 from .loop import call_as_released, optimizers_of, run_script
 from .losses.sound_discriminators import SoundDiscriminators, discriminator_loss, feature_loss, generator_loss
 from .recipe import Optim, Rounding
@@ -201,10 +201,9 @@ class Trainer(BaseTrainer):
             return
         if self.judge_step is None:
             self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, not self.args.eager)
+            self.judge_update = GraphedUpdate(self.judge_step, self.of_discriminators, self.optim["grad_clip"])
         self.losses["discriminators"] = self.judge_step(inputs, rounding)
-        self.judge_step.clip(self.optim["grad_clip"])
-        for optimizer in self.of_discriminators:
-            optimizer.step()
+        self.judge_update()
 
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""

@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ..entropy.recording import recording
+from .loop import step_where_finite
 
 UPDATES_AS_THEY_ARE = 3
 
@@ -77,7 +78,7 @@ class GraphedStep:
         return loss
 
     def clip(self, most: float) -> Tensor:
-        """Scale the gradients to a norm of at most ``most``, to zero if one is not finite; the norm before."""
+        """Scale the gradients to a norm of at most ``most``, to zero if it is not finite; the norm before."""
         norm = self.flat.norm()
         scaled = self.flat * (most / (norm + 1e-6)).clamp(max=1.0)
         self.flat.copy_(torch.where(norm.isfinite(), scaled, 0.0))
@@ -85,7 +86,7 @@ class GraphedStep:
 
 
 class GraphedUpdate:
-    """Clip the gradients of a :class:`GraphedStep` and step its optimizers.
+    """Clip the gradients of a :class:`GraphedStep` and step its optimizers; see :func:`~.loop.step_where_finite`.
 
     Args:
         compute: whose gradients they are, always in the same memory.
@@ -101,8 +102,7 @@ class GraphedUpdate:
 
     def _run(self) -> Tensor:
         norm = self.compute.clip(self.most)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        step_where_finite(self.optimizers, norm)
         return norm
 
     def __call__(self) -> Tensor:

@@ -27,7 +27,7 @@ from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.base import Gradient
 from .data.images import CropStore, list_images, read_all, read_rgb
-from .graphed import GraphedStep
+from .graphed import GraphedStep, GraphedUpdate
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 from .rate import ROUNDS, lambdas, no_penalties, set_penalties
@@ -294,13 +294,14 @@ class Trainer(BaseTrainer):
         pair = (inputs[0], self.painted)
         if self.judge_step is None:
             self.judge_step = GraphedStep(self.discriminator, self.judge, pair, False)
+            self.judge_update = GraphedUpdate(
+                self.judge_step, self.discriminator_optimizers, self.optim["grad_clip"]
+            )  # fmt: skip
         self.losses["discriminator"] = self.judge_step(pair)
         if not self.guard.holding:
-            self.judge_step.clip(self.optim["grad_clip"])
             # Its rate warms up and stays.
             set_rate(self.discriminator_optimizers, learning_rate(step, 0.0, self.optim["warmup_steps"], 1.0))
-            for optimizer in self.discriminator_optimizers:
-                optimizer.step()
+            self.judge_update()
         if step % GUARDED_EVERY == 0:
             self.may_act = self.guard.update(float(self.accelerator.reduce(self.right, reduction="mean")))
         self.losses |= {"right": self.guard.accuracy, "held": float(self.guard.held_steps), "weight": self.weight}

@@ -217,15 +217,15 @@ def optimizers_of(
         groups.append({"params": matrices, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
     device = (matrices + others)[0].device
-    fused = device.type == "cuda"
+    graphs = device.type == "cuda"
 
     def rate(value: float) -> float | Tensor:
         """On a GPU a tensor, so that a recorded step sees it change."""
-        return torch.tensor(value, device=device) if fused else value
+        return torch.tensor(value, device=device) if graphs else value
 
     betas = tuple(optim["betas"])
     found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=rate(optim["lr"]), betas=betas, fused=fused, capturable=fused)
+        torch.optim.AdamW(groups, lr=rate(optim["lr"]), betas=betas, fused=True, capturable=graphs)
     ]
     if optim["muon"] and matrices:
         found.append(Muon(matrices, lr=rate(optim["lr"] * optim["muon"]), weight_decay=decay))
@@ -243,6 +243,17 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
                 group["lr"].fill_(group["base"] * factor)
             else:
                 group["lr"] = group["base"] * factor
+
+
+def step_where_finite(optimizers: Iterable[torch.optim.Optimizer], norm: Tensor) -> None:
+    """Step optimizers of :func:`optimizers_of`; gradients whose ``norm`` is not finite change no weight and no state.
+
+    Nothing waits for the device: the optimizers read ``found_inf``, as with :class:`torch.amp.GradScaler`.
+    """
+    left_out = 1 - norm.isfinite().float()
+    for optimizer in optimizers:
+        optimizer.found_inf = left_out  # type: ignore[attr-defined]
+        optimizer.step()
 
 
 def as_released(

@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for weights of two and more dimensions; steps have the size of AdamW's at the same learning rate.
 
     The scale ``0.2 sqrt(max(rows, columns))`` is that of Liu et al. 2025 (arXiv:2502.16982). A rate that is a tensor
-    may change between the replays of a CUDA graph.
+    may change between the replays of a CUDA graph. A step at which ``found_inf`` is a tensor of 1 changes nothing.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        counts = 1 - getattr(self, "found_inf", 0.0)
         for group in self.param_groups:
+            rate, pull = counts * group["lr"], counts * (1 - group["momentum"])
             shapes: dict[tuple[int, int], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
@@ -53,11 +55,12 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), members in shapes.items():
                 grads = [p.grad for p in members if p.grad is not None]
                 momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in members]
-                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+                torch._foreach_mul_(momenta, 1 - pull)
+                torch._foreach_add_(momenta, torch._foreach_mul(grads, pull))
                 nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
                 update = orthogonal(torch.stack([g.reshape(rows, columns) for g in nesterov]))
-                size = 0.2 * max(rows, columns) ** 0.5 * group["lr"]
+                size = 0.2 * max(rows, columns) ** 0.5 * rate
                 if group["weight_decay"]:
-                    torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
+                    torch._foreach_mul_(members, 1 - rate * group["weight_decay"])
                 updates = (size * update).to(members[0].dtype).unbind()
                 torch._foreach_sub_(members, [u.reshape(p.shape) for p, u in zip(members, updates, strict=True)])

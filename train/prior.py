@@ -38,7 +38,7 @@ from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
 from .data.tokens import Codes, LevelSampler, TokenStore
-from .loop import learning_rate, set_rate
+from .loop import learning_rate, set_rate, step_where_finite
 from .prior_data import Data, Ranks, read_grids
 from .recipe import change, checked, read_recipe
 
@@ -180,8 +180,7 @@ class Trainer:
         lr = self.recipe.rounding.lr if rounding else optim.lr
         cooldown = 1.0 if rounding else optim.cooldown
         adamw = functools.partial(
-            torch.optim.AdamW, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay,
-            fused=self.device.type == "cuda",
+            torch.optim.AdamW, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )  # fmt: skip
         optimizers = {k: adamw([{"params": self.net.nets[k].parameters(), "base": lr}]) for k in self.levels}
         half = self.device.type == "cuda" and not rounding
@@ -199,8 +198,7 @@ class Trainer:
                     bits = level.bits(indices, leaf, rounding, dtype, optim.dropout).mean()
                 optimizer.zero_grad(set_to_none=True)
                 bits.backward()
-                torch.nn.utils.clip_grad_norm_(level.parameters(), optim.grad_clip)
-                optimizer.step()
+                step_where_finite([optimizer], torch.nn.utils.clip_grad_norm_(level.parameters(), optim.grad_clip))
                 sums[k] += bits.detach()
             count += 1
             step += 1
