@@ -18,9 +18,10 @@ from tokodec.codec.container.chunks import ALPH, EXIF, ICCP, LAYR
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.decode import decode_file, file_tokens
-from tokodec.codec.image import quality as photo
+from tokodec.codec.image import photo_file as photo
 from tokodec.codec.image.format import Extras
-from tokodec.codec.image.quality import QualityFormat, photo_file, read_walks
+from tokodec.codec.image.photo_file import photo_file
+from tokodec.codec.image.quality import QualityFormat, read_walks
 from tokodec.codec.image.segments import compress_tokens
 from tokodec.codec.models import Model, load_model
 from tokodec.entropy.context.prior import ContextPrior

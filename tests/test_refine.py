@@ -84,7 +84,7 @@ def refine(refiner: Refiner, walks: Walks, steps: int, progress: Progress = SILE
 
 def whole_cost(refiner: Refiner, walks: list[Walk], tiles: list[Tile], steps: int) -> float:
     """Bits and lambda times the distortion of the whole decoded picture, by the decoder's own functions."""
-    latents = held(refiner.canvas, list(zip(tiles, walks, strict=True))).held
+    latents = held(refiner.canvas, list(zip(tiles, walks, strict=True))).known((0, 0, *refiner.canvas.grid))
     height, width, channels = refiner.canvas.pixels.shape
     x_hat = refiner.model.synthesise_tiled(latents, steps, (height, width), channels)
     pair = (torch.from_numpy(refiner.canvas.pixels), x_hat)

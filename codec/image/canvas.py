@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...entropy.hyperprior.net import MEAN_BITS
 from ...entropy.hyperprior.walk import Walk
 from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut
@@ -42,7 +43,8 @@ class Canvas:
 
     Attributes:
         latents: ``[M, h, w]`` of :meth:`ImagePhoto.analyse_tiled`.
-        held: ``[M, h, w]``, what is decoded.
+        held: ``[M, h, w]`` int16, what is decoded, in 16ths of the quantiser's steps; larger ones than it holds, which
+            hardly any picture has, are looked at as if they were the largest.
         blocks: ``[ceil(H/64), ceil(W/64)]``, which are exact; see :mod:`.exact`.
         windows: of the grid, in raster order.
     """
@@ -50,13 +52,18 @@ class Canvas:
     def __init__(self, model: ImagePhoto, pixels: np.ndarray, latents: np.ndarray) -> None:
         self.model, self.pixels, self.latents = model, pixels, latents
         self.grid = (latents.shape[1], latents.shape[2])
-        self.held = np.empty_like(latents)
+        self.held = np.empty(latents.shape, dtype=np.int16)
         self.blocks = np.zeros([-(-edge // BLOCK) for edge in pixels.shape[:2]], dtype=bool)
         self.windows = list(tiles(*self.grid, 0, WINDOW))
 
     def hold(self, tile: Tile, walk: Walk) -> None:
         """Take a window's codes for what is decoded."""
-        cut(self.held, tile)[:] = walk.latents
+        largest = np.iinfo(np.int16).max
+        cut(self.held, tile)[:] = np.clip(walk.latents * 2**MEAN_BITS, -largest, largest)
+
+    def known(self, region: Box) -> np.ndarray:
+        """What is decoded of a region, ``[M, h, w]`` float32 in steps of the quantiser."""
+        return cut(self.held, Tile(region, region)) * np.float32(2.0**-MEAN_BITS)
 
     def window_blocks(self, tile: Tile) -> np.ndarray:
         """The blocks of a window, a view."""
@@ -95,7 +102,7 @@ class Canvas:
     def shown(self, region: Box, steps: int) -> Tensor:
         """A region as it is decoded at a quality in hundredths, in 8 bits: ``[1, 3, H, W]`` in [0, 1]."""
         outer = grown(region, self.grid, self.model.synthesis_halo)
-        part = torch.from_numpy(cut(self.held, Tile(outer, outer)).copy()).to(self.model.device)
+        part = torch.from_numpy(self.known(outer)).to(self.model.device)
         x = self.original(region)
         x_hat = self.finished(pixels_of(self.model.pixels(part[None], steps), region, outer, x), x, region)
         return (x_hat * 255).round() / 255

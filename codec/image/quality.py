@@ -8,6 +8,7 @@ entropy model over each segment (photo_file.py). So a wanted size, or a target o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -79,8 +80,14 @@ class QualityFormat(ImageFormat):
             photo.check_one_synthesis(options.synthesis)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        walks, held = read_walks(tok, photo, options.levels, progress.part(0, 0.5))
-        return decode_walks(walks, tok, photo, progress.part(0.5, 1)), held
+        check_grid(tok, photo)
+        header, held = tok.picture, tok.picture.layers
+        latents = np.empty((photo.config.latents, *header.grid), dtype=np.float32)
+        for tile, walk, n in each_walk(tok, photo, options.levels, progress.part(0, 0.5)):
+            cut(latents, tile)[:] = walk.latents
+            held = min(held, n)
+        size, told = (header.height, header.width), progress.part(0.5, 1).update
+        return photo.synthesise_tiled(latents, header.quality, size, header.channels, progress=told).numpy(), held
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         """Tokens of a file: the channels that all of its segments have."""
@@ -167,31 +174,38 @@ def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], pr
 # -------------------------------------------------------------------- decoding
 
 
-def read_walks(
-    tok: TokFile, model: ImagePhoto, levels: int | None = None, progress: Progress = SILENT
-) -> tuple[list[tuple[Tile, Walk]], int]:
-    """Codes and latents of every segment of a file, and the fewest layers that one was decoded from.
+def read_walks(tok: TokFile, model: ImagePhoto, levels: int | None = None) -> tuple[list[tuple[Tile, Walk]], int]:
+    """Codes and latents of all segments, see :func:`each_walk`, and the fewest layers that one was decoded from."""
+    check_grid(tok, model)
+    found = list(each_walk(tok, model, levels))
+    return [(tile, walk) for tile, walk, _ in found], min(n for _, _, n in found)
 
-    A segment without its first layer is what the entropy model expects of a segment of which nothing is known; means
-    stand for later layers that are missing. What is lost is noted in ``tok.problems``.
-    """
+
+def check_grid(tok: TokFile, model: ImagePhoto) -> None:
+    """Raise ChunkError if a file has another grid or more layers than its model makes."""
     header = tok.picture
     if header.segment != WINDOW or header.grid != model.spec((header.height, header.width), quality=0).grid:
         raise ChunkError(f"the header's segments or stride are not those of {header.model}")
     if header.layers > len(model.entropy.slices):
         raise ChunkError(f"the header has {header.layers} layers, {header.model} at most {len(model.entropy.slices)}")
+
+
+def each_walk(
+    tok: TokFile, model: ImagePhoto, levels: int | None = None, progress: Progress = SILENT
+) -> Iterator[tuple[Tile, Walk, int]]:
+    """Codes and latents of every segment of a file, one by one, and the number of layers it was decoded from.
+
+    A segment without its first layer is what the entropy model expects of a segment of which nothing is known; means
+    stand for later layers that are missing. What is lost is noted in ``tok.problems``.
+    """
+    header = tok.picture
     wanted = min(levels or header.layers, header.layers)
-    fewest = wanted
-    found = []
     for segment in range(header.n_segments):
         box = header.segment_box(segment)
-        tile = Tile(box, box)
         payloads = tok.segment_payloads(segment, wanted)
         walk, n = _segment(tok, model, segment, payloads, (box[2] - box[0], box[3] - box[1]))
-        fewest = min(fewest, n)
-        found.append((tile, walk))
+        yield Tile(box, box), walk, n
         progress.update((segment + 1) / header.n_segments)
-    return found, fewest
 
 
 def _segment(
@@ -211,16 +225,3 @@ def _segment(
             tok.damaged(f"segment {segment}: {error}; decoded from {len(payloads)} layers")
     tok.damaged(f"segment {segment}: lost, {grid[0]} x {grid[1]} cells filled with what the entropy model expects")
     return entropy.expected(grid, header.quality), 0
-
-
-def decode_walks(
-    walks: list[tuple[Tile, Walk]], tok: TokFile, model: ImagePhoto, progress: Progress = SILENT
-) -> np.ndarray:
-    """Pixels ``[H, W, channels]`` uint8."""
-    header = tok.picture
-    latents = np.empty((model.config.latents, *header.grid), dtype=np.float32)
-    for tile, walk in walks:
-        cut(latents, tile)[:] = walk.latents
-    size = (header.height, header.width)
-    pixels = model.synthesise_tiled(latents, header.quality, size, header.channels, progress=progress.update)
-    return pixels.numpy()

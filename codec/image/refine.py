@@ -99,7 +99,7 @@ class Refiner:
         quality = torch.tensor([steps / QUALITY_STEPS], device=device)
         region = grown(tile.core, canvas.grid, MARGIN, SMALLEST)
         outer = grown(region, canvas.grid, self.halo - MARGIN)
-        around = torch.from_numpy(cut(canvas.held, Tile(outer, outer)).copy()).to(device)
+        around = torch.from_numpy(canvas.known(outer)).to(device)
         rows, columns = Tile(tile.core, outer).inner
         around[:, rows, columns] = 0
         fill = (columns.start, around.shape[2] - columns.stop, rows.start, around.shape[1] - rows.stop)

@@ -57,6 +57,6 @@ def settle(canvas: Canvas, tile: Tile, walk: Walk, steps: int) -> Walk:
         if not error:
             break
         again = model.latents(pad_to_cells(shown))[0, :, inside[0], inside[1]].cpu().numpy()
-        walk = model.quantise(held / model.gain(steps) + wanted - again, steps, free)
+        walk = model.quantise(canvas.known(tile.core) / model.gain(steps) + wanted - again, steps, free)
         canvas.hold(tile, walk)
     return best

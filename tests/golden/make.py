@@ -35,8 +35,9 @@ from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Encoded, Source
 from tokodec.codec.decode import decode_file, file_tokens
 from tokodec.codec.formats import format_of
-from tokodec.codec.image import quality as photo
+from tokodec.codec.image import photo_file as photo
 from tokodec.codec.image.format import ImageFormat
+from tokodec.codec.image.quality import read_walks
 from tokodec.codec.media.audio import Sound, write_audio
 from tokodec.codec.media.picture import Picture
 from tokodec.codec.models import Model, load_model
@@ -616,7 +617,7 @@ def make_photo_files(model: Model) -> None:
         with mock.patch.object(photo, "LAYERS", ((math.inf, layers),)):  # a writer may choose; ours would take one
             made = built(picture, model, EncodeOptions(rate=Rate(quality=quality)))
         (PHOTO / f"{name}.tok").write_bytes(made.data)
-        walks, held = photo.read_walks(read_tok(made.data), tokenizer)
+        walks, held = read_walks(read_tok(made.data), tokenizer)
         assert held == made.levels == layers
         for _, read in walks:
             walk = tokenizer.entropy.walk(read.z, read.codes, round(100 * quality))
