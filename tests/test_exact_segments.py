@@ -75,6 +75,53 @@ def test_text_and_patterns_are_exact_and_the_photograph_is_not(page: Pixels, dat
     assert len(data) < lossless.tell() / 2
 
 
+def graphics() -> Pixels:
+    """Lines of small text and flat shapes in a few colours, 256 x 320."""
+    page = Image.new("RGB", (320, 256), (250, 250, 245))
+    draw = ImageDraw.Draw(page)
+    for y in range(6, 180, 14):
+        draw.text((8, y), "the quick brown fox jumps over the lazy dog", fill=(20, 30, 160))
+    draw.ellipse((40, 190, 140, 250), fill=(200, 30, 40))
+    draw.rectangle((180, 190, 300, 246), outline=(0, 90, 20), width=3)
+    return np.array(page)
+
+
+@pytest.mark.parametrize("quality", [20, 90])
+def test_graphics_are_exact_as_a_whole(quality: float) -> None:
+    """No codes are left, and no pixel is lost: less than with codes, or with each block by itself."""
+    page = graphics()
+    made = encode_file(png(page), model=MODEL, quality=quality, device="cpu")
+    assert made.lossless
+    assert np.array_equal(decode_file(io.BytesIO(made.data), device="cpu").picture.pixels, page)
+    told = describe(made.data, "page")
+    assert told["exact_bytes"] + told["overhead_bytes"] == len(made.data)
+    lossless = io.BytesIO()
+    Image.fromarray(page).save(lossless, "webp", lossless=True, quality=100, method=5)
+    assert len(made.data) < lossless.tell() + 170
+    grey = encode_file(png(page.mean(2).astype(np.uint8)), model=MODEL, quality=quality, device="cpu")
+    assert grey.lossless
+    assert len(grey.data) < len(made.data)
+
+
+def test_windows_are_exact_one_by_one() -> None:
+    """One of graphics and one of a photograph: the codes of the first one's neighbours know what it shows."""
+    with Image.open(ASSETS / "kodim23.webp") as whole:
+        photo = np.array(whole.convert("RGB").crop((0, 100, 64, 356)))
+    wide = np.concatenate([np.tile(graphics(), (1, 4, 1))[:, :1024], photo], 1)
+    made = encode_file(png(wide), model=MODEL, quality=50, device="cpu")
+    assert not made.lossless
+    back = decode_file(io.BytesIO(made.data), device="cpu")
+    assert not back.problems
+    assert np.array_equal(back.picture.pixels[:, :1024], wide[:, :1024])
+    assert 30 < psnr(back.picture.pixels[:, 1024:], photo) < 60
+
+
+def test_bytes_that_graphics_do_not_need_are_told() -> None:
+    made = encode_file(png(graphics()), model=MODEL, size=100_000, device="cpu")
+    assert made.lossless
+    assert made.notes == [f"quality 100 takes {len(made.data)} of the 100000 bytes; no pixel is lost"]
+
+
 def test_more_quality_is_never_worse(page: Pixels) -> None:
     found = [
         psnr(decode_file(io.BytesIO(encode_file(png(page), model=MODEL, quality=q).data)).picture.pixels, page)

@@ -78,9 +78,14 @@ class Canvas:
         return np.broadcast_to(part, (*part.shape[:2], 3))
 
     def free(self, tile: Tile) -> np.ndarray | None:
-        """The cells ``[h, w]`` of a window that need no codes, None if all do."""
-        blocks, (t, le, b, r) = self.window_blocks(tile), tile.core
-        return free_cells(blocks, (b - t, r - le)) if blocks.any() else None
+        """The cells ``[h, w]`` of a window that need no codes, None if all do. Windows around it count, too."""
+        if not self.window_blocks(tile).any():
+            return None
+        edge = BLOCK // STRIDE
+        top, left, bottom, right = grown(tile.core, self.grid, edge)
+        blocks = self.blocks[top // edge : -(-bottom // edge), left // edge : -(-right // edge)]
+        found: np.ndarray = free_cells(blocks, (bottom - top, right - left))
+        return found[Tile(tile.core, (top, left, bottom, right)).inner]
 
     def original(self, region: Box) -> Tensor:
         """The picture's pixels in a region, ``[1, 3, H, W]`` in [0, 1]; less than whole cells at its end."""

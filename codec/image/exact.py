@@ -3,7 +3,8 @@
 Text, charts and patterns take few bits without any loss, and many with one. So an encoder looks at what it made: where
 the error that is left costs more, at the price of the quality, than the block takes as lossless WebP, the block is
 exact. That is the rule of rate and distortion, and it also catches what a model breaks: an error far above what the
-quality means is worth many bits. Work is by windows, as codes are::
+quality means is worth many bits. Blocks share colours and patterns, and codes around them are not free, so a window is
+exact as a whole, without any codes, where that costs less than what was chosen. Work is by windows, as codes are::
 
     window, decoded -> choose_exact -> blocks [bh, bw] -> pack_exact -> payload -> unpack_exact -> paste_exact
     blocks -> free_cells -> cells whose codes say nothing that is seen (HyperPrior.quantise leaves them out)
@@ -51,20 +52,26 @@ def choose_exact(pixels: Pixels, decoded: Pixels, weight: float) -> Blocks:
     chosen = np.zeros(blocks_of(pixels.shape[:2]), dtype=bool)
     for (i, j), _ in np.ndenumerate(chosen):
         rows, columns = (slice(k * BLOCK, (k + 1) * BLOCK) for k in (i, j))
-        block, error = pixels[rows, columns], pixels[rows, columns].astype(np.int64) - decoded[rows, columns]
-        worth = weight * float(np.square(error).sum()) / 3
-        if worth <= WORTH or (worth < DENSE * block[..., 0].size and _colours(block) > COLOURS):
+        block = pixels[rows, columns]
+        error = worth(block, decoded[rows, columns], weight)
+        if error <= WORTH or (error < DENSE * block[..., 0].size and _colours(block) > COLOURS):
             continue
-        chosen[i, j] = 8 * max(0, len(_webp(block)) - FRAME) + WORTH < worth
+        chosen[i, j] = 8 * max(0, len(_webp(block)) - FRAME) + WORTH < error
     return chosen
 
 
-def is_simple(pixels: Pixels) -> bool:
-    """Whether any block has so few colours, for its size, that it is worth a try."""
-    height, width = pixels.shape[:2]
-    corners = ((y, x) for y in range(0, height, BLOCK) for x in range(0, width, BLOCK))
-    blocks = (pixels[y : y + BLOCK, x : x + BLOCK] for y, x in corners)
-    return any(_colours(block) <= min(COLOURS, block[..., 0].size // 4) for block in blocks)
+def simple_blocks(pixels: Pixels) -> Blocks:
+    """The blocks with so few colours, for their size, that they are worth a try."""
+    found = np.zeros([-(-edge // BLOCK) for edge in pixels.shape[:2]], dtype=bool)
+    for (i, j), _ in np.ndenumerate(found):
+        block = pixels[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
+        found[i, j] = _colours(block) <= min(COLOURS, block[..., 0].size // 4)
+    return found
+
+
+def worth(pixels: Pixels, decoded: Pixels, weight: float) -> float:
+    """Bits that the error of ``decoded`` is worth, ``[H, W, 3]`` both. weight: as for :func:`choose_exact`."""
+    return weight * float(np.square(pixels.astype(np.int64) - decoded).sum()) / 3
 
 
 def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:
@@ -127,14 +134,14 @@ def paste_exact(decoded: Pixels, payload: bytes) -> Pixels:
 
 
 def free_cells(blocks: Blocks, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The cells ``[h, w]`` of a window that need no codes: exact like the two cells around them on all sides.
+    """The cells ``[h, w]`` of a part of a picture that need no codes: exact like the two around them on all sides.
 
     A synthesis net looks further than that, but what it sees two cells away hardly shows.
     """
     edge = BLOCK // CELL
     free = np.kron(blocks, np.ones((edge, edge), dtype=bool))[: grid[0], : grid[1]]
     for _ in range(2):
-        inside = np.pad(free, 1, constant_values=True)  # beyond the window nothing is seen
+        inside = np.pad(free, 1, constant_values=True)  # beyond the picture nothing is seen
         for axis in (0, 1):
             before, after = (np.roll(inside, shift, axis) for shift in (1, -1))
             inside = inside & before & after

@@ -15,7 +15,9 @@ from ...tokenizers.image.tiling import Tile, tiles
 from ..container.chunks import EXCT
 from ..container.read import TokFile
 from ..progress import Progress
-from .exact import LARGEST, Blocks, Pixels, blocks_of, choose_exact, is_simple, pack_exact, paste_exact
+from .exact import LARGEST, Blocks, Pixels, blocks_of, choose_exact, pack_exact, paste_exact, simple_blocks, worth
+
+GRAPHICS = 0.5  # share of simple blocks from which on a window may be exact as a whole
 
 
 class ExactSegments:
@@ -27,32 +29,53 @@ class ExactSegments:
     def __init__(self, model: ImagePhoto, pixels: Pixels, latents: np.ndarray) -> None:
         self.model, self.latents = model, latents
         self.pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        self.wholes: dict[Tile, bytes | None] = {}
 
     @property
     def possible(self) -> bool:
         """Whether any block has so few colours that it could pay, for a model whose distortion is squared error."""
-        return self.model.config.distortion == "mse" and is_simple(self.pixels)
+        return self.model.config.distortion == "mse" and bool(simple_blocks(self.pixels).any())
 
     def all(self, progress: Progress) -> dict[int, bytes]:
         """Payloads of all segments, exact as a whole."""
         payloads: dict[int, bytes] = {}
         segments = list(tiles(self.latents.shape[1], self.latents.shape[2], 0, WINDOW))
         for segment, tile in enumerate(segments):
-            top, left, bottom, right = (STRIDE * edge for edge in tile.core)
-            window = self.pixels[top:bottom, left:right]
-            payloads[segment] = pack_exact(window, np.ones(blocks_of(window.shape[:2]), dtype=bool), method=5)
+            payloads[segment] = self._all(tile)
             progress.update((segment + 1) / len(segments))
         return payloads
+
+    def _all(self, tile: Tile) -> bytes:
+        window = self._window(tile)
+        return pack_exact(window, np.ones(blocks_of(window.shape[:2]), dtype=bool), method=5)
+
+    def _window(self, tile: Tile) -> Pixels:
+        top, left, bottom, right = (STRIDE * edge for edge in tile.core)
+        return self.pixels[top:bottom, left:right]
+
+    def whole(self, tile: Tile, decoded: Pixels, steps: int, bits: float) -> bytes | None:
+        """The payload of a window that is exact as a whole, None where it costs more than what was chosen.
+
+        Args: decoded: what the chosen blocks and codes show.  bits: that they take.
+        """
+        if tile not in self.wholes:
+            graphics = float(simple_blocks(self._window(tile)).mean()) >= GRAPHICS
+            self.wholes[tile] = self._all(tile) if graphics else None
+        found = self.wholes[tile]
+        if found is None or 8 * len(found) > bits + worth(self._window(tile), decoded, self._weight(steps)):
+            return None
+        return found
+
+    def _weight(self, steps: int) -> float:
+        return float(rate_weight(torch.tensor(steps / QUALITY_STEPS), self.model.config.rate_weights))
 
     def choose(self, tile: Tile, decoded: Pixels, steps: int) -> tuple[Blocks, bytes]:
         """The exact blocks of a window and their payload.
 
         Args: decoded: what its codes show at a quality of ``steps`` hundredths.
         """
-        top, left, bottom, right = (STRIDE * edge for edge in tile.core)
-        window = self.pixels[top:bottom, left:right]
-        weight = float(rate_weight(torch.tensor(steps / QUALITY_STEPS), self.model.config.rate_weights))
-        blocks = choose_exact(window, decoded, weight)
+        window = self._window(tile)
+        blocks = choose_exact(window, decoded, self._weight(steps))
         return blocks, pack_exact(window, blocks)
 
 

@@ -2,13 +2,14 @@
 
 The latents of the picture are computed once. At a quality, window by window::
 
-    latents -> quantised -> decoded -> which blocks are exact (exact.py), codes without them
+    latents -> quantised -> decoded -> which blocks are exact (exact.py), codes without them, or none at all
             -> if the picture was decoded before, its old codes (settle.py); else with effort, better ones (refine.py)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...entropy.hyperprior.walk import Walk
@@ -30,11 +31,16 @@ LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
 
 @dataclass(frozen=True)
 class Attempt:
-    """A finished file. steps: its quality in hundredths.  measured: what it reaches of the target, if there is one."""
+    """A finished file.
+
+    Attributes: steps: its quality in hundredths.  measured: what it reaches of the target, if there is one.
+                lossless: whether all of it is exact.
+    """
 
     steps: int
     data: bytes
     measured: float | None = None
+    lossless: bool = False
 
 
 class PhotoFile:
@@ -62,43 +68,67 @@ class PhotoFile:
             measured = None
             if self.target is not None:
                 measured = measure(self.target.metric, self.canvas.pixels, self.canvas.picture(steps))
-            self.tried[key] = Attempt(steps, data, measured)
+            self.tried[key] = Attempt(steps, data, measured, all(walk is None for walk in walks))
         return self.tried[key]
 
-    def _codes(self, steps: int, refiner: Refiner | None, progress: Progress) -> tuple[list[Walk], dict[int, bytes]]:
-        """What is coded of each window, and the exact blocks of those that have some."""
+    def _codes(
+        self, steps: int, refiner: Refiner | None, progress: Progress
+    ) -> tuple[list[Walk | None], dict[int, bytes]]:
+        """What is coded of each window, None where all of it is exact, and the exact blocks of those that have some."""
         canvas, model = self.canvas, self.canvas.model
         canvas.blocks[:] = False
-        walks, decoded = [], []
+        plain, decoded = [], []
         for tile in canvas.windows:
             walk = model.quantise(cut(canvas.latents, tile), steps)
             canvas.hold(tile, walk)
-            walks.append(walk.coded())
+            plain.append(walk.coded())
             decoded.append(was_decoded(canvas, tile, walk, steps))
-        payloads: dict[int, bytes] = {}
-        for i, tile in enumerate(canvas.windows):
-            if self.exact is not None:
-                blocks, payload = self.exact.choose(tile, canvas.decoded(tile, steps), steps)
-                if payload:
-                    payloads[i], canvas.window_blocks(tile)[:] = payload, blocks
-                    walk = model.quantise(cut(canvas.latents, tile), steps, canvas.free(tile))
-                    canvas.hold(tile, walk)
-                    walks[i], decoded[i] = walk.coded(), was_decoded(canvas, tile, walk, steps)
+        payloads = {} if self.exact is None else self._choose(self.exact, plain, steps)
+        walks: list[Walk | None] = []
+        for i, (tile, walk) in enumerate(zip(canvas.windows, plain, strict=True)):
+            free = canvas.free(tile)
+            if free is not None and free.all():
+                canvas.hold(tile, model.entropy.expected(walk.grid, steps))
+                walks.append(None)
+                continue
+            if free is not None:
+                walk = model.quantise(cut(canvas.latents, tile), steps, free)
+                canvas.hold(tile, walk)
+                decoded[i] = was_decoded(canvas, tile, walk, steps)
             if decoded[i]:
-                walks[i] = settle(canvas, tile, walks[i], steps).coded()
+                walk = settle(canvas, tile, walk, steps)
             elif refiner is not None:
-                part = progress.part(i / len(walks), (i + 1) / len(walks))
-                walks[i] = refiner.refine(tile, walks[i], steps, part).coded()
+                part = progress.part(i / len(plain), (i + 1) / len(plain))
+                walk = refiner.refine(tile, walk, steps, part)
+            walks.append(walk.coded())
         return walks, payloads
 
+    def _choose(self, exact: ExactSegments, plain: list[Walk], steps: int) -> dict[int, bytes]:
+        """The exact blocks of each window that has some; the canvas knows them afterwards. plain: its codes without."""
+        canvas, model = self.canvas, self.canvas.model
+        payloads: dict[int, bytes] = {}
+        for i, (tile, walk) in enumerate(zip(canvas.windows, plain, strict=True)):
+            blocks, payload = exact.choose(tile, canvas.decoded(tile, steps), steps)
+            if payload:
+                payloads[i], canvas.window_blocks(tile)[:] = payload, blocks
+                walk = model.quantise(cut(canvas.latents, tile), steps, canvas.free(tile))
+                canvas.hold(tile, walk)
+            bits = float(model.entropy.bits(walk).sum()) + 8 * len(payload)
+            whole = exact.whole(tile, canvas.decoded(tile, steps), steps, bits)
+            if whole is not None:
+                payloads[i], canvas.window_blocks(tile)[:] = whole, True
+        return payloads
 
-def photo_file(model: ImagePhoto, walks: list[Walk], steps: int, size: tuple[int, ...], extras: Extras) -> bytes:
-    """A whole file from the walks over all segments."""
+
+def photo_file(
+    model: ImagePhoto, walks: Sequence[Walk | None], steps: int, size: tuple[int, ...], extras: Extras
+) -> bytes:
+    """A whole file from the walks over all segments, None for those that are exact as a whole."""
     entropy = model.entropy
-    mean = sum(float(entropy.bits(walk).sum()) for walk in walks) / 8 / len(walks)
+    mean = sum(float(entropy.bits(walk).sum()) for walk in walks if walk is not None) / 8 / len(walks)
     slices = len(entropy.slices)
     n = min(slices, next(layers for most, layers in LAYERS if mean <= most))
-    columns = [entropy.payloads(walk, n) for walk in walks]
+    columns = [[b""] * n if walk is None else entropy.payloads(walk, n) for walk in walks]
     return written(model, [list(row) for row in zip(*columns, strict=True)], steps, size, extras)
 
 

@@ -124,8 +124,8 @@ def encoded(file: Attempt, picture: Picture, note: str = "", metric: str | None 
     """A finished file; what it was measured with, if it was."""
     measured = None if metric is None or file.measured is None else (metric, file.measured)
     layers, pixels = read_tok(file.data).header.layers, math.prod(picture.pixels.shape[:2])
-    told = [note] if note else []
-    return Encoded(file.data, layers, pixels, told, quality=file.steps / 100, measured=measured)
+    told, exact = [note] if note else [], file.lossless and picture.bit_depth == 8
+    return Encoded(file.data, layers, pixels, told, quality=file.steps / 100, measured=measured, lossless=exact)
 
 
 def within(files: PhotoFile, most: int, picture: Picture, progress: Progress) -> Encoded:
@@ -136,7 +136,8 @@ def within(files: PhotoFile, most: int, picture: Picture, progress: Progress) ->
         bpp = 8 * least / math.prod(picture.pixels.shape[:2])
         raise RateError(f"the smallest file takes {least} bytes ({bpp:.4f} bpp), more than the {most} asked for")
     unused = file.steps == BEST and len(file.data) < ENOUGH * most
-    note = f"quality 100 takes {len(file.data)} of the {most} bytes; --lossless takes more" if unused else ""
+    more = "no pixel is lost" if file.lossless else "--lossless takes more"
+    note = f"quality 100 takes {len(file.data)} of the {most} bytes; {more}" if unused else ""
     return encoded(file, picture, note)
 
 

@@ -65,9 +65,14 @@ class Walk:
     latents: npt.NDArray[np.float32]
     steps: list[Step] = field(default_factory=list)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """h and w."""
+        return self.codes.shape[1], self.codes.shape[2]
+
     def coded(self) -> Walk:
         """What goes through the coder alone, a tenth of the memory: no codes and no latents."""
-        nothing = (0, *self.codes.shape[1:])
+        nothing = (0, *self.grid)
         return Walk(self.z, np.empty(nothing, np.int64), np.empty(nothing, np.float32), self.steps)
 
 
