@@ -39,6 +39,9 @@ Levels = Annotated[
     int | None, typer.Option(help="number of levels: the rate of token models; decoding: at most so many layers")
 ]
 Quality = Annotated[float | None, typer.Option("--quality", "-q", help="0 to 100: the rate of models for photographs")]
+Track = Annotated[
+    int | None, typer.Option(help="of a sound or a video, from 1 on; the file's default if not given", min=1)
+]
 Sound = Annotated[bool, typer.Option(help="keep the sound of a video")]
 SoundModel = Annotated[str | None, typer.Option(help=f"model of a video's sound: {HOW_NAMED}")]
 Effort = Annotated[

@@ -24,6 +24,7 @@ from .console import (
     Recursive,
     Sound,
     SoundModel,
+    Track,
 )
 from .container.fields import MAX_PIXELS, MAX_SAMPLES
 
@@ -87,9 +88,7 @@ class EncodeFlags(InputFlags):
         bool, typer.Option("--metadata/--no-metadata", help="without: keep the colour profile only, as --keep icc")
     ] = True
     strict: Annotated[bool, typer.Option("--strict", help="refuse damaged inputs")] = False
-    track: Annotated[
-        int | None, typer.Option(help="of a sound or a video, from 1 on; the file's default if not given", min=1)
-    ] = None
+    track: Track = None
     sound: Sound = True
     sound_kbps: Annotated[
         float | None, typer.Option(help="of a video's sound; by default 3 a channel, at most a fifth of --kbps")
@@ -135,7 +134,9 @@ class TokenizeFlags(InputFlags):
     model: ModelOption = None
     quality: Quality = None
     levels: Levels = None
+    track: Track = None
     max_pixels: MaxPixels = MAX_PIXELS
+    max_samples: MaxSamples = MAX_SAMPLES
 
 
 @dataclass(frozen=True, kw_only=True)

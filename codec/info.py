@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .container.chunks import ALPH, AUDL, EXCT, EXIF, FRAME, ICCP, LAYR, TIME
-from .container.fields import HYPERPRIOR, VERSION, VideoHeader, header_fields
+from .container.fields import HYPERPRIOR, VERSION, ImageHeader, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
 
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
     """Header fields by their names in FORMAT.md, then sizes and state of the file. ``quality`` is divided by 100 and
-    left out where the model has none.
+    left out where the model has none; a picture whose blocks are all exact has ``lossless`` in its place.
 
     Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
@@ -28,10 +28,13 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         raise type(error)(f"{name}: {error}") from error
     header = tok.header
     found: dict[str, Any] = {"file": name, "version": VERSION}
+    lossless = isinstance(header, ImageHeader) and _is_lossless(tok, header)
     for f in header_fields(header.modality):
         value = getattr(header, f.name)
         if f.name == "quality":
-            if value or header.prior == HYPERPRIOR:  # a quality of 0 is one too
+            if lossless:
+                found["lossless"] = True
+            elif value or header.prior == HYPERPRIOR:  # a quality of 0 is one too
                 found[f.name] = value / 100
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
@@ -59,6 +62,20 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         "problems": tok.problems,
     }
     return found
+
+
+def _is_lossless(tok: TokFile, header: ImageHeader) -> bool:
+    """Whether the blocks of all segments are exact, and nothing of them is lost."""
+    if not all((EXCT, 0, segment) in tok.places for segment in range(header.n_segments)):
+        return False
+    from .image.exact import is_whole
+
+    for segment in range(header.n_segments):
+        top, left, bottom, right = (header.stride * edge for edge in header.segment_box(segment))
+        payload = tok.payload(EXCT, 0, segment) or b""
+        if not is_whole(payload, (min(bottom, header.height) - top, min(right, header.width) - left)):
+            return False
+    return True
 
 
 def _video(tok: TokFile) -> dict[str, Any]:

@@ -236,13 +236,17 @@ class TokenizeOptions:
     Attributes:
         model: release name, folder or `hf:USER/MODEL`; the default for the modality if None.
         levels: keep at most so many.  quality: 0 to 100, for models whose rate it sets.
-        max_pixels: larger pictures and frames are refused.  device: "auto", "cpu" or "cuda".
+        track: of a sound or a video, from 1 on; the one that the file calls its default if None.
+        max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
+        device: "auto", "cpu" or "cuda".
     """
 
     model: str | None = None
     levels: int | None = None
     quality: float | None = None
+    track: int | None = None
     max_pixels: int = MAX_PIXELS
+    max_samples: int = MAX_SAMPLES
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -310,7 +314,9 @@ class TokenizeShort(TypedDict, total=False):
     model: str | None
     levels: int | None
     quality: float | None
+    track: int | None
     max_pixels: int
+    max_samples: int
     device: str
 
 

@@ -55,8 +55,8 @@ def tokenize_file(
             done = _tok_tokens(src, source, options)
         if done is None:
             done = _media_tokens(src, source, options)
-        elif options.quality is not None:
-            raise UsageError(f"{src}: its codes are made already, with a quality of their own")
+        elif given := [name for name in ("quality", "track") if getattr(options, name) is not None]:
+            raise UsageError(f"{src}: its codes are made already: {' and '.join(given)} cannot be chosen")
         if options.levels is not None:
             done.tokens = done.tokens.levels(min(options.levels, done.tokens.n_levels))
         if file is not None:
@@ -66,7 +66,7 @@ def tokenize_file(
 
 def _loaded_tokens(src: str | Path, options: TokenizeOptions) -> Tokens:
     """Tokens of a token file; of this model, if one is named."""
-    tokens = load_tokens(src)
+    tokens = load_tokens(src, options.max_pixels, options.max_samples)
     if options.model is not None:
         check_weights(tokens.spec, load_model(options.model, options.device).tokenizer, str(src))
     return tokens
@@ -89,7 +89,7 @@ def _tok_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOptio
     if head != SIGNATURE and Path(src).suffix.lower() != ".tok":
         return None
     try:
-        tok = read_tok(read_bytes(source), options.max_pixels)
+        tok = read_tok(read_bytes(source), options.max_pixels, options.max_samples)
         tokens, _ = file_tokens(tok, options.model, options.device, options.levels)
     except (FormatError, ModelError) as error:
         raise type(error)(f"{src}: {error}") from error
@@ -106,7 +106,10 @@ def _media_tokens(src: str | Path, source: Path | BinaryIO, options: TokenizeOpt
         raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
     if options.levels is not None:
         options = replace(options, levels=min(options.levels, len(tokenizer.codebook_sizes)))
-    return format_of(tokenizer).tokenize(Source(source, str(src), kind), loaded, options)
+    format = format_of(tokenizer)
+    if options.track is not None:
+        format.check(["track"], tokenizer.name)
+    return format.tokenize(Source(source, str(src), kind), loaded, options)
 
 
 def detokenize_file(

@@ -203,6 +203,9 @@ def test_lossless_is_every_pixel(shape: tuple[int, ...]) -> None:
         pixels[:9, :9, -1] = 0  # what lies under transparent pixels stays, too
     made = encode_file(png(pixels), model=MODEL, lossless=True, device="cpu")
     assert made.notes == []
+    told = describe(made.data, "x")
+    assert told["lossless"] is True
+    assert "quality" not in told
     back = decode_file(io.BytesIO(made.data), device="cpu")
     assert back.problems == []
     shown, alpha = back.picture.pixels, back.picture.alpha
@@ -215,6 +218,13 @@ def test_lossless_takes_hardly_more_than_webp(page: Pixels) -> None:
     Image.fromarray(page).save(out, "WEBP", lossless=True, quality=100, method=5)
     made = encode_file(png(page), model=MODEL, lossless=True, device="cpu").data
     assert len(made) <= len(out.getvalue()) + 150
+
+
+def test_what_is_exact_in_parts_has_a_quality(page: Pixels) -> None:
+    told = describe(encode_file(png(page), model=MODEL, quality=60, device="cpu").data, "x")
+    assert told["exact_bytes"] > 0
+    assert told["quality"] == 60
+    assert "lossless" not in told
 
 
 def test_a_lossless_file_that_loses_its_blocks_says_so(page: Pixels) -> None:

@@ -19,6 +19,7 @@ from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.media.audio import AudioReader, read_audio
 from tokodec.codec.media.color import Conversion
 from tokodec.codec.media.read_video import VideoReader
+from tokodec.codec.tokens import tokenize_file
 
 RATE = 24000
 Tag = Callable[[Any], None]
@@ -217,9 +218,16 @@ def test_the_track_to_encode_can_be_chosen(tmp_path: Path, sound_model: Path, vi
     assert encode_file(clip, track=1, **one).data == default
     with pytest.raises(UsageError, match="video tracks are numbered 1 to 1, there is none numbered 2"):
         encode_file(clip, track=2, **one)
+    made = [tokenize_file(path, model=str(sound_model), track=track).tokens.codes for track in (None, 1, 2)]
+    assert made[0].equal(made[2])
+    assert not made[0].equal(made[1])
+    with pytest.raises(UsageError, match="video tracks are numbered 1 to 1, there is none numbered 2"):
+        tokenize_file(clip, model=str(video_model), track=2)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="track is not an option of image-grid"):
         encode_file(tmp_path / "a.png", model="image-grid", track=1)
+    with pytest.raises(UsageError, match="track is not an option of image-grid"):
+        tokenize_file(tmp_path / "a.png", model="image-grid", track=1)
 
 
 def test_a_sound_without_a_decoder_is_told(tmp_path: Path, video_model: Path) -> None:

@@ -555,6 +555,14 @@ def test_tokens_of_sounds(suffix: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "quality does not set the rate of" in capsys.readouterr().err
     assert run("tokenize", path, "--model", "image-grid", "-o", tmp_path / f"d{suffix}") == 2
     assert "is a model for image" in capsys.readouterr().err
+    few = ("--model", GOLDEN, "-o", tmp_path / f"d{suffix}", "--max-samples", 2 * (RATE * 3 + 7) - 1)
+    for source in (path, tmp_path / "a.tok"):
+        assert run("tokenize", source, *few) == 2
+        assert "samples" in capsys.readouterr().err
+    assert run("tokenize", path, "--model", GOLDEN, "-o", tmp_path / f"d{suffix}", "--track", 2) == 2
+    assert "sound tracks are numbered 1 to 1, there is none numbered 2" in capsys.readouterr().err
+    assert run("tokenize", tmp_path / "a.tok", "--model", GOLDEN, "-o", tmp_path / f"d{suffix}", "--track", 1) == 2
+    assert "its codes are made already: track cannot be chosen" in capsys.readouterr().err
 
 
 def test_a_damaged_sound_is_refused_if_asked(tmp_path: Path) -> None:

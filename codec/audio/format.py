@@ -37,7 +37,7 @@ class AudioFormat(Format):
         return Decoded(None, tok.header, 1, tok.problems, notes)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        return media_codes(source.data, source.name, model, options.levels)
+        return media_codes(source, model, options)
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         return file_codes(tok, model, levels)

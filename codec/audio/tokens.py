@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ...tokenizers.audio.grvq import RATE, channels_of
 from ...tokenizers.tokens import Tokens
-from ..container.fields import MAX_CHANNELS, MAX_SAMPLES
+from ..container.fields import MAX_CHANNELS
 from ..container.read import TokFile
 from ..contract import Tokenized
 from ..errors import MediaError, UsageError
@@ -19,7 +18,9 @@ from .decode import audio_tokenizer, is_left_right, read_codes, to_channels
 from .encode import SoundFile, SoundTokens, analyse_samples, sound_header
 
 if TYPE_CHECKING:
+    from ..contract import Source
     from ..models import Model
+    from ..options import TokenizeOptions
 
 
 def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
@@ -37,13 +38,13 @@ def file_codes(tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
     return Tokens(torch.from_numpy(codes[:, :held]), spec)
 
 
-def media_codes(source: Path | BinaryIO, name: str, model: Model, levels: int | None = None) -> Tokenized:
+def media_codes(source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
     """Tokens ``[signals, K, t]`` of a sound, and what they do not tell of it."""
     tokenizer = audio_tokenizer(model)
-    with AudioReader(source, name, MAX_SAMPLES) as reader:
-        found = analyse_samples(reader, tokenizer, levels)
+    with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
+        found = analyse_samples(reader, tokenizer, options.levels)
     if found is None:
-        raise MediaError(f"{name}: a sound without samples")
+        raise MediaError(f"{source.name}: a sound without samples")
     notes = list(found.notes)
     if found.sample_rate != RATE:
         notes.append(f"tokens are of {RATE} Hz, the source has {found.sample_rate}")

@@ -13,7 +13,7 @@ from ...entropy.context.prior import ContextPrior
 from ...entropy.prior import Codes, Prior, check_codes
 from ...entropy.static import StaticPrior
 from ...tokenizers.folders import find_model
-from ...tokenizers.tokens import TokenSpec
+from ...tokenizers.tokens import Tokens, TokenSpec
 from ..container.fields import ImageHeader
 from ..container.write import write_tok
 from ..corpus.token_files import TOKEN_SUFFIXES, load_tokens
@@ -94,15 +94,19 @@ def input_files(inputs: Sequence[Path], suffixes: Sequence[str], what: str) -> l
     return files
 
 
+def read_tokens(path: Path, model: str | None, device: str) -> Tokens:
+    """Of a medium, a `.tok` file or a file of tokens. Raises a TokodecError, for a damaged one too."""
+    if path.suffix.lower() in TOKEN_SUFFIXES:
+        return load_tokens(path)
+    done = tokenize_file(path, model=model, device=device)
+    if done.problems:
+        raise FormatError(f"{path}: {done.problems[0]}; only intact files are compared")
+    return done.tokens
+
+
 def read_input(path: Path, model: str | None, device: str, weights_hash: str, prior: Prior) -> Input:
     """Codes of a picture, a `.tok` file or a file of tokens. Raises a TokodecError if not whole, or another model's."""
-    if path.suffix.lower() in TOKEN_SUFFIXES:
-        tokens = load_tokens(path)
-    else:
-        done = tokenize_file(path, model=model, device=device)
-        if done.problems:
-            raise FormatError(f"{path}: {done.problems[0]}; only intact files are compared")
-        tokens = done.tokens
+    tokens = read_tokens(path, model, device)
     spec = tokens.spec
     if spec.weights_hash != weights_hash:
         raise WeightsMismatchError(

@@ -84,6 +84,13 @@ def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:
     return np.packbits(blocks).tobytes() + _webp(shown, method)
 
 
+def is_whole(payload: bytes, size: tuple[int, int]) -> bool:
+    """Whether all blocks of a window of ``size`` are exact, by the map of its payload."""
+    n = -(-size[0] // BLOCK) * -(-size[1] // BLOCK)
+    head = -(-n // 8)
+    return int.from_bytes(payload[:head], "big") == ((1 << n) - 1) << (8 * head - n)
+
+
 def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]:
     """The exact blocks of a window of ``size`` and a picture of it, black elsewhere.
 

@@ -56,7 +56,7 @@ class VideoFormat(AnyVideoFormat):
         return segment_frames_of(tok, model, options.levels)
 
     def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        return media_codes(source, model, options.levels, options.max_pixels)
+        return media_codes(source, model, options)
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         """Tokens of a file of one segment. Raises UsageError for more."""

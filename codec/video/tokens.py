@@ -15,7 +15,7 @@ from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.tokens import Tokens
 from ...tokenizers.video.grid import GROUP
 from ...tokenizers.video.tiling import FrameDecoder, FrameEncoder
-from ..container.fields import MAX_CELLS, MAX_FRAMES, MAX_PIXELS, VideoHeader
+from ..container.fields import MAX_CELLS, MAX_FRAMES, VideoHeader
 from ..container.read import TokFile
 from ..container.write import write_video
 from ..contract import Tokenized
@@ -29,17 +29,18 @@ from .segments import read_segment, segment_payload, video_tokenizer
 if TYPE_CHECKING:
     from ..contract import Sink, Source
     from ..models import Model
+    from ..options import TokenizeOptions
 
 
 RATE = 25.0  # frames a second of tokens that do not tell theirs
 
 
-def media_codes(source: Source, model: Model, levels: int | None = None, max_pixels: int = MAX_PIXELS) -> Tokenized:
+def media_codes(source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
     """Tokens ``[1, K, t, h, w]`` of a video, and what they do not tell of it."""
     tokenizer = video_tokenizer(model)
-    with VideoReader(source.data, source.name, max_pixels) as reader:
+    with VideoReader(source.data, source.name, options.max_pixels, options.track) as reader:
         clock = ClockMaker(reader.time_base, source.name)
-        encoder = FrameEncoder(tokenizer, reader.height, reader.width, levels)
+        encoder = FrameEncoder(tokenizer, reader.height, reader.width, options.levels)
         cells = []
         for frame in reader:
             clock.add(frame)

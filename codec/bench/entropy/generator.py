@@ -22,7 +22,7 @@ from rich.console import Console
 from ....entropy.prior import Codes
 from ....tokenizers.quantize.base import ABSENT
 from ....tokenizers.tokens import Tokens
-from ...corpus.token_files import TOKEN_SUFFIXES, load_tokens
+from ...corpus.token_files import TOKEN_SUFFIXES
 from ...errors import MediaError, UsageError, WeightsMismatchError
 from ...generate.bits import code_bits, priors_of, whole_windows
 from ...generate.files import load_pair
@@ -32,8 +32,7 @@ from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import Model, pick_device
 from ...provenance import origin
 from ...registry import default_generator
-from ...tokens import tokenize_file
-from ..inputs import input_files
+from ..inputs import input_files, read_tokens
 from ..report import json_file, plain_console, print_table, said, table_of
 from ..run import torch_threads
 
@@ -102,10 +101,7 @@ def now(generator: Generator) -> float:
 
 def read_codes(path: Path, loaded: Model, tokenizer: str, device: str) -> list[Codes]:
     """Codes ``[K, *grid]`` of every signal in a file. Raises a TokodecError."""
-    if path.suffix.lower() in TOKEN_SUFFIXES:
-        tokens = load_tokens(path)
-    else:
-        tokens = tokenize_file(path, model=tokenizer, device=device).tokens
+    tokens = read_tokens(path, tokenizer, device)
     own = loaded.tokenizer
     if (tokens.spec.model, tokens.spec.weights_hash) != (own.name, own.weights_hash):
         theirs = f"{tokens.spec.model} {tokens.spec.weights_hash}"
