@@ -26,7 +26,7 @@ from tokodec.train import prior as prior_script
 from tokodec.train import video as script
 from tokodec.train.data import video as data
 from tokodec.train.data.tokens import clip_views
-from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip, read_clips
+from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip
 
 SMALL = (
     "model.channels=[6,8,8] model.analysis_blocks=[1,1,1] model.analysis_time=[1,1] model.synthesis_blocks=[1,1,1] "
@@ -70,7 +70,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_are_read_packed_or_not(folder: Path) -> None:
     paths = list_clips([folder])
     assert [p.name for p in paths] == ["v0.mkv", "v1.mkv", "v2.zip"]
-    clips = read_clips(paths)
+    clips = [read_clip(path) for path in paths]
     assert [tuple(c.shape) for c in clips] == [(12, 48, 64, 3), (9, 40, 36, 3), (7, 64, 48, 3)]
     for i, clip in enumerate(clips):
         assert clip.dtype == torch.uint8

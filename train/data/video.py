@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...codec.files import atomic_output
 from .images import CropStore
-from .reading import in_parallel, list_media
+from .reading import list_media
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
 PACK_SUFFIX = ".zip"
@@ -127,11 +127,6 @@ def read_clip(path: Path, size: int | None = None, most: int | None = None) -> T
     if not frames:
         raise ValueError(f"{path} holds no frames")
     return torch.stack(frames)
-
-
-def read_clips(paths: Sequence[Path], size: int | None = None) -> list[Tensor]:
-    """Decode clips, uint8 ``[T, H, W, 3]`` each."""
-    return in_parallel(lambda path: read_clip(path, size), paths)
 
 
 class ClipStore:
