@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
 from ..tokenizers.folders import find_model
@@ -255,7 +256,8 @@ class Trainer(BaseTrainer):
     def save(self) -> None:
         super().save()
         if self.adversarial.on:
-            save_model(self.discriminators, str(self.out / DISCRIMINATORS_FILE))
+            with together(self.out) as beside:
+                save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768

@@ -44,7 +44,7 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..entropy.hyperprior.export import export_hyperprior, scale_reach
 from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..entropy.hyperprior.prior import HyperPrior
-from ..entropy.packed import file_hash
+from ..entropy.packed import file_hash, together
 from ..tokenizers.api import save_variant
 from ..tokenizers.folders import find_model
 from ..tokenizers.image.layers import channels_last
@@ -350,15 +350,15 @@ class Trainer(BaseTrainer):
     def save(self) -> None:
         """Write the weights as they are, with tables made of the densities of training."""
         state = {k: v.detach().float().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        save_file(state, str(self.out / "beside.tmp"))
-        (self.out / "beside.tmp").replace(self.out / CHECKPOINT)
-        if isinstance(self.net, LowRank):
-            assert self.base is not None
-            model = ImagePhoto(self.model.nets.config, self.recipe.name)
-            base_hash = file_hash(self.base / WEIGHTS_FILE)
-            save_variant(model, self.base.name, base_hash, self.net.change(), self.out)
-        else:
-            self.released().save_pretrained(self.out)
+        with together(self.out) as beside:
+            save_file(state, str(beside / CHECKPOINT))
+            if isinstance(self.net, LowRank):
+                assert self.base is not None
+                model = ImagePhoto(self.model.nets.config, self.recipe.name)
+                base_hash = file_hash(self.base / WEIGHTS_FILE)
+                save_variant(model, self.base.name, base_hash, self.net.change(), beside)
+            else:
+                self.released().save_pretrained(beside)
 
     def saved(self) -> PhotoCodec:
         load_checkpoint(self.net, str(self.out))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..entropy.context.net import RoundedLinear
 from ..entropy.hyperprior.net import HATS, SQUARE, HyperNet, HyperShape
+from ..entropy.packed import together
 from ..tokenizers.image.photo import ImagePhoto, rate_weight
 from ..tokenizers.image.photo_nets import POINTS, Dial, PhotoNets
 from .photo import CHECKPOINT, PhotoCodec, Recipe, codec_of
@@ -142,8 +143,8 @@ def main() -> None:
         grown(codec, ImagePhoto.from_pretrained(args.model), load_file(args.entropy) if args.entropy else None)
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, str(Path(args.out) / CHECKPOINT))
+    with together(Path(args.out)) as beside:
+        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, str(beside / CHECKPOINT))
 
 
 if __name__ == "__main__":
