@@ -19,9 +19,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +105,27 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, plain: bytes) -> None:
-    """Write a safetensors file, packed: beside ``path`` and renamed, so that a half-written file never stays."""
-    _replace(path, pack(plain))
+    """Write a safetensors file, packed; it has its name once it is whole, see :func:`together`."""
+    with together(path.parent) as beside:
+        (beside / path.name).write_bytes(pack(plain))
+
+
+@contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """A folder for files that belong together: they appear in ``folder`` (made if missing) when the block ends well.
+
+    Until then nothing there changes. Then all of them are on the disk, and get their names one right after the other,
+    in alphabetical order, ``config.json`` first. May be nested.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tokodec-", suffix=".tmp", dir=folder) as name:
+        yield Path(name)
+        paths = sorted(Path(name).iterdir())
+        for path in paths:
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+        for path in paths:
+            path.replace(folder / path.name)
 
 
 def hash_of(plain: bytes) -> str:
@@ -177,12 +199,6 @@ def _inflate(stream: memoryview, place: tuple[int, int]) -> bytes | memoryview:
     return data
 
 
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_bytes(data)
-    beside.replace(path)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tokodec.entropy.packed", description="Pack weights files in place.")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="safetensors file")
@@ -199,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             after = plain if args.unpack else pack(before)
             if after != before:
-                _replace(path, after)
+                with together(path.parent) as beside:
+                    (beside / path.name).write_bytes(after)
             print(f"{hash_of(plain)}  {path}: {len(before)} -> {len(after)} bytes")
         except (OSError, ValueError) as error:
             parser.exit(1, f"{path}: {error}\n")

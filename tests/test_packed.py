@@ -8,6 +8,7 @@ import shutil
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from tokodec.codec import models
 from tokodec.codec.errors import ModelError
 from tokodec.entropy import packed
 from tokodec.entropy.packed import GROWTH, HEADER, MARK, METADATA, file_hash, main, pack, unpack
+from tokodec.entropy.prior import save_prior
 from tokodec.entropy.static import STATIC_FILE, StaticPrior
 from tokodec.tokenizers import weights
 from tokodec.tokenizers.folders import ASSETS
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
+from tokodec.tokenizers.image.photo import ImagePhoto
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -368,3 +371,48 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         assert caught.value.code == 1
         assert capsys.readouterr().err.count("\n") == 1
         assert data is None or path.read_bytes() == data
+
+
+# ------------------------------------------------------------------------------------------------------ files together
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    folder, plain = tmp_path / "model", example()
+    with packed.together(folder) as beside:
+        (beside / "a").write_bytes(b"old")
+        packed.write(beside / "b", plain)
+        assert list(folder.iterdir()) == [beside]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+    assert packed.read(folder / "b") == plain
+    with packed.together(folder) as first, packed.together(folder) as second:  # two writers at once
+        assert first != second
+        (first / "a").write_bytes(b"first")
+        (second / "a").write_bytes(b"second")
+    assert (folder / "a").read_bytes() == b"first"
+    with suppress(KeyboardInterrupt), packed.together(folder) as beside:
+        (beside / "a").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert (folder / "a").read_bytes() == b"first"
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("at", ["save", "load_hashed"])
+def test_a_model_that_cannot_be_saved_leaves_the_one_that_was_there(
+    at: str, photo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No entropy model beside the weights of another."""
+    model = ImagePhoto.from_pretrained(photo_model)
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"config.json", "hyperprior.safetensors", "model.safetensors"}
+    arrays = dict(model.entropy.arrays())
+    arrays["z_tables"] = arrays["z_tables"][:, ::-1].copy()
+    monkeypatch.setattr(model, "save_parts", lambda folder: save_prior(arrays, 3, folder / "hyperprior.safetensors"))
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(weights, at, fails)
+    with pytest.raises(OSError, match="full"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -17,7 +17,7 @@ import tokodec
 from tokodec.codec.metrics.features import FeatureDistance
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.train import image as script
-from tokodec.train.data.images import CropStore, list_images, read_all
+from tokodec.train.data.images import CropStore, list_images, read_rgb
 from tokodec.train.loop import learning_rate
 from tokodec.train.losses.adversarial import (
     AdversarialGuard,
@@ -78,7 +78,7 @@ def test_small_pictures_are_left_out_and_none_is_an_error() -> None:
 
 def test_pictures_are_listed_by_name(folder: Path, tmp_path: Path) -> None:
     assert [p.name for p in list_images([folder])] == [f"p{i}.png" for i in range(6)]
-    assert [tuple(p.shape) for p in read_all(list_images([folder])[:2])] == [(200, 192, 3), (192, 260, 3)]
+    assert [tuple(read_rgb(path).shape) for path in list_images([folder])[:2]] == [(200, 192, 3), (192, 260, 3)]
     with pytest.raises(FileNotFoundError, match="no folder"):
         list_images([tmp_path / "missing"])
     with pytest.raises(FileNotFoundError, match="no pictures"):

@@ -27,7 +27,6 @@ from tokodec.train.data.audio import (
     level,
     list_sounds,
     read_mono,
-    read_sounds,
 )
 from tokodec.train.loop import released
 from tokodec.train.losses.sound_discriminators import (
@@ -63,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sounds_are_mixed_and_resampled(folder: Path) -> None:
     paths = list_sounds([folder])
     assert [p.stem for p in paths] == [f"s{i}" for i in range(6)]
-    for i, sound in enumerate(read_sounds(paths, RATE)):
+    for i, sound in enumerate(read_mono(path, RATE) for path in paths):
         assert sound.dtype == torch.int16
         assert len(sound) == RATE // 2
         spectrum = torch.fft.rfft(sound.float()).abs()
@@ -82,7 +81,6 @@ def test_folders_without_sounds(tmp_path: Path) -> None:
 def test_crops_are_parts_of_the_sounds() -> None:
     sounds = [torch.arange(1, 1001).short(), torch.arange(5001, 5031).short()]
     store = SoundStore(sounds, 90, "cpu", seed=3)
-    assert store.seconds == 1030
     starts = set()
     for row in (store.crops(400) * 32768).round().int():
         own = row[row != 0]

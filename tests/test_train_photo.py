@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tokodec.train import photo_start
 from tokodec.train.graphed import UPDATES_AS_THEY_ARE, GraphedStep, GraphedUpdate
 from tokodec.train.loop import optimizers_of, set_rate
 from tokodec.train.muon import Muon, orthogonal
+from tokodec.train.recipe import RECIPES, checked
 
 SMALL = (
     "model.channels=[8,8] model.analysis_blocks=[1,1] model.synthesis_blocks=[1,1] entropy.hyper=4 "
@@ -346,17 +348,26 @@ def test_one_command_trains_and_reports(
     out = tmp_path / "model"
     out.mkdir()
     (out / "config.json").write_text("{}")  # of a model, which --force allows to overwrite
-    words = [f"optim.muon={muon}", "--data", str(folder), "--test", str(folder), "--minutes", "0.03", "--force"]
+    media, test = (tmp_path / name for name in ("data", "test"))
+    for place in (media, test):
+        shutil.copytree(folder, place)
+        (place / "p2.png").write_bytes(b"no picture")
+    words = [f"optim.muon={muon}", "--data", str(media), "--test", str(test), "--minutes", "0.03", "--force"]
     monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
     script.main()
     lines = capsys.readouterr().out.splitlines()
-    assert "4 pictures to train on, 2 held out" in lines[0]
-    row = re.compile(r" *\w+ +q +\d+ +\d+\.\d+ bpp +\d+\.\d+ dB.*")
+    notes = [line for line in lines if "1 of 6 files cannot be read and are left out" in line]
+    assert [str(place / "p2.png") in note for place, note in zip((media, test), notes, strict=True)] == [True, True]
+    assert "3 pictures to train on, 2 held out" in lines[1]
+    row = re.compile(r" *\w+ +\d+ quality +\d+\.\d+ bpp +\d+\.\d+ dB.*")
     assert all(row.fullmatch(line) for line in lines[-3:])
     found = json.loads((out / "training.json").read_text())
     assert len({entry["quality"] for entry in found["holdout"]}) >= 3
     assert all(entry["bpp_estimated"] > 0 and entry["psnr"] > 3 for entry in found["holdout"])
+    assert [entry["quality"] for entry in found["test"]] == [entry["quality"] for entry in found["holdout"]]
     assert found["recipe"]["optim"]["muon"] == muon
+    assert found["recipe"]["rate"]["lambda"] == [0.001, 0.2]
+    assert checked(script.Recipe, found["recipe"]).rate.lambda_ == (0.001, 0.2)
     assert (out / script.CHECKPOINT).is_file()
 
     # Resuming starts from these weights: without a step they are the same.
@@ -399,7 +410,7 @@ def test_a_variant_is_trained_from_its_base(folder: Path, tmp_path: Path, monkey
             assert torch.allclose(new[name], checkpoint[f"free.{key}"], atol=2e-3, rtol=1e-3)
     assert any(float(checkpoint[name].abs().max()) > 0 for name in checkpoint if name.startswith("left."))
     found = json.loads((tmp_path / "other" / "training.json").read_text())
-    assert all(entry["bpp_estimated"] > 0 and entry["ms_ssim"] is None for entry in found["holdout"])
+    assert all(entry["bpp_estimated"] > 0 and "ms_ssim" not in entry for entry in found["holdout"])
 
 
 def test_differences_start_at_zero_and_reach_every_weight() -> None:
@@ -454,6 +465,17 @@ def test_dissimilarity_pulls_towards_the_picture() -> None:
     assert loss(x, x).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
+@pytest.mark.usefixtures("_trains")
+def test_media_are_bounded_by_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ["--data", str(folder), "--memory", "4e-5", "--minutes", "0", "--out", str(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", command(*rest))
+    script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(r"note: [34] of 6 files, drawn at random, are left out: .* --memory", line) for line in lines)
+
+
 def test_an_unknown_distortion_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown distortion 'beauty': mse or ms-ssim"):
         distortion("beauty")
@@ -469,12 +491,18 @@ def test_an_unknown_distortion_is_refused() -> None:
         ("--data {missing}", "no folder"),
         ("--set data.crop=512", "no picture is at least 512 x 512"),
         ("--set entropy.slices=[]", "at least one slice"),
-        ("--set model.channels=[8]", "two entries each"),
+        ("--set model.channels=[8]", "model.channels has 2 entries, got [8]"),
         ("--resume nothing", "nothing"),
         ("--set variant.rank=2", "name it with --resume"),
         ("--set variant.rank=2 --resume {taken}", "cannot read"),
-        ("--set rate.distortion=beauty", "unknown distortion 'beauty'"),
+        ("--set rate.distortion=beauty", "rate.distortion is mse or ms-ssim, got 'beauty'"),
         ("--set rate.distortion=ms-ssim", "MS-SSIM takes crops of 161 pixels or more, the recipe says 64"),
+        ("--set optim.lr=abc", "optim.lr is a number, got 'abc'"),
+        ("--set data.synthetic=0.5", "data.synthetic is a share below 1, of crops of data.drawn pictures"),
+        ("--set data.crop=100", "data.crop is a multiple of 64 pixels"),
+        ("--recipe {strange}", "the recipe has an unknown setting foo: known are name, model, "),
+        ("--memory 0", "--memory is above 0, got 0"),
+        ("--test {missing}", "no folder"),
         ("--precision fp8", "invalid choice"),
         ("--out {taken}", "holds a model already"),
     ],
@@ -491,7 +519,10 @@ def test_a_mistake_is_one_line_and_exit_2(
     taken.mkdir()
     for name in (script.CHECKPOINT, "config.json"):
         (taken / name).write_bytes(b"")
-    words = change.format(missing=tmp_path / "missing", taken=taken).replace("--set", f"--set {SMALL}").split()
+    strange = tmp_path / "strange.yaml"
+    strange.write_text((RECIPES / "image-photo.yaml").read_text() + "foo: 1\n")
+    change = change.format(missing=tmp_path / "missing", taken=taken, strange=strange)
+    words = change.replace("--set", f"--set {SMALL}").split()
     small = ["--set", *SMALL.split()] if "--set" not in words else []
     rest = ["--data", str(folder), "--out", str(tmp_path / "x"), "--minutes", "0.01", *small]
     monkeypatch.setattr(sys, "argv", ["photo", "--precision", "no", *rest, *words])

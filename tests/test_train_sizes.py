@@ -26,7 +26,7 @@ from tokodec.train import prior as prior_script
 from tokodec.train.card import card_text, write_card
 from tokodec.train.data.reading import Limits, list_media, read_within
 from tokodec.train.graphed import GraphedStep
-from tokodec.train.recipe import RECIPES, Optim, change, checked, read_recipe
+from tokodec.train.recipe import RECIPES, Optim, as_values, change, checked, read_recipe
 from tokodec.train.trainer import BaseTrainer, mean_rows
 
 TRAIN = Path(tokodec.__file__).resolve().parent / "train"
@@ -35,7 +35,8 @@ SMALL = (
     " model.codebook_sizes=[16] model.synthesis=[plain] export.bpp_limits=[9.0] data.holdout_every=3"
 )
 RECIPE_OF = {
-    "audio-24k": "audio", "image-1d": "image_1d", "image-grid": "image", "video-grid": "video", "context": "prior",
+    "audio-24k": "audio", "image-1d": "image_1d", "image-grid": "image", "image-photo": "photo",
+    "image-photo-2": "photo", "image-photo-ms-ssim": "photo", "video-grid": "video", "context": "prior",
     "context-audio": "prior", "context-video": "prior", "generator-audio": "generator", "generator-image": "generator",
 }  # fmt: skip
 
@@ -161,6 +162,10 @@ def test_the_export_looks_at_as_much_as_the_time_allows() -> None:
 # -------------------------------------------------------------------------------------------------------------- recipes
 
 
+def test_every_recipe_is_one_of_a_trainer() -> None:
+    assert sorted(RECIPE_OF) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 @pytest.mark.parametrize("name", sorted(RECIPE_OF))
 def test_recipes_fit_their_trainers_with_and_without_a_gpu(name: str) -> None:
     script = importlib.import_module(f"tokodec.train.{RECIPE_OF[name]}")
@@ -168,6 +173,8 @@ def test_recipes_fit_their_trainers_with_and_without_a_gpu(name: str) -> None:
     checked(script.Recipe, recipe)
     change(recipe, recipe.get("cpu", []))
     checked(script.Recipe, recipe)
+    again = json.loads(json.dumps(as_values(checked(script.Recipe, recipe))))  # as training.json has it
+    assert checked(script.Recipe, again) == checked(script.Recipe, recipe)
     commented = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert "optim" in commented
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from tokodec.train import prior as prior_script
 from tokodec.train import video as script
 from tokodec.train.data import video as data
 from tokodec.train.data.tokens import clip_views
-from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip, read_clips
+from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip
 
 SMALL = (
     "model.channels=[6,8,8] model.analysis_blocks=[1,1,1] model.analysis_time=[1,1] model.synthesis_blocks=[1,1,1] "
@@ -70,7 +72,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_are_read_packed_or_not(folder: Path) -> None:
     paths = list_clips([folder])
     assert [p.name for p in paths] == ["v0.mkv", "v1.mkv", "v2.zip"]
-    clips = read_clips(paths)
+    clips = [read_clip(path) for path in paths]
     assert [tuple(c.shape) for c in clips] == [(12, 48, 64, 3), (9, 40, 36, 3), (7, 64, 48, 3)]
     for i, clip in enumerate(clips):
         assert clip.dtype == torch.uint8
@@ -116,6 +118,33 @@ def test_packing_twice_gives_the_same_bytes(
     with zipfile.ZipFile(first[0]) as archive:
         assert json.loads(archive.read("clip.json")) == {"height": 32, "width": 43, "rate": "25"}
     assert tuple(read_clip(first[0]).shape) == (12, 32, 43, 3)
+
+
+def test_no_packed_clip_takes_the_place_of_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clips keep their places below the folders; equal names and clips of an earlier run are refused."""
+    clips, more, out = tmp_path / "clips", tmp_path / "more", tmp_path / "out"
+    for place, name in ((clips / "a", "v0.mkv"), (clips / "b", "v1.mkv"), (more, "v0.mkv")):
+        place.mkdir(parents=True)
+        shutil.copy(folder / name, place / "v.mkv")
+
+    def run(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["video", *map(str, words), "--out", str(out), "--size", "24"])
+        with suppress(SystemExit):
+            data.main()
+        return capsys.readouterr().err
+
+    assert run(clips) == ""
+    assert [tuple(read_clip(out / name / "v.zip").shape) for name in "ab"] == [(12, 24, 32, 3), (9, 27, 24, 3)]
+    before = (out / "a" / "v.zip").read_bytes()
+    assert "v.zip exists already: use --force to replace it" in run(clips, more)
+    assert not (out / "v.zip").exists()
+    assert run(clips, more, "--force") == ""
+    assert (out / "a" / "v.zip").read_bytes() == (out / "v.zip").read_bytes() == before
+    shutil.copy(folder / "v1.mkv", clips / "a" / "v.mp4")
+    assert "would both be" in run(clips, "--force")
+    assert (out / "a" / "v.zip").read_bytes() == before
 
 
 def test_what_is_no_clip_is_one_line(tmp_path: Path) -> None:

@@ -260,21 +260,21 @@ class Tokenizer(nn.Module, abc.ABC):
         """
         folder = Path(folder)
         source = self._read_source()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_parts(folder)
-        weights.save(
-            self.state_dict(),
-            folder / weights.WEIGHTS_FILE,
-            int8=self.int8_weights,
-            largest=self.int8_largest,
-            half=self.half_weights,
-            codebooks=self.int8_codebooks,
-        )
-        (folder / CONFIG_FILE).write_text(config_text(self))
-        written, weights_hash = weights.load_hashed(folder / weights.WEIGHTS_FILE)
+        with weights.together(folder) as beside:
+            self.save_parts(beside)
+            weights.save(
+                self.state_dict(),
+                beside / weights.WEIGHTS_FILE,
+                int8=self.int8_weights,
+                largest=self.int8_largest,
+                half=self.half_weights,
+                codebooks=self.int8_codebooks,
+            )
+            (beside / CONFIG_FILE).write_text(config_text(self))
+            written, weights_hash = weights.load_hashed(beside / weights.WEIGHTS_FILE)
+            self._copy_priors(folder, beside, source, written)
         own = self.state_dict()
         self.weights_hash = weights_hash if all(_same(own[name].cpu(), t) for name, t in written.items()) else ""
-        self._copy_priors(folder, source, written)
         return weights_hash
 
     def _read_source(self) -> tuple[dict[str, Tensor], Path] | None:
@@ -287,17 +287,22 @@ class Tokenizer(nn.Module, abc.ABC):
             return None
         return state, parts
 
-    def _copy_priors(self, folder: Path, source: tuple[dict[str, Tensor], Path] | None, now: dict[str, Tensor]) -> None:
-        """Copy the entropy models of the source, if codes of the weights that were written ``now`` mean the same."""
+    def _copy_priors(
+        self, folder: Path, beside: Path, source: tuple[dict[str, Tensor], Path] | None, now: dict[str, Tensor]
+    ) -> None:
+        """Copy the entropy models of the source, if codes of the weights that were written ``now`` mean the same.
+
+        Args: folder: where they are wanted.  beside: where they are written, with all that goes there.
+        """
         if self._source is None or self._source.resolve() == folder.resolve():
             return
         before, parts = source or ({}, self._source)
-        there = {path.name for path in folder.glob("*.safetensors")}
+        there = {path.name for place in (folder, beside) for path in place.glob("*.safetensors")}
         priors = [path for path in sorted(parts.glob("*.safetensors")) if path.name not in there]
         coding = [name for name in now if not name.startswith(self.synthesis_weights)]
         if source is not None and all(name in before and _same(before[name], now[name]) for name in coding):
             for path in priors:
-                shutil.copyfile(path, folder / path.name)
+                shutil.copyfile(path, beside / path.name)
         elif priors or source is None:
             warnings.warn(f"{folder} has no entropy model: those of {self._source} are of other codes", stacklevel=3)
 
@@ -411,9 +416,8 @@ def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, 
         base_hash: its weights hash.
         change: ``NAME``, or ``NAME.left`` and ``NAME.right``; see the module's text.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {**change, BASE_HASH: torch.tensor(list(bytes.fromhex(base_hash)), dtype=torch.uint8)}
     factors = tuple(name for name in change if name.endswith((LEFT, RIGHT)))
-    weights.save(state, folder / weights.WEIGHTS_FILE, int8=factors)
-    (folder / CONFIG_FILE).write_text(config_text(model, base))
+    with weights.together(Path(folder)) as beside:
+        weights.save(state, beside / weights.WEIGHTS_FILE, int8=factors)
+        (beside / CONFIG_FILE).write_text(config_text(model, base))

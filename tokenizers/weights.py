@@ -17,9 +17,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..entropy import packed
-from ..entropy.packed import file_hash
+from ..entropy.packed import file_hash, together
 
-__all__ = ["SCALE", "WEIGHTS_FILE", "dequantize_int8", "file_hash", "load", "load_hashed", "quantize_int8", "save"]
+__all__ = [
+    "SCALE", "WEIGHTS_FILE", "dequantize_int8", "file_hash", "load", "load_hashed", "quantize_int8", "save", "together",
+]  # fmt: skip
 
 WEIGHTS_FILE = "model.safetensors"
 BASIS = ".basis"  # suffix of the codewords of SimVQ before they are multiplied

@@ -16,6 +16,7 @@ only 50 dB below the loudest one. ``--precision`` is that of the discriminators.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import random
 from collections.abc import Iterator
@@ -29,11 +30,12 @@ from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
 from ..tokenizers.folders import find_model
 from .audio_start import FRAMES, start_as_transform, start_from
-from .data.audio import SoundStore, at_speeds, list_sounds, read_mono, read_sounds
+from .data.audio import SoundStore, at_speeds, list_sounds, read_mono
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import call_as_released, optimizers_of, run_script
 from .losses.sound_discriminators import SoundDiscriminators, discriminator_loss, feature_loss, generator_loss
@@ -129,6 +131,7 @@ class Trainer(BaseTrainer):
         self.shares = torch.tensor(self.kept_shares(len(model.codebook_sizes)), device=self.device)
         copies = len(data.speeds) or 1
         longest = self.memory / 8 / copies / 2 / SAMPLE_RATE  # seconds; a long sound leaves room for others
+        self.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
         reading = self.read(list_sounds(args.data), lambda path: read_mono(path, SAMPLE_RATE, longest), 1 / copies)
         self.media, self.held = reading.split(data.holdout_every)
         played = at_speeds(self.media, data.speeds)
@@ -253,7 +256,8 @@ class Trainer(BaseTrainer):
     def save(self) -> None:
         super().save()
         if self.adversarial.on:
-            save_model(self.discriminators, str(self.out / DISCRIMINATORS_FILE))
+            with together(self.out) as beside:
+                save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768
@@ -270,9 +274,6 @@ class Trainer(BaseTrainer):
                 "stft_distance": float(stft_distance(x[:, 0], x_hat[:, 0])),
                 "si_sdr": si_sdr(x[0, 0], x_hat[0, 0]),
             }
-
-    def test_media(self) -> list[Tensor]:
-        return read_sounds(list_sounds([self.args.test]), SAMPLE_RATE)
 
 
 @contextmanager

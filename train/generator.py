@@ -13,6 +13,7 @@ beside the tokenizer's context prior and static tables on the same tokens.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,8 @@ from ..tokenizers.audio.grvq import AudioGRVQ
 from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.sequence import Pattern
-from .data.audio import SoundStore, list_sounds, read_mono, read_sounds
-from .data.images import CropStore, list_images, read_all, read_rgb
+from .data.audio import SoundStore, list_sounds, read_mono
+from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import optimizers_of, run_script
 from .prior import codewords_of
 from .recipe import Optim
@@ -95,10 +96,6 @@ class Media:
         """Codes ``[n, levels, *window]`` of new random crops."""
         raise NotImplementedError
 
-    def read(self, folder: str) -> list[Tensor]:
-        """All media of a folder."""
-        raise NotImplementedError
-
     def codes(self, medium: Tensor) -> Codes:
         """Codes ``[K, *grid]`` of a whole medium."""
         raise NotImplementedError
@@ -112,6 +109,7 @@ class Pictures(Media):
         conf, window = recipe.data, recipe.model.window
         if len(window) != 2 or window[0] != window[1] or window[0] < STRIDE or window[0] % STRIDE:
             raise ValueError(f"a window of pictures is square, with sides of whole cells of {STRIDE} pixels")
+        run.test_on(list_images, read_rgb)
         kept, self.held = run.read(list_images(run.args.data), read_rgb).split(conf.holdout_every)
         self.store = CropStore(
             kept, window[0], tokenizer.device, zoom=conf.zoom, max_zoom=conf.max_zoom, seed=run.seed, turned=0.0
@@ -125,12 +123,8 @@ class Pictures(Media):
         codes: Tensor = self.tokenizer.quantizer.encode(z.float(), self.levels)
         return codes
 
-    def read(self, folder: str) -> list[Tensor]:
-        return read_all(list_images([folder]))
-
     def codes(self, medium: Tensor) -> Codes:
-        x = medium.to(self.tokenizer.device).permute(2, 0, 1)[None].float() / 255
-        codes: Codes = self.tokenizer.encode(x).codes[0].cpu().numpy()
+        codes: Codes = self.tokenizer.encode(as_input(medium, self.tokenizer.device)).codes[0].cpu().numpy()
         return codes
 
 
@@ -143,6 +137,7 @@ class Sounds(Media):
         if len(window) != 1 or window[0] < 1:
             raise ValueError("a window of sounds is a number of samples")
         longest = run.memory / 8 / 2 / SAMPLE_RATE  # seconds; a long sound leaves room for others
+        run.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
         reading = run.read(list_sounds(run.args.data), lambda path: read_mono(path, SAMPLE_RATE, longest))
         kept, self.held = reading.split(recipe.data.holdout_every)
         self.store = SoundStore(kept, window[0], tokenizer.device, mixed=0.0, seed=run.seed)
@@ -152,9 +147,6 @@ class Sounds(Media):
     def windows(self, n: int) -> Tensor:
         codes: Tensor = self.tokenizer.encode(self.store.batch(n), self.levels).codes
         return codes
-
-    def read(self, folder: str) -> list[Tensor]:
-        return read_sounds(list_sounds([folder]), SAMPLE_RATE)
 
     def codes(self, medium: Tensor) -> Codes:
         x = medium.to(self.tokenizer.device).float()[None, None] / 32768
@@ -279,9 +271,8 @@ class Trainer(BaseTrainer):
             **self.report(),
         }
         tables = {"held-out": code_bits(model, self.priors, self.grids)}
-        if self.args.test:
-            test = self.cut(self.source.read(self.args.test), "in the test set")
-            tables["test"] = code_bits(model, self.priors, test)
+        if media := self.test_media():
+            tables["test"] = code_bits(model, self.priors, self.cut(media, "in the test set"))
         results |= {name: [vars(row) for row in rows] for name, rows in tables.items()}
         (self.out / "training.json").write_text(as_json(results))
         size = (self.out / "model.safetensors").stat().st_size / 2**20

@@ -26,7 +26,7 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.base import Gradient
-from .data.images import CropStore, list_images, read_all, read_rgb
+from .data.images import CropStore, as_input, list_images, read_rgb
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
@@ -156,11 +156,6 @@ def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     return x[window], x_hat[window]
 
 
-def as_input(picture: Tensor, device: torch.device) -> Tensor:
-    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
-    return picture.to(device).permute(2, 0, 1)[None].float() / 255
-
-
 @torch.no_grad()
 def latents_of(model: ImageGrid, pictures: Sequence[Tensor]) -> Iterator[Tensor]:
     """Latents ``[1, D, h, w]`` of the whole cells of pictures."""
@@ -182,6 +177,7 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
+        self.test_on(list_images, read_rgb)
         self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
         self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
@@ -349,9 +345,6 @@ class Trainer(BaseTrainer):
                 if bits is not None:
                     row["bpp_estimated"] = float(bits[n - 1]) / (x.shape[2] * x.shape[3])
                 yield {"synthesis": synthesis, "levels": n, **row}
-
-    def test_media(self) -> list[Tensor]:
-        return read_all(list_images([self.args.test]))
 
     # ---- run and export
 

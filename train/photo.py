@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,10 @@ from torch.func import functional_call
 from ..codec.media.synthetic import synthetic_picture
 from ..codec.metrics.distortion import distortion
 from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
-from ..codec.provenance import as_json
 from ..entropy.hyperprior.export import export_hyperprior, scale_reach
 from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..entropy.hyperprior.prior import HyperPrior
-from ..entropy.packed import file_hash
+from ..entropy.packed import file_hash, together
 from ..tokenizers.api import save_variant
 from ..tokenizers.folders import find_model
 from ..tokenizers.image.layers import channels_last
@@ -53,22 +52,13 @@ from ..tokenizers.image.photo import ImagePhoto, cut, pad_to_cells, rate_weight
 from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from ..tokenizers.weights import WEIGHTS_FILE
 from .data.fonts import matplotlib_fonts
-from .data.images import CropStore, list_images, read_all
-from .graphed import GraphedStep, GraphedUpdate
-from .loop import (
-    Pace,
-    TrainingRun,
-    as_released,
-    optimizers_of,
-    psnr,
-    run_script,
-    training_arguments,
-)
+from .data.images import CropStore, as_input, list_images, read_rgb
+from .loop import as_released, optimizers_of, psnr, run_script
 from .low_rank import LowRank, base_of
+from .recipe import Optim, Rounding
+from .trainer import CHECKS, EXPORT, BaseTrainer, Phase, Row, trainer_arguments
 
 CHECKPOINT = "checkpoint.safetensors"
-EVALUATIONS = 4
-HOLDOUT_QUICK = 8
 QUICK_QUALITIES = (15, 50, 85)
 TEST_QUALITIES = (5, 20, 40, 60, 80, 95)
 COUNTED = 240  # training pictures whose codes make the coder's tables
@@ -76,19 +66,81 @@ SYNTHETIC_HELD = 18  # synthetic pictures, one of each kind, that are evaluated
 SYNTHETIC_SEEDS = (1000, 2000)  # of those that are trained on, and of those that are evaluated
 CELL = 64  # pixels: pictures are padded to whole hyper cells
 
-
-def large(picture: Tensor) -> bool:
-    """Whether MS-SSIM can be taken of ``[H, W, 3]``."""
-    return min(picture.shape[:2]) >= MS_SSIM_SMALLEST
+Medium = tuple[Tensor, Row]  # a picture, uint8 [H, W, 3], and what its rows say of it
 
 
-def mean_or_none(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the nets, see :class:`~tokodec.tokenizers.image.photo_nets.ImagePhotoConfig`."""
+
+    channels: tuple[int, int]
+    analysis_blocks: tuple[int, int]
+    synthesis_blocks: tuple[int, int]
+    detail: int = 0
+    hyper_width: int = ImagePhotoConfig.hyper_width
 
 
-def shown(row: dict[str, Any]) -> str:
-    similar = "" if row["ms_ssim"] is None else f" MS-SSIM {row['ms_ssim']:.4f}"
-    return f"{row['bpp_estimated']:.4f} bpp {row['psnr']:.3f} dB{similar}"
+@dataclass(frozen=True)
+class Data:
+    """Crops."""
+
+    crop: int
+    zoom: float  # share of crops that are cut larger and reduced
+    holdout_every: int
+    synthetic: float  # share of crops of drawn pictures
+    drawn: int  # number of drawn pictures in each process
+
+    def __post_init__(self) -> None:
+        if self.crop < CELL or self.crop % CELL:
+            raise ValueError(f"data.crop is a multiple of {CELL} pixels")
+        if not 0 <= self.synthetic < 1 or (self.synthetic and self.drawn < 1):
+            raise ValueError("data.synthetic is a share below 1, of crops of data.drawn pictures")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a model."""
+
+    rank: int  # of the differences to the model that it resumes from; 0: all weights are trained
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What counts, bits or distortion."""
+
+    distortion: Literal["mse", "ms-ssim"]
+    lambda_: tuple[float, ...]  # at even steps of quality 0 to 100: bits a pixel for a unit of distortion
+    balance: float  # costs are weighted by lambda^-balance
+    outlier: float  # balanced costs above count as their logarithm
+    progressive: float  # share of crops of which only the first slices are kept
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a release codes."""
+
+    skip: int  # codes of scales up to this number are zero and take no bits
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a run; ``train/recipes/image-photo*.yaml`` say what they mean."""
+
+    name: str
+    model: Sizes
+    entropy: HyperShape
+    data: Data
+    variant: Variant
+    rate: Rate
+    optim: Optim
+    rounding: Rounding
+    export: Export
+    cpu: tuple[str, ...] = ()  # changes where there is no GPU
+
+    def __post_init__(self) -> None:
+        size = self.data.crop
+        if self.rate.distortion == "ms-ssim" and size < MS_SSIM_SMALLEST:
+            raise ValueError(f"MS-SSIM takes crops of {MS_SSIM_SMALLEST} pixels or more, the recipe says {size}")
 
 
 class PhotoCodec(nn.Module):
@@ -115,19 +167,13 @@ class PhotoCodec(nn.Module):
         return (self.nets.synthesis(latents, quality).float() + 1) / 2, y_bits.sum(1) + z_bits
 
 
-def codec_of(recipe: dict[str, Any]) -> PhotoCodec:
+def codec_of(recipe: Recipe) -> PhotoCodec:
     """The untrained codec of a recipe. Raises ValueError for sizes without sense."""
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["model"].items()}
-    inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["entropy"].items()}
-    shape = HyperShape(**inner)
     config = ImagePhotoConfig(
-        latents=shape.latents,
-        hyper=shape.hyper,
-        distortion=recipe["rate"]["distortion"],
-        rate_weights=tuple(recipe["rate"]["lambda"]),
-        **sizes,
-    )
-    return PhotoCodec(PhotoNets(config), HyperNet(shape))
+        latents=recipe.entropy.latents, hyper=recipe.entropy.hyper, distortion=recipe.rate.distortion,
+        rate_weights=recipe.rate.lambda_, **vars(recipe.model),
+    )  # fmt: skip
+    return PhotoCodec(PhotoNets(config), HyperNet(recipe.entropy))
 
 
 def padded(x: Tensor) -> Tensor:
@@ -136,52 +182,65 @@ def padded(x: Tensor) -> Tensor:
     return F.pad(x, (0, -width % CELL, 0, -height % CELL), mode="replicate")
 
 
-class Trainer(TrainingRun):
+class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
+
+    recipe_class = Recipe
+    evaluations, quick = 4, 8
+    columns: ClassVar[dict[str, str]] = {
+        "bpp_estimated": "{:.4f} bpp", "psnr": "{:.3f} dB", "ms_ssim": "MS-SSIM {:.4f}",
+    }  # fmt: skip
+    brief = ("bpp_estimated", "psnr", "ms_ssim")
+    tables = ("float", "rounding", "synthetic", "holdout", "test")
+
+    model: PhotoCodec
+    held: list[Medium]
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
-
-        paths = list_images(args.data)
-        every = recipe["data"]["holdout_every"]
-        pictures = read_all(paths)
-        size, structural = recipe["data"]["crop"], recipe["rate"]["distortion"] == "ms-ssim"
-        if structural and size < MS_SSIM_SMALLEST:
-            raise ValueError(f"MS-SSIM takes crops of {MS_SSIM_SMALLEST} pixels or more, the recipe says {size}")
-        self.holdout = [p for p in pictures[::every] if not structural or large(p)]
-        self.pictures = [p for i, p in enumerate(pictures) if i % every]
-        zoom = recipe["data"]["zoom"]
-        self.store = CropStore(self.pictures, size, self.device, zoom, seed=self.seed)
-        self.log(f"{len(self.store)} pictures to train on, {len(self.holdout)} held out, on {self.device}")
-        self.synthetic, self.drawn = list[Tensor](), None
-        if recipe["data"]["synthetic"]:
-            drawn = drawn_pictures(recipe["data"]["drawn"], SYNTHETIC_SEEDS[0] + self.process)
-            self.synthetic = drawn_pictures(SYNTHETIC_HELD, SYNTHETIC_SEEDS[1])
-            self.drawn = CropStore(drawn, size, self.device, zoom / 2, seed=self.seed)
-            held = len(self.synthetic)
-            self.log(f"{len(self.drawn)} synthetic pictures to train on in each process, {held} held out")
-
-        self.ends = tuple(recipe["rate"]["lambda"])
-        self.codec = codec_of(recipe)
-        self.name = recipe["name"]
-        rank = recipe["variant"]["rank"]
-        self.base = base_of(args.resume, self.out) if rank else None
+        conf: Recipe = self.recipe
+        self.ends, self.distortion = conf.rate.lambda_, distortion(conf.rate.distortion)
+        self.base = base_of(args.resume, self.out) if conf.variant.rank else None
+        self.model = codec_of(conf)
         if args.resume:
-            resume(self.codec, args.resume if self.base is None else str(self.base))
-        channels_last(self.codec.to(self.device))
-        self.trained: nn.Module = self.codec
-        if rank:
-            self.codec.requires_grad_(False)
-            self.trained = LowRank(self.codec.nets, rank)
+            resume(self.model, args.resume if self.base is None else str(self.base))
+        channels_last(self.model.to(self.device))
+        self.net: nn.Module = self.model
+        if self.base is not None:
+            self.model.requires_grad_(False)
+            self.net = LowRank(self.model.nets, conf.variant.rank)
             if (Path(args.resume) / CHECKPOINT).is_file() and self.base != find_model(args.resume):
-                load_checkpoint(self.trained, args.resume)
-        self.distortion = distortion(recipe["rate"]["distortion"])
-        parts = {**dict(self.codec.named_children()), "trained": self.trained}
+                load_checkpoint(self.net, args.resume)
+        self.test_on(list_images, read_rgb)
+        self.read_pictures(conf.data)
+        parts = {**dict(self.model.named_children()), "trained": self.net}
         sizes_of = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
         self.log(" ".join(f"{part} {n / 1e6:.2f} M" for part, n in sizes_of.items()))
         self.own_seeds()
-        self.best = math.inf
-        self.history: list[dict[str, Any]] = []
+        self.phases = [Phase("the entropy model rounds", 1 - conf.rounding.share)]
+
+    def read_pictures(self, data: Data) -> None:
+        """What is trained on and what is held out, photographs and drawn pictures."""
+        self.media, held = self.read(list_images(self.args.data), read_rgb).split(data.holdout_every)
+        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
+        synthetic, self.drawn = list[Tensor](), None
+        if data.synthetic:
+            drawn = drawn_pictures(data.drawn, SYNTHETIC_SEEDS[0] + self.process)
+            self.drawn = CropStore(drawn, data.crop, self.device, data.zoom / 2, seed=self.seed)
+            synthetic = drawn_pictures(SYNTHETIC_HELD, SYNTHETIC_SEEDS[1])
+        if self.recipe.rate.distortion == "ms-ssim":
+            held = [p for p in held if min(p.shape[:2]) >= MS_SSIM_SMALLEST]
+        if not held:
+            raise ValueError(f"no held-out picture has the {MS_SSIM_SMALLEST} pixels on each side that MS-SSIM takes")
+        self.log(f"{len(self.store)} pictures to train on, {len(held)} held out, on {self.device}")
+        if self.drawn is not None:
+            held_out = f"{len(synthetic)} held out"
+            self.log(f"{len(self.drawn)} synthetic pictures to train on in each process, {held_out}")
+        self.media, held, synthetic = self.middles(self.media, held, synthetic)
+        self.held = [(picture, {}) for picture in held]
+        self.synthetic: list[Medium] = [(picture, {"content": "synthetic"}) for picture in synthetic]
+
+    # ---- a step
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon, if the recipe wants it, is for the matrices between first and last layers."""
@@ -190,49 +249,20 @@ class Trainer(TrainingRun):
             wide = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16
             return wide and "points" not in name and "density" not in name
 
-        return optimizers_of(self.trained.named_parameters(), self.recipe["optim"], between)
+        return optimizers_of(self.net.named_parameters(), self.optim, between)
 
-    def run(self) -> None:
-        conf, optim = self.recipe["rate"], self.recipe["optim"]
-        self.out.mkdir(parents=True, exist_ok=True)
-        optimizers = self.optimizers()
-        compute: GraphedStep | None = None
-        update: GraphedUpdate | None = None
-        loss = norm = torch.tensor(math.nan)
-        batch, slices = optim["batch"], len(self.recipe["entropy"]["slices"])
-        rounding = False
-        self.codec.train()
-        pace = Pace(self, optimizers, EVALUATIONS)
-        for step in pace:
-            if not rounding and pace.share >= 1 - self.recipe["rounding"]["share"]:
-                rounding = True
-                self.best = math.inf  # what counts from here on is what the integers do
-                self.log(f"[{100 * pace.share:5.1f} %] from here on the entropy model rounds")
-            x = self.batch(batch)
-            quality = torch.rand(batch, device=self.device, generator=self.generator)
-            kept = torch.randint(1, slices + 1, (batch,), device=self.device, generator=self.generator)
-            some = torch.rand(batch, device=self.device, generator=self.generator) < conf["progressive"]
-            kept = torch.where(some, kept, slices)
-            if compute is None or update is None:
-                compute = GraphedStep(self.trained, self.loss, (x, quality, kept), not self.args.eager)
-                update = GraphedUpdate(compute, optimizers, optim["grad_clip"])
-            loss = compute((x, quality, kept), rounding)
-            norm = update()
-            if pace.due:
-                self.check(step, pace.share, pace.seconds, loss, norm=norm, rounding=rounding)
-        if pace.step:
-            self.check(pace.step, 1.0, pace.seconds, loss, norm=norm, rounding=rounding)
-        elif self.main:
-            self.keep()
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            self.trained.load_state_dict(load_file(str(self.out / CHECKPOINT)))
-            self.export()
-        self.accelerator.end_training()
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Crops ``[n, 3, size, size]`` in [0, 1], their qualities in 0..1, and how many slices they keep."""
+        n, slices = self.optim["batch"], len(self.recipe.entropy.slices)
+        x = self.crops(n)
+        quality = torch.rand(n, device=self.device, generator=self.generator)
+        kept = torch.randint(1, slices + 1, (n,), device=self.device, generator=self.generator)
+        some = torch.rand(n, device=self.device, generator=self.generator) < self.recipe.rate.progressive
+        return x, quality, torch.where(some, kept, slices)
 
-    def batch(self, n: int) -> Tensor:
-        """Crops ``[n, 3, size, size]`` in [0, 1], the last ones synthetic."""
-        drawn = round(n * self.recipe["data"]["synthetic"]) if self.drawn is not None else 0
+    def crops(self, n: int) -> Tensor:
+        """``[n, 3, size, size]`` in [0, 1], the last ones synthetic."""
+        drawn = round(n * self.recipe.data.synthetic) if self.drawn is not None else 0
         x = self.store.batch(n - drawn)
         if self.drawn is not None and drawn:
             x = torch.cat([x, self.drawn.batch(drawn)])
@@ -240,127 +270,148 @@ class Trainer(TrainingRun):
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that are in training, as the codec computes with them."""
-        if isinstance(self.trained, LowRank):
-            return self.trained.weights(self.codec.nets)
-        return as_released(self.codec, ImagePhoto.int8_weights, ImagePhoto.int8_largest)
+        if isinstance(self.net, LowRank):
+            return self.net.weights(self.model.nets)
+        return as_released(self.model, ImagePhoto.int8_weights, ImagePhoto.int8_largest)
 
     def loss(self, x: Tensor, quality: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         """Rate + lambda * distortion, such that all rates count alike."""
-        conf = self.recipe["rate"]
-        bf16 = self.args.precision == "bf16"
-        weights = self.weights()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            x_hat, bits = functional_call(self.codec, weights, (x, quality, rounding, kept))
+        conf, weights = self.recipe.rate, self.weights()
+        with self.autocast():
+            x_hat, bits = functional_call(self.model, weights, (x, quality, rounding, kept))
         weight = rate_weight(quality, self.ends)
         cost = bits / x[0, 0].numel() + weight * self.distortion(x, x_hat)
         middle = math.sqrt(self.ends[0] * self.ends[-1])
-        cost, most = cost * (weight / middle) ** -conf["balance"], conf["outlier"]
+        cost, most = cost * (weight / middle) ** -conf.balance, conf.outlier
         return torch.where(cost > most, most * (1 + torch.log(cost.clamp_min(most) / most)), cost).mean()
 
-    def check(self, step: int, share: float, seconds: float, loss: Tensor, norm: Any, rounding: bool) -> None:
-        if not self.main:
-            return
-        rows = self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, rounding)
-        score = sum(r["log_cost"] for r in rows) / len(rows)
-        drawn = self.evaluate(self.synthetic, QUICK_QUALITIES, rounding) if self.synthetic else []
-        for r in drawn:  # photographs and the others count as in a batch
-            score += self.recipe["data"]["synthetic"] * (r["log_cost"] / len(drawn) - score / len(drawn))
-        kept = score < self.best
-        if kept:
-            self.best = score
-            self.keep()
-        self.history.append({"step": step, "share": share, "seconds": seconds, "rows": rows, "synthetic": drawn})
-        crops = step * self.recipe["optim"]["batch"] * self.accelerator.num_processes
-        self.log(
-            f"[{100 * share:5.1f} %] step {step} {crops / seconds:.0f} crops/s loss {float(loss):.4f}"
-            f" norm {float(norm):.2f} held-out log cost {score:.4f} "
-            + "  ".join(map(shown, rows))
-            + "".join(f"  synthetic {r['bpp_estimated']:.3f} bpp {r['psnr']:.2f} dB" for r in drawn)
-            + (" kept" if kept else "")
-        )
+    # ---- evaluation
 
-    def keep(self) -> None:
-        """Write the weights as they are, with tables made of the densities of training."""
-        state = {k: v.detach().float().cpu().contiguous() for k, v in self.trained.state_dict().items()}
-        save_file(state, str(self.out / "beside.tmp"))
-        (self.out / "beside.tmp").replace(self.out / CHECKPOINT)
-        if isinstance(self.trained, LowRank):
-            assert self.base is not None
-            model = ImagePhoto(self.codec.nets.config, self.name)
-            base_hash = file_hash(self.base / WEIGHTS_FILE)
-            save_variant(model, self.base.name, base_hash, self.trained.change(), self.out)
-        else:
-            release(self.codec, self.name, self.recipe["export"]["skip"]).save_pretrained(self.out)
+    def plan(self) -> None:
+        """Drawn pictures take of the time as well."""
+        super().plan()
+        if self.main:
+            self.on_the_way += self.some(self.synthetic, CHECKS, self.cost * self.evaluations)
+            self.synthetic = self.some(self.synthetic, EXPORT, self.export_cost)
+            self.reserve += self.export_cost * len(self.synthetic)
 
     @torch.no_grad()
-    def evaluate(self, pictures: list[Tensor], qualities: tuple[int, ...], rounding: bool) -> list[dict[str, Any]]:
-        """Means over pictures for each quality: estimated bits per pixel, PSNR, log of the training cost."""
-        self.codec.eval()
-        torch.backends.cudnn.benchmark = False
-        rows, weights = [], self.weights()
-        for q in qualities:
+    def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
+        """Means over media; weights are rounded once for all of them."""
+        self.rounded = self.weights() if isinstance(model, PhotoCodec) else {}
+        return super().measure(model, media, prior)
+
+    def rows(self, model: PhotoCodec | ImagePhoto, medium: Medium, prior: Any = None) -> Iterator[Row]:
+        """A row for each quality: what the released model does, or what the one in training does now."""
+        picture, about = medium
+        own = self.released_rows(model, picture) if isinstance(model, ImagePhoto) else self.trained_rows(model, picture)
+        for row in own:
+            yield about | row
+
+    def trained_rows(self, model: PhotoCodec, picture: Tensor) -> Iterator[Row]:
+        """Estimated bits per pixel, PSNR, log of the training cost."""
+        x = as_input(picture, self.device)
+        height, width = x.shape[2:]
+        for q in QUICK_QUALITIES:
             quality = torch.tensor([q / 100], device=self.device)
-            sums, similar = {"bpp_estimated": 0.0, "psnr": 0.0, "log_cost": 0.0}, list[float]()
-            for picture in pictures:
-                x = picture.to(self.device).permute(2, 0, 1)[None].float() / 255
-                height, width = x.shape[2:]
-                with self.accelerator.autocast():
-                    x_hat, bits = functional_call(self.codec, weights, (padded(x), quality, rounding))
-                x_hat = x_hat[:, :, :height, :width]
-                bpp = float(bits) / (height * width)
-                error = float(self.distortion(x, x_hat.clamp(0, 1)))
-                sums["bpp_estimated"] += bpp
-                sums["psnr"] += psnr(x, x_hat)
-                if large(picture):
-                    similar.append(float(similarity(x, x_hat.clamp(0, 1))))
-                sums["log_cost"] += math.log(bpp + float(rate_weight(quality, self.ends)) * error)
-            means = {key: value / len(pictures) for key, value in sums.items()}
-            rows.append({"quality": q, **means, "ms_ssim": mean_or_none(similar)})
-        torch.backends.cudnn.benchmark = True
-        self.codec.train()
-        return rows
+            with self.autocast():
+                x_hat, bits = functional_call(model, self.rounded, (padded(x), quality, self.phases[0].on))
+            x_hat = x_hat[:, :, :height, :width]
+            bpp, error = float(bits) / (height * width), float(self.distortion(x, x_hat.clamp(0, 1)))
+            cost = bpp + float(rate_weight(quality, self.ends)) * error
+            yield {"quality": q, "bpp_estimated": bpp, "log_cost": math.log(cost), **closeness(x, x_hat)}
 
-    def export(self) -> None:
-        """Count the codes of training pictures for the coder's tables, write the model, show what it does.
+    def released_rows(self, model: ImagePhoto, picture: Tensor) -> Iterator[Row]:
+        """Ideal bits of the integer tables, PSNR and MS-SSIM of 8-bit pixels."""
+        y = model.analyse_tiled(picture)
+        size = (picture.shape[0], picture.shape[1])
+        for q in TEST_QUALITIES:
+            walks = model.quantise_windows(y, 100 * q)
+            held = np.empty_like(y)
+            for tile, walk in walks:
+                cut(held, tile)[:] = walk.latents
+            decoded = model.synthesise_tiled(held, 100 * q, size)
+            bits = sum(float(model.entropy.bits(walk).sum()) for _, walk in walks)
+            close = closeness(as_input(picture, self.device), as_input(decoded, self.device))
+            yield {"quality": q, "bpp_estimated": bits / (size[0] * size[1]), **close}
 
-        A variant shares the tables of its base.
-        """
-        begin = time.monotonic()
-        torch.backends.cudnn.benchmark = False
-        self.codec.eval()
+    def score(self, rows: list[Row]) -> float:
+        """Less of the log cost; photographs and drawn pictures count as in a batch."""
+        share = self.recipe.data.synthetic
+        parts = [[r["log_cost"] for r in rows if ("content" in r) is drawn] for drawn in (False, True)]
+        photographs, drawn = (sum(costs) / max(1, len(costs)) for costs in parts)
+        return -((1 - share) * photographs + share * drawn)
+
+    def telemetry(self, rows: list[Row]) -> dict[str, Any]:
+        return {"log_cost": -self.score(rows)}
+
+    # ---- what is written
+
+    def save(self) -> None:
+        """Write the weights as they are, with tables made of the densities of training."""
+        state = {k: v.detach().float().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        with together(self.out) as beside:
+            save_file(state, str(beside / CHECKPOINT))
+            if isinstance(self.net, LowRank):
+                assert self.base is not None
+                model = ImagePhoto(self.model.nets.config, self.recipe.name)
+                base_hash = file_hash(self.base / WEIGHTS_FILE)
+                save_variant(model, self.base.name, base_hash, self.net.change(), beside)
+            else:
+                self.released().save_pretrained(beside)
+
+    def saved(self) -> PhotoCodec:
+        load_checkpoint(self.net, str(self.out))
+        return self.model
+
+    def released(self, counts: Sequence[npt.NDArray[np.int64]] = ()) -> ImagePhoto:
+        """The model that users load, on the CPU. counts: of codes, see :meth:`count`; of the densities if empty."""
+        model = ImagePhoto(self.model.nets.config, self.recipe.name)
+        model.nets.load_state_dict(self.model.nets.state_dict())
+        of_z, *of_y = counts or (None,)
+        export = export_hyperprior(self.model.entropy, of_z, of_y or None, self.recipe.export.skip)
+        model.set_entropy(HyperPrior(export))
+        return model.eval()
+
+    def exportable(self) -> ImagePhoto:
+        return self.released().to(self.device)
+
+    def count(self, model: ImagePhoto, media: Sequence[Tensor]) -> list[Tensor]:
+        """Histograms of z by channel and of y by scale; none for a variant, which shares the tables of its base."""
+        if self.base is not None:
+            return []
+        of_z, of_y = count_codes(model, media, self.args.seed)
+        return [torch.from_numpy(count) for count in (of_z, *of_y)]
+
+    def finish(self, model: PhotoCodec, some: Sequence[Tensor]) -> tuple[ImagePhoto, dict[str, Any]]:
+        """Count codes for the coder's tables, write the model, and measure it beside the one in training."""
+        results: dict[str, Any] = {}
+        for name, self.phases[0].on in (("float", False), ("rounding", True)):
+            results[name] = self.measure(model, self.tested[: self.quick])
         if self.base is None:
-            skip = self.recipe["export"]["skip"]
-            model = release(self.codec, self.name, skip).to(self.device)
-            some = self.pictures[:: max(1, len(self.pictures) // COUNTED)]
+            counted = list(some[:: max(1, len(some) // COUNTED)])
             if self.synthetic:
-                share = self.recipe["data"]["synthetic"]
-                n = round(len(some) * share / (1 - share))
-                some = some + drawn_pictures(n, SYNTHETIC_SEEDS[0] + COUNTED)
-            release(self.codec, self.name, skip, count_codes(model, some, self.args.seed)).save_pretrained(self.out)
-        else:
-            self.keep()
-        model = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
-        results: dict[str, Any] = {
-            "holdout": measure(model, self.holdout),
-            "synthetic": measure(model, self.synthetic) if self.synthetic else [],
-            "float": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, False),
-            "rounding": self.evaluate(self.holdout[:HOLDOUT_QUICK], QUICK_QUALITIES, True),
-            "minutes": self.args.minutes,
-            "processes": self.accelerator.num_processes,
-            "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
-            "pictures": len(self.pictures),
-            "seed": self.args.seed,
-            "recipe": self.recipe,
-            "history": self.history,
-        }
-        if self.args.test:
-            pictures = read_all(list_images([self.args.test]))
-            results["test"] = measure(model, pictures)
-        (self.out / "training.json").write_text(as_json(results))
-        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
-        for name in ("float", "rounding", "synthetic", "holdout", "test"):
-            for row in results.get(name, []):
-                self.log(f"{name:>8} q {row['quality']:3d}  {shown(row)}")
+                share = self.recipe.data.synthetic
+                counted += drawn_pictures(round(len(counted) * share / (1 - share)), SYNTHETIC_SEEDS[0] + COUNTED)
+            counts = self.count(self.exportable(), counted)
+            self.released([count.numpy() for count in counts]).save_pretrained(self.out)
+        released = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
+        return released, results | {"synthetic": self.measure(released, self.synthetic)}
+
+    def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[None, dict[str, Any]]:
+        """None: the entropy model is part of the model."""
+        return None, {}
+
+    def test_media(self) -> list[Medium]:
+        return [(picture, {}) for picture in super().test_media()]
+
+
+def closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
+    """PSNR and, if it can be taken, MS-SSIM of ``[1, 3, H, W]`` in [0, 1]."""
+    found = {"psnr": psnr(x, x_hat)}
+    if min(x.shape[2:]) >= MS_SSIM_SMALLEST:
+        found["ms_ssim"] = float(similarity(x, x_hat.clamp(0, 1)))
+    return found
 
 
 def drawn_pictures(n: int, seed: int) -> list[Tensor]:
@@ -394,18 +445,8 @@ def resume(codec: PhotoCodec, folder: str) -> None:
     codec.entropy.load_export(model.entropy.arrays())
 
 
-def release(
-    codec: PhotoCodec, name: str, skip: int, counts: tuple[npt.NDArray[Any] | None, list[Any] | None] = (None, None)
-) -> ImagePhoto:
-    """The model that users load, on the CPU, from what is trained."""
-    model = ImagePhoto(codec.nets.config, name)
-    model.nets.load_state_dict(codec.nets.state_dict())
-    model.set_entropy(HyperPrior(export_hyperprior(codec.entropy, counts[0], counts[1], skip)))
-    return model.eval()
-
-
 def count_codes(
-    model: ImagePhoto, pictures: list[Tensor], seed: int
+    model: ImagePhoto, pictures: Sequence[Tensor], seed: int
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
     """How often each value of z (by channel) and of y (by scale) is coded, two random qualities a picture."""
     rng = np.random.default_rng(seed)
@@ -413,7 +454,7 @@ def count_codes(
     of_z = np.zeros((model.config.hyper, 2 * Z_MAX + 1), dtype=np.int64)
     of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in reach]
     for picture in pictures:
-        x = pad_to_cells(picture.to(model.device).permute(2, 0, 1)[None].float() / 255)
+        x = pad_to_cells(as_input(picture, model.device))
         with torch.no_grad():
             y = model.latents(x)[0].cpu().numpy()
         for steps in rng.integers(0, QUALITY_STEPS + 1, 2):
@@ -427,37 +468,8 @@ def count_codes(
     return of_z, of_y
 
 
-@torch.no_grad()
-def measure(model: ImagePhoto, pictures: list[Tensor]) -> list[dict[str, Any]]:
-    """Means over pictures of what the released model does.
-
-    Ideal bits of its integer tables, PSNR and MS-SSIM of 8-bit pixels.
-    """
-    latents = [model.analyse_tiled(picture) for picture in pictures]
-    rows = []
-    for quality in TEST_QUALITIES:
-        sums, similar = {"bpp_estimated": 0.0, "psnr": 0.0}, list[float]()
-        for picture, y in zip(pictures, latents, strict=True):
-            walks = model.quantise_windows(y, 100 * quality)
-            held = np.empty_like(y)
-            for tile, walk in walks:
-                cut(held, tile)[:] = walk.latents
-            size = (picture.shape[0], picture.shape[1])
-            decoded = model.synthesise_tiled(held, 100 * quality, size)
-            x, x_hat = (p.to(model.device).permute(2, 0, 1)[None].float() / 255 for p in (picture, decoded))
-            sums["bpp_estimated"] += sum(float(model.entropy.bits(w).sum()) for _, w in walks) / (size[0] * size[1])
-            sums["psnr"] += psnr(x, x_hat)
-            if large(picture):
-                similar.append(float(similarity(x, x_hat)))
-        means = {key: value / len(pictures) for key, value in sums.items()}
-        rows.append({"quality": quality, **means, "ms_ssim": mean_or_none(similar)})
-    return rows
-
-
 def main() -> None:
-    parser = training_arguments(__doc__, "image-photo")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
-    run_script(parser, Trainer)
+    run_script(trainer_arguments(__doc__, "image-photo"), Trainer)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ..entropy.context.net import RoundedLinear
 from ..entropy.hyperprior.net import HATS, SQUARE, HyperNet, HyperShape
+from ..entropy.packed import together
 from ..tokenizers.image.photo import ImagePhoto, rate_weight
 from ..tokenizers.image.photo_nets import POINTS, Dial, PhotoNets
-from .photo import CHECKPOINT, PhotoCodec, codec_of
-from .recipe import change, read_recipe
+from .photo import CHECKPOINT, PhotoCodec, Recipe, codec_of
+from .recipe import change, checked, read_recipe
 
 FAINT = 0.02  # of their size is what inputs start with that an output did not have before
 DETAIL_GAINS = (0.2, 12.0)  # of further latents, at quality 0 and 100
@@ -134,16 +135,16 @@ def main() -> None:
     parser.add_argument("--entropy", help="weights that take the place of the smaller model's")
     parser.add_argument("--out", required=True, help="folder for what train/photo.py resumes from")
     args = parser.parse_args()
-    recipe = read_recipe(args.recipe)
-    change(recipe, args.set)
     torch.manual_seed(0)
-    codec = codec_of(recipe)
     try:
+        recipe = read_recipe(args.recipe)
+        change(recipe, args.set)
+        codec = codec_of(checked(Recipe, recipe))
         grown(codec, ImagePhoto.from_pretrained(args.model), load_file(args.entropy) if args.entropy else None)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, str(Path(args.out) / CHECKPOINT))
+        parser.error(" ".join(str(error).split()))
+    with together(Path(args.out)) as beside:
+        save_file({k: v.contiguous() for k, v in codec.state_dict().items()}, str(beside / CHECKPOINT))
 
 
 if __name__ == "__main__":

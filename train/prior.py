@@ -19,7 +19,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from ..tokenizers.api import Tokenizer
 from .data.tokens import Codes, LevelSampler, TokenStore
 from .loop import learning_rate, set_rate, step_where_finite
 from .prior_data import Data, Ranks, read_grids
-from .recipe import change, checked, read_recipe
+from .recipe import as_values, change, checked, read_recipe
 
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
@@ -375,7 +375,7 @@ def report(
 ) -> None:
     """Write the log, print the tables."""
     log: dict[str, Any] = {"seed": arguments.seed, "minutes": arguments.minutes, "steps": steps}
-    log["recipe"] = asdict(recipe)
+    log["recipe"] = as_values(recipe)
     log |= {f"{name} grids": len(own) for name, own in grids.items()}
     for name in ("held-out", "test"):
         if name not in stores:

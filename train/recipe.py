@@ -78,7 +78,7 @@ def checked(kind: type[T], values: Any, at: str = "") -> T:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{at} is a section of a recipe, got {values!r}")
-    names, types_of = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind)  # type: ignore[arg-type]
+    names, types_of = {_key(f.name): f for f in dataclasses.fields(kind)}, get_type_hints(kind)  # type: ignore[arg-type]
     prefix = f"{at}." if at else ""
     for name in values:
         if name not in names:
@@ -87,7 +87,18 @@ def checked(kind: type[T], values: Any, at: str = "") -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ValueError(f"the recipe lacks {prefix}{name}")
-    return kind(**{name: _converted(types_of[name], value, prefix + name) for name, value in values.items()})
+    own = {name: names[name].name for name in values}
+    return kind(**{own[name]: _converted(types_of[own[name]], value, prefix + name) for name, value in values.items()})
+
+
+def as_values(recipe: Any) -> dict[str, Any]:
+    """The values that :func:`checked` makes a recipe of; settings that had their defaults are among them."""
+    return dataclasses.asdict(recipe, dict_factory=lambda items: {_key(name): value for name, value in items})
+
+
+def _key(field: str) -> str:
+    """The setting of a field: ``lambda_`` is ``lambda``, which Python keeps for itself."""
+    return field.removesuffix("_")
 
 
 def _converted(hint: Any, value: Any, at: str) -> Any:

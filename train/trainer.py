@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -30,7 +31,7 @@ from .card import CARD, write_card
 from .data.reading import Limits, Reading, default_bytes, read_within
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
-from .recipe import checked
+from .recipe import as_values, checked
 
 T = TypeVar("T")
 Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
@@ -120,6 +121,7 @@ class BaseTrainer(TrainingRun):
         evaluations: on the way; quick: held-out media that they look at, at most.
         what, unit: media and training examples, in the log.
         columns: how numbers of a row are shown; brief: those that evaluations on the way show.
+        tables: results of the export that are printed.
         graphs: whether a step can be recorded as a CUDA graph.
     """
 
@@ -129,6 +131,7 @@ class BaseTrainer(TrainingRun):
     what, unit = "pictures", "crops"
     columns: ClassVar[dict[str, str]] = {"psnr": "{:.3f} dB"}
     brief: ClassVar[tuple[str, ...]] = ("psnr",)
+    tables: ClassVar[tuple[str, ...]] = ("holdout_without_rate_weight", "holdout", "test")
     graphs = True
 
     model: Any
@@ -147,6 +150,7 @@ class BaseTrainer(TrainingRun):
         self.history: list[dict[str, Any]] = []
         self.losses: dict[str, float | Tensor] = {}
         self.steps = 0
+        self.tests: Sequence[Path] = ()
         self.stage = ""  # name of what is trained, in runs that train several things in turn
 
     # ---- what a trainer is
@@ -220,6 +224,10 @@ class BaseTrainer(TrainingRun):
         """Histograms of the codes of media, see :func:`histograms`."""
         return histograms(model, (x for medium in media for x in self.views(medium)))
 
+    def exportable(self) -> Any:
+        """The model as the export measures it and counts its codes, before it is trained: it takes as long."""
+        return self.model
+
     def finish(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """What is done with the best weights before they are measured: returns them and what to report of it."""
         return model, {}
@@ -233,6 +241,23 @@ class BaseTrainer(TrainingRun):
         for note in reading.notes:
             self.log(note)
         return reading
+
+    def test_on(self, list_media: Callable[[Sequence[str]], list[Path]], read: Callable[[Path], Tensor]) -> None:
+        """List the media of ``--test`` before anything is trained. Raises FileNotFoundError if there are none."""
+        self.tests, self.read_test = list_media([self.args.test]) if self.args.test else [], read
+
+    def test_media(self) -> list[Any]:
+        """The media of ``--test``, whole. Those that cannot be read are left out with a note."""
+        if not self.tests:
+            return []
+        try:
+            reading = read_within(self.tests, self.read_test, Limits(sys.maxsize, math.inf))
+        except ValueError as error:  # a model that was trained is not given up for it
+            self.log(f"note: no test: {error}")
+            return []
+        for note in reading.notes:
+            self.log(note)
+        return list(reading.media.values())
 
     def middles(self, *sets: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """What is evaluated and counted of sets of pictures, uint8 ``[H, W, 3]``: all; without a GPU their middle."""
@@ -279,9 +304,12 @@ class BaseTrainer(TrainingRun):
             return
         self.cost = self.seconds_of(lambda: self.measure(self.model, self.held[:1]))
         self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
-        self.tested = self.some(self.held, EXPORT, self.cost)
-        self.exported = self.some(self.media, EXPORT, self.seconds_of(lambda: self.count(self.model, self.media[:1])))
-        self.reserve = self.cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
+        model, self.export_cost = self.exportable(), self.cost
+        if model is not self.model:
+            self.export_cost = self.seconds_of(lambda: self.measure(model, self.held[:1]))
+        self.tested = self.some(self.held, EXPORT, self.export_cost)
+        self.exported = self.some(self.media, EXPORT, self.seconds_of(lambda: self.count(model, self.media[:1])))
+        self.reserve = self.export_cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
         counted, there = len(self.exported), len(self.media)
         if counted < there:
             self.log(f"note: the export counts the codes of {counted} of {there} {self.what}, evenly spaced")
@@ -405,11 +433,11 @@ class BaseTrainer(TrainingRun):
         """The best weights as they were saved. Raises UsageError if none had a finite score."""
         if self.main and self.best == -math.inf:
             raise UsageError("training gave no finite result: lower optim.lr")
-        return type(self.model).from_pretrained(self.out).to(self.device)
+        return self.saved()
 
-    def test_media(self) -> Sequence[Any]:
-        """The media of ``--test``."""
-        raise NotImplementedError
+    def saved(self) -> Any:
+        """The model that :meth:`save` wrote."""
+        return type(self.model).from_pretrained(self.out).to(self.device)
 
     def run(self) -> None:
         self.plan()
@@ -431,7 +459,7 @@ class BaseTrainer(TrainingRun):
             "machine": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
             self.what: len(self.media),
             "seed": self.args.seed,
-            "recipe": asdict(self.recipe),
+            "recipe": as_values(self.recipe),
             "history": self.history,
         }
 
@@ -441,17 +469,17 @@ class BaseTrainer(TrainingRun):
         model, results = self.finish(self.load_best(), self.exported)
         prior, about = self.make_prior(model, self.exported)
         results |= {"holdout": self.measure(model, self.tested, prior)} | about
-        if self.args.test:
-            results["test"] = self.measure(model, self.test_media(), prior)
+        if media := self.test_media():
+            results["test"] = self.measure(model, media, prior)
         results |= self.report()
         (self.out / "training.json").write_text(as_json(results))
-        if write_card(self.out, self.model.name, results):
+        if write_card(self.out, model.name, results):
             self.log(
                 f"{self.out / CARD}: the beginning of a card; say there what the model is for, and whose the data are"
             )
-        usage = results["codebook_usage"]
-        self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
+        if usage := results.get("codebook_usage"):
+            self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
         self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
-        for name in ("holdout_without_rate_weight", "holdout", "test"):
+        for name in self.tables:
             for row in results.get(name, []):
                 self.log(f"{name.removesuffix('_without_rate_weight'):>8} {self.shown(row)}")

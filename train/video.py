@@ -29,7 +29,7 @@ from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.quantize.vq import kmeans
 from ..tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
 from .data.images import list_images, read_rgb
-from .data.video import ClipStore, list_clips, read_clip, read_clips
+from .data.video import ClipStore, list_clips, read_clip
 from .loop import call_as_released, optimizers_of, psnr, run_script
 from .rate import lambdas, no_penalties, set_penalties
 from .recipe import Optim, Rounding
@@ -122,6 +122,7 @@ class Trainer(BaseTrainer):
         data = self.recipe.data
         part = 0.75 if args.stills else 1.0  # of the memory; pictures have the rest
         longest = int(part * self.memory / 8)
+        self.test_on(list_clips, read_clip)
         reading = self.read(list_clips(args.data), lambda path: read_clip(path, data.shorter, longest), part)
         self.media, self.held = reading.split(data.holdout_every)
         pictures = list(self.read(list_images(args.stills), read_rgb, 1 - part).media.values()) if args.stills else []
@@ -233,9 +234,6 @@ class Trainer(BaseTrainer):
         model.cpu().save_pretrained(self.out)
         self.log(f"held-out clips without, then with a rate weight of {conf.rate_weight:g}; test clips with it")
         return VideoGrid.from_pretrained(self.out).to(self.device), results
-
-    def test_media(self) -> list[Tensor]:
-        return read_clips(list_clips([self.args.test]), None)
 
 
 def start_from(model: VideoGrid, name: str) -> range:

@@ -344,10 +344,10 @@ class Generator(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``folder`` (made if missing), matrices as int8."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights.save(self.state_dict(), folder / weights.WEIGHTS_FILE, INT8, INT8_LARGEST)
         entry = {"class": GENERATOR, "name": self.name, "config": dataclasses.asdict(self.config)}
-        (folder / CONFIG_FILE).write_text(json.dumps(entry, indent=2) + "\n")
+        with weights.together(folder) as beside:
+            weights.save(self.state_dict(), beside / weights.WEIGHTS_FILE, INT8, INT8_LARGEST)
+            (beside / CONFIG_FILE).write_text(json.dumps(entry, indent=2) + "\n")
         self.weights_hash = weights.file_hash(folder / weights.WEIGHTS_FILE)
 
     @classmethod

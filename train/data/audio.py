@@ -52,11 +52,6 @@ def resample(mono: np.ndarray, own: float, rate: float) -> Tensor:
     return torch.from_numpy(np.clip(np.round(mono * 32767), -32768, 32767).astype(np.int16))
 
 
-def read_sounds(paths: Sequence[Path], rate: int) -> list[Tensor]:
-    """Decode sounds, int16 ``[n]`` each."""
-    return in_parallel(lambda path: read_mono(path, rate), paths)
-
-
 def at_speeds(sounds: Sequence[Tensor], speeds: Sequence[float]) -> list[Tensor]:
     """All sounds (int16 ``[n]``) played at every speed, pitch and all, as a tape would be; 1 leaves them as they are.
 
@@ -104,7 +99,6 @@ class SoundStore:
         self.room = (lengths - 2 * size // 3).clamp(min=1).to(self.device)
         self.weight = self.room.double()
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.seconds = int(lengths.sum())
 
     def crops(self, batch: int) -> Tensor:
         """``[batch, size]`` float in [-1, 1], as they are."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .reading import list_media
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 def list_images(folders: Iterable[str | Path]) -> list[Path]:
-    """All pictures below ``folders``, sorted by file name so that the order is the same on every machine.
-
-    Raises: FileNotFoundError if a folder is missing or there is no picture.
-    """
-    found: list[Path] = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
-        found += [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise FileNotFoundError(f"no pictures in {', '.join(map(str, folders))}")
-    return sorted(found, key=lambda p: (p.name, str(p)))
+    """All pictures below ``folders``, see :func:`~.reading.list_media`."""
+    return list_media(folders, SUFFIXES, "pictures")
 
 
 def read_rgb(path: Path) -> Tensor:
@@ -37,10 +27,9 @@ def read_rgb(path: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-def read_all(paths: Sequence[Path]) -> list[Tensor]:
-    """Decode pictures in parallel (Pillow releases the interpreter lock), uint8 ``[H, W, 3]`` each."""
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        return list(pool.map(read_rgb, paths))
+def as_input(picture: Tensor, device: torch.device) -> Tensor:
+    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
+    return picture.to(device).permute(2, 0, 1)[None].float() / 255
 
 
 class CropStore:

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ...codec.errors import TokodecError
 from ...codec.files import atomic_output
 from .images import CropStore
-from .reading import in_parallel, list_media
+from .reading import list_media
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
 PACK_SUFFIX = ".zip"
@@ -71,15 +72,20 @@ def video_frames(path: Path, size: int | None = None) -> Iterator[np.ndarray]:
         raise ValueError(f"{path}: videos are read with PyAV, which is missing here: pack the clips first") from error
 
 
-def pack(source: Path, target: Path, size: int | None = None, quality: int = QUALITY) -> int:
-    """Write a video as a packed clip; returns its number of frames. Raises ValueError if it cannot be read."""
+def pack(
+    source: Path, target: Path, size: int | None = None, quality: int = QUALITY, force: bool = False
+) -> int:  # fmt: skip
+    """Write a video as a packed clip; returns its number of frames.
+
+    Raises: ValueError if it cannot be read, UsageError if ``target`` is there and not ``force``.
+    """
     from ...codec.errors import MediaError
     from ...codec.media.read_video import VideoReader
 
     try:
         with (
             VideoReader(source, str(source)) as reader,
-            atomic_output(target, force=True) as file,
+            atomic_output(target, force) as file,
             zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
         ):
             count = height = width = 0
@@ -127,11 +133,6 @@ def read_clip(path: Path, size: int | None = None, most: int | None = None) -> T
     if not frames:
         raise ValueError(f"{path} holds no frames")
     return torch.stack(frames)
-
-
-def read_clips(paths: Sequence[Path], size: int | None = None) -> list[Tensor]:
-    """Decode clips, uint8 ``[T, H, W, 3]`` each."""
-    return in_parallel(lambda path: read_clip(path, size), paths)
 
 
 class ClipStore:
@@ -252,26 +253,44 @@ def moved(pictures: Tensor, motion: Tensor) -> Tensor:
     return x.unflatten(0, (n, t)).transpose(1, 2)
 
 
+def targets(folders: Sequence[str], out: Path) -> dict[Path, Path]:
+    """Where the packed clip of each video goes: to its place below its folder, by the file.
+
+    Raises: ValueError if two would get the same name, FileNotFoundError if there is no video.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        for path in list_media([folder], VIDEO_SUFFIXES, "videos"):
+            target = (out / path.relative_to(folder)).with_suffix(PACK_SUFFIX)
+            other = found.setdefault(target, path)
+            if other != path:
+                raise ValueError(f"{other} and {path} would both be {target}: rename one, or pack into two folders")
+    return {path: target for target, path in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", help="folders with videos")
     parser.add_argument("--out", required=True, help="folder for the packed clips")
     parser.add_argument("--size", type=int, default=256, help="pixels of the shorter side, at most")
     parser.add_argument("--quality", type=int, default=QUALITY, help="of WebP, 0 to 100")
+    parser.add_argument("--force", action="store_true", help="overwrite packed clips in --out")
     args = parser.parse_args()
     out = Path(args.out)
     try:
-        paths = [path for path in list_clips(args.clips) if path.suffix.lower() != PACK_SUFFIX]
-        out.mkdir(parents=True, exist_ok=True)
+        clips = targets(args.clips, out)
+        taken = [target for target in clips.values() if target.exists()]
+        if taken and not args.force:
+            raise ValueError(f"{taken[0]} exists already: use --force to replace it")
         frames = size = 0
-        for path in paths:
-            target = out / f"{path.stem}{PACK_SUFFIX}"
-            frames += pack(path, target, args.size, args.quality)
+        for path, target in clips.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            frames += pack(path, target, args.size, args.quality, args.force)
             size += target.stat().st_size
             print(f"{target}  {target.stat().st_size / 1e6:.2f} MB", flush=True)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    print(f"{len(paths)} clips, {frames} frames, {size / 1e6:.1f} MB")
+    except (OSError, ValueError, TokodecError) as error:
+        parser.error(" ".join(str(error).split()))
+    print(f"{len(clips)} clips, {frames} frames, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
