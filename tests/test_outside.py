@@ -309,7 +309,7 @@ def test_tokens_of_videos(installed: dict[str, str], models: Path, videos: Path,
         *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".mkv", ".tok")),
         ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.mkv"],
         *(["tokenize", videos, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
-        ["bench", "video", videos, "-m", model, "--codecs", "x264", "--no-memory", "-o", tmp_path / "bench"],
+        ["bench", "video", videos, "--models", model, "--codecs", "x264", "--no-memory", "-o", tmp_path / "bench"],
     )
     with np.load(out) as arrays:
         assert arrays["codes"].shape == (1, 2, 23, 5, 7)

@@ -109,7 +109,7 @@ class AudioTokenizer(Tokenizer):
         x = to_sounds(x, self.device)
         check_samples(x)
         codes = self.encode_codes(F.pad(x, (0, -x.shape[2] % self.stride)))
-        return Tokens(codes[:, :levels], self.spec((x.shape[2],)))
+        return Tokens(codes[:, : self.check_levels(levels)], self.spec((x.shape[2],)))
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -191,7 +191,7 @@ class WindowEncoder:
     def _joined(self, x: Tensor, windows: Iterator[tuple[Tensor, slice]]) -> Coded:
         made = [self._coded(*window) for window in windows]
         if not made:
-            n_levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
+            n_levels = self.model.check_levels(self.levels)
             return Coded(torch.zeros(len(x), n_levels, 0, dtype=torch.int64, device=x.device), None)
         errors = [own.errors for own in made if own.errors is not None]
         return Coded(torch.cat([own.codes for own in made], 2), torch.cat(errors, 2) if errors else None)

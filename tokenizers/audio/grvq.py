@@ -259,10 +259,7 @@ class AudioGRVQ(AudioTokenizer):
             quantizer: the model's, prepared, for many short calls.
             seen: levels that will be left when the codes are cut off, about: those are the best then.
         """
-        total = len(self.codebook_sizes)
-        levels = total if levels is None else levels
-        if not 1 <= levels <= total:
-            raise ValueError(f"levels is 1 to {total}, got {levels}")
+        levels = self.check_levels(levels)
         count = self.config.groups
         cut = None if seen is None else -(-seen // count)
         return (quantizer or self.quantizer).encode(z, -(-levels // count), BEAMS, cut)[:, :levels]
@@ -430,7 +427,7 @@ class StreamingEncoder:
 
     def _codes(self, z: Tensor) -> Tensor:
         if not z.shape[2]:
-            levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
+            levels = self.model.check_levels(self.levels)
             return torch.zeros(len(z), levels, 0, dtype=torch.int64, device=z.device)
         return self.model.codes(z, self.levels, self.quantizer)
 

@@ -71,7 +71,7 @@ class VideoTokenizer(Tokenizer):
         spec = self.spec(tuple(x.shape[2:]), sample_rate=rate)
         missing = [whole - n for whole, n in zip(spec.span(spec.grid), spec.size, strict=True)]
         x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")
-        return Tokens(self.encode_codes(x)[:, :levels], spec)
+        return Tokens(self.encode_codes(x)[:, : self.check_levels(levels)], spec)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
@@ -100,7 +100,7 @@ class WholeClipEncoder:
     ) -> None:
         model.require_float32()
         self.model, self.errors = model, errors
-        self.levels = len(model.codebook_sizes) if levels is None else levels
+        self.levels = model.check_levels(levels)
         stride = model.strides[1]
         self.none = np.zeros((self.levels, 0, -(-height // stride), -(-width // stride)), dtype=np.int64)
         self.frames: list[Pixels] = []

@@ -296,13 +296,6 @@ class VideoGrid(VideoTokenizer):
             x_hat = self.synthesis(z_q.permute(0, 2, 3, 4, 1).contiguous(), state)
         return (x_hat.permute(0, 4, 1, 2, 3) + 1) / 2
 
-    def check_levels(self, levels: int | None) -> int:
-        if levels is None:
-            return len(self.codebook_sizes)
-        if not 1 <= levels <= len(self.codebook_sizes):
-            raise ValueError(f"levels must be 1 to {len(self.codebook_sizes)}, got {levels}")
-        return levels
-
     # ---------------------------------------------------------------- start
 
     @torch.no_grad()
