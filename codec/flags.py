@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -187,7 +187,12 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         for field in sorted(fields(kind), key=lambda f: f.name not in own):
             keyword = inspect.Parameter.KEYWORD_ONLY
             options.append(
-                inspect.Parameter(field.name, keyword, default=field.default, annotation=types[field.name])
+                inspect.Parameter(
+                    field.name,
+                    keyword,
+                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                    annotation=types[field.name],
+                )
             )
 
     @functools.wraps(command)

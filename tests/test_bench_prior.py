@@ -22,6 +22,7 @@ from tokodec.codec.bench.entropy.conceal import FILLERS, KINDS, copy_nearest, lo
 from tokodec.codec.bench.entropy.large import LARGE_CODERS, compressai_ans, time_large
 from tokodec.codec.bench.entropy.prior import Agreement, agreement, hash_of_hashes, round_trip, time_prior
 from tokodec.codec.bench.inputs import Input, load_priors
+from tokodec.codec.bench.options import ConcealOptions, PriorOptions
 from tokodec.codec.cli import run
 from tokodec.codec.corpus.token_files import dump_tokens
 from tokodec.codec.decode import decode_file
@@ -223,7 +224,7 @@ def test_on_cuda_both_devices_are_compared(
     monkeypatch.setattr(prior, "load_priors", lambda name, device: load(name, "cpu"))
     monkeypatch.setattr(provenance, "machine", lambda device: {"device": "a GPU", "torch_threads": 1})
     (tmp_path / "a.npz").write_bytes(dump_tokens(with_codes(inputs[0].codes, inputs[0]), ".npz"))
-    report = prior.bench_prior([tmp_path / "a.npz"], str(model), seconds=1e-6)
+    report = prior.bench_prior(PriorOptions(inputs=[tmp_path / "a.npz"], model=str(model), seconds=1e-6))
     assert report["cuda_and_cpu"] == {"inputs": 1, "bytes": 1, "there": 1, "back": 1}
     printed = capsys.readouterr().out
     assert "cuda and cpu: equal bytes for 1 of 1 inputs\n" in printed
@@ -425,7 +426,9 @@ def test_a_loss_of_nothing_costs_nothing(pictures: Path, model: Path, tmp_path: 
 
 
 def test_everything_lost_is_still_decoded(pictures: Path, model: Path) -> None:
-    report = conceal.bench_conceal([pictures / "a.png"], 1 - 1e-12, str(model), "cpu")
+    report = conceal.bench_conceal(
+        ConcealOptions(pictures=[pictures / "a.png"], share=1 - 1e-12, model=str(model), device="cpu")
+    )
     assert {mean["lost"] for mean in report["means"]} == {1.0}
     assert all(math.isfinite(fill["psnr"]) for fill in report["fills"])
 

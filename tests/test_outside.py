@@ -4,18 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tokodec.codec import registry
+from tokodec.codec.media.write_video import SoundTrack, VideoWriter
 from tokodec.codec.registry import PriorKind, register_format, register_prior
 from tokodec.tokenizers.registry import TokenizerKind, register_tokenizer
 
-TOY = Path(__file__).resolve().parent / "toy" / "toy_tokenizer.py"
-SAVE = "import sys, toy_tokenizer; toy_tokenizer.BlockColours().save_pretrained(sys.argv[1])"
+TOYS = {
+    path.stem: path for path in sorted((Path(__file__).resolve().parent / "toy").glob("*.py"))
+}  # modules of classes by the names of their files
+CLASSES = {"toy_tokenizer": "BlockColours", "toy_sound": "Bands", "toy_video": "Grays"}
+SAVE = """
+import sys, toy_tokenizer, toy_sound, toy_video
+for toy in (toy_tokenizer.BlockColours(), toy_sound.Bands(), toy_video.Grays()):
+    toy.save_pretrained(f"{sys.argv[1]}/{toy.name}")
+"""
 COMMANDS = """
 import json, sys
 from tokodec.codec.cli import run
@@ -37,20 +48,27 @@ print(type(tokenizer).__name__, tuple(tokenizer.decode(dataset.tokens(0)).shape)
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process in which the package of the toy is installed, and the toy nowhere else."""
     site = tmp_path_factory.mktemp("site")
-    (site / TOY.name).write_text(TOY.read_text())
+    for path in TOYS.values():
+        (site / path.name).write_text(path.read_text())
     info = site / "toy_tokenizer-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-tokenizer\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tokodec.tokenizers]\nBlockColours = toy_tokenizer:KIND\n")
+    rows = [f"{CLASSES[module]} = {module}:KIND\n" for module in TOYS]
+    (info / "entry_points.txt").write_text("[tokodec.tokenizers]\n" + "".join(rows))
     home = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *home])}
 
 
 @pytest.fixture(scope="module")
-def model(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "block-colours"
+def models(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
     python(installed, SAVE, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(models: Path) -> Path:
+    return models / "block-colours"
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +93,9 @@ def codec(environment: dict[str, str], *commands: list[object], fails: bool = Fa
     return python(environment, COMMANDS, json.dumps([[str(word) for word in words] for words in commands]), fails=fails)
 
 
-def test_the_toy_is_a_page() -> None:
-    assert len(TOY.read_text().splitlines()) < 100
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_toy_is_a_page(toy: str) -> None:
+    assert len(TOYS[toy].read_text().splitlines()) < 100
 
 
 def test_files(installed: dict[str, str], model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -146,6 +165,159 @@ def test_a_benchmark(installed: dict[str, str], model: Path, pictures: Path, tmp
     words = ["bench", "image", pictures, "-m", model, "--against", "jpeg", "--metrics", "psnr", "--limit", 2]
     codec(installed, [*words, "--no-memory", "-o", tmp_path / "out"])
     assert "block-colours" in (tmp_path / "out" / "results.json").read_text()
+
+
+# -------------------------------------------------------------------------------------------------------------- sounds
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven seconds of two different channels, and one of one, by name as benchmarks want them."""
+    folder = tmp_path_factory.mktemp("sounds")
+    t = np.arange(7 * 44100) / 44100
+    left = 0.3 * np.sin(2 * np.pi * 200 * t) * (1 + np.sin(3 * t))
+    soundfile.write(folder / "music_a.wav", np.stack([left, 0.6 * left], 1), 44100)
+    soundfile.write(folder / "speech_b.wav", left[:44100], 44100)
+    return folder
+
+
+def samples(path: Path) -> np.ndarray:
+    return soundfile.read(path, dtype="float32", always_2d=True)[0]
+
+
+def test_files_of_sounds(installed: dict[str, str], models: Path, sounds: Path, tmp_path: Path) -> None:
+    """Block by block with context; a part decodes to the samples of the whole; a rate is met level by level."""
+    model, source = models / "bands", sounds / "music_a.wav"
+    tok, rated = tmp_path / "a.tok", tmp_path / "rated.tok"
+    told = codec(
+        installed,
+        ["encode", source, "-m", model, "-o", tok],
+        ["encode", source, "-m", model, "--kbps", 6, "-o", rated],
+        ["info", tok, "--json"],
+        ["info", rated, "--json"],
+        *(["decode", tok, "-m", model, "-o", tmp_path / name, *more] for name, more in (
+            ("whole.wav", []), ("one.wav", ["--levels", 1]), ("part.wav", ["--start", 3.1, "--end", 5.7]),
+        )),
+        ["decode", rated, "-m", model, "-o", tmp_path / "rated.wav"],
+    )  # fmt: skip
+    whole, limited = map(json.loads, told.splitlines())
+    assert (whole["model"], whole["prior"], whole["coded_rate"], whole["stride"]) == ("bands", "static", 12000, 64)
+    assert (whole["segment"], whole["segments"], whole["signals"]) == (375, 4, 2)
+    assert limited["kbps"] <= 6 < whole["kbps"]
+    x, x_hat = samples(source), samples(tmp_path / "whole.wav")
+    assert x_hat.shape == x.shape
+
+    def error(name: str) -> float:
+        return float(np.square(samples(tmp_path / name) - x)[441:-441].mean() / np.square(x).mean())
+
+    assert error("whole.wav") < 0.02
+    assert error("whole.wav") <= error("rated.wav") < 0.5
+    assert error("one.wav") > error("whole.wav")
+    first, last = round(3.1 * 44100), round(5.7 * 44100)
+    assert np.array_equal(samples(tmp_path / "part.wav"), x_hat[first:last])
+    line = codec(installed, ["encode", source, "-m", model, "--effort", 1, "-o", tmp_path / "x.tok"], fails=True)
+    assert "effort is not an option of bands" in line
+
+
+def test_tokens_of_sounds(installed: dict[str, str], models: Path, sounds: Path, tmp_path: Path) -> None:
+    model, out = models / "bands", tmp_path / "a.npz"
+    codec(
+        installed,
+        ["tokenize", sounds / "music_a.wav", "-m", model, "-o", out],
+        *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".wav", ".tok")),
+        ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.wav"],
+        *(["tokenize", sounds, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
+    )
+    with np.load(out) as arrays:
+        assert arrays["codes"].shape == (2, 3, -(-7 * 12000 // 64))
+    back, again = samples(tmp_path / "back.wav"), samples(tmp_path / "again.wav")
+    assert back.shape == (7 * 12000, 2)
+    assert np.abs(back - again).max() < 1e-3
+    assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
+    told = python(installed, DATASET.replace("crop=32", "crop=0.5"), sounds, model).splitlines()
+    assert told == ["2 (3, 94) (6561, 6561, 6561)", "Bands (1, 1, 6016)"]
+
+
+def test_a_benchmark_of_sounds(installed: dict[str, str], models: Path, sounds: Path, tmp_path: Path) -> None:
+    words = ["bench", "audio", sounds, "-m", models / "bands", "--kbps", 4, "--metrics", "mel", "--baselines", ""]
+    codec(installed, [*words, "--no-memory", "-o", tmp_path / "out"])
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {entry["codec"] for entry in report["aggregates"]} == {"bands", "opus"}
+
+
+# -------------------------------------------------------------------------------------------------------------- videos
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 frames of 50 x 36 pixels in which a gray ramp moves, with a second and a half of sound."""
+    folder = tmp_path_factory.mktemp("videos")
+    sound, rate = (0.2 * np.sin(np.arange(36000) / 20)).astype(np.float32), Fraction(30)
+    track = SoundTrack(24000, 1)
+    with (folder / "a.mkv").open("wb") as file, VideoWriter(
+        file, ".mkv", "a.mkv", 36, 50, time_base=1 / rate, rate=rate, sound=track
+    ) as writer:
+        for i in range(45):
+            ramp = (4 * (np.arange(50) + i) % 256).astype(np.uint8)
+            writer.write(np.broadcast_to(ramp[None, :, None], (36, 50, 3)).copy(), i / rate, 1 / rate)
+        writer.write_sound(sound[None])
+    return folder
+
+
+def pictures_of(path: Path) -> np.ndarray:
+    """Frames ``[n, H, W, 3]``."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(np.float64)
+
+
+def test_files_of_videos(installed: dict[str, str], models: Path, videos: Path, tmp_path: Path) -> None:
+    """Segments of whole clips of even numbers of frames; a rate is met level by level; the sound is a toy's, too."""
+    model, source = models / "grays", videos / "a.mkv"
+    tok, rated = tmp_path / "a.tok", tmp_path / "rated.tok"
+    sound = ["--sound-model", models / "bands"]
+    told = codec(
+        installed,
+        ["encode", source, "-m", model, *sound, "-o", tok],
+        ["encode", source, "-m", model, "--no-sound", "--bytes", 600, "-o", rated],
+        ["info", tok, "--json"],
+        ["decode", tok, "-m", model, *sound, "-o", tmp_path / "whole.mkv"],
+        ["decode", tok, "-m", model, "--no-sound", "--start", 1.2, "-o", tmp_path / "part.mkv"],
+        ["decode", rated, "-m", model, "-o", tmp_path / "rated.mkv"],
+    )
+    whole = json.loads(told)
+    assert [whole[name] for name in ("group", "first", "stride", "segment", "segments")] == [2, 2, 8, 34, 2]
+    assert whole["grid"] == [23, 5, 7]
+    assert (whole["sound_model"], whole["sound_rate"]) == ("bands", 24000)
+    assert rated.stat().st_size <= 600
+    x, x_hat = pictures_of(source), pictures_of(tmp_path / "whole.mkv")
+    assert x_hat.shape == (45, 36, 50, 3)
+    blocks = (x_hat - x)[:44, :32, :48].reshape(22, 2, 4, 8, 6, 8, 3).mean((1, 3, 5))
+    assert np.abs(blocks).max() < 255 / 64 / 2 + 3  # half a step, and what the output format rounds
+    part = pictures_of(tmp_path / "part.mkv")
+    assert np.array_equal(part, x_hat[36:])
+    error = [float(np.square(pictures_of(tmp_path / name) - x).mean()) for name in ("whole.mkv", "rated.mkv")]
+    assert error[0] < error[1]
+    line = codec(installed, ["encode", source, "-m", model, "--effort", 1, "-o", tmp_path / "x.tok"], fails=True)
+    assert "effort is not an option of grays" in line
+
+
+def test_tokens_of_videos(installed: dict[str, str], models: Path, videos: Path, tmp_path: Path) -> None:
+    model, out = models / "grays", tmp_path / "a.npz"
+    codec(
+        installed,
+        ["tokenize", videos / "a.mkv", "-m", model, "-o", out],
+        *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".mkv", ".tok")),
+        ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.mkv"],
+        *(["tokenize", videos, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
+        ["bench", "video", videos, "--models", model, "--codecs", "x264", "--no-memory", "-o", tmp_path / "bench"],
+    )
+    with np.load(out) as arrays:
+        assert arrays["codes"].shape == (1, 2, 23, 5, 7)
+    back, again = pictures_of(tmp_path / "back.mkv"), pictures_of(tmp_path / "again.mkv")
+    assert np.array_equal(back, again)
+    assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
+    report = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert {entry["codec"] for entry in report["aggregates"]} == {"grays", "x264"}
 
 
 # ---------------------------------------------------------------------------------------------------------- registries

@@ -269,7 +269,8 @@ def test_version_is_that_of_the_package() -> None:
 
 
 HELPERS = (
-    "conftest.py", "golden/make.py", "toy/toy_tokenizer.py", "hostile.py", "media_corpus.py", "media_fuzz.py",
+    "conftest.py", "golden/make.py", "hostile.py", "media_corpus.py", "media_fuzz.py",
+    *(f"toy/toy_{name}.py" for name in ("tokenizer", "sound", "video")),
 )  # fmt: skip
 
 

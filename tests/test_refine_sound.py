@@ -46,7 +46,7 @@ def analysed(path: Path, search: Search | None) -> SoundTokens:
 
 @pytest.mark.parametrize(("samples", "channels"), [(1, 1), (FRAME, 2), (30000, 1), (30001, 2)])
 def test_no_step_changes_no_code(samples: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sounds, "BLOCK", 40)
+    monkeypatch.setattr(sounds, "BLOCK_SECONDS", 40 * FRAME / 24000)
     path = clip(tmp_path / "x.wav", samples, channels)
     plain, refined = analysed(path, Search(4)), analysed(path, Search(4, n_steps=0))
     np.testing.assert_array_equal(refined.codes, plain.codes)
@@ -61,7 +61,7 @@ def test_what_is_compared_is_what_a_decoder_makes(tmp_path: Path, monkeypatch: p
         seen.append((x.clone(), x_hat.detach().clone()))
         return sound_distance(x, x_hat)
 
-    monkeypatch.setattr(sounds, "BLOCK", 40)
+    monkeypatch.setattr(sounds, "BLOCK_SECONDS", 40 * FRAME / 24000)
     monkeypatch.setattr(refine_sound, "sound_distance", noted)
     path = clip(tmp_path / "x.wav", 100 * FRAME)
     tokenizer = model()

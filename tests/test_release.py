@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import tokodec
-from tokodec.codec.audio.encode import SEGMENT
 from tokodec.codec.bench.metrics import feature_distance
 from tokodec.codec.generate.model import load_generator
 from tokodec.codec.image.format import Extras
@@ -324,7 +323,7 @@ def test_the_prior_of_sounds_saves_bits(audio: AudioGRVQ) -> None:
     """Against fixed-length codes, and against the static prior, on speech that no training saw."""
     x = torch.from_numpy(read_audio(SPEECH, "sample").samples)[None]
     codes = audio.encode(x).codes[0].numpy()
-    segments = [codes[:, i : i + SEGMENT] for i in range(0, codes.shape[1], SEGMENT)]
+    segments = [codes[:, i : i + 150] for i in range(0, codes.shape[1], 150)]  # of two seconds, as in files
     context, static = (sum(load_model("audio-24k", "cpu", kind).prior.bits(s) for s in segments) for kind in PRIORS)
     fixed = codes.shape[1] * np.log2(audio.codebook_sizes)
     assert context[:5].sum() < SAVED * fixed[:5].sum()

@@ -321,10 +321,10 @@ def test_what_belongs_to_one_moment_lies_together(long: bytes) -> None:
 
 @pytest.mark.parametrize("rate", [None, 10, 24, 25, 30, 50, 60, 120, 10_000])
 def test_segments_are_about_a_second(rate: int | None) -> None:
-    n = segment_frames(None if rate is None else Fraction(rate), 239, 427)
+    n = segment_frames(grid(), None if rate is None else Fraction(rate), 239, 427)
     assert (n - 1) % GROUP == 0
     assert n == {None: 33, 10: 33, 24: 33, 25: 33, 30: 33, 50: 65, 60: 65, 120: 161, 10_000: 1021}[rate]
-    assert segment_frames(None if rate is None else Fraction(rate), 1 << 14, 1 << 14) <= 29
+    assert segment_frames(grid(), None if rate is None else Fraction(rate), 1 << 14, 1 << 14) <= 29
 
 
 # --------------------------------------------------------------------------------------------------------- there, back

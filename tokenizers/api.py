@@ -231,6 +231,13 @@ class Tokenizer(nn.Module, abc.ABC):
         """
         raise NotImplementedError(f"{self.name} has no quantizer of its own to train through, see train/")
 
+    def check_levels(self, levels: int | None) -> int:
+        """A number of levels, all if None. Raises ValueError for one that the model does not have."""
+        most = len(self.codebook_sizes)
+        if levels is not None and not 1 <= levels <= most:
+            raise ValueError(f"levels must be 1 to {most}, got {levels}")
+        return most if levels is None else levels
+
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise ValueError unless ``tokens`` come from this model with these weights; see :meth:`accepts`."""
         if not isinstance(tokens, Tokens):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ..codec.audio.encode import SEGMENT
-from ..codec.video.segments import UNIT
+from ..codec.audio.encode import segment_frames as sound_frames
+from ..codec.video.segments import segment_frames as clip_frames
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.tokens import TokenSpec
 from .data.audio import list_sounds, read_mono
@@ -29,7 +29,7 @@ from .data.reading import WORKERS, in_parallel
 from .data.tokens import Codes, clip_views, picture_views, read_token_files, sound_views
 from .data.video import list_clips, read_clip
 
-SEGMENT_FRAMES = 1 + UNIT  # of clips: a segment of a file of 25 frames a second
+FPS = Fraction(25)  # of clips, in choosing their segments
 TOKENIZING = 0.5  # of --minutes, at most
 MOST_LEVELS = 32  # of a tokenizer: a context prior has a network for each
 
@@ -83,10 +83,22 @@ def mono(path: Path, tokenizer: Tokenizer) -> Tensor:
     return read_mono(path, round(rate))
 
 
+def segments_of_sounds(tokenizer: Tokenizer, sound: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
+    """Segments as files have them."""
+    segment = sound_frames(tokenizer.sample_rate or 0, tokenizer.strides[0])
+    return sound_views(tokenizer, sound, views, generator, segment=segment)
+
+
+def segments_of_clips(tokenizer: Tokenizer, clip: Tensor, views: int, generator: torch.Generator) -> list[Codes]:
+    """Segments as files of 25 frames a second have them."""
+    segment = clip_frames(tokenizer, FPS, *clip.shape[1:3])
+    return clip_views(tokenizer, clip, views, generator, segment=segment)
+
+
 SOURCES = {
     "image": Source(list_images, lambda path, _: read_rgb(path), picture_views),
-    "audio": Source(list_sounds, mono, functools.partial(sound_views, segment=SEGMENT)),
-    "video": Source(list_clips, lambda path, _: read_clip(path), functools.partial(clip_views, segment=SEGMENT_FRAMES)),
+    "audio": Source(list_sounds, mono, segments_of_sounds),
+    "video": Source(list_clips, lambda path, _: read_clip(path), segments_of_clips),
 }
 
 

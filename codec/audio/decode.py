@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingDecoder
+from ...tokenizers.audio.base import AudioTokenizer, SoundDecoder
 from ..container.fields import AudioHeader
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError, UsageError
@@ -40,9 +40,9 @@ def to_channels(signals: Samples, channels: int) -> Samples:
     return np.repeat(signals, channels, axis=0) if len(signals) < channels else signals
 
 
-def audio_tokenizer(model: Model) -> AudioGRVQ:
+def audio_tokenizer(model: Model) -> AudioTokenizer:
     """Raises ChunkError if the model is for something else."""
-    if not isinstance(model.tokenizer, AudioGRVQ):
+    if not isinstance(model.tokenizer, AudioTokenizer):
         raise ChunkError(f"{model.tokenizer.name} is a model for {model.tokenizer.modality}, not for sounds")
     return model.tokenizer
 
@@ -58,7 +58,7 @@ def read_codes(
     A lost segment has no codes at all. What is lost is noted in ``tok.problems``.
     """
     header, tokenizer = tok.sound, audio_tokenizer(model)
-    if (header.coded_rate, header.stride) != (RATE, FRAME):
+    if (header.coded_rate, header.stride) != (tokenizer.hertz, tokenizer.stride):
         raise ChunkError(f"the header's coded rate or stride is not that of {header.model}")
     total = len(tokenizer.codebook_sizes)
     wanted = total if levels is None else min(levels, total)
@@ -78,7 +78,7 @@ def read_codes(
                 own = bytes([own[0] & ~LEFT_RIGHT, own[1]])
             parts = model.prior.decompress_joint(payload[header.signals :], own, (end - begin,))
         except ValueError as error:
-            seconds = (begin * FRAME / RATE, end * FRAME / RATE)
+            seconds = [frame * header.stride / header.coded_rate for frame in (begin, end)]
             what = "segment" if tok.track is None else "sound segment"
             tok.damaged(f"{what} {segment}: {error}; {seconds[0]:.2f} to {seconds[1]:.2f} s are silent")
             continue
@@ -120,16 +120,22 @@ def decode_blocks(
     """Samples ``[channels, n]`` of a span, block by block; decoding starts shortly before it, so that they are those
     of the whole sound. Lost segments are silent."""
     header, tokenizer = tok.sound, audio_tokenizer(model)
-    # The resampler starts at a frame that lies on a sample of the sound.
-    every = RATE // math.gcd(RATE, header.sample_rate)
-    step = every // math.gcd(every, FRAME)
-    before = span.begin * RATE // header.sample_rate // FRAME - tokenizer.reach - MARGIN
+    rate, frame = header.coded_rate, header.stride
+    # The resampler starts at a frame that lies on a sample of the sound; blocks are those of the whole sound.
+    every = rate // math.gcd(rate, header.sample_rate)
+    step = every // math.gcd(every, frame)
+    reach = after = tokenizer.context + header.segment
+    if tokenizer.streaming:
+        reach, after = tokenizer.reach, 0
+    else:
+        step = math.lcm(step, header.segment)
+    before = span.begin * rate // header.sample_rate // frame - reach - MARGIN
     first = max(0, before) // step * step
-    last = min(header.grid[0], -(-span.end * RATE // (header.sample_rate * FRAME)) + MARGIN)
-    skip = span.begin - first * FRAME * header.sample_rate // RATE
+    last = min(header.grid[0], -(-span.end * rate // (header.sample_rate * frame)) + MARGIN + after)
+    skip = span.begin - first * frame * header.sample_rate // rate
     left = span.end - span.begin
-    resampler = Resampler(RATE, header.sample_rate, header.signals)
-    most = max(FRAME, OUTPUT * RATE // (header.sample_rate * header.channels))
+    resampler = Resampler(rate, header.sample_rate, header.signals)
+    most = max(frame, OUTPUT * rate // (header.sample_rate * header.channels))
     end: Samples = np.zeros((header.signals, 0), dtype=np.float32)
     for block in itertools.chain(_sliced(_signals(tok, model, first, last, levels), most), [end]):
         made = resampler(block, last=block is end)
@@ -158,7 +164,8 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
     signals change from middle and side to left and right, which become middle and side here, or back.
     """
     header, tokenizer = tok.sound, audio_tokenizer(model)
-    end = min(header.coded_samples - first * FRAME, (last - first) * FRAME)
+    frame = header.stride
+    end = min(header.coded_samples - first * frame, (last - first) * frame)
     given = 0
 
     def cut(x: Tensor) -> Samples:
@@ -168,7 +175,7 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
         return to_middle_side(block) if left_right else block
 
     left_right = False
-    decoder: StreamingDecoder | None = None
+    decoder: SoundDecoder | None = None
     for segment in range(first // header.segment, -(-last // header.segment)):
         begin = header.segment_span(segment)[0]
         codes = torch.from_numpy(read_codes(tok, model, levels, range(segment, segment + 1)))
@@ -184,9 +191,9 @@ def _signals(tok: TokFile, model: Model, first: int, last: int, levels: int | No
                 if decoder is not None:
                     yield cut(decoder.finish())
                     decoder = None
-                yield cut(torch.zeros(len(codes), 1, codes.shape[2] * FRAME))
+                yield cut(torch.zeros(len(codes), 1, codes.shape[2] * frame))
                 continue
-            decoder = decoder or StreamingDecoder(tokenizer)
+            decoder = decoder or tokenizer.decoder(header.segment)
             for part in codes.split(PIECE, dim=2):
                 yield cut(decoder.push(part))
     if decoder is not None:

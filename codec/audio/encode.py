@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ, StreamingEncoder
+from ...tokenizers.audio.base import AudioTokenizer, Coded, SoundEncoder
 from ..allocation import Levels, fit
-from ..container.fields import AudioHeader
+from ..container.fields import MAX_FRAMES, AudioHeader
 from ..container.write import write_tok
 from ..errors import MediaError, RateError
 from ..media.audio import AudioReader, Resampler, Samples
 from ..progress import SILENT, Progress
 from .decode import audio_tokenizer
-from .refine import SoundRefiner
+from .refine import check_refinable, refiner_of
 from .stereo import LEFT_RIGHT, StereoSegments, to_middle_side
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ if TYPE_CHECKING:
     from ..options import EncodeOptions
 
 
-Codes = npt.NDArray[np.int16]
-SEGMENT = 150  # frames of a segment: two seconds
-BLOCK = 750  # frames that go through the nets at once
+Codes = npt.NDArray[np.integer]  # int16, or int32 if a codebook is too large for that
+SEGMENT_SECONDS = 2
+BLOCK_SECONDS = 10.0  # that are read at once
 LEVEL_KBPS = 0.6  # that a level of a signal takes, about
 
 
@@ -84,6 +83,16 @@ class SoundTokens:
         return self.samples / self.sample_rate
 
 
+def segment_frames(hertz: float, stride: int) -> int:
+    """Frames of a segment, of signals of so many samples a second and a frame."""
+    return min(MAX_FRAMES, max(1, round(SEGMENT_SECONDS * hertz / stride)))
+
+
+def code_type(sizes: Sequence[int]) -> np.dtype[np.integer]:
+    """What codes of codebooks of these sizes are kept as."""
+    return np.dtype(np.int16 if max(sizes) <= 1 << 15 else np.int32)
+
+
 def to_signals(x: Samples) -> Samples:
     """Channels to what is coded: two become middle and side, ``(l + r) / 2`` and ``(l - r) / 2``."""
     return to_middle_side(x) if len(x) == 2 else x
@@ -91,7 +100,7 @@ def to_signals(x: Samples) -> Samples:
 
 def analyse_samples(
     reader: AudioReader,
-    model: AudioGRVQ,
+    model: AudioTokenizer,
     levels: int | None = None,
     errors: bool = False,
     progress: Progress = SILENT,
@@ -105,49 +114,47 @@ def analyse_samples(
             search: what the codes are for.  pairs: whether segments of two channels may be coded as left and right.
     Raises: MediaError for what is damaged.
     """
-    encoder = StreamingEncoder(model)
-    resampler = Resampler(reader.sample_rate, RATE, reader.channels)
+    encoder: SoundEncoder | None = None
+    resampler = Resampler(reader.sample_rate, model.hertz, reader.channels)
+    segment = segment_frames(model.hertz, model.stride) * model.stride
+    kind = code_type(model.codebook_sizes)
     codes: list[Codes] = []
     distances: list[npt.NDArray[np.float32]] = []
     same = True
-    refiner: SoundRefiner | None = None
     seen: int | None = None
-    stereo = StereoSegments(SEGMENT * FRAME) if pairs and reader.channels == 2 else None
+    stereo = StereoSegments(segment) if pairs and reader.channels == 2 else None
     left_right = False  # of what was pushed last
 
-    def take(z: Tensor) -> None:
-        if z.shape[2]:
-            z = z if refiner is None else refiner.refine(z)
-            found = model.codes(z, levels, seen=seen)
-            codes.append(found.cpu().numpy().astype(np.int16))
-            if errors:
-                distances.append(model.errors(z, found).cpu().numpy())
+    def take(coded: Coded) -> None:
+        codes.append(coded.codes.cpu().numpy().astype(kind))
+        if coded.errors is not None:
+            distances.append(coded.errors.cpu().numpy())
 
     def push(signals: Samples) -> None:
-        nonlocal refiner, seen
+        nonlocal encoder, seen
         x = torch.from_numpy(signals)[:, None].to(model.device)
         if search is not None and seen is None:  # with the first block, which tells whether all channels are the same
             seconds = reader.frames / reader.sample_rate if reader.frames else None
             seen = search.seen(1 if same else len(x), seconds)
-            refiner = None if search.n_steps is None else SoundRefiner(model, seen, search.n_steps)
-        if refiner is not None:
-            refiner.push(x)
-        take(encoder.latents(x))
+        if encoder is None:
+            n_steps = None if search is None else search.n_steps
+            refiner = None if n_steps is None or seen is None else refiner_of(model, seen, n_steps)
+            encoder = model.encoder(levels, errors=errors, seen=seen, refiner=refiner)
+        take(encoder.code(x))
 
     def push_pairs(middle_side: Samples, last: bool = False) -> None:
         """As ``push``, after a choice of signals; where it changes, the nets begin anew."""
-        nonlocal encoder, refiner, left_right
+        nonlocal encoder, left_right
         assert stereo is not None
         for signals in stereo.push(middle_side, last):
-            if left_right != stereo.left_right[-1] and encoder.rest is not None:
-                take(encoder.last_latents())
-                encoder = StreamingEncoder(model)
-                refiner = refiner and SoundRefiner(model, refiner.levels, refiner.n_steps)
+            if left_right != stereo.left_right[-1] and encoder is not None:
+                take(encoder.code_rest())
+                encoder = None
             left_right = stereo.left_right[-1]
             push(signals)
 
     with torch.inference_mode():
-        for block in reader.blocks(max(1, BLOCK * FRAME * reader.sample_rate // RATE)):
+        for block in reader.blocks(round(BLOCK_SECONDS * reader.sample_rate)):
             block = block[:, max(0, block.shape[1] + skip - reader.position) :]
             same = same and bool((block == block[:1]).all())
             signals = resampler(to_signals(block))
@@ -158,7 +165,8 @@ def analyse_samples(
             return None
         signals = resampler(np.zeros((reader.channels, 0), dtype=np.float32), last=True)
         push_pairs(signals, last=True) if stereo is not None else push(signals)
-        take(encoder.last_latents())
+        assert encoder is not None  # there is a sample
+        take(encoder.code_rest())
     n_signals = 1 if same else reader.channels
     return SoundTokens(
         codes=np.concatenate(codes, axis=2)[:n_signals],
@@ -230,6 +238,7 @@ class SoundFile:
 
 
 def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
+    tokenizer = audio_tokenizer(model)
     return AudioHeader(
         model=model.tokenizer.name,
         weights_hash=model.tokenizer.weights_hash,
@@ -241,9 +250,9 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
         channels=tokens.channels,
         signals=len(tokens.codes),
         bit_depth=tokens.bit_depth,
-        coded_rate=RATE,
-        stride=FRAME,
-        segment=SEGMENT,
+        coded_rate=tokenizer.hertz,
+        stride=tokenizer.stride,
+        segment=segment_frames(tokenizer.hertz, tokenizer.stride),
         layout=tokens.layout,
     )
 
@@ -258,6 +267,8 @@ def encode_sound(
     """
     tokenizer, rate = audio_tokenizer(model), options.rate
     levels = rate.fixed_levels(len(tokenizer.codebook_sizes))
+    if options.n_steps:
+        check_refinable(tokenizer)
     search = Search(levels, rate.kbps, rate.size, options.n_steps or None)
     with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
         tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search, pairs=True)

@@ -18,7 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...tokenizers.audio.base import AudioTokenizer
 from ...tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
+from ..errors import UsageError
 from ..metrics.hearing import hearing_distance
 from ..metrics.spectra import mel_distance, stft_distance
 
@@ -36,6 +38,18 @@ def sound_distance(x: Tensor, x_hat: Tensor) -> Tensor:
         + STFT * stft_distance(x, x_hat)
         + WAVEFORM * (x - x_hat).abs().mean(1)
     )
+
+
+def check_refinable(model: AudioTokenizer) -> AudioGRVQ:
+    """Raises UsageError if a model has no latents that this could refine."""
+    if not isinstance(model, AudioGRVQ):
+        raise UsageError(f"effort is not an option of {model.name}")
+    return model
+
+
+def refiner_of(model: AudioTokenizer, levels: int, n_steps: int) -> SoundRefiner:
+    """See :class:`SoundRefiner`. Raises UsageError as :func:`check_refinable`."""
+    return SoundRefiner(check_refinable(model), levels, n_steps)
 
 
 class SoundRefiner:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...tokenizers.audio.grvq import RATE, channels_of
+from ...tokenizers.audio.base import channels_of
 from ...tokenizers.tokens import Tokens
 from ..container.fields import MAX_CHANNELS
 from ..container.read import TokFile
@@ -15,7 +15,7 @@ from ..contract import Tokenized
 from ..errors import MediaError, UsageError
 from ..media.audio import AudioReader, Samples, Sound
 from .decode import audio_tokenizer, is_left_right, read_codes, to_channels
-from .encode import SoundFile, SoundTokens, analyse_samples, sound_header
+from .encode import SoundFile, SoundTokens, analyse_samples, code_type, sound_header
 
 if TYPE_CHECKING:
     from ..contract import Source
@@ -46,11 +46,12 @@ def media_codes(source: Source, model: Model, options: TokenizeOptions) -> Token
     if found is None:
         raise MediaError(f"{source.name}: a sound without samples")
     notes = list(found.notes)
-    if found.sample_rate != RATE:
-        notes.append(f"tokens are of {RATE} Hz, the source has {found.sample_rate}")
+    rate = tokenizer.hertz
+    if found.sample_rate != rate:
+        notes.append(f"tokens are of {rate} Hz, the source has {found.sample_rate}")
     if found.channels > len(found.codes):
         notes.append(f"the {found.channels} channels are the same, tokens are of one")
-    n = -(-found.samples * RATE // found.sample_rate)
+    n = -(-found.samples * rate // found.sample_rate)
     codes = torch.from_numpy(found.codes.astype(np.int64))
     tokens = Tokens(codes, tokenizer.spec((n,), channels=channels_of(len(codes))))
     return Tokenized(tokens, found.problems, notes)
@@ -65,10 +66,10 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
     if len(codes) > MAX_CHANNELS:
         raise UsageError(f"a .tok file holds {MAX_CHANNELS} signals at most, not {len(codes)}")
     sound = SoundTokens(
-        codes=codes.astype(np.int16),
+        codes=codes.astype(code_type(tokens.spec.codebook_sizes)),
         errors=None,
         samples=tokens.spec.size[0],
-        sample_rate=RATE,
+        sample_rate=audio_tokenizer(model).hertz,
         channels=len(codes),
         bit_depth=16,
         notes=[],
@@ -85,4 +86,4 @@ def sound_of_codes(tokens: Tokens, model: Model) -> Sound:
     with torch.inference_mode():
         x_hat = audio_tokenizer(model).decode(tokens.to(model.tokenizer.device))
     signals: Samples = x_hat[:, 0].cpu().numpy()
-    return Sound(to_channels(signals, len(signals)), RATE)
+    return Sound(to_channels(signals, len(signals)), audio_tokenizer(model).hertz)

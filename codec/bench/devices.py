@@ -37,6 +37,7 @@ from .clips import SUFFIXES, files_in
 from .contender import timed
 from .curves import group_by
 from .image.ours import batch_decoder, codes_of
+from .options import DeviceOptions
 from .ours import THINGS, decode, encode
 from .report import Table, json_file, print_table, said, table_of
 from .video.ours import paint, read_codes, same_payloads, stream_codes
@@ -89,47 +90,34 @@ def equal(codes: Codes, read: Codes) -> bool:
     return all(b is not None and np.array_equal(a, b) for a, b in zip(codes, read, strict=True))
 
 
-def bench_devices(
-    folder: Path,
-    *,
-    qualities: str | None = None,
-    kbps: float | None = None,
-    levels: int | None = None,
-    model: str | None = None,
-    device: str = "auto",
-    limit: int | None = None,
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """Measure, print tables, and return what the JSON file ``out`` gets.
+def bench_devices(options: DeviceOptions) -> dict[str, Any]:
+    """Measure, print tables, and return what the JSON file gets.
 
-    Args:    folder: with media of one kind, or with .tok files of pictures or videos if it holds any.
-             qualities: of pictures, with commas, 20,50,80 if None.  kbps: of sounds, 3 if None.  levels: of videos, all
-             if None.
-    Raises:  a TokodecError: nothing there, an option of another kind, or a model that is not for the kind.
+    Raises: a TokodecError: nothing there, an option of another kind, or a model that is not for the kind.
     """
+    folder, kbps = options.folder, options.kbps or 3.0
     kind = folder_kind(folder)
-    given = (("qualities", "pictures", qualities), ("kbps", "sounds", kbps), ("levels", "videos", levels))
-    for option, things, value in given:
-        if value is not None and things != THINGS[kind]:
+    for option, things in (("qualities", "pictures"), ("kbps", "sounds"), ("levels", "videos")):
+        if getattr(options, option) is not None and things != THINGS[kind]:
             raise UsageError(f"--{option} is for {things}, and {folder} holds {THINGS[kind]}")
     settings: dict[Kind, list[Setting | None]] = {
-        "image": [Setting("quality", quality) for quality in number_list(qualities or "20,50,80", "qualities")],
-        "audio": [Setting("kbps", kbps or 3.0)],
-        "video": [None if levels is None else Setting("levels", levels)],
+        "image": [Setting("quality", quality) for quality in number_list(options.qualities or "20,50,80", "qualities")],
+        "audio": [Setting("kbps", kbps)],
+        "video": [None if options.levels is None else Setting("levels", options.levels)],
     }
-    device, name = pick_device(device), model or MODALITIES[kind].encode_model
+    device, name = pick_device(options.device), options.model or MODALITIES[kind].encode_model
     tokenizer = load_model(name, device).tokenizer
     if tokenizer.modality != kind:
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
     if kind == "image" and tokenizer.rate_control != "quality":
         raise UsageError(f"{tokenizer.name} has a rate that is not set by a quality")
-    toks = sorted(folder.glob("*.tok"))[:limit] if kind != "audio" and folder.is_dir() else []
-    work = [(path, setting) for path in toks or files_in(folder, THINGS[kind], limit) for setting in settings[kind]]
-    if toks:
-        work = [(path, None) for path in toks]
+    toks = sorted(folder.glob("*.tok"))[: options.limit] if kind != "audio" and folder.is_dir() else []
+    work: list[tuple[Path, Setting | None]] = [(path, None) for path in toks]
+    if not toks:
+        work = [(path, setting) for path in files_in(folder, THINGS[kind], options.limit) for setting in settings[kind]]
     measure = {"image": Pictures, "audio": Sounds, "video": Videos}[kind](name, device)
     digest, rows = hashlib.sha256(), []
-    with json_file(out) as write:
+    with json_file(options.out) as write:
         for path, setting in work:
             row, codes = measure.row(path, setting)
             for part in codes:
@@ -137,7 +125,7 @@ def bench_devices(
             rows.append(row)
         report: dict[str, Any] = {
             **origin(device), "model": tokenizer.name, "weights": tokenizer.weights_hash,
-            **({"kbps": kbps or 3.0} if kind == "audio" else {}), "codes_sha256": digest.hexdigest(), "rows": rows,
+            **({"kbps": kbps} if kind == "audio" else {}), "codes_sha256": digest.hexdigest(), "rows": rows,
             **measure.more(),
         }  # fmt: skip
         console = Console()

@@ -1,4 +1,4 @@
-"""What the rate benchmarks are told: each option once, for the command line and for Python.
+"""What the benchmarks are told: each option once, for the command line and for Python.
 
 A field of a class below is an option of its command, with the help that `codec bench ... --help` shows; a benchmark
 takes the object. Lists are texts with commas, as one types them.
@@ -6,24 +6,21 @@ takes the object. Lists are texts with commas, as one types them.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated
 
 import typer
 
-from ..console import Device, Effort, ModelOption
+from ..console import Device, Effort, GeneratorOption, ModelOption
 
-OptionsT = TypeVar("OptionsT")
 Folder = Annotated[Path, typer.Argument(help="folder with files of one kind; those directly in it are taken, by name")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for tables and the page")]
 Limit = Annotated[int | None, typer.Option(help="only so many of its files", min=1)]
 Memory = Annotated[bool, typer.Option(help="measure the peak memory of each codec in processes of its own")]
 Threads = Annotated[int | None, typer.Option(help="of PyTorch and of the other codecs", min=1)]
 Show = Annotated[str, typer.Option(help="names of the files on the page, with commas; else a few")]
+Seed = Annotated[int, typer.Option(help="of the random numbers", min=0)]
 JsonOut = Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all results")]
 
 
@@ -123,26 +120,85 @@ class VideoOptions:
     ] = None
 
 
-def takes(options: type[OptionsT]) -> Callable[[Callable[[OptionsT], None]], Callable[..., None]]:
-    """Make a function of one object of ``options`` a command with an option for each of its fields."""
-    hints = get_type_hints(options, include_extras=True)
-    parameters = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in dataclasses.fields(options)  # type: ignore[arg-type]
+@dataclass(frozen=True, kw_only=True)
+class NearestOptions:
+    """Of `codec bench nearest`."""
+
+    device: Device = "auto"
+    shapes: Annotated[str | None, typer.Option(help="rows x codewords x dimensions, as 4096x1024x8,...")] = None
+    seconds: Annotated[float, typer.Option(help="how long each peer is timed on each shape", min=1e-6)] = 1.0
+    seed: Seed = 0
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="safetensors file with z [M, D] and codebook [N, D], or a folder of pictures: more shapes"),
+    ] = None
+    out: JsonOut = None
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="also torch.compile; on CUDA it is the default")
+    ] = None
+    step: Annotated[bool, typer.Option("--step", help="also steps of training and inference, end to end")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions:
+    """Of `codec bench prior`."""
+
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="pictures, .tok files, token files (.npz, .safetensors), or folders", metavar="INPUT..."),
     ]
+    model: ModelOption = None
+    device: Device = "auto"
+    threads: Threads = None
+    seconds: Annotated[float, typer.Option(help="how long each prior is timed on inputs of one size", min=1e-6)] = 0.5
+    large: Annotated[bool, typer.Option("--large/--no-large", help="also coders of large codebooks")] = False
+    out: JsonOut = None
 
-    def decorate(work: Callable[[OptionsT], None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            work(options(**values))
 
-        command.__name__, command.__doc__ = work.__name__, work.__doc__
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions:
+    """Of `codec bench generator`."""
 
-    return decorate
+    inputs: Annotated[
+        list[Path], typer.Argument(help="pictures or sounds, .tok or token files, or folders", metavar="INPUT...")
+    ]
+    model: GeneratorOption = None
+    tokenizer: Annotated[str | None, typer.Option(help="the generator's tokenizer, if it is not a release")] = None
+    device: Device = "auto"
+    samples: Annotated[int, typer.Option("-n", help="samples at a time", min=1)] = 4
+    full: Annotated[bool, typer.Option("--full", help="time every pass without the cache, not some of them")] = False
+    seed: Seed = 0
+    limit: Limit = None
+    threads: Threads = None
+    out: JsonOut = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Of `codec bench devices`."""
+
+    folder: Annotated[
+        Path, typer.Argument(help="folder with pictures, sounds or videos, or with .tok files of pictures or videos")
+    ]
+    qualities: Annotated[str | None, typer.Option(help="of pictures, with commas; else 20,50,80")] = None
+    kbps: Annotated[float | None, typer.Option(help="of sounds; else 3", min=1e-3)] = None
+    levels: Annotated[int | None, typer.Option(help="of videos; else all", min=1)] = None
+    model: ModelOption = None
+    device: Device = "auto"
+    limit: Limit = None
+    out: JsonOut = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcealOptions:
+    """Of `codec bench conceal`."""
+
+    pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them", metavar="PICTURE...")]
+    share: Annotated[float, typer.Option(help="of what is lost, between 0 and 1")] = 0.2
+    model: ModelOption = None
+    device: Device = "auto"
+    seed: Seed = 0
+    out: JsonOut = None
+    save: Annotated[
+        Path | None, typer.Option(help="folder for PNG files of the first picture with lost cells, one a filler")
+    ] = None

@@ -108,8 +108,8 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("width", "u32", "columns of pixels", 1, MAX_SIDE),
         Field("stride", "edge", "pixels a grid cell spans along height and width", 1, 256),
         Field("frames", "u32", "frames of the video", 1, MAX_CLIP),
-        Field("group", "u8", "frames a grid cell spans, but the first one of a segment spans one", 1, MAX_GROUP),
-        Field("segment", "u16", "frames of a segment: 1 and a multiple of group", 1, MAX_FRAMES),
+        Field("group", "u8", "frames a grid cell spans, but the first one of a segment spans first", 1, MAX_GROUP),
+        Field("segment", "u16", "frames of a segment: first and a multiple of group", 1, MAX_FRAMES),
         Field("tick_seconds", "u32", "a tick of the clock lasts tick_seconds / tick_parts seconds", 1, MAX_TICK),
         Field("tick_parts", "u32", "the divisor of that", 1, MAX_TICK),
         Field("start", "u32", "ticks from the beginning of the time line to the first frame"),
@@ -119,6 +119,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("aspect_width", "u16", "a pixel's width relative to aspect_height", 1, 65535),
         Field("aspect_height", "u16", "a pixel's height relative to aspect_width", 1, 65535),
         Field("sound", "u8", "whether AHED and AUDL chunks belong to the video", names={0: "no", 1: "yes"}),
+        Field("first", "u8", "frames the first grid cell of a segment spans; 0: one", 0, MAX_GROUP, optional=True),
     ),
 }
 _STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
@@ -278,6 +279,7 @@ class VideoHeader:
     aspect_width: int = 1
     aspect_height: int = 1
     sound: int = 0
+    first: int = 0
     prior: int = 2
     modality: int = VIDEO
 
@@ -286,10 +288,18 @@ class VideoHeader:
             f.check(getattr(self, f.name))
         if self.layers != 1:
             raise HeaderError(f"header field layers: a video has 1, not {self.layers}")
-        if (self.segment - 1) % self.group:
-            raise HeaderError(f"header field segment: {self.segment} is not 1 and a multiple of {self.group}")
+        if self.first > self.group:
+            raise HeaderError(f"header field first: {self.first} is more than the {self.group} frames of a cell")
+        if self.segment < self.first_frames or (self.segment - self.first_frames) % self.group:
+            wanted = f"{self.first_frames} and a multiple of {self.group}"
+            raise HeaderError(f"header field segment: {self.segment} is not {wanted}")
         if math.prod(self.segment_grid(0)) > MAX_CELLS:
             raise HeaderError(f"header field segment: {self.segment} frames have more than {MAX_CELLS} cells")
+
+    @property
+    def first_frames(self) -> int:
+        """Frames that the first cell of a segment spans."""
+        return self.first or 1
 
     @property
     def tick(self) -> Fraction:
@@ -312,7 +322,8 @@ class VideoHeader:
     def segment_grid(self, segment: int) -> tuple[int, int, int]:
         """Cells of a segment along time, height and width."""
         begin, end = self.segment_span(segment)
-        return 1 - (1 + begin - end) // self.group, -(-self.height // self.stride), -(-self.width // self.stride)
+        t = 1 - (self.first_frames + begin - end) // self.group
+        return t, -(-self.height // self.stride), -(-self.width // self.stride)
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from ...entropy.prior import Codes, Prior
 from ...entropy.static import StaticPrior
 from ...tokenizers.folders import find_model
 from ...tokenizers.tokens import Tokens
-from ..audio.encode import SEGMENT as FRAMES
+from ..audio.encode import segment_frames
 from ..image.segments import segment_cells
 from ..registry import prior_kinds
 from .model import Generator
@@ -60,7 +60,9 @@ def code_bits(generator: Generator, priors: dict[str, Prior], grids: Sequence[Co
     tokens = window_tokens(generator, grids)
     cells = tokens.codes[:, 0].numel()
     per_cell = generator.sequencer.n_streams()
-    edge = FRAMES if tokens.spec.modality == "audio" else segment_cells(tokens.spec.strides[0])
+    spec = tokens.spec
+    sound = spec.modality == "audio"
+    edge = segment_frames(spec.sample_rate or 0, spec.strides[0]) if sound else segment_cells(spec.strides[0])
 
     def row(name: str, levels: np.ndarray) -> BitsRow:
         total = float(levels.sum()) / cells

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ...tokenizers.video.tiling import FrameDecoder
+from ...tokenizers.video.base import ClipDecoder
 from ..audio.decode import Span, decode_blocks
 from ..container.read import TokFile
 from ..errors import FormatError, UsageError
@@ -87,8 +87,8 @@ def segment_frames_of(tok: TokFile, model: Model, levels: int | None = None) -> 
 
     def frames(segment: int) -> Iterator[Pixels]:
         codes = read_segment(tok, model, segment, levels)
-        decoder = FrameDecoder(video_tokenizer(model), header.height, header.width)
-        return iter(()) if codes is None else _decoded(codes, decoder)
+        decoder = video_tokenizer(model).decoder(header.height, header.width)
+        return iter(()) if codes is None else frames_of_codes(codes, decoder)
 
     return frames
 
@@ -116,9 +116,11 @@ def decode_frames(
             progress.update((i + 1 - first) / (last - first), frames=i + 1 - first)
 
 
-def _decoded(codes: Codes, decoder: FrameDecoder) -> Iterator[Pixels]:
+def frames_of_codes(codes: Codes, decoder: ClipDecoder) -> Iterator[Pixels]:
+    """Frames of the codes ``[k, t, h, w]`` of a clip, those that only fill its last cell among them."""
     for cell in codes.swapaxes(0, 1):
         yield from decoder.push(cell)
+    yield from decoder.finish()
 
 
 def write_frames(

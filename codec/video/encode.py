@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...tokenizers.image.layers import STRIDE
-from ...tokenizers.video.grid import GROUP
-from ...tokenizers.video.tiling import FrameEncoder
+from ...tokenizers.video.base import ClipEncoder
 from ..allocation import Levels, Numbers, fit
 from ..container.chunks import CodedSound
 from ..container.fields import VideoHeader
@@ -29,8 +27,8 @@ from ..errors import RateError
 from ..media.read_video import VideoReader
 from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
-from .refine import RefinedEncoder
-from .segments import segment_frames, segment_payload, video_tokenizer
+from .refine import RefinedEncoder, check_refinable
+from .segments import layout_of, segment_frames, segment_payload, video_tokenizer
 from .track import code_track, most_bytes, open_video
 
 if TYPE_CHECKING:
@@ -134,7 +132,7 @@ def analyse_frames(
     """
     tokenizer, searched = video_tokenizer(files.model), files.levels is None
     clock = ClockMaker(reader.time_base, reader.name)
-    encoder: FrameEncoder | RefinedEncoder | None = None
+    encoder: ClipEncoder | None = None
     made: list[tuple[Codes, Numbers]] = []  # of the segment's cells
 
     def close() -> None:
@@ -162,7 +160,7 @@ def analyse_frames(
             if n_steps:
                 encoder = RefinedEncoder(files.model, *size, files.levels, n_steps, refined)
             else:
-                encoder = FrameEncoder(tokenizer, *size, files.levels, searched)
+                encoder = tokenizer.encoder(*size, files.levels, searched)
         made.append(encoder.push(frame.pixels))
         if done % segment == 0:
             close()
@@ -179,10 +177,13 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
             MediaError.
     """
     rate = options.rate
-    n_levels = len(video_tokenizer(model).codebook_sizes)
+    tokenizer = video_tokenizer(model)
+    n_levels = len(tokenizer.codebook_sizes)
+    if options.n_steps:
+        check_refinable(tokenizer)
     levels = None if rate.searched else rate.fixed_levels(n_levels)
     with open_video(source, options) as reader, VideoFile(model, levels) as files:
-        segment = segment_frames(reader.rate, reader.height, reader.width)
+        segment = segment_frames(tokenizer, reader.rate, reader.height, reader.width)
         heard = reader.has_sound and options.sound is not None
         clock = analyse_frames(reader, files, segment, progress.part(0, ASIDE if heard else 1), options.n_steps)
         notes = list(reader.notes)
@@ -214,10 +215,9 @@ def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound
         layers=1,
         height=reader.height,
         width=reader.width,
-        stride=STRIDE,
         frames=clock.frames,
-        group=GROUP,
         segment=segment,
         sound=int(sound),
+        **layout_of(video_tokenizer(model)),
         **clock_fields(reader, clock),
     )

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...tokenizers.api import Tokenizer
 from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.tokens import Tokens
 from ...tokenizers.video.causal import PerFrame
@@ -41,6 +42,13 @@ LAST_RATE = 0.2  # of that, in the last step
 BETAS = (0.8, 0.95)
 HELD = 0.5  # how much of a latent is its codewords while it descends
 MOST_PIXELS = 1280 * 736  # of a frame: gradients take memory, see RefinedEncoder
+
+
+def check_refinable(tokenizer: Tokenizer) -> VideoGrid:
+    """Raises UsageError if a model has no latents that this could refine."""
+    if not isinstance(tokenizer, VideoGrid):
+        raise UsageError(f"effort is not an option of {tokenizer.name}")
+    return tokenizer
 
 
 class RefinedEncoder:
@@ -63,8 +71,7 @@ class RefinedEncoder:
     ) -> None:
         if height * width > MOST_PIXELS:
             raise UsageError(f"effort takes frames of at most {MOST_PIXELS} pixels, got {height} x {width}")
-        assert isinstance(model.tokenizer, VideoGrid)
-        self.model, self.tokenizer = model, model.tokenizer
+        self.model, self.tokenizer = model, check_refinable(model.tokenizer)
         self.levels, self.n_steps, self.progress = self.tokenizer.check_levels(levels), n_steps, progress
         self.frames: list[Tensor] = []
         self.none = np.zeros((self.levels, 0, -(-height // STRIDE), -(-width // STRIDE)), dtype=np.int64)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ...tokenizers.image.layers import STRIDE
-from ...tokenizers.video.grid import GROUP, VideoGrid
+from ...tokenizers.api import Tokenizer
+from ...tokenizers.video.base import VideoTokenizer
 from ..container.chunks import LAYR
 from ..container.fields import MAX_CELLS, MAX_FRAMES
 from ..container.read import TokFile
@@ -21,21 +21,31 @@ if TYPE_CHECKING:
 
 Codes = npt.NDArray[np.int64]
 SECONDS = Fraction(13, 10)  # about so long is a segment
-UNIT = 8 * GROUP  # frames by which segments are longer for higher rates
+UNIT = 32  # frames by which segments are longer for higher rates, in whole cells
 
 
-def video_tokenizer(model: Model) -> VideoGrid:
+def video_tokenizer(model: Model) -> VideoTokenizer:
     """Raises ChunkError if the model is for something else."""
-    if not isinstance(model.tokenizer, VideoGrid):
+    if not isinstance(model.tokenizer, VideoTokenizer):
         raise ChunkError(f"{model.tokenizer.name} is a model for {model.tokenizer.modality}, not for videos")
     return model.tokenizer
 
 
-def segment_frames(rate: Fraction | None, height: int, width: int) -> int:
-    """Frames of a segment: 33, more of videos with many frames a second, fewer of frames of very many pixels."""
-    units = 1 if rate is None else max(1, round(SECONDS * rate / UNIT))
-    room = MAX_CELLS // (-(-height // STRIDE) * -(-width // STRIDE)) - 1  # cells behind the first frame
-    return 1 + GROUP * min(units * UNIT // GROUP, (MAX_FRAMES - 1) // GROUP, max(0, room))
+def segment_frames(tokenizer: Tokenizer, rate: Fraction | None, height: int, width: int) -> int:
+    """Frames of a segment, some 33: more of videos with many frames a second, fewer of frames of very many pixels."""
+    group, stride, _ = tokenizer.strides
+    first = tokenizer.first or group
+    unit = max(1, UNIT // group)  # cells
+    units = 1 if rate is None else max(1, round(SECONDS * rate / (unit * group)))
+    room = MAX_CELLS // (-(-height // stride) * -(-width // stride)) - 1  # cells behind the first one
+    return first + group * min(units * unit, (MAX_FRAMES - first) // group, max(0, room))
+
+
+def layout_of(tokenizer: Tokenizer) -> dict[str, int]:
+    """The fields of a header that say how cells lie. first: 0 where it is one frame."""
+    group, stride, _ = tokenizer.strides
+    first = tokenizer.first or group
+    return {"group": group, "stride": stride, "first": 0 if first == 1 else first}
 
 
 def segment_payload(codes: Codes, model: Model) -> bytes:
@@ -46,7 +56,7 @@ def segment_payload(codes: Codes, model: Model) -> bytes:
 def read_segment(tok: TokFile, model: Model, segment: int, levels: int | None = None) -> Codes | None:
     """Codes ``[k, t, h, w]`` of a segment, at most ``levels``; None if it is lost, noted in ``tok.problems``."""
     header, tokenizer = tok.video, video_tokenizer(model)
-    if (header.stride, header.group) != (STRIDE, GROUP):
+    if any(getattr(header, name) != value for name, value in layout_of(tokenizer).items()):
         raise ChunkError(f"the header's stride or group is not that of {header.model}")
     if levels is not None and levels < 1:
         raise UsageError(f"levels must be at least 1, got {levels}")

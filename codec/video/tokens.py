@@ -5,16 +5,14 @@ A `.tok` file begins anew with every segment, so its codes are those of one clip
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.tokens import Tokens
-from ...tokenizers.video.grid import GROUP
-from ...tokenizers.video.tiling import FrameDecoder, FrameEncoder
 from ..container.fields import MAX_CELLS, MAX_FRAMES, VideoHeader
 from ..container.read import TokFile
 from ..container.write import write_video
@@ -24,7 +22,8 @@ from ..files import seekable
 from ..media.read_video import VideoReader
 from ..media.write_video import VideoWriter
 from .clock import ClockMaker, clock_of
-from .segments import read_segment, segment_payload, video_tokenizer
+from .decode import frames_of_codes
+from .segments import layout_of, read_segment, segment_payload, video_tokenizer
 
 if TYPE_CHECKING:
     from ..contract import Sink, Source
@@ -40,7 +39,7 @@ def media_codes(source: Source, model: Model, options: TokenizeOptions) -> Token
     tokenizer = video_tokenizer(model)
     with VideoReader(source.data, source.name, options.max_pixels, options.track) as reader:
         clock = ClockMaker(reader.time_base, source.name)
-        encoder = FrameEncoder(tokenizer, reader.height, reader.width, options.levels)
+        encoder = tokenizer.encoder(reader.height, reader.width, options.levels)
         cells = []
         for frame in reader:
             clock.add(frame)
@@ -83,7 +82,8 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
     """
     frames, height, width = tokens.spec.size
     codes = tokens.codes[0].numpy()
-    segment = 1 + GROUP * (codes.shape[1] - 1)
+    layout = layout_of(video_tokenizer(model))
+    segment = (layout["first"] or 1) + layout["group"] * (codes.shape[1] - 1)
     if segment > MAX_FRAMES or codes[0].size > MAX_CELLS:
         raise UsageError(f"{frames} frames are more than a .tok file holds as one clip: encode the video itself")
     if int(codes.min()) < 0:
@@ -97,15 +97,14 @@ def file_of_codes(tokens: Tokens, model: Model) -> bytes:
         layers=1,
         height=height,
         width=width,
-        stride=STRIDE,
         frames=frames,
-        group=GROUP,
         segment=segment,
         tick_seconds=tick.numerator,
         tick_parts=tick.denominator,
         start=0,
         duration=1,
         last=1,
+        **layout,
     )
     return write_video(header, [segment_payload(codes, model)])
 
@@ -114,14 +113,12 @@ def write_codes(tokens: Tokens, model: Model, sink: Sink) -> list[str]:
     """Tokens ``[1, k, t, h, w]`` to a media file, cell by cell. Returns what the file could not hold."""
     frames, height, width = tokens.spec.size
     rate = rate_of(tokens)
-    decoder = FrameDecoder(video_tokenizer(model), height, width)
+    decoder = video_tokenizer(model).decoder(height, width)
     with (
         seekable(sink.file) as file,
         VideoWriter(file, sink.suffix, sink.name, height, width, time_base=1 / rate, rate=rate) as writer,
     ):
-        done = 0
-        for cell in tokens.codes[0].numpy().swapaxes(0, 1):
-            for pixels in decoder.push(cell)[: frames - done]:
-                writer.write(pixels, done / rate, 1 / rate)
-                done += 1
+        made = frames_of_codes(tokens.codes[0].numpy(), decoder)
+        for done, pixels in enumerate(itertools.islice(made, frames)):
+            writer.write(pixels, done / rate, 1 / rate)
     return writer.notes

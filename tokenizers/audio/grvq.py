@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Output, Tokenizer, tables
+from ..api import Output, tables
 from ..inputs import check_samples, to_sounds
 from ..precision import whole_float32
 from ..quantize.base import ABSENT
@@ -33,6 +33,7 @@ from ..quantize.prepared import PreparedQuantizer
 from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens
+from .base import AudioTokenizer, Coded, Refiner
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
 
 RATE = 24000  # samples a second
@@ -128,17 +129,15 @@ def synthesis_net(config: AudioGRVQConfig) -> CausalSequential:
     )
 
 
-class AudioGRVQ(Tokenizer):
+class AudioGRVQ(AudioTokenizer):
     """See the module's text. Stereo is two signals to it: middle and side, a batch of two."""
 
     config_class = AudioGRVQConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 95
-    modality = "audio"
     strides = (FRAME,)
-    channels = ("mono", "mid-side", "separate")
     sample_rate = float(RATE)
-    varies = ("channels",)
+    streaming = True
 
     config: AudioGRVQConfig
 
@@ -260,10 +259,7 @@ class AudioGRVQ(Tokenizer):
             quantizer: the model's, prepared, for many short calls.
             seen: levels that will be left when the codes are cut off, about: those are the best then.
         """
-        total = len(self.codebook_sizes)
-        levels = total if levels is None else levels
-        if not 1 <= levels <= total:
-            raise ValueError(f"levels is 1 to {total}, got {levels}")
+        levels = self.check_levels(levels)
         count = self.config.groups
         cut = None if seen is None else -(-seen // count)
         return (quantizer or self.quantizer).encode(z, -(-levels // count), BEAMS, cut)[:, :levels]
@@ -304,6 +300,19 @@ class AudioGRVQ(Tokenizer):
         with whole_float32(self.device):
             return self.synthesise(self.quantizer.decode(codes))[:, :, :n]
 
+    def encoder(
+        self,
+        levels: int | None = None,
+        *,
+        errors: bool = False,
+        seen: int | None = None,
+        refiner: Refiner | None = None,
+    ) -> StreamingEncoder:
+        return StreamingEncoder(self, levels, errors=errors, seen=seen, refiner=refiner)
+
+    def decoder(self, block: int) -> StreamingDecoder:
+        return StreamingDecoder(self)
+
     def next_parts(self, z: Tensor, state: State) -> Tensor:
         """Synthesis net only, of the next part of a stream: ``z [B, D, t]`` to ``[B, WINDOW + 1, 2 t]``."""
         with whole_float32(self.device):
@@ -336,11 +345,6 @@ class AudioGRVQ(Tokenizer):
         return sum((F.pad(part, (0, 0, i, n - i)) for i, part in enumerate(parts)), start=torch.zeros(()))
 
 
-def channels_of(signals: int) -> str:
-    """What so many signals of a sound are, as :class:`~..tokens.TokenSpec` says it: two of them are middle and side."""
-    return {1: "mono", 2: "mid-side"}.get(signals, "separate")
-
-
 def is_short(x: Tensor, frames: int) -> bool:
     """Whether the next ``frames`` frames of ``x [B, ...]`` take less time step by step than by convolutions."""
     return x.device.type == "cpu" and len(x) * frames <= FEW
@@ -352,9 +356,18 @@ class StreamingEncoder:
     A code is there as soon as its 320 samples are.
     """
 
-    def __init__(self, model: AudioGRVQ, levels: int | None = None) -> None:
+    def __init__(
+        self,
+        model: AudioGRVQ,
+        levels: int | None = None,
+        *,
+        errors: bool = False,
+        seen: int | None = None,
+        refiner: Refiner | None = None,
+    ) -> None:
         model.require_float32()
         self.model, self.levels = model, levels
+        self.errors, self.seen, self.refiner = errors, seen, refiner
         self.quantizer = PreparedQuantizer(model.quantizer)
         self.state = State()
         self.rest: Tensor | None = None
@@ -390,6 +403,23 @@ class StreamingEncoder:
         rest, self.rest = self.rest, self.rest[:, :, :0]
         return self._latents(F.pad(rest, (0, -rest.shape[2] % FRAME)))
 
+    def code(self, x: Tensor) -> Coded:
+        """As :meth:`push`, of samples that are not looked at, with what :meth:`AudioGRVQ.encoder` was asked for."""
+        if self.refiner is not None:
+            self.refiner.push(x)
+        return self._coded(self.latents(x))
+
+    def code_rest(self) -> Coded:
+        """As :meth:`finish`, likewise."""
+        return self._coded(self.last_latents())
+
+    def _coded(self, z: Tensor) -> Coded:
+        if not z.shape[2]:
+            return Coded(self._codes(z), None)
+        z = z if self.refiner is None else self.refiner.refine(z)
+        codes = self.model.codes(z, self.levels, seen=self.seen)
+        return Coded(codes, self.model.errors(z, codes) if self.errors else None)
+
     def _latents(self, x: Tensor) -> Tensor:
         if not x.shape[2]:
             return x.new_zeros(len(x), self.model.config.dim, 0)
@@ -397,7 +427,7 @@ class StreamingEncoder:
 
     def _codes(self, z: Tensor) -> Tensor:
         if not z.shape[2]:
-            levels = len(self.model.codebook_sizes) if self.levels is None else self.levels
+            levels = self.model.check_levels(self.levels)
             return torch.zeros(len(z), levels, 0, dtype=torch.int64, device=z.device)
         return self.model.codes(z, self.levels, self.quantizer)
 

@@ -212,13 +212,6 @@ class ImageGrid(ImageTokenizer):
         self.check_synthesis(synthesis)
         return decode_tiled(self, tokens, channels, synthesis, progress=progress)
 
-    def check_levels(self, levels: int | None) -> int:
-        if levels is None:
-            return len(self.codebook_sizes)
-        if not 1 <= levels <= len(self.codebook_sizes):
-            raise ValueError(f"levels must be 1 to {len(self.codebook_sizes)}, got {levels}")
-        return levels
-
     def check_synthesis(self, synthesis: str | None) -> str:
         if synthesis is None:
             return self.config.synthesis[0]

@@ -41,7 +41,7 @@ from ..tokens import Tokens
 from .base import ImageTokenizer
 from .layers import STRIDE, channels_last
 from .photo_nets import ImagePhotoConfig, PhotoNets
-from .tiling import TILE_CELLS, Tile, tiles
+from .tiling import TILE_CELLS, Tile, analyse_tiles, paint_tiles, tiles
 
 DEFAULT_QUALITY = 50.0
 WINDOW = 64  # cells: codes are made in windows of 64 x 64 cells that know nothing of each other
@@ -252,19 +252,10 @@ class ImagePhoto(ImageTokenizer):
         """
         self.require_float32()
         height, width, _ = pixels.shape
-        h, w = -(-height // STRIDE), -(-width // STRIDE)
-        y: npt.NDArray[np.float32] = np.empty((self.config.latents, h, w), dtype=np.float32)
-        todo = list(tiles(h, w, self.analysis_halo, cells))
-        for i, tile in enumerate(todo):
-            t, le, b, r = tile.outer
-            x = pixels[t * STRIDE : b * STRIDE, le * STRIDE : r * STRIDE].to(self.device)
-            x = pad_to_cells(x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255)
-            rows, columns = tile.inner
-            part = self.latents(x)[0, :, rows, columns]
-            t, le, b, r = tile.core
-            y[:, t:b, le:r] = part.cpu().numpy()
-            if progress is not None:
-                progress((i + 1) / len(todo))
+        grid = -(-height // STRIDE), -(-width // STRIDE)
+        y: npt.NDArray[np.float32] = np.empty((self.config.latents, *grid), dtype=np.float32)
+        for (rows, columns), part in analyse_tiles(self, pixels, cells, progress):
+            y[:, rows, columns] = part[0].cpu().numpy()
         return y
 
     @torch.no_grad()
@@ -281,22 +272,12 @@ class ImagePhoto(ImageTokenizer):
 
         Args: channels: 3, or 1 for the mean of the three.
         """
-        height, width = size
-        out = torch.empty(height, width, channels, dtype=torch.uint8)
-        todo = list(tiles(latents.shape[1], latents.shape[2], self.synthesis_halo, cells))
-        for i, tile in enumerate(todo):
-            t, le, b, r = tile.outer
-            part = torch.from_numpy(np.ascontiguousarray(latents[:, t:b, le:r])).to(self.device)
-            rows, columns = (slice(s.start * STRIDE, s.stop * STRIDE) for s in tile.inner)
-            x_hat = self.pixels(part[None], steps)[0, :, rows, columns]
-            if channels == 1:
-                x_hat = x_hat.mean(0, keepdim=True)
-            t, le, b, r = (STRIDE * edge for edge in tile.core)
-            target = out[t:b, le:r]
-            target.copy_((x_hat * 255).round().byte().permute(1, 2, 0)[: target.shape[0], : target.shape[1]])
-            if progress is not None:
-                progress((i + 1) / len(todo))
-        return out
+
+        def paint(box: tuple[slice, slice]) -> Tensor:
+            part = torch.from_numpy(np.ascontiguousarray(latents[(slice(None), *box)])).to(self.device)
+            return self.pixels(part[None], steps)[0]
+
+        return paint_tiles(size, channels, self.synthesis_halo, paint, cells=cells, progress=progress)
 
 
 def rate_weight(quality: Tensor, points: Sequence[float]) -> Tensor:

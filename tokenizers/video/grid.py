@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Output, Tokenizer, tables
+from ..api import Output, tables
 from ..image.grid import ImageGrid
 from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
 from ..inputs import check_pixels, to_clips
@@ -43,7 +43,9 @@ from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens
+from .base import VideoTokenizer
 from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
+from .tiling import FrameDecoder, FrameEncoder
 
 GROUP = 4  # frames of a cell; the first cell of a clip has one
 FIRST = 1
@@ -139,17 +141,15 @@ def synthesis_net(config: VideoGridConfig) -> CausalNet:
     )
 
 
-class VideoGrid(Tokenizer):
+class VideoGrid(VideoTokenizer):
     """Causal tokenizer of clips whose rate is a number of residual SimVQ levels; see the module's text."""
 
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
     int8_largest = 11
     int8_codebooks = 11
-    modality = "video"
     strides = (GROUP, STRIDE, STRIDE)
     first = FIRST
-    varies = ("sample_rate",)
 
     config: VideoGridConfig
     hold: Tensor
@@ -257,6 +257,20 @@ class VideoGrid(Tokenizer):
         frames, height, width = (None, None, None) if size is None else size
         return StreamingVideoDecoder(self, height, width).push(codes)[:, :, :frames]
 
+    def encoder(self, height: int, width: int, levels: int | None = None, errors: bool = False) -> FrameEncoder:
+        return FrameEncoder(self, height, width, levels, errors)
+
+    def decoder(self, height: int, width: int) -> FrameDecoder:
+        return FrameDecoder(self, height, width)
+
+    def stream_encoder(self, levels: int | None = None) -> StreamingVideoEncoder:
+        """A stream of frames of any numbers to codes."""
+        return StreamingVideoEncoder(self, levels)
+
+    def stream_decoder(self) -> StreamingVideoDecoder:
+        """A stream of codes to frames of whole cells."""
+        return StreamingVideoDecoder(self)
+
     def latents(self, x: Tensor, state: State | None = None) -> Tensor:
         """Analysis only: ``x [B, 3, T, 16h, 16w]`` in [0, 1] to ``z_e [B, D, t, h, w]``.
 
@@ -281,13 +295,6 @@ class VideoGrid(Tokenizer):
         with whole_float32(self.device):
             x_hat = self.synthesis(z_q.permute(0, 2, 3, 4, 1).contiguous(), state)
         return (x_hat.permute(0, 4, 1, 2, 3) + 1) / 2
-
-    def check_levels(self, levels: int | None) -> int:
-        if levels is None:
-            return len(self.codebook_sizes)
-        if not 1 <= levels <= len(self.codebook_sizes):
-            raise ValueError(f"levels must be 1 to {len(self.codebook_sizes)}, got {levels}")
-        return levels
 
     # ---------------------------------------------------------------- start
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,42 @@ from torch import Tensor
 
 from ..image.layers import STRIDE
 from ..image.tiling import Tile
-from .grid import FIRST, GROUP, StreamingVideoDecoder, StreamingVideoEncoder, VideoGrid
+from .base import CodedCells, Pixels
 
 TILE_CELLS = 128  # a frame of 1920 x 1080 is one tile, of 3840 x 2160 four
 
-Pixels = npt.NDArray[np.uint8]
+
+class Encoding(Protocol):
+    """A stream of frames ``[1, 3, n, H, W]`` to the latents of cells, and those to codes."""
+
+    def latents(self, x: Tensor) -> Tensor: ...
+    def last_latents(self) -> Tensor: ...
+    def quantize(self, z_e: Tensor) -> Tensor: ...
+
+
+class Decoding(Protocol):
+    """A stream of codes ``[1, k, m, h, w]`` to the frames of their cells."""
+
+    def push(self, codes: Tensor) -> Tensor: ...
+
+
+class Streamed(Protocol):
+    """A tokenizer of videos whose nets see so far only."""
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def first(self) -> int | None: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def analysis_halo(self) -> int: ...
+    @property
+    def synthesis_halo(self) -> int: ...
+    def check_levels(self, levels: int | None) -> int: ...
+    def errors(self, z_e: Tensor, codes: Tensor) -> Tensor: ...
+    def stream_encoder(self, levels: int | None = None) -> Encoding: ...
+    def stream_decoder(self) -> Decoding: ...
 
 
 def even_tiles(h: int, w: int, halo: int, cells: int = TILE_CELLS) -> Iterator[Tile]:
@@ -38,7 +70,7 @@ class FrameEncoder:
 
     def __init__(
         self,
-        model: VideoGrid,
+        model: Streamed,
         height: int,
         width: int,
         levels: int | None = None,
@@ -48,21 +80,21 @@ class FrameEncoder:
         self.model, self.levels, self.with_errors = model, model.check_levels(levels), errors
         self.grid = -(-height // STRIDE), -(-width // STRIDE)
         self.tiles = list(even_tiles(*self.grid, model.analysis_halo, cells))
-        self.streams = [StreamingVideoEncoder(model, levels) for _ in self.tiles]
+        self.streams = [model.stream_encoder(levels) for _ in self.tiles]
         self.waiting: list[Tensor] = []  # frames [H, W, 3] of a group that is not complete
-        self.wanted = FIRST
+        self.wanted = model.first or model.strides[0]
 
-    def push(self, pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def push(self, pixels: Pixels) -> CodedCells:
         """The next frame ``[H, W, 3]`` to codes ``[levels, m, h, w]``, m is 0 or 1, and the squared error of their
         latents after 1, 2, ... levels, ``[levels]``, which is 0 if it is not wanted."""
         self.waiting.append(torch.from_numpy(pixels))
         if len(self.waiting) < self.wanted:
             return np.zeros((self.levels, 0, *self.grid), dtype=np.int64), np.zeros(self.levels)
         x = torch.stack(self.waiting).permute(3, 0, 1, 2)[None]  # [1, 3, n, H, W]
-        self.waiting, self.wanted = [], GROUP
+        self.waiting, self.wanted = [], self.model.strides[0]
         return self._cell(x, last=False)
 
-    def finish(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def finish(self) -> CodedCells:
         """As :meth:`push`, of what is left: the last frame is repeated to the end of its group."""
         if not self.waiting:
             return np.zeros((self.levels, 0, *self.grid), dtype=np.int64), np.zeros(self.levels)
@@ -71,7 +103,7 @@ class FrameEncoder:
         return self._cell(x, last=True)
 
     @torch.no_grad()
-    def _cell(self, x: Tensor, last: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def _cell(self, x: Tensor, last: bool) -> CodedCells:
         codes = np.empty((self.levels, 1, *self.grid), dtype=np.int64)
         errors = np.zeros(self.levels)
         for tile, stream in zip(self.tiles, self.streams, strict=True):
@@ -96,17 +128,17 @@ class FrameDecoder:
              remember of all tiles.
     """
 
-    def __init__(self, model: VideoGrid, height: int, width: int, cells: int = TILE_CELLS) -> None:
+    def __init__(self, model: Streamed, height: int, width: int, cells: int = TILE_CELLS) -> None:
         self.model, self.size = model, (height, width)
         self.tiles = list(even_tiles(-(-height // STRIDE), -(-width // STRIDE), model.synthesis_halo, cells))
-        self.streams = [StreamingVideoDecoder(model) for _ in self.tiles]
-        self.frames = FIRST
+        self.streams = [model.stream_decoder() for _ in self.tiles]
+        self.frames = model.first or model.strides[0]
 
     @torch.no_grad()
     def push(self, codes: npt.NDArray[np.int64]) -> Pixels:
         """The next cell ``[k, h, w]`` to the frames of its group ``[n, H, W, 3]``, n is 1 or 4."""
         out = np.empty((self.frames, *self.size, 3), dtype=np.uint8)
-        self.frames = GROUP
+        self.frames = self.model.strides[0]
         for tile, stream in zip(self.tiles, self.streams, strict=True):
             t, le, b, r = tile.outer
             part = torch.from_numpy(np.ascontiguousarray(codes[:, t:b, le:r]))
@@ -117,3 +149,7 @@ class FrameDecoder:
             frames = (x_hat[0, :, :, rows, columns] * 255).round().byte().permute(1, 2, 3, 0)  # [n, h, w, 3]
             target[:] = frames[:, : target.shape[1], : target.shape[2]].cpu().numpy()
         return out
+
+    def finish(self) -> Pixels:
+        """No frames: all came with their cells."""
+        return np.zeros((0, *self.size, 3), dtype=np.uint8)

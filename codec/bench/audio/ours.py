@@ -9,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ....tokenizers.audio.base import AudioTokenizer
 from ....tokenizers.audio.grvq import AudioGRVQ, StreamingDecoder, StreamingEncoder
 from ....tokenizers.tokens import Tokens
+from ...audio.decode import audio_tokenizer
 from ...container.read import read_tok
 from ...decode import file_tokens
+from ...media.audio import resample
 from ...metrics.spectrogram import Mono
 from ...models import load_model
 from ...settings import Setting
@@ -29,10 +32,8 @@ class SoundCoder(Ours):
     smallest = Setting("levels", 1)
 
     @property
-    def tokenizer(self) -> AudioGRVQ:
-        tokenizer = load_model(self.model, self.device).tokenizer
-        assert isinstance(tokenizer, AudioGRVQ)
-        return tokenizer
+    def tokenizer(self) -> AudioTokenizer:
+        return audio_tokenizer(load_model(self.model, self.device))
 
     def decode(self, coded: Coded, variant: str = "") -> Mono:
         """Samples ``[n]`` at 24 kHz."""
@@ -74,14 +75,16 @@ def count_codes(data: bytes, coder: SoundCoder) -> Codes:
 def run_nets(x: Mono, coder: SoundCoder, levels: int) -> tuple[Timed[Tokens], Timed[Tensor]]:
     """The nets and the quantizer alone, without entropy coding and files: encoding and decoding."""
     tokenizer = coder.tokenizer
-    signal = torch.from_numpy(x)[None, None].to(coder.device)
+    signal = torch.from_numpy(resample(x[None], SAMPLE_RATE, tokenizer.hertz))[None].to(coder.device)
     encoded = timed(tokenizer.encode, signal, levels)
     return encoded, timed(lambda: tokenizer.decode(encoded.result).cpu())
 
 
 def run_stream(x: Mono, coder: SoundCoder, levels: int) -> tuple[Timed[list[Tensor]], Timed[Mono]]:
-    """The nets in chunks of :data:`CHUNK` samples, as they come from a microphone: codes, then samples ``[320 t]``."""
+    """The nets of a model that streams in chunks of :data:`CHUNK` samples, as they come from a microphone: codes, then
+    samples ``[320 t]``."""
     tokenizer = coder.tokenizer
+    assert isinstance(tokenizer, AudioGRVQ)
     signal = torch.from_numpy(x)[None, None].to(coder.device)
 
     def encode() -> list[Tensor]:

@@ -33,6 +33,7 @@ from ...models import pick_device
 from ...registry import MODALITIES
 from ..clips import read_photo
 from ..inputs import input_files, load_priors, priors_origin
+from ..options import ConcealOptions
 from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
 
 SYNTHESIS = "faithful"
@@ -160,36 +161,24 @@ def to_pixels(tokenizer: ImageGrid, codes: Codes, spec: TokenSpec) -> np.ndarray
     return decode_tiled(tokenizer, Tokens(torch.from_numpy(codes[None]), spec), 3, SYNTHESIS).numpy()
 
 
-def bench_conceal(
-    pictures: Sequence[Path],
-    share: float = 0.2,
-    model: str | None = None,
-    device: str = "auto",
-    *,
-    seed: int = 0,
-    out: Path | None = None,
-    save: Path | None = None,
-) -> dict[str, Any]:
+def bench_conceal(options: ConcealOptions) -> dict[str, Any]:
     """Lose codes of pictures, fill them in every way, and measure what that costs; print a table and write JSON.
 
-    Args:    pictures: files, or folders of them.  share: of what is lost, above 0 and below 1.  model: as everywhere.
-             device: "auto", "cpu" or "cuda".  seed: of the losses; a picture's are those of its place in the list.
-             out: JSON file, replaced if it is there.
-             save: folder for PNG files of the first picture with lost cells: each filler's, and the intact codes'.
+    A picture's losses are those of its place in the list. PNG files are each filler's, and the intact codes'.
+
     Returns: what the JSON file holds.
     Raises:  a TokodecError.
     """
-    device = pick_device(device)
+    share, seed, save = options.share, options.seed, options.save
+    device = pick_device(options.device)
     if not 0 < share < 1:
         raise UsageError(f"the share of lost codes must be above 0 and below 1, got {share:g}")
-    if seed < 0:
-        raise UsageError(f"the seed must not be negative, got {seed}")
-    paths = input_files(pictures, IMAGE_SUFFIXES_IN, "pictures")
+    paths = input_files(options.pictures, IMAGE_SUFFIXES_IN, "pictures")
     if save is not None:
         make_folder(save)
     console = plain_console()
-    with json_file(out) as write, torch.no_grad():
-        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
+    with json_file(options.out) as write, torch.no_grad():
+        folder, static, context = load_priors(options.model or MODALITIES["image"].token_model, device)
         tokenizer = load_tokenizer(folder, device)
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")

@@ -33,6 +33,7 @@ from ...models import Model, pick_device
 from ...provenance import origin
 from ...registry import default_generator
 from ..inputs import input_files, read_tokens
+from ..options import GeneratorOptions
 from ..report import json_file, plain_console, print_table, said, table_of
 from ..run import torch_threads
 
@@ -111,34 +112,18 @@ def read_codes(path: Path, loaded: Model, tokenizer: str, device: str) -> list[C
     return list(tokens.codes.cpu().numpy())
 
 
-def bench_generator(
-    inputs: Sequence[Path],
-    model: str | None = None,
-    tokenizer: str | None = None,
-    device: str = "auto",
-    *,
-    samples: int = 4,
-    full: bool = False,
-    seed: int = 0,
-    limit: int | None = None,
-    threads: int | None = None,
-    out: Path | None = None,
-) -> dict[str, Any]:
+def bench_generator(options: GeneratorOptions) -> dict[str, Any]:
     """Bits under the generator and under the priors, and sampling speed; print tables and write JSON.
 
-    Args:    inputs: media, `.tok` or token files, or folders.  limit: only so many.  samples: drawn at a time.
-             full: time all passes without the cache, which takes a while on a CPU.  out: JSON file, replaced.
     Returns: what the JSON file holds.
     Raises:  a TokodecError.
     """
-    device = pick_device(device)
-    if samples < 1:
-        raise UsageError("samples are at least 1")
+    device, tokenizer = pick_device(options.device), options.tokenizer
     suffixes = (*IMAGE_SUFFIXES_IN, *AUDIO_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES)
-    paths = input_files(inputs, suffixes, "media or tokens")[:limit]
+    paths = input_files(options.inputs, suffixes, "media or tokens")[: options.limit]
     console = plain_console()
-    with torch_threads(threads), json_file(out) as write, torch.no_grad():
-        generator, loaded = load_pair(model or default_generator("image"), tokenizer, device)
+    with torch_threads(options.threads), json_file(options.out) as write, torch.no_grad():
+        generator, loaded = load_pair(options.model or default_generator("image"), tokenizer, device)
         home = tokenizer or generator.config.window.model
         grids, names, short = [], [], 0
         for path in paths:
@@ -150,7 +135,7 @@ def bench_generator(
             raise UsageError(f"no input holds a whole window of {' x '.join(map(str, generator.window))} cells")
         priors = priors_of(home, device)
         rows = code_bits(generator, priors, grids)
-        speed = sampling_speed(generator, samples, full, seed)
+        speed = sampling_speed(generator, options.samples, options.full, options.seed)
         windows = sum(math.prod(c.shape[1:]) for c in grids) // math.prod(generator.window)
         report: dict[str, Any] = {
             "generator": generator.name,
@@ -162,7 +147,7 @@ def bench_generator(
             "inputs": names,
             "windows": windows,
             "too_small": short,
-            "seed": seed,
+            "seed": options.seed,
             "bits": [asdict(row) for row in rows],
             "speed": speed.as_json(),
         }

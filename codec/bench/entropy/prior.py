@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from ...media.read_image import IMAGE_SUFFIXES_IN
 from ...models import pick_device
 from ...registry import MODALITIES
 from ..inputs import input_files, load_priors, priors_origin, read_inputs
+from ..options import PriorOptions
 from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..run import torch_threads
 from ..timing import LEAST_RUNS, SEED, WARM_UP, quartiles
@@ -202,34 +202,22 @@ def gives_codes(prior: Prior, columns: Columns, found: Input) -> bool:
         return False
 
 
-def bench_prior(
-    inputs: Sequence[Path],
-    model: str | None = None,
-    device: str = "auto",
-    *,
-    threads: int | None = None,
-    seconds: float = 0.5,
-    large: bool = False,
-    out: Path | None = None,
-) -> dict[str, Any]:
+def bench_prior(options: PriorOptions) -> dict[str, Any]:
     """Compare the two priors of a model on the codes of some inputs; print tables and write JSON.
 
-    Args:    inputs: pictures, `.tok` files, files of tokens, or folders of them.  model: as everywhere.
-             device: "auto", "cpu" or "cuda", of the context prior and of the analysis of pictures.
-             threads: of PyTorch on the CPU.  seconds: how long each prior is timed on the inputs of each size, and each
-             coder with each large codebook.  large: also time large codebooks.
-             out: JSON file, replaced if it is there.
+    The device is that of the context prior and of the analysis of pictures.
+
     Returns: what the JSON file holds.
     Raises:  a TokodecError: an input that cannot be read, is damaged or belongs to another model.
     """
-    device = pick_device(device)
+    device, seconds = pick_device(options.device), options.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
-    paths = input_files(inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
+    paths = input_files(options.inputs, (*IMAGE_SUFFIXES_IN, ".tok", *TOKEN_SUFFIXES), "pictures, .tok files or tokens")
     console = plain_console()
-    with torch_threads(threads), json_file(out) as write, torch.no_grad():
-        folder, static, context = load_priors(model or MODALITIES["image"].token_model, device)
-        found = read_inputs(paths, model, device, folder, static)
+    with torch_threads(options.threads), json_file(options.out) as write, torch.no_grad():
+        folder, static, context = load_priors(options.model or MODALITIES["image"].token_model, device)
+        found = read_inputs(paths, options.model, device, folder, static)
         report: dict[str, Any] = {
             **priors_origin(folder, static, context, device),
             "seconds": seconds,
@@ -262,7 +250,7 @@ def bench_prior(
             "speed": [asdict(row) for row in speeds],
             "cuda_and_cpu": None if both is None else asdict(both),
         }
-        if large:
+        if options.large:
             rows = [time_large(name, n, seconds, device) for n in LARGE for name in LARGE_CODERS]
             print_large(rows, console)
             report["large"] = [asdict(row) for row in rows]

@@ -34,6 +34,7 @@ from ...errors import MediaError, UsageError
 from ...models import load_model, pick_device
 from ...provenance import origin
 from ..clips import files_in, read_photo
+from ..options import NearestOptions
 from ..report import json_file, plain_console, print_table, said, table_of, where
 from ..timing import (
     OURS,
@@ -351,42 +352,28 @@ def read_clock() -> tuple[float, str]:
 # ------------------------------------------------------------------------------------------------------- the whole
 
 
-def bench_nearest(
-    device: str = "auto",
-    *,
-    shapes: str | None = None,
-    seconds: float = 1.0,
-    seed: int = 0,
-    latents: Path | None = None,
-    out: Path | None = None,
-    compile_too: bool | None = None,
-    step: bool = False,
-) -> dict[str, Any]:
+def bench_nearest(options: NearestOptions) -> dict[str, Any]:
     """Time and check the search beside its peers; print a table a shape and write JSON.
 
-    Args:    device: "auto", "cpu", "cuda" or "cuda:N".  shapes: "MxNxD,...", a set for the device if None.
-             seconds: how long each peer is timed on each shape.  seed: of the random inputs.
-             latents: safetensors file with ``z`` and ``codebook``, one more shape; or a folder of pictures, as many
-             shapes as ``image-grid`` has levels.
-             out: JSON file, replaced if it is there.
-             compile_too: whether torch.compile is a peer; on CUDA only if None.
-             step: also whole steps of training and inference; see step.py.
+    A folder of pictures is as many shapes as ``image-grid`` has levels.
+
     Returns: what the JSON file holds.
     Raises:  a TokodecError: a device that is not there, a bad shape, an unreadable file. A peer that is absent or fails
              is a line of the table and no error.
     """
-    chosen = pick_device(device)
+    seconds, seed, latents = options.seconds, options.seed, options.latents
+    chosen = pick_device(options.device)
     device = chosen.partition(":")[0]
     if not (math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"seconds must be above 0, got {seconds}")
     todo: list[tuple[Shape, tuple[Tensor, Tensor] | None]] = [
-        (shape, None) for shape in parse_shapes(SHAPES[device] if shapes is None else shapes)
+        (shape, None) for shape in parse_shapes(options.shapes or SHAPES[device])
     ]
     if latents is not None:
         for real in image_latents(latents) if latents.is_dir() else [read_latents(latents)]:
             todo.append((Shape(len(real[0]), *real[1].shape), real))
     console = plain_console()
-    with json_file(out) as write, torch.no_grad(), without_tf32(), current(chosen):
+    with json_file(options.out) as write, torch.no_grad(), without_tf32(), current(chosen):
         limits = find_limits() if device == "cuda" else None
         place = origin(device)
         report: dict[str, Any] = {
@@ -404,10 +391,10 @@ def bench_nearest(
             said(console, line)
         known: set[str] = set()
         for shape, data in todo:
-            measured = bench_case(make_case(shape, seed, device, data), limits, seconds, device, compile_too)
+            measured = bench_case(make_case(shape, seed, device, data), limits, seconds, device, options.compile)
             print_case(measured, console, known)
             report["cases"].append(measured.as_json())
-        if step:
+        if options.step:
             from . import step as nearest_step
 
             report["step"] = nearest_step.report_steps(nearest_step.SIZES[device], seconds, seed, device, console)

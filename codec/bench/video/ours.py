@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ....tokenizers.video.grid import StreamingVideoEncoder
-from ....tokenizers.video.tiling import FrameDecoder
+from ....tokenizers.video.grid import VideoGrid
 from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
 from ...container.read import TokFile, read_tok
@@ -22,6 +21,7 @@ from ...media.read_video import Pixels
 from ...models import Model, load_model, pick_device
 from ...registry import FITTED
 from ...settings import Setting
+from ...video.decode import frames_of_codes
 from ...video.segments import Codes, read_segment, segment_payload, video_tokenizer
 from ..clips import Photo, Video
 from ..contender import Codec, Coded, Spec, middle
@@ -164,13 +164,14 @@ def same_payloads(tok: TokFile, codes: Sequence[Codes], model: Model) -> bool:
 
 def paint(codes: Codes, model: Model, height: int, width: int) -> Pixels:
     """Frames ``[n, H, W, 3]`` of a segment's codes ``[k, t, h, w]``, with those that fill its last group."""
-    decoder = FrameDecoder(video_tokenizer(model), height, width)
-    return np.concatenate([decoder.push(cell) for cell in codes.swapaxes(0, 1)])
+    return np.stack(list(frames_of_codes(codes, video_tokenizer(model).decoder(height, width))))
 
 
 def stream_codes(frames: Sequence[Pixels], model: Model, levels: int) -> Codes:
     """Codes ``[levels, t, h, w]`` of frames that come :data:`PART` at a time."""
-    stream = StreamingVideoEncoder(video_tokenizer(model), levels)
+    if not isinstance(model.tokenizer, VideoGrid):
+        raise UsageError(f"{model.tokenizer.name} does not take a video in parts")
+    stream = model.tokenizer.stream_encoder(levels)
     codes = []
     for begin in range(0, len(frames), PART):
         x = torch.from_numpy(np.stack(frames[begin : begin + PART]))  # [n, H, W, 3]
