@@ -30,7 +30,7 @@ from ..container.chunks import EXCT
 from ..container.fields import ImageHeader
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
-from ..errors import ChunkError, RateError, UsageError
+from ..errors import ChunkError, UsageError, too_small
 from ..media.picture import Picture
 from ..models import Model
 from ..options import DecodeOptions, EncodeOptions
@@ -209,10 +209,7 @@ class PhotoFile:
         low, high = 0, BEST
         least = len(self.at(low))
         if least > most:
-            pixels = self.size[0] * self.size[1]
-            raise RateError(
-                f"the smallest file takes {least} bytes ({8 * least / pixels:.4f} bpp), more than the {most} asked for"
-            )
+            raise too_small(least, most, pixels=math.prod(self.size))
         if len(self.at(high)) <= most:
             return high
         for _ in range(TRIES):
