@@ -650,7 +650,11 @@ def test_describe_counts_every_byte_once(golden: Path) -> None:
     found = describe(data, "x.tok")
     extras = found["icc_bytes"] + found["exif_bytes"] + found["alpha_bytes"]
     assert min(found["icc_bytes"], found["exif_bytes"], found["alpha_bytes"]) > 0
-    assert found["overhead_bytes"] + sum(found["layer_bytes"]) + extras + 3 * FRAME == len(data)
+    assert found["overhead_bytes"] + sum(found["layer_bytes"]) + extras == len(data)
+    plain, packet = write_tok(HEADER, layers_of(HEADER)), b"<x:xmpmeta/>"
+    told = describe(write_tok(HEADER, layers_of(HEADER), xmp=packet), "x.tok")
+    assert told["xmp_bytes"] == len(compress_metadata(packet))
+    assert told["overhead_bytes"] == describe(plain, "x.tok")["overhead_bytes"] + FRAME
 
 
 def test_describe_tells_damage_and_names_the_file(golden: Path) -> None:
