@@ -29,6 +29,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     """
     try:
         tok = read_tok(data)
+        sizes = _payload_sizes(tok)
     except FormatError as error:
         raise type(error)(f"{name}: {error}") from error
     header = tok.header
@@ -40,7 +41,6 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
                 found[f.name] = value / 100
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
-    sizes = _payload_sizes(tok)
     layers = [sizes[LAYR, k] for k in range(header.layers)]
     parts = {f"{name}_bytes": sizes[kind, 0] for name, kind in PARTS.items()}
     video = {f"{name}_bytes": sizes[kind, 0] for name, kind in VIDEO_PARTS.items()}

@@ -443,6 +443,8 @@ def test_an_index_that_lies_is_not_believed() -> None:
         (ICCP, 0, 0, 1 << 40),  # beyond the file
         (ICCP, 0, 0, len(data) - 30),  # behind the index
         entries[1],  # twice
+        (ICCP, 0, 0, entries[1][3]),  # a chunk that is another one as well
+        (ICCP, 0, 0, entries[1][3] + 2),  # or shares bytes with it: to check all of them would take very long
         (ICCP, 0, 1, 100),
         (ALPH, 0, 0, 100),  # the header says that there is none
     ):
