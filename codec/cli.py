@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
@@ -78,6 +78,16 @@ def common(
     pass
 
 
+def read_from(src: str) -> str | BinaryIO:
+    """An input: standard input for "-"."""
+    return sys.stdin.buffer if src == STREAM else src
+
+
+def write_to(dst: str) -> str | BinaryIO:
+    """An output: standard output for "-"."""
+    return sys.stdout.buffer if dst == STREAM else dst
+
+
 @app.command()
 @with_flags
 def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
@@ -90,13 +100,7 @@ def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
 
     def one(src: str, dst: str) -> int:
         with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
-            done = encode_file(
-                sys.stdin.buffer if src == STREAM else src,
-                sys.stdout.buffer if dst == STREAM else dst,
-                force=flags.force,
-                progress=progress,
-                **flags.short,
-            )
+            done = encode_file(read_from(src), write_to(dst), force=flags.force, progress=progress, **flags.short)
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         if not flags.quiet:
@@ -125,11 +129,9 @@ def decode(
     it goes."""
     from .decode import decode_file
 
-    given = None if format is None else "." + format.lstrip(".")
-
     def suffix(src: str) -> str:
-        if given is not None:
-            return given
+        if format is not None:
+            return "." + format.lstrip(".")
         try:
             with Path(src).open("rb") as file:
                 modality = modality_of(file.read(PEEK))
@@ -142,12 +144,7 @@ def decode(
     def one(src: str, dst: str) -> int:
         with progress_bar(src, flags.quiet or len(pairs) > 1) as progress:
             done = decode_file(
-                sys.stdin.buffer if src == STREAM else src,
-                sys.stdout.buffer if dst == STREAM else dst,
-                format=given if dst == STREAM or not Path(dst).suffix else None,
-                force=flags.force,
-                progress=progress,
-                **flags.short,
+                read_from(src), write_to(dst), format=format, force=flags.force, progress=progress, **flags.short
             )
         for problem in done.problems:
             say(f"codec: {src}: {problem}")
@@ -173,7 +170,7 @@ def info(
     def one(src: str, _: str) -> int:
         from .files import read_bytes
 
-        found = describe(read_bytes(sys.stdin.buffer if src == STREAM else src, SIGNATURE), src)
+        found = describe(read_bytes(read_from(src), SIGNATURE), src)
         if as_json:
             print(json.dumps(found))
         else:
@@ -216,7 +213,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
 def tokenize(
     inputs: Inputs,
     out: Output = None,
-    format: Annotated[str, typer.Option(help="npz or safetensors, where -o does not say it")] = "npz",
+    format: Annotated[
+        str | None, typer.Option(help="npz (the default) or safetensors, where -o does not say it")
+    ] = None,
     *,
     corpus: CorpusFlags,
     flags: TokenizeFlags,
@@ -226,9 +225,10 @@ def tokenize(
     take token files as well."""
     from ..tokenizers.sequence import ROWS
     from .contract import Tokenized
-    from .corpus.megatron import CORPUS_SUFFIXES, megatron_writer, sequencer_maker
+    from .corpus.megatron import CORPUS_SUFFIXES, megatron_paths, megatron_writer, sequencer_maker
     from .corpus.token_files import TOKEN_SUFFIXES
     from .corpus.webdataset import webdataset_writer
+    from .files import refuse_overwriting
     from .media.kind import SUFFIXES_IN
     from .models import load_model, pick_device
     from .tokens import tokenize_file
@@ -240,7 +240,8 @@ def tokenize(
         raise UsageError(f"{option} is for a .bin corpus: name one with -o")
 
     def read(src: str, dst: str | None) -> Tokenized:
-        done = tokenize_file(src, dst, force=flags.force, **flags.short)
+        out = None if dst is None else write_to(dst)
+        done = tokenize_file(read_from(src), out, format=format, force=flags.force, **flags.short)
         for note in done.problems + done.notes:
             say(f"codec: {src}: {note}")
         return done
@@ -252,9 +253,13 @@ def tokenize(
         return EXIT_DAMAGED if done.problems else 0
 
     if out is None or suffix not in CORPUS_SUFFIXES:
-        each(plan(inputs, out, "." + format.lstrip("."), wanted, flags.recursive), one, flags.quiet)
+        each(plan(inputs, out, f".{(format or 'npz').lstrip('.')}", wanted, flags.recursive), one, flags.quiet)
         return
+    if format is not None:
+        raise UsageError("--format is for token files, and -o names a corpus")
     sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive)
+    for path in [out] if suffix == ".tar" else megatron_paths(out):
+        refuse_overwriting(sources, path)
     if suffix == ".tar":
         named = keys_of(sources, out)
         writer: Any = webdataset_writer(out, flags.force)
@@ -264,7 +269,7 @@ def tokenize(
             raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
         if corpus.digits and model is not None:
             _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
-        named = [(Path(src).name, src) for src in sources]
+        named = [("stdin" if src == STREAM else Path(src).name, src) for src in sources]
         maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)
         writer = megatron_writer(out, maker, flags.force)
     write_corpus(writer, named, out, lambda src: read(src, None), flags.quiet)
@@ -274,7 +279,7 @@ def keys_of(sources: list[str], out: str) -> list[tuple[str, str]]:
     """Sources with their keys in a WebDataset: names without suffix and dots. Raises UsageError if two are the same."""
     keys: dict[str, str] = {}
     for src in sources:
-        key = Path(src).stem.replace(".", "_")
+        key = "stdin" if src == STREAM else Path(src).stem.replace(".", "_")
         if key in keys:
             raise UsageError(f"{keys[key]} and {src} would both be {key!r} in {out}")
         keys[key] = src
@@ -326,7 +331,8 @@ def detokenize(
         return MODALITIES[token_modality(src)].suffix if format is None else "." + format.lstrip(".")
 
     def one(src: str, dst: str) -> int:
-        for note in detokenize_file(src, dst, force=flags.force, **flags.short).notes:
+        done = detokenize_file(read_from(src), write_to(dst), format=format, force=flags.force, **flags.short)
+        for note in done.notes:
             say(f"codec: {src}: {note}")
         if not flags.quiet:
             say(f"{src} -> {dst}")

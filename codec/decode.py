@@ -17,7 +17,7 @@ from .container.fields import SIGNATURE
 from .container.read import TokFile, read_tok
 from .contract import Decoded, Format, Sink
 from .errors import FormatError, ModelError
-from .files import open_output, read_bytes
+from .files import open_output, output_name, output_suffix, read_bytes, source_name
 from .formats import fitted_format, format_of, needs_model
 from .models import Model, model_for, pick_device
 from .options import DecodeOptions, with_short_forms
@@ -51,7 +51,8 @@ def decode_file(
         src: path or binary file object.
         dst: path or binary file object; nothing is written if None, and of a video nothing is decoded then.
         options: what is asked for, see :class:`~.options.DecodeOptions`.
-        format: suffix of the output format where the name of ``dst`` has none; ".png", ".wav" or ".mp4" by default.
+        format: suffix of the output format where the name of ``dst`` has none; ".png", ".wav" or ".mp4" by default. A
+            name with another suffix is refused.
         force: overwrite ``dst``.
         progress: told how the work goes on; a function is called with the share that is done.
         short: fields of ``options`` and of its sound (``sound``: whether it is decoded, ``sound_model``).
@@ -60,14 +61,13 @@ def decode_file(
     """
     options = with_short_forms(options or DecodeOptions(), short)
     options = replace(options, device=pick_device(options.device))
-    name = str(src) if isinstance(src, (str, Path)) else "standard input"
-    suffix = format or (Path(dst).suffix if isinstance(dst, (str, Path)) else "")
+    name, suffix = source_name(src), output_suffix(dst, format)
     with open_output(dst, force, src) as file:
         try:
             most_samples = None if options.sound is None else options.max_samples
             tok = read_tok(read_bytes(src, SIGNATURE), options.max_pixels, most_samples)  # 4
             suffix = suffix or MODALITIES[MODALITY_NAMES[tok.header.modality]].suffix
-            sink = None if file is None else Sink(file, suffix, str(dst))
+            sink = None if file is None else Sink(file, suffix, output_name(dst))
             wing, loaded = format_and_model(tok, options.model, options.device)  # 2
             wing.check(options.given, f"{name}, a file of {tok.header.model}")
             decoded = wing.decode(tok, loaded, options, sink, as_progress(progress))  # 3

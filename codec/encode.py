@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from .contract import Encoded, Source
 from .errors import UsageError
-from .files import open_output
+from .files import open_output, source_name
 from .formats import fitted_format, format_of
 from .media.audio import refuse_damage
 from .media.kind import media_kind
@@ -58,7 +58,7 @@ def encode_file(
     """
     options = with_short_forms(options or EncodeOptions(), short)
     options = replace(options, device=pick_device(options.device))
-    name = str(src) if isinstance(src, (str, Path)) else "standard input"
+    name = source_name(src)
     with open_output(dst, force, src) as file:
         kind, data = media_kind(Path(src) if isinstance(src, str) else src)  # 1
         source = Source(data, name, kind)

@@ -82,6 +82,15 @@ def one_line(error: object) -> str:
     return text or " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
 
 
+def too_small(least: int, most: int, *, pixels: int = 0, seconds: float = 0.0, note: str = "") -> RateError:
+    """A size of ``most`` bytes that was asked for, where the smallest file takes ``least``.
+
+    pixels, seconds: what the file holds, one of them, for its rate in words.  note: what else belongs to it.
+    """
+    rate = f"{8e-3 * least / seconds:.2f} kbps" if seconds else f"{8 * least / pixels:.4f} bpp"
+    return RateError(f"the smallest file takes {least} bytes ({rate}){note}, more than the {most} asked for")
+
+
 OUT_OF_MEMORY = "out of memory: this needs more than there is here"
 
 

@@ -27,6 +27,11 @@ _IN_MEMORY = 64 << 20  # bytes of a stream that wait in memory; longer ones go t
 # ----------------------------------------------------------------------------------------------------------- inputs
 
 
+def source_name(src: str | Path | BinaryIO) -> str:
+    """What messages call an input."""
+    return str(src) if isinstance(src, (str, Path)) else "standard input"
+
+
 def is_stream(path: Path) -> bool:
     """Whether a path can be read only once and in order: a pipe, a device, a socket. False if there is nothing."""
     try:
@@ -36,7 +41,7 @@ def is_stream(path: Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def stored(source: Path | BinaryIO, check: Callable[[bytes], None] | None = None) -> Path | BinaryIO:
+def stored(source: Path | BinaryIO, check: Callable[[bytes], object] | None = None) -> Path | BinaryIO:
     """A source that may be read more than once.
 
     Args:    source: a path, or a binary file object.  check: given the first 4 KiB of what is read only once, before
@@ -71,7 +76,7 @@ def _can_seek(file: BinaryIO) -> bool:
         return True
 
 
-def _copy(stream: BinaryIO, name: str, check: Callable[[bytes], None] | None) -> BinaryIO:
+def _copy(stream: BinaryIO, name: str, check: Callable[[bytes], object] | None) -> BinaryIO:
     start = read_exactly(stream, 4096)
     if check is not None:
         check(start)
@@ -111,8 +116,7 @@ def read_bytes(src: str | Path | BinaryIO, signature: bytes = b"") -> bytes:
                 return _read_signed(file, signature)
         return _read_signed(src, signature)
     except OSError as error:
-        name = src if isinstance(src, (str, Path)) else "standard input"
-        raise MediaError(f"cannot read {name}: {_reason(error)}") from error
+        raise MediaError(f"cannot read {source_name(src)}: {_reason(error)}") from error
 
 
 def _read_signed(file: BinaryIO, signature: bytes) -> bytes:
@@ -382,6 +386,25 @@ def refuse_overwriting(inputs: Iterable[object], dst: object) -> None:
             raise UsageError(f"{src} would be overwritten by the output {dst}: name another")
 
 
+def output_name(dst: object) -> str:
+    """What messages call an output."""
+    if isinstance(dst, (str, Path)):
+        return str(dst)
+    return "standard output" if getattr(dst, "name", None) == "<stdout>" else "the output"
+
+
+def output_suffix(dst: object, format: str | None) -> str:
+    """The suffix of an output: that of its name, or else what ``format`` says; "" if neither does.
+
+    Raises: UsageError if they contradict each other.
+    """
+    own = Path(dst).suffix if isinstance(dst, (str, Path)) else ""
+    said = f".{format.lstrip('.')}" if format else ""
+    if own and said and own.lower() != said.lower():
+        raise UsageError(f"{dst} is to be {said}: give it that suffix, or no format")
+    return own or said
+
+
 @contextmanager
 def open_output(dst: str | Path | BinaryIO | None, force: bool, *inputs: object) -> Iterator[BinaryIO | None]:
     """Output by path (:func:`atomic_output`), to a file object that the caller owns, or nowhere (None).
@@ -398,7 +421,7 @@ def open_output(dst: str | Path | BinaryIO | None, force: bool, *inputs: object)
     elif dst is None:
         yield None
     else:
-        output = Output(dst, "standard output" if getattr(dst, "name", None) == "<stdout>" else "the output")
+        output = Output(dst, output_name(dst))
         with _first_refusal(output):
             yield cast(BinaryIO, output)
             output.finish()

@@ -72,7 +72,7 @@ class EncodeFlags(InputFlags):
     ] = None
     lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was; 8 bits")] = False
     prior: Annotated[
-        str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
+        str | None, typer.Option(help="entropy model of a token model: context (smaller files, the default) or static")
     ] = None
     tune: Annotated[
         str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")

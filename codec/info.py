@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from .container.chunks import ALPH, AUDL, EXCT, EXIF, FRAME, ICCP, LAYR, TIME
+from .container.chunks import ALPH, AUDL, EXCT, EXIF, ICCP, LAYR, TIME, XMPP
 from .container.fields import HYPERPRIOR, VERSION, ImageHeader, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
+
+PARTS = {"icc": ICCP, "exif": EXIF, "xmp": XMPP, "alpha": ALPH, "exact": EXCT}
+VIDEO_PARTS = {"time": TIME, "sound": AUDL}
 
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
@@ -16,14 +20,16 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
 
     Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
-    each layer over all segments), ``overhead_bytes``, ``icc_bytes``, ``exif_bytes``, ``alpha_bytes``, ``exact_bytes``,
-    ``complete``, ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads), and if there is sound its
+    each layer over all segments), ``icc_bytes``, ``exif_bytes``, ``xmp_bytes``, ``alpha_bytes``, ``exact_bytes`` (of
+    payloads), ``overhead_bytes`` (what is in none of them: the header, the frames of chunks, the index), ``complete``,
+    ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads as well), and if there is sound its
     ``sound_model``, ``sound_samples``, ``sound_rate`` and ``sound_channels``.
 
     Raises: a FormatError that names the file.
     """
     try:
         tok = read_tok(data)
+        sizes = _payload_sizes(tok)
     except FormatError as error:
         raise type(error)(f"{name}: {error}") from error
     header = tok.header
@@ -38,30 +44,37 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
                 found[f.name] = value / 100
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
-    layers = []
-    for k in range(header.layers):
-        payloads = [tok.payload(LAYR, k, s) for s in range(header.n_segments) if (LAYR, k, s) in tok.places]
-        layers.append(sum(len(p) for p in payloads if p is not None))
-    sizes = {kind: len(tok.payload(kind) or b"") if (kind, 0, 0) in tok.places else 0 for kind in (ICCP, EXIF, ALPH)}
-    extras = sum(size + FRAME for size in sizes.values() if size)
-    exact = sum(len(tok.payload(*place) or b"") for place in list(tok.places) if place[0] == EXCT)
-    video = _video(tok) if isinstance(header, VideoHeader) else {}
+    layers = [sizes[LAYR, k] for k in range(header.layers)]
+    parts = {f"{name}_bytes": sizes[kind, 0] for name, kind in PARTS.items()}
+    video = {f"{name}_bytes": sizes[kind, 0] for name, kind in VIDEO_PARTS.items()}
     found |= {
         "bytes": len(data),
         **header.rates(len(data)),
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
-        "overhead_bytes": len(data) - sum(layers) - extras - exact - video.get("sound_bytes", 0),
-        "icc_bytes": sizes[ICCP],
-        "exif_bytes": sizes[EXIF],
-        "alpha_bytes": sizes[ALPH],
-        "exact_bytes": exact,
-        **video,
-        "complete": tok.complete,
-        "problems": tok.problems,
+        "overhead_bytes": len(data) - sum(layers) - sum(parts.values()) - sum(video.values()),
+        **parts,
+        **(video if isinstance(header, VideoHeader) else {}),
     }
-    return found
+    if tok.track is not None:
+        sound = tok.track[0]
+        found |= {
+            "sound_model": sound.model,
+            "sound_samples": sound.samples,
+            "sound_rate": sound.sample_rate,
+            "sound_channels": sound.channels,
+        }
+    return found | {"complete": tok.complete, "problems": tok.problems}
+
+
+def _payload_sizes(tok: TokFile) -> Counter[tuple[bytes, int]]:
+    """Bytes of the payloads of all chunks that are there and whole, by kind and layer."""
+    sizes: Counter[tuple[bytes, int]] = Counter()
+    indexed = tok.indexed
+    for kind, layer, segment in list(tok.places):
+        sizes[kind, layer] += len(tok.payload(kind, layer, segment) or b"")
+    return sizes if tok.indexed == indexed else _payload_sizes(tok)  # the index was wrong: places are others now
 
 
 def _is_lossless(tok: TokFile, header: ImageHeader) -> bool:
@@ -76,18 +89,3 @@ def _is_lossless(tok: TokFile, header: ImageHeader) -> bool:
         if not is_whole(payload, (min(bottom, header.height) - top, min(right, header.width) - left)):
             return False
     return True
-
-
-def _video(tok: TokFile) -> dict[str, Any]:
-    """What else a video has."""
-    sounds = [tok.payload(*place) or b"" for place in list(tok.places) if place[0] == AUDL]
-    found: dict[str, Any] = {"time_bytes": len(tok.payload(TIME) or b""), "sound_bytes": sum(map(len, sounds))}
-    if tok.track is not None:
-        header = tok.track[0]
-        found |= {
-            "sound_model": header.model,
-            "sound_samples": header.samples,
-            "sound_rate": header.sample_rate,
-            "sound_channels": header.channels,
-        }
-    return found

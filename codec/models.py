@@ -80,24 +80,30 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
     A model without an entropy model is used with codes of fixed lengths, unless its codes need one.
 
     Args:   prior: name of an entropy model, see registry.py; the first there that the model has if None.
-    Raises: ModelError if there is none or it is damaged, UsageError for another ``prior``.
+    Raises: ModelError if there is none or it is damaged, or the model has another ``prior``; UsageError for a device.
     """
+    return _load(name, device, prior)
+
+
+def _load(name: str, device: str | torch.device, prior: str | None, prior_hash: str | None = None) -> Model:
+    """As :func:`load_model`. prior_hash: of a static entropy model, which may be that of codes of fixed lengths."""
     from ..tokenizers.folders import find_model
 
     kinds = prior_kinds()
-    if prior is not None and prior not in kinds:
-        known = ", ".join(name for name, kind in kinds.items() if kind.file)
-        raise UsageError(f"unknown entropy model {prior!r}: use one of {known}")
     try:
         folder = find_model(name)
         device = pick_device(device)
         files = (WEIGHTS_FILE, CONFIG_FILE, kinds["hyperprior"].file)
         tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
         entropy = getattr(tokenizer, "entropy", None)  # part of the tokenizer, if its rate is a quality
-        if entropy is None:
+        if entropy is not None:
+            own = PRIOR_NAMES[entropy.wire_id]
+            if prior not in (None, own):
+                raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {own!r}")
+        elif prior == "static" and prior_hash == _uniform(tokenizer.codebook_sizes).hash:
+            entropy = _uniform(tokenizer.codebook_sizes)  # whatever the model has got since then
+        else:
             entropy = _find_prior(folder, prior, tokenizer, device)
-        elif prior is not None and kinds[prior].wire_id != entropy.wire_id:
-            raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {PRIOR_NAMES[entropy.wire_id]!r}")
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
     if entropy is not None and entropy.codebook_sizes != tokenizer.codebook_sizes:
@@ -108,13 +114,14 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
 def _find_prior(folder: Path, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
     """An entropy model of a folder, or one of fixed lengths, None if there is neither. Raises ValueError."""
     there = [name for name, kind in prior_kinds().items() if kind.file and (folder / kind.file).is_file()]
-    if prior is not None and prior not in there and (there or prior != "static"):
-        known = " and ".join(map(repr, there)) or "none"
+    fixed = not there and not tokenizer.needs_prior
+    if prior is not None and prior not in (there or ["static"] * fixed):
+        known = " and ".join(map(repr, there)) or ("'static'" if fixed else "none")
         raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {known}")
     if there:
         name = prior or there[0]
         return _load_prior(folder, name, device, _written(folder, prior_kinds()[name].file))
-    return None if tokenizer.needs_prior else _uniform(tokenizer.codebook_sizes)
+    return _uniform(tokenizer.codebook_sizes) if fixed else None
 
 
 def _written(folder: Path, *files: str) -> tuple[int, ...]:
@@ -175,7 +182,7 @@ def model_for(header: Header, name: str | None, device: str = "auto", option: st
             f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}"
         )
     wanted = PRIOR_NAMES[header.prior]
-    model = load_model(name or header.model, device, wanted)
+    model = _load(name or header.model, device, wanted, header.prior_hash)
     tokenizer, prior = model.tokenizer, model.entropy
     if tokenizer.modality != MODALITY_NAMES[header.modality]:
         kind = MODALITY_NAMES[header.modality]
@@ -186,8 +193,6 @@ def model_for(header: Header, name: str | None, device: str = "auto", option: st
             f" the {tokenizer.name} at hand has {tokenizer.weights_hash}; give the right folder with {option}"
         )
     if prior is None or (prior.wire_id, prior.hash) != (header.prior, header.prior_hash):
-        if wanted == "static" and header.prior_hash == _uniform(tokenizer.codebook_sizes).hash:
-            return Model(tokenizer, _uniform(tokenizer.codebook_sizes))  # it has got tables of its own since then
         own = "none" if prior is None else f"{PRIOR_NAMES[prior.wire_id]} {prior.hash}"
         raise WeightsMismatchError(
             f"the file was made with entropy model {wanted} {header.prior_hash},"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar
 
 from .container.fields import MAX_PIXELS, MAX_SAMPLES
-from .errors import RateError, UsageError
+from .errors import UsageError, too_small
 
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort 0, 1, ... 10
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
-SOUND_OPTIONS = ("sound-kbps", "sound-model", "sound-track")  # of videos
+SOUND_OPTIONS = ("sound", "sound-kbps", "sound-model", "sound-track")  # of videos
 COLOURS_ONLY = frozenset({"icc"})
 RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "target", "lossless")  # as the command line says them
 
@@ -65,7 +65,7 @@ class Rate:
     def given(self) -> list[str]:
         """What was asked for, by the names of the command line."""
         names = {f.name: f.name for f in fields(self)} | {"size": "bytes"}
-        return [names[f.name] for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        return [names[f.name] for f in fields(self) if getattr(self, f.name) != f.default]
 
     def __post_init__(self) -> None:
         if len(given := self.given) > 1:
@@ -110,10 +110,7 @@ class Rate:
         for n in range(n_levels, 0, -1):
             if len(build(n)) <= most:
                 return n
-        least = len(build(1))
-        raise RateError(
-            f"the smallest file takes {least} bytes ({8 * least / pixels:.4f} bpp), more than the {most} asked for"
-        )
+        raise too_small(len(build(1)), most, pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -127,12 +124,31 @@ class SoundOptions:
     def __post_init__(self) -> None:
         if self.kbps is not None and not 0 < self.kbps < float("inf"):
             raise UsageError(f"kbps of the sound must be positive, got {self.kbps:g}")
+        check_track(self.track, "tracks of the sound")
+
+
+def check_track(track: int | None, what: str = "tracks") -> None:
+    """Raise UsageError for what is no number of a track."""
+    if track is not None and track < 1:
+        raise UsageError(f"{what} are numbered from 1 on, got {track}")
 
 
 def check_effort(effort: int) -> None:
     """Raise UsageError for what is no effort."""
     if effort not in range(len(EFFORTS)):
         raise UsageError(f"effort is 0 to {len(EFFORTS) - 1}, got {effort}")
+
+
+def _changed(options: Any, names: Collection[str]) -> list[str]:
+    """Those of some fields of a dataclass that are not as they are by default."""
+    return [f.name for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]
+
+
+def _sound_given(sound: SoundOptions | None) -> list[str]:
+    """What was said of a video's sound, by the names of the command line."""
+    if sound is None:
+        return ["sound"]
+    return [f"sound-{f.name}" for f in fields(sound) if getattr(sound, f.name) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +188,8 @@ class EncodeOptions:
         check_effort(self.effort)
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"minutes must be positive, got {self.minutes:g}")
-        if self.keep - KEEP:
+        check_track(self.track)
+        if frozenset(self.keep) - KEEP:
             raise UsageError(f"what can be kept is icc, exif and xmp, got {' and '.join(sorted(self.keep))}")
 
     @property
@@ -183,12 +200,8 @@ class EncodeOptions:
     @property
     def given(self) -> list[str]:
         """What not every format knows and the caller asked for."""
-        sound = SoundOptions() if self.sound is None else self.sound
-        asked = {
-            "effort": self.effort, "minutes": self.minutes, "prior": self.prior, "sound-kbps": sound.kbps,
-            "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
-        }  # fmt: skip
-        return self.rate.given + [name for name, value in asked.items() if value]
+        names = ("effort", "minutes", "prior", "track", "keep")
+        return self.rate.given + _changed(self, names) + _sound_given(self.sound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +234,13 @@ class DecodeOptions:
     def __post_init__(self) -> None:
         if self.levels is not None and self.levels < 1:
             raise UsageError(f"levels must be at least 1, got {self.levels}")
+        if self.sound is not None and (self.sound.kbps, self.sound.track) != (None, None):
+            raise UsageError("kbps and track of a sound are for encoding")
 
     @property
     def given(self) -> list[str]:
         """What not every format knows and the caller asked for."""
-        names = ("synthesis", "start", "end")
-        return [name for name in names if getattr(self, name) is not None]
+        return _changed(self, ("synthesis", "start", "end")) + _sound_given(self.sound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +283,7 @@ class RateShort(TypedDict, total=False):
 
 class EncodeShort(RateShort, total=False):
     """Keywords of :func:`~.encode.encode_file`: fields of :class:`EncodeOptions`, its rate and its sound; ``keep`` also
-    as names with commas, and ``metadata=False`` for nothing but colours."""
+    as any names or names with commas, and ``metadata=False`` for nothing but colours."""
 
     rate: Rate
     target: Target | str | None
@@ -279,7 +293,7 @@ class EncodeShort(RateShort, total=False):
     tune: str | None
     effort: int
     minutes: float | None
-    keep: frozenset[str] | str | None
+    keep: Iterable[str] | None
     metadata: bool
     strict: bool
     track: int | None
@@ -320,8 +334,10 @@ class TokenizeShort(TypedDict, total=False):
     device: str
 
 
-def parse_keep(text: str) -> frozenset[str]:
-    """Names of ``KEEP`` with commas, or "all" or "none". Raises UsageError for others."""
+def parse_keep(text: Iterable[str]) -> frozenset[str]:
+    """Names of ``KEEP``, also as one text with commas, or "all" or "none". Raises UsageError for others."""
+    if not isinstance(text, str):
+        return frozenset(text)
     names = frozenset(name for part in text.split(",") if (name := part.strip().lower()))
     if names in ({"all"}, {"none"}):
         return KEEP if names == {"all"} else frozenset()
@@ -349,10 +365,11 @@ def with_short_forms(options: Options, short: Any) -> Options:
         if keep is not None and not metadata:
             raise UsageError("say what is to be kept or that no metadata is, not both")
         if keep is not None or not metadata:
-            left["keep"] = COLOURS_ONLY if keep is None else parse_keep(keep) if isinstance(keep, str) else keep
+            left["keep"] = COLOURS_ONLY if keep is None else parse_keep(keep)
     if not isinstance(options, TokenizeOptions):
         wanted = left.pop("sound", options.sound is not None)
-        sound = {name: left.pop(f"sound_{name}") for name in ("kbps", "model", "track") if f"sound_{name}" in left}
+        names = ("kbps", "model", "track") if isinstance(options, EncodeOptions) else ("model",)
+        sound = {name: left.pop(f"sound_{name}") for name in names if f"sound_{name}" in left}
         if not wanted:
             if said := [f"sound-{name}" for name in ("kbps", "track") if sound.get(name) is not None]:
                 raise UsageError(f"{' and '.join(said)} cannot go with a sound that is left out")

@@ -252,6 +252,15 @@ def test_a_picture_is_completed(
     assert codec("generate", *image_words, "--prompt", large, "--keep", 1, "-n", 1, "-o", tmp_path / "c") == 0
     assert "fitted to the window: 48 x 24" in capsys.readouterr().err
     assert Image.open(tmp_path / "c" / "sample-1.png").size == (48, 48)
+    # The prompt is none of the outputs, and there are all files or none.
+    for name in ("sample-1.png", "samples.png"):
+        kept, link = tmp_path / "c" / name, tmp_path / "link.png"
+        link.unlink(missing_ok=True)
+        link.symlink_to(kept)
+        before = kept.read_bytes()
+        assert codec("generate", *image_words, "--prompt", link, "-n", 2, "-f", "-o", tmp_path / "c") == 2
+        assert f"would be overwritten by the output {kept}" in capsys.readouterr().err
+        assert (kept.read_bytes(), names(tmp_path / "c")) == (before, ["sample-1.png", "samples.png"])
     # A small picture is completed at its own size.
     Image.fromarray(noise[:40, :20]).save(photo)
     assert codec("generate", *image_words, "--prompt", photo, "-n", 1, "-o", tmp_path / "d") == 0
@@ -271,6 +280,12 @@ def test_a_sound_is_completed(audio_words: list[object], tmp_path: Path, capsys:
     assert len(first) == len(second) == 3200
     assert np.array_equal(first[: 3 * 320], second[: 3 * 320])  # of four frames, the last of which overlaps
     assert not np.array_equal(first, second)
+    longer = soundfile.read(str(clip))[0][np.arange(48000 * 6) % 9600]
+    longer[-1] = np.nan  # what is not needed is not read
+    soundfile.write(str(tmp_path / "longer.wav"), longer, 48000, "FLOAT")
+    words = ("--prompt", tmp_path / "longer.wav", "--keep", 0.06, "-n", 2, "-o", tmp_path / "same")
+    assert codec("generate", *audio_words, *words) == 0
+    assert (tmp_path / "same" / "sample-1.wav").read_bytes() == (out / "sample-1.wav").read_bytes()
     assert codec("generate", *audio_words, "-n", 1, "-o", tmp_path / "free") == 0
     assert names(tmp_path / "free") == ["sample-1.wav", "samples.png"]
 

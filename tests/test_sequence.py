@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,35 @@ def test_a_schema_gives_the_sequencer_again(pattern: Pattern, shared: bool, digi
     ids = sequencer.flatten(tokens)
     assert torch.equal(again.flatten(tokens), ids)
     assert torch.equal(again.unflatten(ids, tokens.spec).codes, tokens.codes)
+
+
+def hostile_schema(codebooks: int, first: int = len(SPECIAL)) -> dict[str, Any]:
+    """Codebooks of one code in three digits of 256 values, whose ids begin at ``first``."""
+    streams = [
+        {"codebook": i // 3, "digit": i % 3, "offset": first + 256 * i, "base": 256} for i in range(3 * codebooks)
+    ]
+    about = {"pattern": "levels", "vocabulary_size": first + 768 * codebooks, "leaves": [[0]] * codebooks}
+    special = dict(zip(SPECIAL, range(len(SPECIAL)), strict=True))
+    return {**about, "special": special, "codebook_sizes": [1] * codebooks, "streams": streams}
+
+
+def test_a_schema_is_counted_before_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = hostile_schema(1)
+    assert Sequencer.from_schema(schema).schema() == schema  # as large as it may be
+    monkeypatch.setattr("tokodec.tokenizers.sequence._tables", lambda *_: pytest.fail("made tables first"))
+    with pytest.raises(ValueError, match="the digits of a schema have more than 16777216 leaves"):
+        Sequencer.from_schema(hostile_schema(2))
+    for wrong in (hostile_schema(1, 6), {**schema, "vocabulary_size": 9}, {**schema, "streams": schema["streams"][:2]}):
+        with pytest.raises(ValueError, match="its streams contradict its codebooks"):
+            Sequencer.from_schema(wrong)
+    for wrong in (
+        {**schema, "leaves": []},
+        {**schema, "codebook_sizes": [0]},
+        {**schema, "streams": [{"codebook": 7, "base": 256}]},
+        {**schema, "streams": [{"codebook": 0, "base": 10**30}] * 1000},
+    ):
+        with pytest.raises(ValueError, match="schema"):
+            Sequencer.from_schema(wrong)
 
 
 def test_labels_are_the_ids_and_nothing_in_the_padding() -> None:

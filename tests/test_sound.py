@@ -421,6 +421,8 @@ def test_a_header_that_lies_is_refused(long: bytes) -> None:
         decode_file(io.BytesIO(picture), model=str(GOLDEN.parent / "tiny"), start=1)
     with pytest.raises(UsageError, match="synthesis is not an option of"):
         decode(long, synthesis="sharp")
+    with pytest.raises(UsageError, match="sound is not an option of"):
+        decode(long, sound=False)
 
 
 # --------------------------------------------------------------------------------------------------------- python, cli
@@ -438,6 +440,9 @@ def test_sounds_have_no_samples_or_no_sense(tmp_path: Path) -> None:
         (path, {"kbps": 1.0, "levels": 1}, "not levels and kbps"),
         (path, {"levels": 5}, "levels is 1 to 4 with this model, got 5"),
         (path, {"prior": "hyperprior"}, "no entropy model 'hyperprior'"),
+        (path, {"keep": ["icc"]}, "keep is not an option of"),
+        (path, {"metadata": False}, "keep is not an option of"),
+        (path, {"sound": False}, "sound is not an option of"),
     ]
     for source, options, message in wrong:
         with pytest.raises((UsageError, ModelError), match=message):

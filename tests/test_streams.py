@@ -1,5 +1,6 @@
 """Standard streams, pipes, devices and signals, as a shell gives them to the process."""
 
+import io
 import os
 import shlex
 import signal
@@ -7,8 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from tokodec.codec.cli import run
+from tokodec.codec.corpus.token_files import load_tokens
+from tokodec.codec.corpus.webdataset import read_webdataset
+from tokodec.codec.errors import LimitError, SignatureError
+from tokodec.codec.tokens import tokenize_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells and signals of POSIX")
 CODEC = f"{shlex.quote(sys.executable)} -c 'from tokodec.codec.cli import main; main()'"
@@ -99,11 +108,61 @@ for command, source in (("tokenize", "/dev/zero"), ("encode", "-"), ("detokenize
     assert [line.split(b" ", 2)[2] for line in done.stderr.splitlines()] == [
         b"is not a picture in a known format (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP, GIF, PPM)",
         b"input is not a picture in a known format (PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP, GIF, PPM)",
-        b"is a pipe or a device, and tokens are read from files only",
+        b"is not a file of tokens: it begins otherwise",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.png", "encode-png.tok", "tokenize-png.npz", "tokenize-tok.npz",
     ]  # fmt: skip
+
+
+class Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors"])
+def test_tokens_go_through_standard_streams(
+    format: str, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def through(data: bytes, *words: object, model: str = "tiny") -> bytes:
+        out = Pipe()
+        with monkeypatch.context() as patch:
+            for name, pipe in (("stdin", Pipe(data)), ("stdout", out)):
+                patch.setattr(sys, name, SimpleNamespace(buffer=pipe))
+            assert run([*map(str, words), "-m", str(golden / model), "--quiet"]) == 0
+        return out.getvalue()
+
+    tok, held = golden / "pixel.tok", tmp_path / f"a.{format}"
+    data = tok.read_bytes()
+    tokens = through(data, "tokenize", "-", "--format", format)
+    assert through(b"", "tokenize", tok, "-o", held) == b""
+    for made in (held.read_bytes(), through(b"", "tokenize", tok, "--format", format, "-o", "-")):
+        assert torch.equal(load_tokens(io.BytesIO(made)).codes, load_tokens(io.BytesIO(tokens)).codes)
+    assert through(tokens, "detokenize", "-", "--format", "tok") == data
+    png = through(tokens, "detokenize", "-")
+    assert png == through(data, "decode", "-") == through(b"", "detokenize", held, "-o", "-")
+    assert load_tokens(io.BytesIO(through(png, "tokenize", "-", "--format", format))).spec.size == (1, 1)
+    through(data, "tokenize", "-", "-o", tmp_path / "b.tar")
+    assert [name for name, _ in read_webdataset(tmp_path / "b.tar")] == ["stdin"]
+    sound = through((golden / "sound" / "mono.tok").read_bytes(), "tokenize", "-", "--format", format, model="sound")
+    assert through(sound, "detokenize", "-", model="sound")[:4] == b"RIFF"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(b"no tokens")))
+    assert run(["detokenize", "-", "-o", str(tmp_path / "c.png")]) == 2
+    assert capsys.readouterr().err == "codec: standard input is not a file of tokens: it begins otherwise\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [held.name, "b.tar"]
+
+
+def test_tokenize_reads_no_more_than_it_may(golden: Path, tmp_path: Path) -> None:
+    tokens, none = tmp_path / "a.npz", tmp_path / "none.tok"
+    tokenize_file(golden / "gray.tok", tokens, model=str(golden / "tiny"), device="cpu")
+    height, width = tokenize_file(tokens, max_pixels=10**6).tokens.spec.size
+    assert tokenize_file(tokens, max_pixels=height * width).tokens.spec.size == (height, width)
+    with pytest.raises(LimitError, match=f"{height * width} pixels are over the limit of {height * width - 1}"):
+        tokenize_file(tokens, max_pixels=height * width - 1)
+    with none.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(SignatureError, match=r"none\.tok: not a \.tok file"):
+        tokenize_file(none)
 
 
 WAITS = """

@@ -914,6 +914,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     wrong: list[tuple[Path, dict[str, Any], str]] = [
         (path, {"levels": 4}, "levels is 1 to 3 with this model, got 4"),
         (path, {"tokens": 4}, "tokens does not set the rate of"),
+        (path, {"keep": "exif"}, "keep is not an option of"),
         (picture, {}, r"is a model for video, and .* is a picture"),
     ]
     for source, options, message in wrong:

@@ -32,7 +32,7 @@ ROWS: tuple[Pattern, ...] = ("delay", "parallel")  # patterns with a row of ids 
 
 PAD, BEGIN, END, MASK, MISSING = range(5)  # the first ids of every vocabulary; MISSING stands for an ABSENT code
 SPECIAL = ("pad", "begin", "end", "mask", "missing")
-MAX_LEAVES = 1 << 24  # of a codebook's digits, in a schema that is read: three digits of 256 values
+MAX_LEAVES = 1 << 24  # of the digits of all codebooks, in a schema that is read: 128 MiB of tables
 IGNORED = -100  # the label that losses of PyTorch skip
 
 
@@ -91,28 +91,17 @@ class Sequencer:
         self.codebook_sizes = tuple(codebook_sizes)
         self.pattern: Pattern = pattern
         self.shared = shared
-        self.streams: list[Stream] = []  # codebook after codebook, coarse digit first
         self._leaf: list[Tensor | None] = []
         self._code: list[Tensor | None] = []
         self._copies: dict[tuple[int, torch.device], Tensor] = {}
-        blocks: dict[tuple[int, ...], int] = {}
-        size = len(SPECIAL)
+        written: list[tuple[int, ...]] = []
         for k, n in enumerate(self.codebook_sizes):
             own = None if digits is None else digits[k]
-            bases = (n,) if own is None else tuple(own.bases)
+            written.append((n,) if own is None else tuple(own.bases))
             leaf, code = (None, None) if own is None else _tables(own, n)
             self._leaf.append(leaf)
             self._code.append(code)
-            begin = blocks.get(bases, size) if shared else size
-            for j, base in enumerate(bases):
-                self.streams.append(Stream(k, j, begin + sum(bases[:j]), base))
-            if begin == size:
-                blocks[bases] = size
-                size += sum(bases)
-        self.vocabulary_size = size
-        self._ends = [0]  # streams of the first k codebooks
-        for k in range(len(self.codebook_sizes)):
-            self._ends.append(self._ends[-1] + sum(stream.codebook == k for stream in self.streams))
+        self.streams, self._ends, self.vocabulary_size = _blocks(written, shared)
 
     def n_streams(self, levels: int | None = None) -> int:
         """Ids of a cell if so many levels are kept (None: all)."""
@@ -281,24 +270,57 @@ class Sequencer:
 
     @classmethod
     def from_schema(cls, schema: dict[str, Any]) -> Sequencer:
-        """The inverse of :meth:`schema`, also by way of JSON. Raises ValueError if it is none."""
+        """The inverse of :meth:`schema`, also by way of JSON. Raises ValueError if it is none.
+
+        What is declared is compared and counted before there are tables, of ``MAX_LEAVES`` leaves in all at most.
+        """
         try:
-            sizes = tuple(schema["codebook_sizes"])
-            digits: list[Digits | None] = []
-            for k, leaf in enumerate(schema["leaves"]):
-                bases = tuple(stream["base"] for stream in schema["streams"] if stream["codebook"] == k)
-                if not all(type(n) is int for n in (*sizes, *bases)):
-                    raise TypeError("a size is no integer")
-                if math.prod(bases) > MAX_LEAVES:
-                    raise ValueError(f"codebook {k + 1} has {math.prod(bases)} leaves, more than {MAX_LEAVES}")
-                digits.append(None if leaf is None else _Written(bases, leaf))
+            sizes, leaves = tuple(schema["codebook_sizes"]), schema["leaves"]
+            bases: list[list[int]] = [[] for _ in sizes]
+            for stream in schema["streams"]:
+                bases[stream["codebook"]].append(stream["base"])
+            if len(leaves) != len(sizes) or not all(type(n) is int and n > 0 for own in (sizes, *bases) for n in own):
+                raise TypeError("a codebook without leaves, or a size that is no positive integer")
+            written = [tuple(own) for own in bases]
+            digits = [None if leaf is None else _Written(own, leaf) for own, leaf in zip(written, leaves, strict=True)]
+            if sum(_leaves(own.bases) for own in digits if own is not None) > MAX_LEAVES:
+                raise ValueError(f"the digits of a schema have more than {MAX_LEAVES} leaves")
             for shared in (False, True):  # the offsets tell
-                found = cls(sizes, schema["pattern"], digits, shared)
-                if found.schema() == schema:
-                    return found
-        except (KeyError, TypeError, RuntimeError) as error:
+                streams, _, size = _blocks(written, shared)
+                if ([vars(stream) for stream in streams], size) == (schema["streams"], schema["vocabulary_size"]):
+                    found = cls(sizes, schema["pattern"], digits, shared)
+                    if found.schema() == schema:
+                        return found
+        except (KeyError, IndexError, TypeError, RuntimeError) as error:
             raise ValueError(f"not the schema of a sequence: {type(error).__name__} {error}") from error
         raise ValueError("not the schema of a sequence: its streams contradict its codebooks")
+
+
+def _blocks(codebooks: Sequence[tuple[int, ...]], shared: bool) -> tuple[list[Stream], list[int], int]:
+    """What bases of digits of each codebook mean: the streams, codebook after codebook, coarse digit first; how many
+    the first 0, 1, ... codebooks have; and the size of the vocabulary."""
+    streams: list[Stream] = []
+    ends, size = [0], len(SPECIAL)
+    begins: dict[tuple[int, ...], int] = {}
+    for k, bases in enumerate(codebooks):
+        new = not shared or bases not in begins
+        offset = begins[bases] = size if new else begins[bases]
+        for j, base in enumerate(bases):
+            streams.append(Stream(k, j, offset, base))
+            offset += base
+        size = offset if new else size
+        ends.append(len(streams))
+    return streams, ends, size
+
+
+def _leaves(bases: Sequence[int]) -> int:
+    """The product of the bases, or something beyond ``MAX_LEAVES`` if it is."""
+    leaves = 1
+    for base in bases:
+        leaves *= base
+        if leaves > MAX_LEAVES:
+            break
+    return leaves
 
 
 @dataclass(frozen=True)

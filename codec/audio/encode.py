@@ -20,7 +20,7 @@ from ...tokenizers.audio.base import AudioTokenizer, Coded, SoundEncoder
 from ..allocation import Levels, fit
 from ..container.fields import MAX_FRAMES, AudioHeader
 from ..container.write import write_tok
-from ..errors import MediaError, RateError
+from ..errors import MediaError, too_small
 from ..media.audio import AudioReader, Resampler, Samples
 from ..progress import SILENT, Progress
 from .decode import audio_tokenizer
@@ -219,10 +219,7 @@ class SoundFile:
         """
         data, levels = self.nearest(most)
         if len(data) > most:
-            kbps = 8e-3 * len(data) / self.tokens.seconds
-            raise RateError(
-                f"the smallest file takes {len(data)} bytes ({kbps:.2f} kbps), more than the {most} asked for"
-            )
+            raise too_small(len(data), most, seconds=self.tokens.seconds)
         return data, levels
 
     def nearest(self, most: int) -> tuple[bytes, Levels]:

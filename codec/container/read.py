@@ -308,6 +308,11 @@ def _read_index(tok: TokFile) -> bool:
         if not _valid_place(tok, kind, layer, segment) or place >= offset or (kind, layer, segment) in places:
             return False
         places[kind, layer, segment] = place
+    reached = 0
+    for place in sorted(places.values()):
+        if place < reached:  # the same bytes would be checked for every chunk that claims them
+            return False
+        reached = place + FRAME + int.from_bytes(data[place + 4 : place + 8], "little")
     tok.places, tok.complete, tok.indexed = places, True, True
     return True
 

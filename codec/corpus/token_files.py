@@ -21,18 +21,22 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
 from ..container.fields import MAX_CLIP, MAX_PIXELS, MAX_SAMPLES
 from ..errors import LimitError, MediaError, ModelError, WeightsMismatchError
-from ..files import is_stream
+from ..files import source_name, stored
 from ..registry import MODALITIES
 from .npy import HEADER, read_array, read_header
 
@@ -120,28 +124,50 @@ def token_modality(src: str | Path) -> str:
     return found if found in MODALITIES else "image"
 
 
-def load_tokens(src: str | Path, max_pixels: int = MAX_PIXELS, max_samples: int = MAX_SAMPLES) -> Tokens:
+def load_tokens(src: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS, max_samples: int = MAX_SAMPLES) -> Tokens:
     """Read what :func:`dump_tokens` wrote; nothing is unpickled.
 
-    Args:   max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
+    Args:   src: a path, or a binary file object; of what can be read only once there is a temporary copy.
+            max_pixels, max_samples: refuse larger pictures and frames, and sounds with more samples in all signals.
     Raises: LimitError for more than the limits allow (see the module's text), MediaError for anything else.
     """
     from ...tokenizers.tokens import Tokens
 
-    path = Path(src)
-    if is_stream(path):
-        raise MediaError(f"{src} is a pipe or a device, and tokens are read from files only")
-    limits = max_pixels, max_samples
+    limits, name = (max_pixels, max_samples), source_name(src)
     try:
-        read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_npz
-        codes, spec = read(path, limits)
-        return Tokens(codes, spec)
+        with _in_a_file(src, name) as path:
+            read = _read_safetensors if path.suffix.lower() == ".safetensors" else _read_npz
+            codes, spec = read(path, limits)
+            return Tokens(codes, spec)
     except LimitError as error:
-        raise LimitError(f"{src}: {error}") from error
+        raise LimitError(f"{name}: {error}") from error
     except OSError as error:
-        raise MediaError(f"cannot read {src}: {error.strerror or error}") from error
+        raise MediaError(f"cannot read {name}: {error.strerror or error}") from error
     except (SafetensorError, *BROKEN_FILE) as error:
-        raise MediaError(f"{src} is not a file of tokens: {' '.join(str(error).split())[:200]}") from error
+        raise MediaError(f"{name} is not a file of tokens: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def _in_a_file(src: str | Path | BinaryIO, name: str) -> Iterator[Path]:
+    """Where tokens lie: ``src`` itself, or a copy whose suffix says what is in it. Raises MediaError."""
+
+    def kind(start: bytes) -> str:
+        if start.startswith(b"PK\3\4"):
+            return ".npz"
+        if start[8:9] == b"{":
+            return ".safetensors"
+        raise MediaError(f"{name} is not a file of tokens: it begins otherwise")
+
+    source = stored(Path(src) if isinstance(src, (str, Path)) else src, kind)
+    if isinstance(source, Path):
+        yield source
+        return
+    start = source.read(HEADER)
+    with tempfile.NamedTemporaryFile(suffix=kind(start)) as file:
+        file.write(start)
+        shutil.copyfileobj(source, file)
+        file.flush()
+        yield Path(file.name)
 
 
 def _read_safetensors(path: Path, limits: tuple[int, int]) -> tuple[Tensor, TokenSpec]:

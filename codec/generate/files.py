@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,9 +26,9 @@ from ...entropy.integer import OneThread
 from ...tokenizers.folders import is_release
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES
 from ..errors import ModelError, UsageError, WeightsMismatchError
-from ..files import atomic_output
+from ..files import atomic_outputs, refuse_overwriting
 from ..image.format import decode_pixels, image_tokenizer
-from ..media.audio import Sound, read_audio, resample, write_audio
+from ..media.audio import AudioReader, Samples, Sound, resample, write_audio
 from ..media.kind import Kind, media_kind, refuse_videos
 from ..media.picture import Picture
 from ..media.read_image import read_image
@@ -132,9 +132,10 @@ def generate_files(
     folder = Path(out)
     digits = len(str(n))
     files = [folder / f"sample-{i + 1:0{digits}}{suffix}" for i in range(n)] + [folder / SHEET]
+    for path in files:
+        refuse_overwriting([prompt], path)
     done = Generated([], files)
-    with a_folder(folder), ExitStack() as stack, torch.no_grad():
-        outputs = [stack.enter_context(atomic_output(path, force)) for path in files]
+    with a_folder(folder), atomic_outputs(files[::-1], force) as outputs, torch.no_grad():
         start = None
         if prompt is not None:
             read = picture_prompt if modality == "image" else sound_prompt
@@ -155,14 +156,14 @@ def generate_files(
             except ValueError as error:
                 raise UsageError(str(error)) from error
             done.samples += [decoded(tokens, i, loaded, options.synthesis) for i in range(size)]
-        for sample, file, path in zip(done.samples, outputs, files, strict=False):
+        for sample, file, path in zip(done.samples, outputs[:0:-1], files, strict=False):
             if isinstance(sample, Picture):
                 write_image(sample, file, suffix, str(path))
             else:
                 done.notes += [f"{path.name}: {note}" for note in write_audio(sample, file, suffix, str(path))]
         tiles = [] if start is None else [start.picture]
         tiles += [s.pixels if isinstance(s, Picture) else drawn(s.samples[0]) for s in done.samples]
-        write_image(Picture(sheet(tiles)), outputs[-1], ".png", SHEET)
+        write_image(Picture(sheet(tiles)), outputs[0], ".png", SHEET)
     return done
 
 
@@ -255,16 +256,16 @@ def sound_prompt(path: Path, keep: float, generator: Generator, loaded: Model, t
         raise UsageError(f"the seconds to keep are above 0, got {keep:g}")
     window = generator.config.window
     rate, frame = round(window.sample_rate or 1), window.strides[0]
-    sound = read_audio(path, str(path), MAX_SAMPLES)
+    total = window.grid[0]
+    sound = beginning(path, total * frame / rate)
     told.notes += sound.notes
     told.problems += sound.problems
     if len(sound.samples) > 1:
         told.notes.append(f"the {len(sound.samples)} channels are mixed")
     if sound.sample_rate != rate:
         told.notes.append(f"{sound.sample_rate} Hz become {rate}")
-    mono = resample(sound.samples.mean(0, keepdims=True), sound.sample_rate, rate)
+    mono = resample(sound.samples.mean(0, keepdims=True), sound.sample_rate, rate)[:, : total * frame]
     frames = math.floor(min(keep * rate, mono.shape[1]) / frame + 1e-9)
-    total = window.grid[0]
     if not 0 < frames < total:
         what = "less than a frame" if not frames else "everything"
         raise UsageError(f"{path}: {what} would be kept of {total * frame / rate:g} s; keep another number of seconds")
@@ -272,7 +273,18 @@ def sound_prompt(path: Path, keep: float, generator: Generator, loaded: Model, t
         told.notes.append(f"the sound has {mono.shape[1] / rate:.2f} s only, all of them are kept")
     start = torch.from_numpy(mono[:, : frames * frame])[None].to(loaded.tokenizer.device)
     known = loaded.tokenizer.encode(start)
-    return Prompt(with_rest(known.to("cpu"), window), drawn(mono[0, : total * frame]))
+    return Prompt(with_rest(known.to("cpu"), window), drawn(mono[0]))
+
+
+def beginning(path: Path, seconds: float) -> Sound:
+    """The first ``seconds`` of a sound, and one or more behind them, which a resampler looks at."""
+    with AudioReader(path, str(path), MAX_SAMPLES) as reader:
+        blocks: list[Samples] = [np.zeros((reader.channels, 0), dtype=np.float32)]
+        for block in reader.blocks():
+            blocks.append(block)
+            if reader.position >= (seconds + 1) * reader.sample_rate:
+                break
+        return Sound(np.concatenate(blocks, axis=1), reader.sample_rate, notes=reader.notes, problems=reader.problems)
 
 
 def with_rest(known: Tokens, spec: TokenSpec) -> Tokens:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -47,7 +47,8 @@ class Extras:
     exact: Mapping[int, bytes] = field(default_factory=dict)
 
     def write(self, header: ImageHeader, layers: list[list[bytes]]) -> bytes:
-        """The bytes of a file."""
+        """The bytes of a file; the header is told what it says of this."""
+        header = replace(header, channels=self.channels, alpha=int(self.alpha is not None), bit_depth=self.bit_depth)
         return write_tok(header, layers, self.alpha, icc=self.icc, exif=self.exif, xmp=self.xmp, exact=self.exact)
 
 
@@ -73,7 +74,7 @@ def image_tokenizer(model: Model) -> ImageTokenizer:
 class ImageFormat(Format):
     """Files of pictures. A subclass knows how codes become layers, and what sets the rate."""
 
-    options = frozenset({"prior", "synthesis"})
+    options = frozenset({"prior", "synthesis", "keep"})
 
     @abc.abstractmethod
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:

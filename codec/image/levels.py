@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -85,15 +83,9 @@ class LevelsFormat(ImageFormat):
 def build_file(tokens: Tokens, layers: list[list[bytes]], model: Model, extras: Extras, rate: Rate) -> Encoded:
     """Choose the layers that ``rate`` pays for and put the file together."""
     height, width = tokens.spec.size
-    header = replace(
-        image_header(tokens, model, len(layers)),
-        channels=extras.channels,
-        alpha=int(extras.alpha is not None),
-        bit_depth=extras.bit_depth,
-    )
 
     def build(n: int) -> bytes:
-        return extras.write(replace(header, layers=n), layers[:n])
+        return extras.write(image_header(tokens, model, n), layers[:n])
 
     n = rate.choose_levels(build, len(layers), height * width)
     return Encoded(build(n), n, height * width)

@@ -29,7 +29,7 @@ from ...tokenizers.tokens import Tokens
 from ..container.chunks import EXCT
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
-from ..errors import ChunkError, RateError, UsageError
+from ..errors import ChunkError, UsageError, too_small
 from ..media.picture import Picture
 from ..metrics.target import check_measurable
 from ..models import Model
@@ -132,9 +132,7 @@ def within(files: PhotoFile, most: int, picture: Picture, progress: Progress) ->
     """A file of at most so many bytes. Raises RateError if the lowest quality takes more."""
     file = search(files, Within(most), progress)
     if file is None:
-        least = len(files.at(0).data)
-        bpp = 8 * least / math.prod(picture.pixels.shape[:2])
-        raise RateError(f"the smallest file takes {least} bytes ({bpp:.4f} bpp), more than the {most} asked for")
+        raise too_small(len(files.at(0).data), most, pixels=math.prod(picture.pixels.shape[:2]))
     unused = file.steps == BEST and len(file.data) < ENOUGH * most
     more = "no pixel is lost" if file.lossless else "--lossless takes more"
     note = f"quality 100 takes {len(file.data)} of the {most} bytes; {more}" if unused else ""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ...tokenizers.tokens import Tokens
-    from ..media.picture import Picture
 
 
 CONCEAL_MARGIN = 8  # cells around a lost segment that its filling looks at

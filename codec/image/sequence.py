@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from ...tokenizers.quantize.base import ABSENT
 from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
 from ..contract import Encoded
-from ..errors import ChunkError, RateError, UsageError
+from ..errors import ChunkError, UsageError, too_small
 from ..media.picture import Picture
 from ..models import Model
 from ..options import EncodeOptions, Rate
@@ -41,13 +40,7 @@ class SequenceFormat(LevelsFormat):
         def build(tokens: Tokens, payloads: list[list[bytes]]) -> bytes:
             nonlocal layers
             layers = len(payloads)
-            header = replace(
-                image_header(tokens, model, layers),
-                channels=extras.channels,
-                alpha=int(extras.alpha is not None),
-                bit_depth=extras.bit_depth,
-            )
-            return extras.write(header, payloads)
+            return extras.write(image_header(tokens, model, layers), payloads)
 
         data, total = encode_sequence(picture.pixels, model, options.rate, build, progress)
         return Encoded(data, layers, math.prod(picture.pixels.shape[:2]), tokens=total)
@@ -105,11 +98,7 @@ class Shares:
         found = self.shared(low)
         data = self.file(found)
         if len(data) > most:
-            pixels = math.prod(self.tokens.spec.size)
-            raise RateError(
-                f"the smallest file takes {len(data)} bytes ({8 * len(data) / pixels:.4f} bpp),"
-                f" more than the {most} asked for"
-            )
+            raise too_small(len(data), most, pixels=math.prod(self.tokens.spec.size))
         while low < high:
             middle = (low + high + 1) // 2
             tokens = self.shared(middle)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..container.fields import MAX_CHANNELS, MAX_SAMPLES, RATES
 from ..errors import MediaError, UnsupportedMediaError, UsageError, one_line
-from ..files import stored
+from ..files import seekable, stored
 from .guard import Media, open_big_endian, open_media, video_streams
 from .layout import CUSTOMARY, described, layout_name
 from .sound_stream import BigEndianStream, Samples, SoundStream
@@ -367,9 +367,12 @@ class _Placed:
 def write_audio(sound: Sound, target: BinaryIO, suffix: str, name: str) -> list[str]:
     """Write a whole sound; see :class:`AudioWriter`. Returns what the file could not hold."""
     channels = len(sound.samples)
-    with AudioWriter(
-        target, suffix, name, sound.sample_rate, channels=channels, bit_depth=sound.bit_depth, layout=sound.layout
-    ) as writer:
+    with (
+        seekable(target) as file,
+        AudioWriter(
+            file, suffix, name, sound.sample_rate, channels=channels, bit_depth=sound.bit_depth, layout=sound.layout
+        ) as writer,
+    ):
         writer.write(sound.samples)
         return writer.notes
 

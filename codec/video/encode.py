@@ -23,7 +23,7 @@ from ..container.chunks import CodedSound
 from ..container.fields import VideoHeader
 from ..container.write import write_video
 from ..contract import Encoded, Source
-from ..errors import RateError
+from ..errors import too_small
 from ..media.read_video import VideoReader
 from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
@@ -115,11 +115,8 @@ class VideoFile:
         """
         data, levels = fit(self.build, np.stack(self.bits), np.stack(self.errors), most)
         if len(data) > most:
-            kbps = 8e-3 * len(data) / float(seconds)
             sound = "" if self.track is None else ", sound included (see --sound-kbps and --no-sound)"
-            raise RateError(
-                f"the smallest file takes {len(data)} bytes ({kbps:.2f} kbps){sound}, more than the {most} asked for"
-            )
+            raise too_small(len(data), most, seconds=float(seconds), note=sound)
         return data, levels
 
 

@@ -37,7 +37,6 @@ MEAN_STEPS = 8  # means are multiples of 1/8
 BITS = 8  # inputs and hidden values of a context net are multiples of 2^-8
 MAX_EXPONENT = 12  # weights are multiples of 2^-12 at the finest
 HIDDEN_MAX = 1 << 12
-MAX_HIDDEN = 64  # hidden values of a context net
 BLOCK = 1 << 16  # cells whose context is computed at once
 STEPS = ((0, 0), (1, 1), (0, 1), (1, 0))  # parity of row and column
 AROUND = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))  # edges first, then corners

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 FEATURES, DOWN, RIGHT = 0, 1, 2  # kinds of groups
 MAX_LEVEL = 12
+MAX_WIDTH = 64  # of the networks
 BAND = 1 << 22  # values of all channels that are computed at once where no gradients are wanted
 KERNEL = (0.0, 0.25, 0.75, 0.0)  # the doubling starts as linear interpolation
 
@@ -91,8 +92,8 @@ class FitShape:
             raise ValueError("a fitted clip has a group of features, and displacements along both sides or none")
         if min(self.frames, self.height, self.width) < 1 or not 0 <= self.margin <= 255:
             raise ValueError("a fitted clip has frames, rows and columns, and a margin of 0 to 255")
-        if not 1 <= self.channels <= 64 or not 1 <= self.hidden <= 64:
-            raise ValueError("networks of a fitted clip are 1 to 64 wide")
+        if not 1 <= min(self.channels, self.hidden) <= max(self.channels, self.hidden) <= MAX_WIDTH:
+            raise ValueError(f"networks of a fitted clip are 1 to {MAX_WIDTH} wide")
 
     def area(self, group: Group, level: int) -> tuple[int, int]:
         """``(h, w)`` of the group's grid of a level: of all that its cells cover."""
