@@ -145,6 +145,7 @@ class EncodeOptions:
         prior: name of an entropy model; the best that the model has by default.
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
+        alpha_quality: 0 to 100, how many levels of transparency a picture has; all of them (100) if None.
         minutes: that "video-fit" may take, 3 by default.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged picture instead of encoding what is left.
@@ -159,6 +160,7 @@ class EncodeOptions:
     prior: str | None = None
     tune: str | None = None
     effort: int = 0
+    alpha_quality: int | None = None
     minutes: float | None = None
     keep: frozenset[str] = KEEP
     strict: bool = False
@@ -170,6 +172,8 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         check_effort(self.effort)
+        if self.alpha_quality is not None and not 0 <= self.alpha_quality <= 100:
+            raise UsageError(f"alpha-quality is 0 to 100, got {self.alpha_quality}")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"minutes must be positive, got {self.minutes:g}")
         if self.keep - KEEP:
@@ -188,7 +192,8 @@ class EncodeOptions:
             "effort": self.effort, "minutes": self.minutes, "prior": self.prior, "sound-kbps": sound.kbps,
             "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
         }  # fmt: skip
-        return self.rate.given + [name for name, value in asked.items() if value]
+        alpha = ["alpha-quality"] * (self.alpha_quality is not None)
+        return self.rate.given + alpha + [name for name, value in asked.items() if value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +279,7 @@ class EncodeShort(RateShort, total=False):
     prior: str | None
     tune: str | None
     effort: int
+    alpha_quality: int | None
     minutes: float | None
     keep: frozenset[str] | str | None
     metadata: bool

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import Device, GeneratorOption, ModelOption, names_in
+from ..console import Device, GeneratorOption, ModelOption, names_in, number_list
 from .options import AudioOptions, Folder, ImageOptions, JsonOut, Limit, Out, Show, Threads, VideoOptions, takes
 
 bench_app = typer.Typer(help="Benchmarks against other codecs.", no_args_is_help=True, rich_markup_mode=None)
@@ -56,6 +56,27 @@ def bench_token_allocation(
     from .image.allocation import bench_allocation
 
     bench_allocation(folder, out, model, device, limit=limit, show=names_in(show))
+
+
+@bench_app.command("quality")
+def bench_quality_dial(
+    folder: Folder,
+    model: ModelOption = None,
+    device: Device = "auto",
+    qualities: Annotated[str, typer.Option(help="with commas; none for no table of them")] = (
+        "0,10,20,30,40,50,60,70,80,90,100"
+    ),
+    generations: Annotated[int, typer.Option(help="of decoding and encoding again; 0 for none", min=0)] = 5,
+    again: Annotated[float, typer.Option(help="quality of these")] = 80,
+    limit: Limit = None,
+    out: JsonOut = None,
+) -> None:
+    """What a quality means: PSNR of whole files at each, whether it rises on every picture, and what generations
+    lose."""
+    from .image.quality import bench_quality
+
+    wanted = number_list(qualities, "qualities") if qualities else []
+    bench_quality(folder, model, device, qualities=wanted, generations=generations, again=again, limit=limit, out=out)
 
 
 @bench_app.command("process")
