@@ -78,6 +78,9 @@ class EncodeFlags(InputFlags):
         str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")
     ] = None
     effort: Effort = 0
+    alpha_quality: Annotated[
+        int | None, typer.Option(help="levels of a picture's transparency: 0 (two) to 100 (all of them, the default)")
+    ] = None
     minutes: Annotated[
         float | None, typer.Option(help="time that -m video-fit may take, 3 by default; Ctrl-C ends it early")
     ] = None

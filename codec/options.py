@@ -140,8 +140,8 @@ def check_effort(effort: int) -> None:
 
 
 def _changed(options: Any, names: Collection[str]) -> list[str]:
-    """Those of some fields of a dataclass that are not as they are by default."""
-    return [f.name for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]
+    """Those of some fields of a dataclass that are not as they are by default, as the command line says them."""
+    return [f.name.replace("_", "-") for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]
 
 
 def _sound_given(sound: SoundOptions | None) -> list[str]:
@@ -161,6 +161,7 @@ class EncodeOptions:
         prior: name of an entropy model; the best that the model has by default.
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
+        alpha_quality: 0 to 100, how many levels of transparency a picture has; all of them (100) if None.
         minutes: that "video-fit" may take, 3 by default.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged input instead of encoding what is left.
@@ -175,6 +176,7 @@ class EncodeOptions:
     prior: str | None = None
     tune: str | None = None
     effort: int = 0
+    alpha_quality: int | None = None
     minutes: float | None = None
     keep: frozenset[str] = KEEP
     strict: bool = False
@@ -186,6 +188,8 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         check_effort(self.effort)
+        if self.alpha_quality is not None and not 0 <= self.alpha_quality <= 100:
+            raise UsageError(f"alpha-quality is 0 to 100, got {self.alpha_quality}")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"minutes must be positive, got {self.minutes:g}")
         check_track(self.track)
@@ -200,7 +204,7 @@ class EncodeOptions:
     @property
     def given(self) -> list[str]:
         """What not every format knows and the caller asked for."""
-        names = ("effort", "minutes", "prior", "track", "keep")
+        names = ("effort", "minutes", "prior", "track", "keep", "alpha_quality")
         return self.rate.given + _changed(self, names) + _sound_given(self.sound)
 
 
@@ -292,6 +296,7 @@ class EncodeShort(RateShort, total=False):
     prior: str | None
     tune: str | None
     effort: int
+    alpha_quality: int | None
     minutes: float | None
     keep: Iterable[str] | None
     metadata: bool

@@ -34,6 +34,7 @@ MAY_ALSO_IMPORT = {
 MAY_ALSO_USE = {
     "codec/generate/model.py": {"transformers"},
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
+    "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there
 }
 # Packages beyond the standard library that the files of a folder may import.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from tokodec.codec import cli
-from tokodec.codec.container.chunks import HEAD, LAYR, pack_chunk, pack_layer_prefix
+from tokodec.codec.container.chunks import ALPH, HEAD, LAYR, pack_chunk, pack_layer_prefix
 from tokodec.codec.container.fields import SIGNATURE, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
@@ -301,6 +301,56 @@ def test_alpha_is_lossless(mode: str, codec: Codec, tiny: list[str], tmp_path: P
         assert all("of the 1000000 bytes" in line for line in said)  # more than it can use
         assert len(said) == bool(options)
         assert np.array_equal(np.asarray(im)[..., -1], np.asarray(image)[..., -1])
+
+
+def test_alpha_may_be_coarser(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
+    """At most 12 levels at 50, opaque and transparent among them, in under half of the bytes; `--bytes` counts them."""
+    pixels = smooth_noise(90, 120, 4)
+    pixels[:20, :, 3], pixels[-20:, :, 3] = 0, 255
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    back, _ = there_and_back(codec, tiny, tmp_path / "a.png", "--alpha-quality", 50, "--bytes", 9000)
+    coarse, alpha = len((tmp_path / "a.tok").read_bytes()), np.asarray(back)[..., 3]
+    assert coarse <= 9000
+    assert len(np.unique(alpha)) <= 12
+    assert int(np.abs(alpha.astype(int) - pixels[..., 3]).max()) <= 255 / 22 + 0.5
+    assert np.array_equal(alpha[:20], pixels[:20, :, 3])
+    assert np.array_equal(alpha[-20:], pixels[-20:, :, 3])
+    chunk = [
+        encode_file(tmp_path / "a.png", alpha_quality=q, model=tiny[1], device="cpu").data for q in (50, 100, None)
+    ]
+    sizes = [len(read_tok(data).payload(ALPH) or b"") for data in chunk]
+    assert 2 * sizes[0] < sizes[1]
+    assert chunk[1] == chunk[2]
+
+
+def test_alpha_quality_that_makes_no_sense(tiny: list[str], source: Path, tmp_path: Path) -> None:
+    done = encode_file(source, alpha_quality=50, model=tiny[1], device="cpu")
+    assert done.notes == ["no alpha channel, for which alpha-quality is"]
+    for options, said in (
+        ({"alpha_quality": 101}, "alpha-quality is 0 to 100, got 101"),
+        ({"alpha_quality": 0, "lossless": True}, "alpha-quality is for others"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            encode_file(source, model=tiny[1], device="cpu", **options)  # type: ignore[arg-type]
+    sound = Path(__file__).resolve().parent.parent / "assets" / "ljspeech.ogg"
+    with pytest.raises(UsageError, match="alpha-quality is not an option of audio-24k"):
+        encode_file(sound, alpha_quality=0, device="cpu")
+
+
+def test_colours_that_are_not_seen_cost_nothing(tiny: list[str], tmp_path: Path) -> None:
+    """The same bytes whatever lies under transparent pixels; lossless files keep it."""
+    pixels = smooth_noise(80, 96, 4)
+    pixels[..., 3] = np.where(np.arange(96) < 60, 0, 255)
+    found = []
+    for seed in (0, 1):
+        random = np.random.default_rng(seed).integers(0, 256, (80, 60, 3))
+        pixels[:, :60, :3] = random
+        Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+        found.append(encode_file(tmp_path / "a.png", model=tiny[1], device="cpu").data)
+        whole = encode_file(tmp_path / "a.png", model=tiny[1], device="cpu", lossless=True).data
+        back = decode_file(io.BytesIO(whole), model=tiny[1], device="cpu").picture.pixels
+        assert np.array_equal(back, pixels[..., :3])
+    assert found[0] == found[1]
 
 
 def test_profile_and_exif(codec: Codec, tiny: list[str], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .options import (
     NearestOptions,
     Out,
     PriorOptions,
+    QualityOptions,
     Show,
     VideoOptions,
 )
@@ -70,6 +71,16 @@ def bench_token_allocation(
     from .image.allocation import bench_allocation
 
     bench_allocation(folder, out, model, device, limit=limit, show=names_in(show))
+
+
+@bench_app.command("quality")
+@with_flags
+def bench_quality_dial(*, options: QualityOptions) -> None:
+    """What a quality means: PSNR of whole files at each, whether it rises on every picture, and what generations
+    lose."""
+    from .image.quality import bench_quality
+
+    bench_quality(options)
 
 
 @bench_app.command("process")

@@ -174,6 +174,22 @@ class GeneratorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """Of `codec bench quality`."""
+
+    folder: Folder
+    model: ModelOption = None
+    device: Device = "auto"
+    qualities: Annotated[str, typer.Option(help="with commas; none for no table of them")] = (
+        "0,10,20,30,40,50,60,70,80,90,100"
+    )
+    generations: Annotated[int, typer.Option(help="of decoding and encoding again; 0 for none", min=0)] = 5
+    again: Annotated[float, typer.Option(help="quality of these")] = 80
+    limit: Limit = None
+    out: JsonOut = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
     """Of `codec bench devices`."""
 

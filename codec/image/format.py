@@ -27,7 +27,7 @@ from ..models import Model
 from ..options import DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
 from .exact_segments import paste_segments
-from .prepare import prepare
+from .prepare import coarsen_alpha, prepare
 from .segments import picture_of
 
 
@@ -74,7 +74,7 @@ def image_tokenizer(model: Model) -> ImageTokenizer:
 class ImageFormat(Format):
     """Files of pictures. A subclass knows how codes become layers, and what sets the rate."""
 
-    options = frozenset({"prior", "synthesis", "keep"})
+    options = frozenset({"prior", "synthesis", "keep", "alpha-quality"})
 
     @abc.abstractmethod
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
@@ -86,7 +86,14 @@ class ImageFormat(Format):
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
+        if options.rate.lossless and options.alpha_quality is not None:
+            raise UsageError("a lossless file has its whole alpha channel: alpha-quality is for others")
         picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
+        if options.alpha_quality is not None:
+            if picture.alpha is None:
+                picture.notes.append("no alpha channel, for which alpha-quality is")
+            else:
+                coarsen_alpha(picture.alpha, options.alpha_quality)
         prepare(picture, options.keep, hidden=options.rate.lossless)
         encoded = self.build(picture, model, options, progress)  # 2, 3
         encoded.notes, encoded.problems = picture.notes + encoded.notes, picture.problems
