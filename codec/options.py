@@ -141,7 +141,8 @@ def check_effort(effort: int) -> None:
 
 def _changed(options: Any, names: Collection[str]) -> list[str]:
     """Those of some fields of a dataclass that are not as they are by default, as the command line says them."""
-    return [f.name.replace("_", "-") for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]
+    changed = [f.name for f in fields(options) if f.name in names and getattr(options, f.name) != f.default]
+    return [name.replace("_", "-") for name in changed]
 
 
 def _sound_given(sound: SoundOptions | None) -> list[str]:

@@ -50,8 +50,9 @@ def bench_quality(options: QualityOptions) -> dict[str, Any]:
                 lost.append({"picture": clip.name, "generation": n + 1, **measured})
                 now = Photo(clip.name, x_hat)
         report = {
-            **origin(coder.device), "model": coder.name, "pictures": len(paths), "qualities": by(rows, "quality"),
-            "quality_again": options.again, "generations": by(lost, "generation"), "rows": rows, "generation_rows": lost,
+            **origin(coder.device), "model": coder.name, "pictures": len(paths),
+            "qualities": by(rows, "quality"), "rows": rows,
+            "quality_again": options.again, "generations": by(lost, "generation"), "generation_rows": lost,
         }  # fmt: skip
         write(report)
     show(report, lost)
