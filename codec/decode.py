@@ -67,7 +67,8 @@ def decode_file(
             most_samples = None if options.sound is None else options.max_samples
             tok = read_tok(read_bytes(src, SIGNATURE), options.max_pixels, most_samples)  # 4
             suffix = suffix or MODALITIES[MODALITY_NAMES[tok.header.modality]].suffix
-            sink = None if file is None else Sink(file, suffix, str(dst))
+            target = str(dst) if isinstance(dst, (str, Path)) else "standard output"
+            sink = None if file is None else Sink(file, suffix, target)
             wing, loaded = format_and_model(tok, options.model, options.device)  # 2
             wing.check(options.given, f"{name}, a file of {tok.header.model}")
             decoded = wing.decode(tok, loaded, options, sink, as_progress(progress))  # 3
