@@ -287,6 +287,31 @@ def test_samples_of_more_than_24_bits_are_told(codec: str, kind: str, low: int, 
         assert np.abs(sound.samples - x / 2**31).max() < 2**-23
 
 
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
+def test_tags_are_told(kind: str, tmp_path: Path) -> None:
+    with soundfile.SoundFile(tmp_path / "x", "w", RATE, 1, format=kind) as file:
+        file.title = "Some words"
+        file.write(tone(9000).T)
+    assert "tags not kept: title" in read_audio(tmp_path / "x", "x").notes
+
+
+def test_a_cover_is_told(tmp_path: Path) -> None:
+    """And is no video."""
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=RATE, layout="mono")
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), "rgb24")
+        frame = av.AudioFrame.from_ndarray(tone(9000), "flt", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        for packet in [*cover.encode(picture), *cover.encode(None), *stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    assert media_kind(path)[0] == "audio"
+    assert "the cover is not kept" in read_audio(path, "x").notes
+
+
 def test_a_track_of_a_file_of_one_must_be_the_first() -> None:
     for endian in ("LITTLE", "BIG"):
         buffer = io.BytesIO()

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -229,6 +230,28 @@ def test_sound_comes_along(suffix: str, channels: int, least: float, tmp_path: P
     n = min(found.shape[1], expected.shape[1])
     a, b = expected[:, 4000 : n - 2000], found[:, 4000 : n - 2000]
     assert 10 * np.log10(np.square(a).sum() / max(1e-12, np.square(a - b).sum())) > least
+
+
+def test_a_y4m_that_ends_within_a_frame_says_so() -> None:
+    data = b"YUV4MPEG2 W4 H4 F25:1\n" + 2 * (b"FRAME\n" + bytes(24))
+    for cut, problems in ((0, []), (10, ["cut off: the last 20 bytes are no whole frame"])):
+        with VideoReader(io.BytesIO(data[: len(data) - cut]), "x") as reader:
+            assert len(list(reader)) == 2 - bool(cut)
+            assert reader.problems == problems
+
+
+def test_a_stream_without_a_container_is_a_video() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="h264") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for pixels in clip(5, 16, 32):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    assert media_kind(buffer)[0] == "video"
+    with VideoReader(buffer, "x") as reader:
+        assert [frame.time for frame in reader] == [Fraction(i, 25) for i in range(5)]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])

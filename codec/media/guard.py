@@ -36,6 +36,15 @@ _TEXTS = (  # what a text that points to media begins with, in lower case, and w
     (b"v=0\no=", "a session description (SDP)"),
     (b"rtsptext", "an address (RTSP)"),
 )
+_MOST_TAGS = 8  # that are named
+# Tags in which containers and programs say how a file was made.
+_TECHNICAL = {
+    "major_brand", "minor_version", "compatible_brands", "creation_time", "encoder", "handler_name", "vendor_id",
+    "language", "duration", "bps", "number_of_frames", "number_of_bytes", "alpha_mode", "rotate", "metadatacreator",
+    "hasvideo", "hasaudio", "hasmetadata", "haskeyframes", "cansektoend", "datasize", "filesize", "totalduration",
+    "totaldatarate", "deviceconformancetemplate", "isvbr", "wmfsdkversion", "wmfsdkneeded", "variant_bitrate",
+    "service_name", "service_provider", "timecode", "software",
+}  # fmt: skip
 _NESTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf"}  # boxes on the way to those looked at
 _CLAIMS = {b"tkhd": 1 << 24, b"stsz": 1 << 23, b"trun": 1 << 20}  # boxes, and what they may claim in any case
 
@@ -205,6 +214,15 @@ def _is_elsewhere(file: BinaryIO, start: int, end: int) -> bool:
         if stop - begin >= 4 and not file.read(4)[3:4][0] & 1:
             return True
     return False
+
+
+def dropped(container: Any, track: Any) -> list[str]:
+    """Notes on what is in a file beside the samples of a track: tags, a cover, chapters."""
+    tags = {key.lower() for key in (*container.metadata, *track.metadata)} - _TECHNICAL
+    named = sorted(tag for tag in tags if tag.isascii() and tag.isidentifier() and not tag.startswith("_statistics"))
+    covers = len(container.streams.video) - len(video_streams(container))
+    notes = [f"tags not kept: {', '.join(named[:_MOST_TAGS])}{', ...' * (len(named) > _MOST_TAGS)}"] if named else []
+    return notes + ["the cover is not kept"] * bool(covers) + ["chapters are not kept"] * bool(container.chapters())
 
 
 def video_streams(container: Any) -> list[Any]:

@@ -32,7 +32,7 @@ _SOUND_STARTS = (
 _CONTAINER_STARTS = (
     b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",
 )  # fmt: skip
-_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF")
+_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF", b"\0\0\0\x01")  # the last: H.264, H.265 as they are
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _PICTURE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis", b"crx ", b"jxl ")
 

@@ -25,12 +25,12 @@ from ..container.fields import MAX_PIXELS, MAX_SAMPLES, MAX_SIDE
 from ..errors import MediaError, UnsupportedMediaError, one_line
 from .audio import AudioReader
 from .color import Conversion, conversion_for
-from .guard import choose_track, open_media, rereadable, video_streams
+from .guard import choose_track, dropped, open_media, rereadable, video_streams
 from .timeline import Timeline
 
 VIDEO_SUFFIXES_IN = (
     ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".y4m", ".gif", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv",
-    ".wmv", ".ogv", ".ivf",
+    ".wmv", ".ogv", ".ivf", ".h264", ".264", ".h265", ".265", ".hevc",
 )  # fmt: skip
 _ABSOLUTE = {"mpegts", "mpeg"}  # their clocks begin anywhere
 SWSCALE = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000  # bicubic, full chroma both ways, accurate rounding, exact
@@ -125,7 +125,7 @@ class VideoReader:
             beside = []
             self.notes += ["the sound is not kept: there is no decoder for it"] * bool(sounds)
         self.frames = int(stream.frames)
-        self._count = self._moved = self._corrupt = self._bad = 0
+        self._count = self._moved = self._corrupt = self._bad = self._reached = 0
         self._last: Fraction | None = None
         self._packet = b""  # the first one
         self._origin = Fraction(0)
@@ -166,6 +166,7 @@ class VideoReader:
         self.notes += notes
         if self._container.streams.subtitles:
             self.notes.append("subtitles are not kept")
+        self.notes += dropped(self._container, stream)
         return stream
 
     def _note_losses(self, frame: Any) -> None:
@@ -241,6 +242,9 @@ class VideoReader:
             self.problems.append(f"{self._bad} packets of the video are damaged: their frames are left out")
         if self._corrupt:
             self.problems.append(f"{self._corrupt} frames are damaged and kept as the decoder could make them")
+        left = self._media.file.seek(0, io.SEEK_END) - self._reached
+        if self._container.format.name == "yuv4mpegpipe" and left:  # FFmpeg says nothing
+            self.problems.append(f"cut off: the last {left} bytes are no whole frame")
         if self._missing and not any(problem.startswith("cut off") for problem in self.problems):
             self.problems.append(self._media.extent.lacks or "")
         self.problems += self._media.extent.problems
@@ -260,6 +264,7 @@ class VideoReader:
                 return
             if packet.size:
                 self._timeline.straighten(packet)
+                self._reached = (packet.pos or 0) + packet.size
             if packet.stream.index != self._picture:
                 continue
             try:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MediaError, one_line
-from .guard import Bytes, Media, check_track, choose_track
+from .guard import Bytes, Media, check_track, choose_track, dropped
 from .layout import CUSTOMARY, MONO, described, mask_of
 from .timeline import Timeline
 
@@ -24,7 +24,6 @@ SILENCE = (600, 8)  # seconds of gaps that may be filled in any case, and for ea
 PIECE = 1 << 16  # samples of silence made at once
 _BITS = {"u8": 8, "s16": 16, "s32": 24, "s64": 24}  # of decoded integers
 _FLOATS = ("flt", "dbl")  # lossless in some codecs; DTS, which may be lossless, is so in integers
-_LOW: dict[str, tuple[npt.DTypeLike, int]] = {"s32": (np.int32, 0xFF), "s64": (np.int64, (1 << 40) - 1)}
 KEPT = "samples are kept with 24 bits"
 _BEYOND = ("PCM_32", "FLOAT", "DOUBLE")  # what libsndfile calls samples of more than 24 bits
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # what lies among the packets of joined MP3 files and is no sound
@@ -58,6 +57,7 @@ class SoundStream:
         if not container.streams.audio:
             raise MediaError(f"{name}: holds no sound")
         self.stream, self.notes = choose_track(container.streams.audio, track, "sound", name)
+        self.notes += dropped(container, self.stream)
         if "ogg" in formats and self.stream.codec_context.name == "vorbis":
             # FFmpeg counts samples of the first packet, which gives none, and cuts as many too many off the end.
             self.stream.codec_context.options = {"flags2": "+skip_manual"}
@@ -89,11 +89,11 @@ class SoundStream:
         self.layout = of.layout
         self.mask, self.order = mask_of(of.layout) if self.channels else (0, None)
         codec, form = self.stream.codec_context.codec, "" if first is None else first.format.name.removesuffix("p")
-        self.bit_depth, self._deeper = _BITS.get(form, 16), False
+        self.bit_depth, self._deeper = _BITS.get(form, 16), form == "s64"
         if form in _FLOATS and codec.lossless and codec.name != "dca":
             self.bit_depth = 24
             self.notes.append(f"float {KEPT}")
-        self._low = _LOW.get(form) if codec.lossless else None
+        self._whole = form in ("s32", "s64") and codec.lossless
         duration, base = self.stream.duration, self.stream.time_base
         self.seconds = Fraction(duration * base) if duration and base and duration > 0 else None
         self.frames = round((self.seconds or Fraction(0)) * (self.sample_rate or 0))
@@ -145,20 +145,22 @@ class SoundStream:
                 if kind[1:] != self._of_frame[1:]:
                     self._changes += 1
             # Packed: the planes of a frame are not to be counted beyond eight.
-            self._resampler = av.AudioResampler(format="flt", layout=self.layout, rate=self.sample_rate)
+            form = "s32" if self._whole else "flt"
+            self._resampler = av.AudioResampler(format=form, layout=self.layout, rate=self.sample_rate)
             self._of_frame = kind
-        if self._low is not None and not self._deeper:  # 24 bits and 32 are the same to a decoder
-            dtype, low = self._low
-            self._deeper = any((np.frombuffer(plane, dtype) & low).any() for plane in frame.planes)
         parts += self._resampler.resample(frame)
         return self._joined(parts)
 
     def _joined(self, parts: list[Any]) -> Samples:
+        dtype = np.int32 if self._whole else np.float32
         rows = [
-            np.frombuffer(part.planes[0], np.float32, part.samples * self.channels).reshape(-1, self.channels)
+            np.frombuffer(part.planes[0], dtype, part.samples * self.channels).reshape(-1, self.channels)
             for part in parts
         ]
-        x = np.concatenate(rows) if rows else np.zeros((0, self.channels), np.float32)
+        x: npt.NDArray[Any] = np.concatenate(rows) if rows else np.zeros((0, self.channels), dtype)
+        if self._whole:  # a decoder gives 32 bits where there are 24 as well
+            self._deeper = self._deeper or bool((x & 0xFF).any())
+            x = (x * 2.0**-31).astype(np.float32)
         x = x if self.order is None else x[:, self.order]
         return np.ascontiguousarray(x.T)
 
