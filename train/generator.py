@@ -35,7 +35,7 @@ from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.sequence import Pattern
 from .data.audio import SoundStore, list_sounds, read_mono, read_sounds
-from .data.images import CropStore, list_images, read_all, read_rgb
+from .data.images import CropStore, as_input, list_images, read_all, read_rgb
 from .loop import optimizers_of, run_script
 from .prior import codewords_of
 from .recipe import Optim
@@ -129,7 +129,7 @@ class Pictures(Media):
         return read_all(list_images([folder]))
 
     def codes(self, medium: Tensor) -> Codes:
-        x = medium.to(self.tokenizer.device).permute(2, 0, 1)[None].float() / 255
+        x = as_input(medium, self.tokenizer.device)
         codes: Codes = self.tokenizer.encode(x).codes[0].cpu().numpy()
         return codes
 

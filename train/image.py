@@ -26,7 +26,7 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.base import Gradient
-from .data.images import CropStore, list_images, read_all, read_rgb
+from .data.images import CropStore, as_input, list_images, read_rgb
 from .graphed import GraphedStep
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
@@ -154,11 +154,6 @@ def shifted(x: Tensor, x_hat: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     height, width = x.shape[2] - shift, x.shape[3] - shift
     window = (..., slice(top, top + height), slice(left, left + width))
     return x[window], x_hat[window]
-
-
-def as_input(picture: Tensor, device: torch.device) -> Tensor:
-    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
-    return picture.to(device).permute(2, 0, 1)[None].float() / 255
 
 
 @torch.no_grad()
@@ -348,9 +343,6 @@ class Trainer(BaseTrainer):
                 if bits is not None:
                     row["bpp_estimated"] = float(bits[n - 1]) / (x.shape[2] * x.shape[3])
                 yield {"synthesis": synthesis, "levels": n, **row}
-
-    def test_media(self) -> list[Tensor]:
-        return read_all(list_images([self.args.test]))
 
     # ---- run and export
 

@@ -25,7 +25,7 @@ from ..entropy.tail import TailPrior
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
 from ..tokenizers.quantize.simvq import SimVQ
 from ..tokenizers.quantize.vq import kmeans
-from .data.images import CropStore, list_images, read_all, read_rgb
+from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import optimizers_of, psnr, run_script
 from .recipe import Optim
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
@@ -166,14 +166,6 @@ class Trainer(BaseTrainer):
         bits = code_bits(counts)
         self.log(f"order-0 bits a code {bits:.3f}")
         return prior, {"codebook_usage": float((counts.sum(0) > 0).float().mean()), "bits": bits}
-
-    def test_media(self) -> list[Tensor]:
-        return read_all(list_images([self.args.test]))
-
-
-def as_input(picture: Tensor, device: torch.device) -> Tensor:
-    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
-    return picture.to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def code_bits(counts: Tensor) -> float:

@@ -27,6 +27,7 @@ from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.codebook import CodebookQuantizer
 from .card import CARD, write_card
+from .data.images import list_images, read_all
 from .data.reading import Limits, Reading, default_bytes, read_within
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
@@ -409,7 +410,7 @@ class BaseTrainer(TrainingRun):
 
     def test_media(self) -> Sequence[Any]:
         """The media of ``--test``."""
-        raise NotImplementedError
+        return read_all(list_images([self.args.test]))
 
     def run(self) -> None:
         self.plan()

@@ -37,6 +37,11 @@ def read_rgb(path: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
+def as_input(picture: Tensor, device: torch.device) -> Tensor:
+    """A picture, uint8 ``[H, W, 3]``, as ``[1, 3, H, W]`` in [0, 1]."""
+    return picture.to(device).permute(2, 0, 1)[None].float() / 255
+
+
 def read_all(paths: Sequence[Path]) -> list[Tensor]:
     """Decode pictures in parallel (Pillow releases the interpreter lock), uint8 ``[H, W, 3]`` each."""
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
