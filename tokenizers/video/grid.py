@@ -219,12 +219,6 @@ class VideoGrid(VideoTokenizer):
         return torch.cat([stream.quantize(stream.latents(x)), stream.finish()], 2)
 
     @torch.no_grad()
-    def decode(self, tokens: Tokens) -> Tensor:
-        """Tokens to clips ``[B, 3, T, H, W]`` in [0, 1]. Raises ValueError if the tokens are another model's."""
-        self.check_tokens(tokens)
-        return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size)
-
-    @torch.no_grad()
     def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Codes ``[B, k, t, h, w]`` to clips ``[B, 3, T, H, W]`` in [0, 1], by tensors alone.
 
