@@ -139,7 +139,7 @@ def test_fewer_levels_are_searched_for_themselves(model: AudioGRVQ) -> None:
             assert own <= cut
             assert torch.equal(model.encode(x, seen=n).codes[:, :n], tokens.codes)
     for wrong in (0, 5):
-        with pytest.raises(ValueError, match=r"levels is 1 to 4"):
+        with pytest.raises(ValueError, match=r"levels must be 1 to 4"):
             model.encode(x, wrong)
 
 

@@ -14,7 +14,7 @@ from tokodec.codec.corpus.token_files import parse_spec
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
-from tokodec.tokenizers.video.causal import PerFrame, State, TimeConv, TimeDown, TimeUp
+from tokodec.tokenizers.video.causal import CausalNet, PerFrame, State, TimeConv, TimeDown, TimeUp
 from tokodec.tokenizers.video.grid import (
     GROUP,
     StreamingVideoDecoder,
@@ -180,6 +180,18 @@ def dependence(y: Tensor, x: Tensor) -> Tensor:
     return slope.abs().sum((0, 1, 3, 4)) > 0
 
 
+def reach(net: CausalNet, step: int) -> int:
+    """Frames that the layers of a net look back. step: frames between the moments of its first layer."""
+    past = 0
+    for layer in net:
+        past += sum(step * (part.kernel - part.stride) for part in layer.modules() if isinstance(part, TimeConv))
+        if isinstance(layer, TimeDown):
+            step *= 2
+        elif isinstance(layer, TimeUp):
+            step //= 2
+    return past
+
+
 @pytest.mark.parametrize("config", [TINY, replace(TINY, analysis_blocks=(1, 2, 2), analysis_time=(2, 2))])
 def test_codes_depend_on_the_past_only_and_so_far(config: VideoGridConfig) -> None:
     model = random_model(config)
@@ -188,7 +200,7 @@ def test_codes_depend_on_the_past_only_and_so_far(config: VideoGridConfig) -> No
     z = model.latents(x)
     for cell in (0, 1, 5, 10):
         last = GROUP * cell
-        first = max(0, last - GROUP + 1 - model.analysis_reach)
+        first = max(0, last - GROUP + 1 - reach(model.analysis, 1))
         expected = [first <= frame <= last for frame in range(frames)]
         assert dependence(z[:, :, cell], x).tolist() == expected
 
@@ -211,7 +223,7 @@ def test_frames_depend_on_cells_before_only_and_so_far(model: VideoGrid) -> None
         seen = dependence(x_hat[:, :, frame], z).nonzero()
         assert int(seen.max()) == cells(frame + 1) - 1
         reached = max(reached, int(seen.max() - seen.min()))
-    assert reached == model.synthesis_reach
+    assert reached == -(-reach(model.synthesis, GROUP) // GROUP)
 
 
 def test_tiles_with_a_halo_are_the_whole(model: VideoGrid) -> None:

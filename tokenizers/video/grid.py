@@ -44,7 +44,7 @@ from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens
 from .base import VideoTokenizer
-from .causal import CausalNet, PerFrame, State, TimeBlock, TimeConv, TimeDown, TimeUp
+from .causal import CausalNet, PerFrame, State, TimeBlock, TimeDown, TimeUp
 from .tiling import FrameDecoder, FrameEncoder
 
 GROUP = 4  # frames of a cell; the first cell of a clip has one
@@ -182,30 +182,6 @@ class VideoGrid(VideoTokenizer):
         """Cells of context that a tile of codes needs on each side for the pixels of the whole frame."""
         return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
 
-    @property
-    def analysis_reach(self) -> int:
-        """Frames before its own that the codes of a cell depend on."""
-        return self._reach(self.analysis, GROUP, 1)
-
-    @property
-    def synthesis_reach(self) -> int:
-        """Cells before its own that a frame depends on."""
-        return -(-self._reach(self.synthesis, GROUP, GROUP) // GROUP)
-
-    @staticmethod
-    def _reach(net: CausalNet, frames: int, step: int) -> int:
-        """Frames that the layers of a net look back. step: frames between the moments of its first layer."""
-        past = 0
-        for layer in net:
-            for part in layer.modules():
-                if isinstance(part, TimeConv):
-                    past += step * (part.kernel - part.stride)
-            if isinstance(layer, TimeDown):
-                step *= 2
-            elif isinstance(layer, TimeUp):
-                step //= 2
-        return past
-
     def codewords(self) -> list[npt.NDArray[np.float32]]:
         return tables(self.codebooks)
 
@@ -241,12 +217,6 @@ class VideoGrid(VideoTokenizer):
         x = to_clips(x, self.device)
         stream = StreamingVideoEncoder(self, levels)
         return torch.cat([stream.quantize(stream.latents(x)), stream.finish()], 2)
-
-    @torch.no_grad()
-    def decode(self, tokens: Tokens) -> Tensor:
-        """Tokens to clips ``[B, 3, T, H, W]`` in [0, 1]. Raises ValueError if the tokens are another model's."""
-        self.check_tokens(tokens)
-        return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size)
 
     @torch.no_grad()
     def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from ...entropy.schedule import Schedule
 from ...tokenizers.api import Tokenizer
 from ...tokenizers.audio.grvq import AudioGRVQ
 from ...tokenizers.tokens import TokenSpec
+from .images import as_input
 
 Codes = npt.NDArray[np.int64]
 
@@ -53,7 +54,7 @@ def picture_views(tokenizer: Tokenizer, picture: Tensor, views: int, generator: 
     Crops are reduced or enlarged, mirrored, and at places that are not on the grid: a shift by less than a cell gives
     other codes of the same picture, and that is what a prior has most to learn from.
     """
-    x = picture.to(tokenizer.device).permute(2, 0, 1)[None].float() / 255
+    x = as_input(picture, tokenizer.device)
     if not views:
         return [tokenizer.encode(x).codes[0].cpu().numpy()]
     height, width = VIEW if x.shape[3] >= x.shape[2] else VIEW[::-1]
