@@ -26,6 +26,7 @@ from .console import (
     Device,
     Inputs,
     Output,
+    Recursive,
     each,
     expand,
     plan,
@@ -162,6 +163,7 @@ def decode(
 @app.command()
 def info(
     inputs: Inputs,
+    recursive: Recursive = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a file")] = False,
 ) -> None:
     """Show what a .tok file holds, without decoding it."""
@@ -178,7 +180,7 @@ def info(
             print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
         return EXIT_DAMAGED if found["problems"] else 0
 
-    each([(src, STREAM) for src in inputs], one, quiet=True)
+    each([(src, STREAM) for src in expand(inputs, (".tok",), recursive)], one, quiet=True)
 
 
 @app.command()
@@ -364,7 +366,9 @@ def generate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for what the demo makes")] = Path("demo-out"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for what the demo makes; files of these names are replaced")
+    ] = Path("demo-out"),
     device: Device = "auto",
 ) -> None:
     """Encode and decode the sample pictures, show what was saved, and write a side-by-side picture."""

@@ -20,7 +20,7 @@ from .errors import FormatError, ModelError
 from .files import open_output, output_name, output_suffix, read_bytes, source_name
 from .formats import fitted_format, format_of, needs_model
 from .models import Model, model_for, pick_device
-from .options import DecodeOptions, with_short_forms
+from .options import DecodeOptions, check_levels, with_short_forms
 from .progress import Progress, as_progress
 from .registry import MODALITIES, MODALITY_NAMES
 
@@ -94,8 +94,9 @@ def file_tokens(
 ) -> tuple[Tokens, Model]:
     """Tokens of a parsed file and the model that they belong to. What is lost is noted in ``tok.problems``.
 
-    Raises: UsageError for a file that holds no tokens, and for a video of several segments.
+    Raises: UsageError for a file that holds no tokens, a video of several segments, and levels below 1.
     """
+    check_levels(levels)
     wing, loaded = format_and_model(tok, model, pick_device(device))
     if loaded is None:
         raise ModelError(f"a file of {tok.header.model} holds networks, no tokens")
@@ -111,7 +112,8 @@ def video_frames(
 ) -> Iterator[tuple[Fraction, np.ndarray]]:
     """The frames of a parsed video with their times in seconds, one by one, ``[H, W, 3]`` uint8.
 
-    Only what lies between ``start`` and ``end`` is decoded. What is lost is noted in ``tok.problems``.
+    Only what lies between ``start`` and ``end`` is decoded. What is lost is noted in ``tok.problems``; with ``strict``
+    FormatError is raised after the last frame.
 
     Args:   options, progress, short: as in :func:`decode_file`.
     Raises: a :class:`~.errors.TokodecError`.
@@ -125,4 +127,12 @@ def video_frames(
     part = part_of(shown_clock(tok), options.start, options.end)  # says so if the file is no video
     wing, loaded = format_and_model(tok, options.model, options.device)
     assert isinstance(wing, AnyVideoFormat)
-    return decode_frames(tok, wing.frames_of(tok, loaded, options), part, as_progress(progress))
+    wing.check(options.given, f"a file of {tok.header.model}")
+    frames = decode_frames(tok, wing.frames_of(tok, loaded, options), part, as_progress(progress))
+    return _whole(frames, tok) if options.strict else frames
+
+
+def _whole(frames: Iterator[tuple[Fraction, np.ndarray]], tok: TokFile) -> Iterator[tuple[Fraction, np.ndarray]]:
+    yield from frames
+    if tok.problems:
+        raise FormatError(tok.problems[0])

@@ -133,6 +133,12 @@ def check_track(track: int | None, what: str = "tracks") -> None:
         raise UsageError(f"{what} are numbered from 1 on, got {track}")
 
 
+def check_levels(levels: int | None) -> None:
+    """Raise UsageError for what is no number of levels to keep."""
+    if levels is not None and levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+
+
 def check_effort(effort: int) -> None:
     """Raise UsageError for what is no effort."""
     if effort not in range(len(EFFORTS)):
@@ -237,8 +243,7 @@ class DecodeOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.levels is not None and self.levels < 1:
-            raise UsageError(f"levels must be at least 1, got {self.levels}")
+        check_levels(self.levels)
         if self.sound is not None and (self.sound.kbps, self.sound.track) != (None, None):
             raise UsageError("kbps and track of a sound are for encoding")
 
@@ -269,8 +274,7 @@ class TokenizeOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.levels is not None and self.levels < 1:
-            raise UsageError(f"levels must be at least 1, got {self.levels}")
+        check_levels(self.levels)
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
 

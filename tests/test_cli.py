@@ -476,6 +476,12 @@ def test_info_of_bad_files(codec: Codec, golden: Path, tmp_path: Path) -> None:
     done = codec("info", cut, "--json")
     assert done.code == 3
     assert json.loads(done.out)["complete"] is False
+    (tmp_path / "deeper").mkdir()
+    shutil.copy(golden / "pixel.tok", tmp_path / "deeper")
+    for words, found in (((), ["cut.tok"]), (("--recursive",), ["cut.tok", "deeper/pixel.tok"])):
+        done = codec("info", tmp_path, "--json", *words)
+        assert done.code == 3
+        assert [json.loads(line)["file"] for line in done.out.splitlines()] == [str(tmp_path / name) for name in found]
 
 
 def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ from tokodec.codec.container.read import TokFile, modality_of, read_tok
 from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Decoded, Encoded
 from tokodec.codec.corpus.token_files import load_tokens
-from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.decode import decode_file, file_tokens, video_frames
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import (
     ChunkError,
@@ -764,6 +764,10 @@ def test_a_payload_that_lies_is_damage() -> None:
         again = read_tok(write_video(tok.video, [payloads[0], wrong, payloads[2]]))
         assert len(frames_of(again)) == 70
         assert any("frames 33 to 65 are lost" in problem for problem in again.problems), wrong
+    with pytest.raises(FormatError, match="frames 33 to 65 are lost"):
+        list(video_frames(again, model=str(GOLDEN), device="cpu", strict=True))
+    with pytest.raises(UsageError, match="synthesis is not an option of"):
+        video_frames(again, model=str(GOLDEN), device="cpu", synthesis="sharp")
 
 
 def test_a_file_that_is_cut_off_decodes_to_its_first_part(long: bytes, tmp_path: Path) -> None:
@@ -929,6 +933,8 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         encode(tmp_path / "bad.mp4")
     with pytest.raises(UsageError, match="its codes begin anew in each of 3 segments"):
         file_tokens(read_tok((GOLDEN / "even.tok").read_bytes()), str(GOLDEN), "cpu")
+    with pytest.raises(UsageError, match="levels must be at least 1, got 0"):
+        file_tokens(read_tok((GOLDEN / "even.tok").read_bytes()), str(GOLDEN), "cpu", levels=0)
     with pytest.raises(MediaError, match="more than the limit of 100"):
         encode(path, max_pixels=100)
 
