@@ -304,7 +304,7 @@ def test_alpha_is_lossless(mode: str, codec: Codec, tiny: list[str], tmp_path: P
 
 
 def test_alpha_may_be_coarser(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
-    """At most 12 levels at 50, opaque and transparent among them, in under half of the bytes; `--bytes` counts them."""
+    """At most 12 levels at 50, opaque and transparent among them, in less than half of the bytes."""
     pixels = smooth_noise(90, 120, 4)
     pixels[:20, :, 3], pixels[-20:, :, 3] = 0, 255
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
