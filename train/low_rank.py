@@ -40,7 +40,7 @@ class LowRank(nn.Module):
         return found
 
     def change(self) -> dict[str, Tensor]:
-        """As :func:`~..tokenizers.variants.save_variant` takes it."""
+        """As :func:`~..tokenizers.api.save_variant` takes it."""
         found: dict[str, Tensor] = {}
         for part, suffix in ((self.left, LEFT), (self.right, RIGHT), (self.free, "")):
             for key, p in part.items():

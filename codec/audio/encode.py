@@ -43,7 +43,7 @@ LEVEL_KBPS = 0.6  # that a level of a signal takes, about
 @dataclass(frozen=True)
 class Search:
     """How codes are searched for: for a file of so many levels, kbit/s or bytes, in ``n_steps`` gradient steps
-    (:mod:`.refine_sound`)."""
+    (:mod:`.refine`)."""
 
     levels: int  # of the codes that are made
     kbps: float | None = None

@@ -141,7 +141,7 @@ def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
 
 
 def feature_distance(x: np.ndarray, x_hat: np.ndarray, device: str = "cpu") -> float:
-    """Distance of deep features (EfficientNet-Lite2), see :class:`~.features.FeatureDistance`. It is not LPIPS.
+    """Distance of deep features (EfficientNet-Lite2). No LPIPS; see :class:`~..metrics.features.FeatureDistance`.
 
     Our models train with Lite0, another network, so that none grades itself; they are of one family, though.
 
@@ -279,8 +279,10 @@ def dnsmos(x_hat: Mono) -> float:
 
 
 def si_sdr(x: Mono, x_hat: Mono) -> float | None:
-    """Scale-invariant ratio of signal to distortion, see :func:`~.spectra.si_sdr`; decibels, higher is better. None for
-    a silent source, which has no scale."""
+    """Scale-invariant ratio of signal to distortion, see :func:`~..metrics.spectra.si_sdr`; decibels, higher is better.
+
+    None for a silent source, which has no scale.
+    """
     import torch
 
     from ..metrics.spectra import si_sdr as measure

@@ -167,7 +167,7 @@ def read_tok(data: bytes, max_pixels: int | None = None, max_samples: int | None
 
     Args:   max_pixels, max_samples: refuse larger pictures, and sounds with more samples in all channels, before
             anything of their size is allocated.
-    Raises: SignatureError, VersionError, TruncatedError, HeaderError, ChunkError, LimitError; see :mod:`.errors`.
+    Raises: SignatureError, VersionError, TruncatedError, HeaderError, ChunkError, LimitError; see :mod:`..errors`.
     """
     start = len(SIGNATURE) + 1
     if not data:

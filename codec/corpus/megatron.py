@@ -1,6 +1,6 @@
 """Tokens of many files as one corpus for generators: WebDataset `.tar` and Megatron `.bin` with `.idx`.
 
-Token files of one signal each, `.npz` and `.safetensors`, are in :mod:`.tokens`. All numbers are little-endian.
+Token files of one signal each, `.npz` and `.safetensors`, are in :mod:`.token_files`. All numbers are little-endian.
 
 WebDataset, `NAME.tar`
 ----------------------
@@ -14,7 +14,7 @@ source without its suffix, its dots as "_". The same tokens in the same order gi
 
 Megatron, `NAME.bin`, `NAME.idx` and `NAME.json`
 ------------------------------------------------
-Ids of a :class:`~..tokenizers.sequence.Sequencer`, one a step, as Megatron-LM's IndexedDataset reads them. A signal is
+Ids of a :class:`~...tokenizers.sequence.Sequencer`, one a step, as Megatron-LM's IndexedDataset reads them. A signal is
 a sequence from begin to end, the signals of one file are a document::
 
     NAME.bin        the ids of all sequences after each other: uint16, int32 if the vocabulary has 65500 ids or more
@@ -243,7 +243,7 @@ def megatron_writer(
     """Open `.bin`, `.idx` and `.json` for sequences; they appear when the block ends well.
 
     Args:   sequencer: or what makes one of the spec of the first tokens.
-    Raises: a :class:`~.errors.TokodecError`.
+    Raises: a :class:`~..errors.TokodecError`.
     """
     data, index, schema = megatron_paths(path)
     with atomic_outputs([index, schema, data], force) as files:

@@ -83,7 +83,7 @@ def _writable(name: str) -> bool:
 
 @contextmanager
 def webdataset_writer(path: str | Path, force: bool = False) -> Iterator[WebDatasetWriter]:
-    """Open a tar file for tokens; it appears when the block ends well. Raises a :class:`~.errors.TokodecError`."""
+    """Open a tar file for tokens; it appears when the block ends well. Raises a :class:`~..errors.TokodecError`."""
     path = Path(path)
     if path.suffix.lower() != ".tar":
         raise UsageError(f"{path}: a WebDataset is a .tar file")

@@ -111,7 +111,7 @@ def generate_files(
 ) -> Generated:
     """Write samples and a sheet of all of them into the folder ``out``: all files, or none.
 
-    Raises: a :class:`~.errors.TokodecError`.
+    Raises: a :class:`~..errors.TokodecError`.
     """
     options, told = options or SampleOptions(), as_progress(progress)
     n, prompt = options.n, options.prompt

@@ -129,7 +129,7 @@ def photo_model(model: Model) -> ImagePhoto:
 class PhotoFile:
     """Files of one picture at any quality.
 
-    Args: latents: ``[M, h, w]``, see :meth:`~..tokenizers.image.photo.ImagePhoto.analyse_tiled`.
+    Args: latents: ``[M, h, w]``, see :meth:`~...tokenizers.image.photo.ImagePhoto.analyse_tiled`.
           size: height and width in pixels.
           refiner: of the same picture, if its codes are to be refined.
           exact: of the same picture, if blocks may be kept exactly.

@@ -8,7 +8,7 @@ of its own level where the schedule has already been. What it may not see is a r
         -> linear -> residual blocks (linear, clamped ReLU, linear) -> h [C]
         -> for each digit of the code, coarse to fine: linear + row of the digits so far -> clamped ReLU -> logits
 
-Everything in it has a twin in :mod:`.integer`: values live on grids of powers of two, sums are exact, rounding is half
+Everything in it has a twin in :mod:`..integer`: values live on grids of powers of two, sums are exact, rounding is half
 up. With ``rounding`` the forward pass computes what the integers will, and gradients pass through (straight-through,
 Bengio et al. 2013, arXiv:1308.3432); :meth:`LevelNet.export` then writes down these very integers.
 """
@@ -361,7 +361,7 @@ class ContextNet(nn.Module):
 
     @torch.no_grad()
     def export(self, *which: int) -> dict[str, npt.NDArray[np.integer]]:
-        """Arrays of the :class:`~.context.ContextPrior` that computes what this net computes when it rounds.
+        """Arrays of the :class:`~.prior.ContextPrior` that computes what this net computes when it rounds.
 
         Args: which: numbers of networks; all if none are given.
         """

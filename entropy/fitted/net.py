@@ -1,4 +1,4 @@
-"""The context nets of :mod:`.fitted` while they are fitted: the same network in floats, and bits with gradients."""
+"""The context nets of :mod:`.codes` while they are fitted: the same network in floats, and bits with gradients."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def export_hyperprior(
     scale_counts: Sequence[npt.NDArray[np.integer]] | None = None,
     skip: int = 0,
 ) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a :class:`HyperPrior` from the trained network.
+    """The arrays of a :class:`~.prior.HyperPrior` from the trained network.
 
     Args: z_counts ``[hyper, 2 Z_MAX + 1]`` and scale_counts (see :func:`normal_tables`): how often each value was
           seen in training pictures; the densities of training stand in where they are None.

@@ -12,12 +12,12 @@ arXiv:2007.08739; uneven slices and checkerboard: He et al. 2022, ELIC, arXiv:22
     y_hat = round(y - mean) + mean,   bits of (y - mean) under a normal distribution of that scale
 
 Two things that a model may have besides. The first slices, which hold most of the bits, may go from coarse to fine in
-six steps (:mod:`.orders`), each step with a map of its own for what it knows of the slice. And a state may be carried
+six steps (:mod:`..orders`), each step with a map of its own for what it knows of the slice. And a state may be carried
 from slice to slice: before slice i the features become
 ``features + block(features, slice i - 1 in a 3 x 3 window)``, so that a deep net reads all that is known.
 
-Everything has a twin in :mod:`.integer`: see :mod:`..context.net`, whose layers these are. Means are multiples of 1/16,
-scales one of 64, and what the nets read of ``y_hat`` is its companded value in 8 bits (:func:`compand`).
+Everything has a twin in :mod:`..integer`: see :mod:`..context.net`, whose layers these are. Means are multiples of
+1/16, scales one of 64, and what the nets read of ``y_hat`` is its companded value in 8 bits (:func:`compand`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class HyperShape:
 
     @classmethod
     def of_export(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> HyperShape:
-        """The sizes of an export that :class:`~.hyperprior.HyperPrior` took."""
+        """The sizes of an export that :class:`~.prior.HyperPrior` took."""
         outputs = {name: len(arrays[f"{name}.weight"]) for name in ("decoder.enter", "decoder.mix", "decoder.up2")}
         first = "slices.0.head"
         state = arrays.get("slices.0.state.spatial.weight")

@@ -229,7 +229,7 @@ def equal(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def compare_clips(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """BD-rate of every codec against each of :data:`ANCHORS`, by PSNR, clip by clip.
 
-    Returns: dicts with "clip", "codec", "against" and the fields of :class:`~.curves.BdRate`.
+    Returns: dicts with "clip", "codec", "against" and the fields of :class:`~..curves.BdRate`.
     """
     curves = curves_of(rows)
     return [
