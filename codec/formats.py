@@ -1,4 +1,4 @@
-"""The :class:`Format` of a file or of a model, loaded on first use."""
+"""The :class:`~.contract.Format` of a file or of a model, loaded on first use."""
 
 from __future__ import annotations
 

@@ -7,9 +7,12 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
+
 from tokodec.codec import errors
 from tokodec.codec.container import chunks
 from tokodec.codec.container import fields as container_fields
+from tokodec.codec.registry import OTHERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = ROOT / "FORMAT.md"
@@ -21,6 +24,17 @@ def allowed(f: container_fields.Field) -> str:
     if f.names is not None:
         return ", ".join(f"{value} {name}" for value, name in f.names.items())
     return "" if f.kind in ("name", "hash") else f"{f.low}..{f.high}" + ", optional" * f.optional
+
+
+def test_priors_of_others_are_as_it_says() -> None:
+    text = FORMAT.read_text(encoding="utf-8")
+    assert f"\nPriors {OTHERS[0]} to {OTHERS[-1]} belong to packages that are not ours" in text
+    (field,) = (f for f in container_fields.COMMON_FIELDS if f.name == "prior")
+    for known in (1, 2, 3, 4, 5):
+        field.check(known)
+    for unknown in (0, 6, OTHERS[0] - 1, OTHERS[0], OTHERS[-1]):
+        with pytest.raises(errors.HeaderError, match=f"header field prior: {unknown} is not one of 1, 2, 3, 4, 5"):
+            field.check(unknown)
 
 
 def annotate(data: bytes) -> list[str]:

@@ -3,19 +3,23 @@ somewhere, and a stranger can read it."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 import shlex
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import soundfile
+import typer.main
 from PIL import Image
 
-from tokodec.codec.cli import run
+from tokodec.codec.cli import app, run
 from tokodec.codec.models import list_generators, list_models
 from tokodec.codec.registry import FITTED, MODALITIES
 from tokodec.tokenizers.folders import ASSETS
@@ -145,8 +149,70 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_files_that_are_named_are_there(page: Path) -> None:
-    """But for pages that tell what was."""
-    if page.name not in ("CHANGELOG.md", "RUNS.md"):
-        text = page.read_text(encoding="utf-8")
-        for name in re.findall(r"`((?:assets|codec|entropy|tests|tokenizers|train)/[\w./-]+)`", text):
-            assert (ROOT / name).exists(), name
+    """Folders and files of code, from the root, from the part of the package that the page is about, or beside it.
+
+    RUNS.md tells what was.
+    """
+    places = [ROOT, page.parent, *(ROOT / part for part in FOLDERS)]
+    text = page.read_text(encoding="utf-8") if page.name != "RUNS.md" else ""
+    for name in re.findall(r"`([\w*][\w./*-]*(?:\.(?:py|md|yaml)|/))`", text):
+        assert [found for place in places for found in place.glob(name.rstrip("/"))], name
+    for name in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+# ------------------------------------------------------------------------------------------- commands of all pages
+
+RELEASED = {entry["name"] for entry in list_models() + list_generators()} | {FITTED}
+MODELS = ("--model", "-m", "--tokenizer", "--resume", "--also")
+CURRENT = [page for page in PAGES if page.name not in ("CHANGELOG.md", "RUNS.md")]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Lines of shell and code in sentences that call `codec` or a module of ours, as words."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"`((?:codec|python -m tokodec|torchrun) [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    found = []
+    for line in lines:
+        words = shlex.split(line.replace("...", ""), comments=True)
+        if "-m" in words[:4] and words[0] in ("python", "torchrun"):
+            words = words[words.index("-m") + 1 :]
+        if words and (words[0] == "codec" or words[0].startswith("tokodec.")):
+            found.append(words)
+    return found
+
+
+def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The options that a command takes."""
+    if words[0] == "codec":
+        command: Any = typer.main.get_command(app)
+        for name in words[1:]:
+            if name.startswith("-") or not hasattr(command, "commands"):
+                break
+            assert name in command.commands, words
+            command = command.commands[name]
+        return {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    parsers: list[argparse.ArgumentParser] = []
+
+    def parse(self: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(self)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        with pytest.raises(SystemExit):
+            importlib.import_module(words[0]).main()
+    return set(parsers[0]._option_string_actions)
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_of_pages_take_what_they_are_given(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands and their options are there, and a model is a release, a path, or capitals that stand for one."""
+    for words in commands(page):
+        known = options_of(words, monkeypatch)
+        for option, value in zip(words, [*words[1:], ""], strict=True):
+            if option.startswith("-") and not option[1:].isdigit():
+                assert option.split("=")[0] in known | {"--help"}, words
+            if option in MODELS and value and not value.isupper():
+                assert value in RELEASED or "/" in value, words

@@ -34,7 +34,7 @@ MARGIN = 10  # frames beside a wanted span, for the resampler's filter
 
 
 def to_channels(signals: Samples, channels: int) -> Samples:
-    """Inverse of :func:`.encode.to_signals`; one signal alone is every channel."""
+    """Inverse of :func:`~.encode.to_signals`; one signal alone is every channel."""
     if len(signals) == 2:
         return np.stack([signals[0] + signals[1], signals[0] - signals[1]])
     return np.repeat(signals, channels, axis=0) if len(signals) < channels else signals

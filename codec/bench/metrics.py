@@ -120,7 +120,7 @@ def measure(x: np.ndarray, x_hat: np.ndarray, keys: Collection[str], device: str
 
 
 def feature_distance(x: np.ndarray, x_hat: np.ndarray, device: str = "cpu") -> float:
-    """Distance of deep features (EfficientNet-Lite2), :mod:`..metrics.features`. It is not LPIPS.
+    """Distance of deep features (EfficientNet-Lite2). No LPIPS; see :class:`~..metrics.features.FeatureDistance`.
 
     Our models train with Lite0, another network, so that none grades itself; they are of one family, though.
 
@@ -245,7 +245,9 @@ def dnsmos(x_hat: Mono) -> float:
 
 def si_sdr(x: Mono, x_hat: Mono) -> float | None:
     """Scale-invariant ratio of signal to distortion, see :func:`~..metrics.spectra.si_sdr`; decibels, higher is better.
-    None for a silent source, which has no scale."""
+
+    None for a silent source, which has no scale.
+    """
     import torch
 
     from ..metrics.spectra import si_sdr as measure

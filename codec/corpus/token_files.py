@@ -1,8 +1,9 @@
 """Tokens in files of their own, `.npz` and `.safetensors`: integers for other programs, not compressed by a prior.
 
-Both hold an array ``codes [B, K, *grid]`` int32 and a text ``spec``, the fields of :class:`TokenSpec` as JSON: in .npz
-the zero-dimensional string array ``spec``, in .safetensors the metadata entry ``spec``. A `.npz` has a checksum of each
-array; a `.safetensors` has the metadata entry ``sha256``, see :func:`checksum`, without which it is read unchecked.
+Both hold an array ``codes [B, K, *grid]`` int32 and a text ``spec``, the fields of
+:class:`~...tokenizers.tokens.TokenSpec` as JSON: in .npz the zero-dimensional string array ``spec``, in .safetensors
+the metadata entry ``spec``. A `.npz` has a checksum of each array; a `.safetensors` has the metadata entry ``sha256``,
+see :func:`checksum`, without which it is read unchecked.
 
 Limits: a file is refused (LimitError) before anything of the declared size is allocated if it declares
 

@@ -382,7 +382,7 @@ def _code_points(im: ImageFile, file: BinaryIO, scan: png.PngScan | None) -> Cod
 
 
 def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
-    """The array that :func:`.write_image.encode_alpha` was given.
+    """The array that :func:`~.write_image.encode_alpha` was given.
 
     Everything is checked before anything is inflated, so that hostile data cost no more memory than the size that the
     caller expects: 8-bit gray, not interlaced, of ``height`` x ``width``, only IHDR, IDAT and IEND, all CRCs right.

@@ -39,8 +39,8 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     png, tiff, bmp, ppm, pgm and webp (lossless) give back the same samples; jpeg (quality 95, 4:4:4) and avif (quality
     90, 4:4:4) are conveniences of high quality, and say so in a note.
 
-    Args:    picture: see :class:`Picture`.  target: a path (overwritten once the picture is whole), or a binary file
-             object, perhaps a pipe.
+    Args:    picture: see :class:`~.picture.Picture`.
+             target: a path (overwritten once the picture is whole), or a binary file object, perhaps a pipe.
              format: one of ``IMAGE_SUFFIXES_OUT``, with or without the dot.  name: what messages call the output.
     Returns: notes, a line each: what the format could not hold (ICC, EXIF, XMP) or changed.
     Raises:  UnsupportedMediaError if the format cannot hold alpha, colour or the size; MediaError for a suffix that is

@@ -175,7 +175,7 @@ class _Sink:
 
 
 def yuv_frame(pixels: Pixels, pixel_format: str, matrix: int) -> Any:
-    """Pixels ``[H, W, 3]`` uint8 as a frame of YUV of limited range; :func:`.read_video.rgb_pixels` undoes it."""
+    """Pixels ``[H, W, 3]`` uint8 as a frame of FFmpeg in limited YUV; :func:`~.read_video.rgb_pixels` undoes it."""
     import av
 
     return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(

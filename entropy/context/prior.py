@@ -1,7 +1,7 @@
 """The context prior: a learned model of token grids whose probabilities are exact integers on every machine.
 
-Codes of a level are coded in few steps (:mod:`..schedule`), all cells of a step at once, given the codes around it:
-those of all coarser levels, and those of its own level that came in earlier steps. An integer network
+Codes of a level are coded in few steps (:mod:`..schedule`), all cells of a step at once, each given the codes around
+it: those of all coarser levels, and those of its own level that came in earlier steps. An integer network
 (:mod:`..integer`, trained as :mod:`.net`) turns the window around a cell into frequencies; a code of a large
 codebook is two or three digits (:mod:`..tree`), each with a table of at most 256 entries.
 
@@ -220,7 +220,7 @@ class ContextPrior(JointPrior):
     def conceal(
         self, codes: Codes, codewords: Sequence[npt.NDArray[np.floating]] | None = None, levels: int | None = None
     ) -> Codes:
-        """Fill missing codes, from the rim of a hole inwards; see :meth:`Prior.conceal`.
+        """Fill missing codes, from the rim of a hole inwards; see :meth:`~..prior.Prior.conceal`.
 
         With ``codewords`` a missing code of the first level becomes the one nearest to the expected codeword, and what
         that leaves of the expectation is handed on to the finer levels, where a code stays missing if nothing (zero) is

@@ -16,8 +16,8 @@ six steps (:mod:`..orders`), each step with a map of its own for what it knows o
 from slice to slice: before slice i the features become
 ``features + block(features, slice i - 1 in a 3 x 3 window)``, so that a deep net reads all that is known.
 
-All has a twin in :mod:`..integer`: see :mod:`..context.net`, whose layers these are. Means are multiples of 1/16,
-scales one of 64, and what the nets read of ``y_hat`` is its companded value in 8 bits (:func:`compand`).
+Everything has a twin in :mod:`..integer`: see :mod:`..context.net`, whose layers these are. Means are multiples of
+1/16, scales one of 64, and what the nets read of ``y_hat`` is its companded value in 8 bits (:func:`compand`).
 """
 
 from __future__ import annotations

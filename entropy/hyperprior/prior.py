@@ -1,8 +1,8 @@
 """The entropy model of a hyperprior codec, in integers: latents <-> codes <-> bytes, the same on every machine.
 
 :mod:`.net` is the network while it is trained and says what it computes. Here it runs on the exact layers
-of :mod:`..integer`, slice after slice, in each the cells in their order (:mod:`..orders`), with the same steps in the
-encoder (which knows the latents), the decoder (which knows the bytes) and when codes are given.
+of :mod:`..integer`, slice after slice and in each the cells in their order (:mod:`..orders`), with the same steps in
+the encoder (which knows the latents), the decoder (which knows the bytes) and when codes are given.
 
 Unlike other priors this one is also the quantiser: a code is what is left of a latent after the mean that the model
 expects there, rounded. So it maps latents to codes and back (:class:`Walk`), and means, multiples of 1/16, make the
@@ -54,7 +54,7 @@ EXCESS_BITS = 16  # of a code beyond its table: two bytes, each with a flat tabl
 class HyperPrior:
     """See the module's text.
 
-    Args:    arrays: layers as :func:`.export.export_hyperprior` writes them.  device: where the networks run.
+    Args:    arrays: layers as :func:`~.export.export_hyperprior` writes them.  device: where the networks run.
     Raises:  ValueError for arrays that do not fit together, or a layer whose sums could be inexact.
     """
 

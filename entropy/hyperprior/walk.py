@@ -206,7 +206,7 @@ class WalkRun:
         self.state = self.features = self.base = torch.zeros(0, device=prior.device)
 
     def begin(self, x: Tensor) -> None:
-        """Take what :meth:`.prior.HyperPrior.inputs` made."""
+        """Take what :meth:`~.prior.HyperPrior.inputs` made."""
         h, w = self.grid
         self.state = self.prior.features(x)[:h, :w].reshape(h * w, -1)
         self.features = self.state.to(self.small)

@@ -92,7 +92,7 @@ def search(z: Tensor, codebook: Tensor, dot: bool = False, penalty: Tensor | Non
         dot: largest inner product instead of smallest distance.
         penalty: ``[G, N]`` float32, added to the squared distances.
 
-    See :func:`.nearest.nearest_codeword` for what is promised. Memory: 48 bytes for each row with its index, and the
+    See :func:`~.nearest.nearest_codeword` for what is promised. Memory: 48 bytes for each row with its index, and the
     codebook in float16; 20 more for each further split of the codebook, which only few rows get.
     """
     if z.is_cuda and z.device.index != torch.cuda.current_device():  # kernels run on the current device

@@ -79,7 +79,10 @@ class StepResult:
 def matmul_codeword(
     z: Tensor, codebook: Tensor, metric: Metric = "l2", penalty: Tensor | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """The peer of ``nearest_codeword``: indices ``[M]`` int64 of ``codebook [N, D]`` for ``z [M, D]``."""
+    """Indices ``[M]`` int64 of ``codebook [N, D]`` for ``z [M, D]``.
+
+    The peer of :func:`~....tokenizers.quantize.nearest.nearest_codeword`.
+    """
     if metric != "l2":
         raise ValueError(f"the peer knows metric 'l2', not {metric!r}")
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):

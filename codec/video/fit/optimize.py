@@ -1,6 +1,6 @@
 """`video-fit`: fitting grids and networks to one clip, and the bytes that hold them.
 
-What is made small is ``bits + weight * squared error``, with the bits of :mod:`tokodec.entropy.fitted.net`. A fit has
+What is made small is ``bits + weight * squared error``, with the bits of :mod:`....entropy.fitted.net`. A fit has
 three parts, by share of its time: grids with noise and a soft rounding that grows harder (C3, Kim et al. 2023,
 arXiv:2312.02753, section 3.1); grids that are rounded and stay, while networks get used to them; and weights that are
 rounded too, some tensors after the other, largest first, while the rest makes up for it (as in Zhou et al. 2017,
@@ -141,7 +141,7 @@ class Fit:
 
     @property
     def quality(self) -> float:
-        """The inverse of :func:`.format.bit_cost`, of the price as it is now."""
+        """The inverse of :func:`~.format.bit_cost`, of the price as it is now."""
         return 25 * math.log10(self.price / self.pixels)
 
     def tensors(self, row: Tensor) -> list[Tensor]:
