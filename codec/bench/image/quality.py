@@ -86,17 +86,17 @@ def by(rows: Sequence[Row], key: str) -> list[Row]:
 
 
 def show(report: dict[str, Any], lost: Sequence[Row]) -> None:
-    """Tables on stdout."""
+    """Tables on stdout: PSNR in dB, how many pictures have less than in the row above, and by how much at most."""
     console = Console()
     shared = [
-        ("bpp", "{bpp:.3f}"), ("PSNR, dB", "{psnr:.2f}"), ("lowest", "{lowest:.2f}"), ("highest", "{highest:.2f}"),
-        ("less than before", "{falls}"), ("by at most", "{most:.2f}"),
+        ("bpp", "{bpp:.3f}"), ("dB", "{psnr:.2f}"), ("lowest", "{lowest:.2f}"), ("highest", "{highest:.2f}"),
+        ("fall", "{falls}"), ("by", "{most:.2f}"),
     ]  # fmt: skip
     title = f"{report['model']}, {report['pictures']} pictures"
     if report["qualities"]:
         print_table(console, table_of(report["qualities"], [("quality", "{quality:g}"), *shared]), title)
     if report["generations"]:
-        columns = [("generation", "{generation}"), *shared]
+        columns = [("time", "{generation}"), *shared]
         print_table(console, table_of(report["generations"], columns), f"{title}, quality {report['quality_again']:g}")
         ends = {row["picture"]: row["psnr"] for row in lost}
         first = {row["picture"]: row["psnr"] for row in lost if row["generation"] == 1}
