@@ -1,11 +1,14 @@
 """What the tests share. `GENERATE_EXPECTED=1 pytest` makes the golden files anew first, see golden/make.py."""
 
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -18,6 +21,7 @@ import torch
 # Triton decides when it is imported whether kernels are compiled or interpreted.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @contextmanager
 def _training() -> Iterator[None]:
@@ -44,6 +48,21 @@ def _trains() -> Iterator[None]:
     """A test that runs training scripts."""
     with _training():
         yield
+
+
+@pytest.fixture(scope="session")
+def counted_time() -> Callable[[ModuleType, float], AbstractContextManager[None]]:
+    """Within, ``time.monotonic`` of a module goes on by so many seconds at every look, however fast the machine is.
+
+    Training looks at its clock every so many steps, so what a budget of minutes leads to is a number of steps.
+    """
+
+    @contextmanager
+    def counted(module: ModuleType, seconds: float) -> Iterator[None]:
+        with patch.object(module, "time", SimpleNamespace(monotonic=itertools.count(0.0, seconds).__next__)):
+            yield
+
+    return counted
 
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -325,16 +325,16 @@ def test_random_corruption(which: str, tiny_model: Path, request: pytest.Fixture
     whole = codes_of(data, tiny_model)[0].codes
     rng = random.Random(which)
     found: dict[str, int] = {}
-    began = time.monotonic()
+    began = time.process_time()
     slowest = 0.0
     for i in range(1500):
-        before = time.monotonic()
+        before = time.process_time()
         result = check(behind_the_header(data, rng) if i % 3 else damage(data, rng), whole, tiny_model)
-        slowest = max(slowest, time.monotonic() - before)
+        slowest = max(slowest, time.process_time() - before)
         found[result] = found.get(result, 0) + 1
     assert found["told"] > 500
     assert slowest < 2
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
 
 
 def test_random_corruption_to_pixels(many: bytes, one: bytes, tiny_model: Path) -> None:

@@ -265,10 +265,10 @@ def test_circles_and_crowds_of_pages() -> None:
     struct.pack_into("<I", data, second + 2 + 12 * 10, 8)  # back to the first
     assert read(bytes(data)).pixels.shape == (10, 20, 1)
     crowd = b"II*\0" + struct.pack("<I", 8) + b"".join(struct.pack("<HI", 0, 14 + 6 * i) for i in range(170_000))
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(UnsupportedMediaError, match=r"^x holds 1024 or more frames"):
         read(crowd)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 # ---------------------------------------------------------------------------------------------------------- bounds
@@ -333,10 +333,10 @@ def test_scans_without_end_are_refused() -> None:
     data = saved(photo(2000, 2000), "JPEG", progressive=True, quality=5)
     at = data.rindex(b"\xff\xda")
     many = data[:-2] + data[at:-2] * 400 + b"\xff\xd9"
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(MediaError, match=r"^x has 4\d\d scans of 2000 x 2000 pixels: no encoder needs so many$"):
         read(many)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_tiles_beyond_the_picture_are_refused() -> None:
@@ -359,9 +359,9 @@ def test_chained_exif_takes_no_time() -> None:
         block = b"II*\0" + struct.pack("<I", 8) + first + struct.pack("<H", entries) + table + bytes(4)
         block += bytes(8 * entries if chained else 900_000)
         data = saved(photo(4, 4), "PNG", exif=b"Exif\0\0" + block)
-        start = time.perf_counter()
+        start = time.process_time()
         picture = read(data)
-        assert time.perf_counter() - start < 3
+        assert time.process_time() - start < 3
         assert picture.exif is not None
         assert len(picture.exif) <= 27
 

@@ -674,7 +674,7 @@ def test_headers_that_lie_cost_time_and_memory_of_a_picture_only(
 ) -> None:
     """What the reader cannot know to be wrong decodes to something, or is named."""
     header = read_tok(layers.data).picture
-    before = time.monotonic()
+    before = time.process_time()
     lies: list[dict[str, Any]] = [
         {"layers": 2}, {"layers": 1}, {"quality": 0}, {"quality": 10000}, {"quality": 5001}, {"height": 1},
         {"width": 2000}, {"height": 500}, {"channels": 1}, {"alpha": 1}, {"bit_depth": 16}, {"stride": 15},
@@ -686,7 +686,7 @@ def test_headers_that_lie_cost_time_and_memory_of_a_picture_only(
         except FormatError:
             continue
         assert done.problems or not set(fields) & {"layers", "height", "width", "alpha"}
-    assert time.monotonic() - before < 10
+    assert time.process_time() - before < 10
 
 
 def test_folders_with_files_of_both_kinds(photo_model: Path, golden: Path, layers: Small, tmp_path: Path) -> None:

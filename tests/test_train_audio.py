@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokodec.codec.metrics.hearing import BANDS, band_levels, hearing_distance
 from tokodec.codec.metrics.spectra import mel_distance, si_sdr
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
+from tokodec.train import loop
 from tokodec.train.audio_start import start_as_transform, start_from
 from tokodec.train.data.audio import (
     LOUDEST,
@@ -260,13 +262,18 @@ def command(*words: str) -> list[str]:
 
 @pytest.mark.usefixtures("_trains")
 def test_one_command_trains_and_reports(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    counted_time: Callable,
 ) -> None:
     out = tmp_path / "model"
     words = ["loss.adversarial_from=0.4", "rounding.share=1.0", "--data", str(folder), "--test", str(folder)]
     words += ["--minutes", "0.2"]
     monkeypatch.setattr(sys, "argv", command(*words, "--out", str(out)))
-    script.main()
+    with counted_time(loop, 0.8):
+        script.main()
     lines = capsys.readouterr().out.splitlines()
     assert "4 sounds" in lines[0]
     assert "2 held out" in lines[0]

@@ -78,10 +78,13 @@ def train(out: Path, tokens: Path, minutes: float, *more: str, sets: Sequence[st
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, test_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """What some seconds of training leave in the output folder, and their log."""
+def trained(
+    folder: Path, test_folder: Path, tmp_path_factory: pytest.TempPathFactory, counted_time: Callable
+) -> tuple[Path, dict]:
+    """What 800 steps of training leave in the output folder, and their log."""
     out = tmp_path_factory.mktemp("trained") / "prior"
-    return out, train(out, folder, 0.08, "--test", str(test_folder))
+    with counted_time(script, 0.06):
+        return out, train(out, folder, 0.08, "--test", str(test_folder))
 
 
 def grids_of(folder: Path) -> list[np.ndarray]:
@@ -390,7 +393,9 @@ def test_every_cell_is_sampled_equally_often() -> None:
 # --------------------------------------------------------------------------------------------------------------- sounds
 
 
-def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Path) -> None:
+def test_a_prior_of_sounds_learns_from_segments(
+    sound_model: Path, tmp_path: Path, counted_time: Callable
+) -> None:  # fmt: skip
     """From sounds to integers that the codec codes segments with, in fewer bits than order-0."""
     folder, out = tmp_path / "sounds", tmp_path / "prior"
     folder.mkdir()
@@ -404,7 +409,8 @@ def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Pat
         "net.blocks=[1]", "net.digit=[16]", "data.views=2", "data.holdout_every=4", "optim.rows=256",
         "optim.lr=1.0e-2", "optim.warmup_steps=10", "optim.dropout=0.0",
     ]  # fmt: skip
-    script.main([*words, "--minutes", "0.1", "--out", str(out), "--device", "cpu", "--set", *sets])
+    with counted_time(script, 0.15):
+        script.main([*words, "--minutes", "0.1", "--out", str(out), "--device", "cpu", "--set", *sets])
     log = json.loads((out / "training.json").read_text())
     assert log["test grids"] == 8 * 2  # four seconds are two segments
     assert sum(log["test"]["integers"]) < 0.95 * sum(log["test"]["order-0"])
