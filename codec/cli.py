@@ -103,6 +103,7 @@ def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
             control = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
             control = control if done.tokens is None else f"{done.tokens} tokens"
             control = "lossless" if flags.lossless else control
+            control = control if flags.max_error is None else f"error at most {flags.max_error}"
             rate = f"{done.kbps:.3f} kbps" if done.seconds else f"{done.bpp:.4f} bpp"
             say(f"{src} -> {dst}: {len(done.data)} bytes, {rate}, {control}")
         return EXIT_DAMAGED if done.problems else 0

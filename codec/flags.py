@@ -66,7 +66,10 @@ class EncodeFlags(InputFlags):
     tokens: Annotated[
         int | None, typer.Option(help="tokens of a picture in all: the rate of sequence models, shared by content")
     ] = None
-    lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was; 8 bits")] = False
+    lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was")] = False
+    max_error: Annotated[
+        int | None, typer.Option(help="most that a sample of a picture may be off, in steps of 8 bits, 1 to 32")
+    ] = None
     prior: Annotated[
         str | None, typer.Option(help="entropy model: context (smaller files, default if there is one) or static")
     ] = None

@@ -13,7 +13,10 @@ EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
 SOUND_OPTIONS = ("sound-kbps", "sound-model", "sound-track")  # of videos
 COLOURS_ONLY = frozenset({"icc"})
-RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "lossless")  # as the command line says them
+RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "lossless", "max-error")  # as flags
+
+
+MAX_ERROR = 32  # beyond, a quality is better
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,22 @@ class Rate:
     kbps: float | None = None  # most thousands of bits a second, of a sound or a video
     tokens: int | None = None  # of a picture in all
     lossless: bool = False  # every pixel of a picture as it was
+    max_error: int | None = None  # of a sample of a picture, in 255ths of its range
+
+    @property
+    def whole(self) -> bool:
+        """Whether samples are coded themselves."""
+        return self.lossless or self.max_error is not None
 
     @property
     def given(self) -> list[str]:
         """What was asked for, by the names of the command line."""
-        names = {f.name: f.name for f in fields(self)} | {"size": "bytes"}
+        names = {f.name: f.name for f in fields(self)} | {"size": "bytes", "max_error": "max-error"}
         return [names[f.name] for f in fields(self) if getattr(self, f.name) not in (None, False)]
 
     def __post_init__(self) -> None:
         if len(given := self.given) > 1:
-            one = "quality, levels, tokens, bpp, kbps, bytes and lossless"
+            one = "quality, levels, tokens, bpp, kbps, bytes, lossless and max-error"
             raise UsageError(f"give one of {one}, not {' and '.join(given)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
@@ -46,6 +55,8 @@ class Rate:
             raise UsageError(f"kbps must be positive, got {self.kbps:g}")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"bytes must be positive, got {self.size}")
+        if self.max_error is not None and not 1 <= self.max_error <= MAX_ERROR:
+            raise UsageError(f"max-error is 1 to {MAX_ERROR}, got {self.max_error}; without any error: lossless")
         if self.tokens is not None and self.tokens <= 0:
             raise UsageError(f"tokens must be positive, got {self.tokens}")
 
@@ -236,6 +247,7 @@ class EncodeShort(RateShort, total=False):
 
     rate: Rate
     lossless: bool
+    max_error: int | None
     model: str | None
     prior: str | None
     tune: str | None

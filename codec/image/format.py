@@ -85,8 +85,9 @@ class ImageFormat(Format):
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
-        picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
-        prepare(picture, options.keep, hidden=options.rate.lossless)
+        deep = options.rate.whole
+        picture = read_image(source.data, source.name, options.max_pixels, options.strict, deep=deep)  # 1
+        prepare(picture, options.keep, hidden=options.rate.whole)
         encoded = self.build(picture, model, options, progress)  # 2, 3
         encoded.notes, encoded.problems = picture.notes + encoded.notes, picture.problems
         return encoded
@@ -100,8 +101,7 @@ class ImageFormat(Format):
             has_alpha = bool(header.alpha) and tok.payload(ALPH) is not None
             check_writable(sink.suffix, sink.name, (header.height, header.width), header.channels, has_alpha)
         pixels, held = self.pixels(tok, model, options, progress)  # 3, 2
-        paste_segments(pixels, tok)
-        picture = picture_of(tok, pixels)
+        picture = picture_of(tok, paste_segments(pixels, tok))
         if options.strict and tok.problems:
             raise FormatError(tok.problems[0])
         notes = [] if sink is None else write_image(picture, sink.file, sink.suffix, sink.name)  # 1

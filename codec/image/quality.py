@@ -33,9 +33,9 @@ from ..contract import Encoded
 from ..errors import ChunkError, RateError, UsageError
 from ..media.picture import Picture
 from ..models import Model
-from ..options import DecodeOptions, EncodeOptions
+from ..options import DecodeOptions, EncodeOptions, Rate
 from ..progress import SILENT, Progress
-from .exact_segments import ExactSegments
+from .exact_segments import ExactSegments, is_whole, whole_segments
 from .format import Extras, ImageFormat, extras_of
 from .refine import Refiner
 
@@ -54,17 +54,17 @@ ANALYSED = 0.05  # of the progress, where codes are refined
 class QualityFormat(ImageFormat):
     """Files of models whose rate is a quality: layers are slices of the latents."""
 
-    rates = ("quality", "bpp", "bytes", "lossless")
+    rates = ("quality", "bpp", "bytes", "lossless", "max-error")
     options = ImageFormat.options | {"effort"}
 
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
         """Codes of the quality that was asked for, or of a file within the size that was."""
         photo = photo_model(model)
         size = picture.pixels.shape[0], picture.pixels.shape[1]
-        if options.rate.lossless:
+        if options.rate.whole:
             if options.effort:
                 raise UsageError("effort is for codes, and a lossless file has none")
-            data = lossless_file(photo, picture, size, progress)
+            data = lossless_file(photo, picture, options.rate, progress)
             return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100)
         first, later = progress, progress
         if options.effort:
@@ -92,6 +92,9 @@ class QualityFormat(ImageFormat):
             photo.check_one_synthesis(options.synthesis)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        header = tok.picture
+        if is_whole(tok):
+            return np.zeros((header.height, header.width, header.channels), dtype=np.uint8), header.layers
         walks, held = read_walks(tok, photo, options.levels, progress.part(0, 0.5))
         return decode_walks(walks, tok, photo, progress.part(0.5, 1)), held
 
@@ -229,13 +232,17 @@ class PhotoFile:
         return low
 
 
-def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], progress: Progress) -> bytes:
-    """A file whose segments are exact as a whole, and whose codes say nothing. Raises UsageError for 16 bits."""
-    if picture.bit_depth > 8:
-        raise UsageError(f"lossless files hold 8 bits a sample, and this picture has {picture.bit_depth}")
+def lossless_file(model: ImagePhoto, picture: Picture, rate: Rate, progress: Progress) -> bytes:
+    """A file whose segments are exact as a whole, or within an error, and whose codes say nothing.
+
+    Raises: UsageError for depths between 8 and 16 bits.
+    """
+    pixels, size = picture.pixels, (picture.pixels.shape[0], picture.pixels.shape[1])
+    if picture.bit_depth > 8 and pixels.itemsize == 1:
+        raise UsageError("lossless files hold 8 or 16 bits a sample, and this picture has a number between")
+    error = (rate.max_error or 0) * (257 if pixels.itemsize == 2 else 1)
     grid = model.spec(size, quality=BEST / 100).grid
-    nothing = np.broadcast_to(np.float32(0), (model.config.latents, *grid))
-    payloads = ExactSegments(model, picture.pixels, nothing).all(progress)
+    payloads = whole_segments(pixels, grid, error, progress)
     return _written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
 
 
