@@ -107,6 +107,7 @@ def encode(inputs: Inputs, out: Output = None, *, flags: EncodeFlags) -> None:
         if not flags.quiet:
             control = f"{done.levels} levels" if done.quality is None else f"quality {done.quality:g}"
             control = control if done.tokens is None else f"{done.tokens} tokens"
+            control = control if flags.max_error is None else f"error at most {flags.max_error}"
             control = "lossless" if done.lossless else control
             control += f", {done.measured[0]} {done.measured[1]:.5g}" if done.measured is not None else ""
             say(f"{src} -> {dst}: {done.summary}, {control}")

@@ -70,7 +70,10 @@ class EncodeFlags(InputFlags):
     target: Annotated[
         str | None, typer.Option(help="least bytes that reach psnr=40, ms-ssim=0.98 or ssimulacra2=80 on a picture")
     ] = None
-    lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was; 8 bits")] = False
+    lossless: Annotated[bool, typer.Option("--lossless", help="every pixel of a picture as it was")] = False
+    max_error: Annotated[
+        int | None, typer.Option(help="most that a sample of a picture may be off, in steps of 8 bits, 1 to 32")
+    ] = None
     prior: Annotated[
         str | None, typer.Option(help="entropy model of a token model: context (smaller files, the default) or static")
     ] = None

@@ -14,10 +14,11 @@ EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
 SOUND_OPTIONS = ("sound", "sound-kbps", "sound-model", "sound-track")  # of videos
 COLOURS_ONLY = frozenset({"icc"})
-RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "target", "lossless")  # as the command line says them
+RATES = ("quality", "levels", "bpp", "bytes", "kbps", "tokens", "target", "lossless", "max-error")  # as flags
 
 
 TARGETS = {"psnr": (0.0, math.inf), "ms-ssim": (0.0, 1.0), "ssimulacra2": (-math.inf, 100.0)}  # and what they can be
+MAX_ERROR = 32  # beyond, a quality is better
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,22 @@ class Rate:
     tokens: int | None = None  # of a picture in all
     target: Target | None = None  # how near a picture is at least
     lossless: bool = False  # every pixel of a picture as it was
+    max_error: int | None = None  # of a sample of a picture, in 255ths of its range
+
+    @property
+    def whole(self) -> bool:
+        """Whether samples are coded themselves."""
+        return self.lossless or self.max_error is not None
 
     @property
     def given(self) -> list[str]:
         """What was asked for, by the names of the command line."""
-        names = {f.name: f.name for f in fields(self)} | {"size": "bytes"}
+        names = {f.name: f.name for f in fields(self)} | {"size": "bytes", "max_error": "max-error"}
         return [names[f.name] for f in fields(self) if getattr(self, f.name) != f.default]
 
     def __post_init__(self) -> None:
         if len(given := self.given) > 1:
-            one = "quality, levels, tokens, bpp, kbps, bytes, target and lossless"
+            one = "quality, levels, tokens, bpp, kbps, bytes, target, lossless and max-error"
             raise UsageError(f"give one of {one}, not {' and '.join(given)}")
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
@@ -79,6 +86,8 @@ class Rate:
             raise UsageError(f"kbps must be positive, got {self.kbps:g}")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"bytes must be positive, got {self.size}")
+        if self.max_error is not None and not 1 <= self.max_error <= MAX_ERROR:
+            raise UsageError(f"max-error is 1 to {MAX_ERROR}, got {self.max_error}; without any error: lossless")
         if self.tokens is not None and self.tokens <= 0:
             raise UsageError(f"tokens must be positive, got {self.tokens}")
 
@@ -297,6 +306,7 @@ class EncodeShort(RateShort, total=False):
     rate: Rate
     target: Target | str | None
     lossless: bool
+    max_error: int | None
     model: str | None
     prior: str | None
     tune: str | None

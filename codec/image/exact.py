@@ -85,10 +85,11 @@ def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:
 
 
 def is_whole(payload: bytes, size: tuple[int, int]) -> bool:
-    """Whether all blocks of a window of ``size`` are exact, by the map of its payload."""
+    """Whether no pixel of a window of ``size`` is lost: all blocks of the map, or pixels (whole.py) without an error."""
     n = -(-size[0] // BLOCK) * -(-size[1] // BLOCK)
     head = -(-n // 8)
-    return int.from_bytes(payload[:head], "big") == ((1 << n) - 1) << (8 * head - n)
+    known = int.from_bytes(payload[:head], "big")
+    return known == ((1 << n) - 1) << (8 * head - n) or (not known and payload[head + 2 : head + 4] == b"\0\0")
 
 
 def unpack_exact(payload: bytes, size: tuple[int, int]) -> tuple[Blocks, Pixels]:

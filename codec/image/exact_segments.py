@@ -12,10 +12,11 @@ from ...entropy.hyperprior.net import QUALITY_STEPS
 from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.image.photo import WINDOW, ImagePhoto, rate_weight
 from ...tokenizers.image.tiling import Tile, tiles
-from ..container.chunks import EXCT
+from ..container.chunks import EXCT, LAYR
 from ..container.read import TokFile
 from ..progress import Progress
 from .exact import LARGEST, Blocks, Pixels, blocks_of, choose_exact, pack_exact, paste_exact, simple_blocks, worth
+from .whole import Samples, bits_of, pack_whole, unpack_whole
 
 GRAPHICS = 0.5  # share of simple blocks from which on a window may be exact as a whole
 
@@ -35,15 +36,6 @@ class ExactSegments:
     def possible(self) -> bool:
         """Whether any block has so few colours that it could pay, for a model whose distortion is squared error."""
         return self.model.config.distortion == "mse" and bool(simple_blocks(self.pixels).any())
-
-    def all(self, progress: Progress) -> dict[int, bytes]:
-        """Payloads of all segments, exact as a whole."""
-        payloads: dict[int, bytes] = {}
-        segments = list(tiles(self.latents.shape[1], self.latents.shape[2], 0, WINDOW))
-        for segment, tile in enumerate(segments):
-            payloads[segment] = self._all(tile)
-            progress.update((segment + 1) / len(segments))
-        return payloads
 
     def _all(self, tile: Tile) -> bytes:
         window = self._window(tile)
@@ -79,19 +71,50 @@ class ExactSegments:
         return blocks, pack_exact(window, blocks)
 
 
-def paste_segments(pixels: Pixels, tok: TokFile) -> None:
-    """Put the exact blocks of a file into its decoded picture ``[H, W, C]``. What is lost is noted in the file."""
+def whole_segments(pixels: Samples, grid: tuple[int, ...], error: int, progress: Progress) -> dict[int, bytes]:
+    """Payloads of all segments, each exact as a whole, or with a largest error."""
+    payloads: dict[int, bytes] = {}
+    segments = list(tiles(grid[0], grid[1], 0, WINDOW))
+    for segment, tile in enumerate(segments):
+        top, left, bottom, right = (STRIDE * edge for edge in tile.core)
+        payloads[segment] = pack_whole(pixels[top:bottom, left:right], error)
+        progress.update((segment + 1) / len(segments))
+    return payloads
+
+
+def is_whole(tok: TokFile) -> bool:
+    """Whether nothing is seen of the codes of a file: all of its segments are exact as a whole, and there."""
+    segments = range(tok.picture.n_segments)
+    return all((EXCT, 0, s) in tok.places and tok.payload(LAYR, 0, s) == b"" for s in segments)
+
+
+def paste_segments(pixels: Pixels, tok: TokFile) -> Samples:
+    """A decoded picture ``[H, W, C]`` with the exact blocks of its file, uint16 if any segment has 16 bits.
+
+    What is lost is noted in the file.
+    """
     header = tok.picture
+    shown: Samples = pixels
     for segment in sorted(s for kind, _, s in tok.places if kind == EXCT):
         top, left, bottom, right = (header.stride * edge for edge in header.segment_box(segment))
-        window = pixels[top:bottom, left:right]
+        window = shown[top:bottom, left:right]
+        size = (window.shape[0], window.shape[1])
         try:
             payload = tok.payload(EXCT, 0, segment)
             if payload is None:
                 raise ValueError("missing or damaged")
             if max(bottom - top, right - left) > LARGEST:
                 raise ValueError(f"segments of exact blocks have at most {LARGEST} pixels a side")
-            whole = np.broadcast_to(window, (*window.shape[:2], 3))
-            window[:] = paste_exact(whole, payload)[..., : window.shape[2]]
+            found: Samples
+            if bits_of(payload, size) is None:
+                colour = np.broadcast_to(pixels[top:bottom, left:right], (*size, 3))
+                found = paste_exact(colour, payload)[..., : pixels.shape[2]]
+            else:
+                found = unpack_whole(payload, size, pixels.shape[2])
+            if found.itemsize > shown.itemsize:
+                shown = shown.astype(np.uint16) * np.uint16(257)
+                window = shown[top:bottom, left:right]
+            window[:] = found if found.itemsize == shown.itemsize else found * np.uint16(257)
         except ValueError as error:
             tok.damaged(f"segment {segment}: its exact blocks are lost: {error}")
+    return shown

@@ -86,15 +86,16 @@ class ImageFormat(Format):
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         assert model is not None
-        if options.rate.lossless and options.alpha_quality is not None:
+        if options.rate.whole and options.alpha_quality is not None:
             raise UsageError("a lossless file has its whole alpha channel: alpha-quality is for others")
-        picture = read_image(source.data, source.name, options.max_pixels, options.strict)  # 1
+        deep = options.rate.whole
+        picture = read_image(source.data, source.name, options.max_pixels, options.strict, deep=deep)  # 1
         if options.alpha_quality is not None:
             if picture.alpha is None:
                 picture.notes.append("no alpha channel, for which alpha-quality is")
             else:
                 coarsen_alpha(picture.alpha, options.alpha_quality)
-        prepare(picture, options.keep, hidden=options.rate.lossless)
+        prepare(picture, options.keep, hidden=options.rate.whole)
         encoded = self.build(picture, model, options, progress)  # 2, 3
         encoded.notes, encoded.problems = picture.notes + encoded.notes, picture.problems
         return encoded
@@ -108,8 +109,7 @@ class ImageFormat(Format):
             has_alpha = bool(header.alpha) and tok.payload(ALPH) is not None
             check_writable(sink.suffix, sink.name, (header.height, header.width), header.channels, has_alpha)
         pixels, held = self.pixels(tok, model, options, progress)  # 3, 2
-        paste_segments(pixels, tok)
-        picture = picture_of(tok, pixels)
+        picture = picture_of(tok, paste_segments(pixels, tok))
         if options.strict and tok.problems:
             raise FormatError(tok.problems[0])
         notes = [] if sink is None else write_image(picture, sink.file, sink.suffix, sink.name)  # 1

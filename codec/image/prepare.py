@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import UsageError
 from ..media.picture import Picture
 from ..media.profile import to_srgb
 from ..media.raster import bands
@@ -21,11 +22,14 @@ _SWEEPS = 8
 def prepare(picture: Picture, keep: frozenset[str] = KEEP, *, hidden: bool = False) -> Picture:
     """The picture as it is to be coded; its arrays are changed in place. What was left out is in its notes.
 
-    Args: hidden: keep what lies under transparent pixels.
+    Args:   hidden: keep what lies under transparent pixels.
+    Raises: UsageError for 16 bits a sample whose profile is to be left out.
     """
     if not hidden and picture.alpha is not None and fill_transparent(picture.pixels, picture.alpha):
         picture.notes.append("colours under fully transparent pixels not kept")
     if "icc" not in keep and picture.icc is not None:
+        if picture.pixels.itemsize > 1:
+            raise UsageError("samples of 16 bits are not converted to sRGB: keep their profile")
         height, width = picture.pixels.shape[:2]
         converted = to_srgb(picture, list(bands(height, width)))
         picture.icc = None

@@ -33,10 +33,10 @@ from ..errors import ChunkError, UsageError, too_small
 from ..media.picture import Picture
 from ..metrics.target import check_measurable
 from ..models import Model
-from ..options import DecodeOptions, EncodeOptions, Target
+from ..options import DecodeOptions, EncodeOptions, Rate, Target
 from ..progress import SILENT, Progress
 from .canvas import Canvas
-from .exact_segments import ExactSegments
+from .exact_segments import is_whole, whole_segments
 from .format import Extras, ImageFormat, extras_of
 from .photo_file import Attempt, PhotoFile, photo_file, written
 from .search import BEST, ENOUGH, Reach, Within, search
@@ -47,7 +47,7 @@ ANALYSED = 0.05  # of the progress, where codes are refined
 class QualityFormat(ImageFormat):
     """Files of models whose rate is a quality: layers are slices of the latents."""
 
-    rates = ("quality", "bpp", "bytes", "target", "lossless")
+    rates = ("quality", "bpp", "bytes", "target", "lossless", "max-error")
     options = ImageFormat.options | {"effort"}
 
     def build(self, picture: Picture, model: Model, options: EncodeOptions, progress: Progress) -> Encoded:
@@ -55,10 +55,10 @@ class QualityFormat(ImageFormat):
         photo = photo_model(model)
         size = picture.pixels.shape[0], picture.pixels.shape[1]
         rate, first, later = options.rate, progress, progress
-        if rate.lossless:
+        if rate.whole:
             if options.effort:
                 raise UsageError("effort is for codes, and a lossless file has none")
-            return lossless(photo, picture, progress)
+            return whole(photo, picture, rate, progress)
         if rate.target is not None:
             check_measurable(rate.target.metric, size)
         if options.effort:
@@ -82,6 +82,8 @@ class QualityFormat(ImageFormat):
             raise UsageError(str(error)) from error
         check_grid(tok, photo)
         header, held = tok.picture, tok.picture.layers
+        if is_whole(tok):
+            return np.zeros((header.height, header.width, header.channels), dtype=np.uint8), held
         latents = np.empty((photo.config.latents, *header.grid), dtype=np.float32)
         for tile, walk, n in each_walk(tok, photo, options.levels, progress.part(0, 0.5)):
             cut(latents, tile)[:] = walk.latents
@@ -148,25 +150,29 @@ def reaching(files: PhotoFile, target: Target, picture: Picture, progress: Progr
     note = f"quality 100 reaches {target.metric} {best.measured:.5g}, not the {target.least:g} asked for"
     if picture.bit_depth > 8:
         return encoded(best, picture, note, target.metric)
-    made = lossless(files.canvas.model, picture, progress)
+    made = whole(files.canvas.model, picture, Rate(lossless=True), progress)
     made.notes.append(f"{note}: the file is lossless")
     return made
 
 
-def lossless(model: ImagePhoto, picture: Picture, progress: Progress) -> Encoded:
-    """Every pixel of a picture."""
-    size = picture.pixels.shape[0], picture.pixels.shape[1]
-    data = lossless_file(model, picture, size, progress)
-    return Encoded(data, read_tok(data).header.layers, math.prod(size), quality=BEST / 100, lossless=True)
+def whole(model: ImagePhoto, picture: Picture, rate: Rate, progress: Progress) -> Encoded:
+    """Every pixel of a picture, or all within an error."""
+    data = whole_file(model, picture, rate, progress)
+    layers, pixels = read_tok(data).header.layers, math.prod(picture.pixels.shape[:2])
+    return Encoded(data, layers, pixels, quality=BEST / 100, lossless=rate.lossless)
 
 
-def lossless_file(model: ImagePhoto, picture: Picture, size: tuple[int, int], progress: Progress) -> bytes:
-    """A file whose segments are exact as a whole, and whose codes say nothing. Raises UsageError for 16 bits."""
-    if picture.bit_depth > 8:
-        raise UsageError(f"lossless files hold 8 bits a sample, and this picture has {picture.bit_depth}")
+def whole_file(model: ImagePhoto, picture: Picture, rate: Rate, progress: Progress) -> bytes:
+    """A file whose segments are exact as a whole, or within an error, and whose codes say nothing.
+
+    Raises: UsageError for depths between 8 and 16 bits.
+    """
+    pixels, size = picture.pixels, (picture.pixels.shape[0], picture.pixels.shape[1])
+    if picture.bit_depth > 8 and pixels.itemsize == 1:
+        raise UsageError("lossless files hold 8 or 16 bits a sample, and this picture has a number between")
+    error = (rate.max_error or 0) * (257 if pixels.itemsize == 2 else 1)
     grid = model.spec(size, quality=BEST / 100).grid
-    nothing = np.broadcast_to(np.float32(0), (model.config.latents, *grid))
-    payloads = ExactSegments(model, picture.pixels, nothing).all(progress)
+    payloads = whole_segments(pixels, grid, error, progress)
     return written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..container.chunks import ALPH, EXIF, ICCP, XMPP
 from ..container.fields import USUAL_CELLS, USUAL_SPAN, ImageHeader
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError
 from ..media.picture import Picture
+from ..media.raster import to_8_bits
 from ..media.read_image import decode_alpha
 from ..models import Model
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ...tokenizers.tokens import Tokens
 
 
@@ -60,9 +61,13 @@ def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:
             if payload is None:
                 raise ChunkError("missing or damaged")
             alpha = decode_alpha(payload, header.height, header.width)
+            if alpha.itemsize > pixels.itemsize:
+                alpha = to_8_bits(alpha)
+            elif alpha.itemsize < pixels.itemsize:
+                alpha = alpha * np.uint16(257)
         except FormatError as error:
             tok.damaged(f"alpha channel lost, the picture is opaque: {error}")
-    notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 else []
+    notes = [f"decoded to 8 bits, the source had {header.bit_depth}"] if header.bit_depth != 8 * pixels.itemsize else []
     icc, exif, xmp = tok.metadata(ICCP), tok.metadata(EXIF), tok.metadata(XMPP)
     return Picture(pixels, alpha, icc, exif, bit_depth=header.bit_depth, notes=notes, xmp=xmp)
 

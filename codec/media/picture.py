@@ -17,8 +17,9 @@ class Picture:
     is 1, and the profile is one for the samples as they are here: gray or RGB.
     """
 
-    pixels: np.ndarray  # uint8 [H, W, C], C = 1 (gray) or 3 (RGB, display-referred, sRGB unless icc says otherwise)
-    alpha: np.ndarray | None = None  # uint8 [H, W], not premultiplied; None if the file has no alpha
+    # uint8 or (lossless) uint16 [H, W, C], C = 1 (gray) or 3 (RGB, display-referred, sRGB unless icc says otherwise)
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None  # [H, W] of the same type, not premultiplied; None if the file has no alpha
     icc: bytes | None = None  # ICC profile
     exif: bytes | None = None
     bit_depth: int = 8  # of the source: 8, or 16 if it had more than 8 bits per sample

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+import numpy as np
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BLOCK = 1 << 20
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
@@ -145,6 +147,43 @@ def repair_png(file: BinaryIO, scan: PngScan) -> BinaryIO:
     out.write(_framed(b"IEND", b""))
     out.seek(0)
     return out
+
+
+def write_deep_png(file: BinaryIO, like: BinaryIO, samples: np.ndarray, level: int) -> None:
+    """Write samples of 16 bits with the ancillary chunks of another file.
+
+    Args: like: a PNG file.  samples: uint16 ``[H, W, 1 to 4]``: gray or RGB, perhaps with alpha.  level: of zlib.
+    """
+    height, width, channels = samples.shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    file.write(PNG_SIGNATURE)
+    file.write(_framed(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)))
+    written = False
+    held: list[bytes] = []
+    for chunk in _chunks(like):
+        held = [chunk.payload] if chunk.first else [*held, chunk.payload]
+        if chunk.kind == b"IDAT" and not written:
+            _write_rows(file, samples, level)
+            written = True
+        if chunk.last and chunk.kind not in (b"IHDR", b"IDAT"):
+            file.write(_framed(chunk.kind, b"".join(held)))
+
+
+def _write_rows(file: BinaryIO, samples: np.ndarray, level: int) -> None:
+    """IDAT chunks: each row as differences to the pixel before it, or to the row above (filters 1 and 2)."""
+    _, width, channels = samples.shape
+    deflater = zlib.compressobj(level)
+    above = np.zeros(2 * width * channels, np.uint8)
+    for row in samples:
+        raw = np.ascontiguousarray(row, dtype=">u2").reshape(-1).view(np.uint8)
+        before = np.concatenate([np.zeros(2 * channels, np.uint8), raw[: -2 * channels]])
+        tries = (raw - before, raw - above)
+        costs = [int(np.abs(found.view(np.int8).astype(np.int16)).sum()) for found in tries]
+        best = costs[1] < costs[0]
+        if data := deflater.compress(bytes([1 + best]) + tries[best].tobytes()):
+            file.write(_framed(b"IDAT", data))
+        above = raw
+    file.write(_framed(b"IDAT", deflater.flush()))
 
 
 def _framed(kind: bytes, payload: bytes) -> bytes:

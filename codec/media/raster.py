@@ -1,4 +1,4 @@
-"""Rows of a picture that Pillow has opened, as uint8 gray or RGB with or without alpha.
+"""Rows of a picture that Pillow has opened, as uint8 or uint16 gray or RGB with or without alpha.
 
 Pictures are large, so samples move in bands of rows: beside Pillow's own copy (which takes four bytes for each RGB
 pixel) and the result nothing of the size of the picture is allocated, and EXIF orientation costs no copy at all.
@@ -59,10 +59,14 @@ def av1_flags(file: BinaryIO) -> list[int]:
     return [found[1][0] for found in re.finditer(rb"av1C\x81.(.)", head, re.DOTALL)]
 
 
-def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]) -> Raster:
-    """Decode, and say how rows become uint8 gray or RGB with or without alpha."""
+def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str], deep: bool = False) -> Raster:
+    """Decode, and say how rows become uint8 gray or RGB with or without alpha.
+
+    Args: deep: give 16 bits of what has 16; but of RGB only the high bytes, see :func:`low_byte_tiles`.
+    """
+    narrow = as_they_are if deep else to_8_bits
     if im.format == "PPM" and im.tile and im.tile[0].codec_name != "ppm_plain" and im.mode in ("L", "I", "RGB"):
-        return _netpbm_raster(im, file)
+        return _netpbm_raster(im, file, narrow)
     if im.mode == "F" or (im.mode == "I" and im.format != "PPM"):
         kind = "float" if im.mode == "F" else "signed or 32-bit integer"
         raise UnsupportedMediaError(f"{name} holds {kind} samples without a defined range: convert it to 8 or 16 bits")
@@ -90,7 +94,7 @@ def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]
 
         def gray_alpha_band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
             samples = np.asarray(rows(y0, y1))  # [h, W, 4]
-            both = to_8_bits(samples[..., 0::2].astype(np.uint16) << 8 | samples[..., 1::2])  # [h, W, 2]
+            both = narrow(samples[..., 0::2].astype(np.uint16) << 8 | samples[..., 1::2], 65535)  # [h, W, 2]
             return both[..., :1], both[..., 1]
 
         return Raster(height, width, 1, True, gray_alpha_band)
@@ -103,7 +107,7 @@ def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]
             opaque = None if key is None else _opaque(samples[..., None], key)
             if photometric == 0:  # white is zero
                 samples = np.uint16(maxval) - samples
-            return to_8_bits(samples, maxval)[..., None], opaque
+            return narrow(samples, maxval)[..., None], opaque
 
         return Raster(height, width, 1, key is not None, gray_16_band)
 
@@ -178,7 +182,7 @@ def _conversion(im: Image.Image, notes: list[str]) -> tuple[Callable[[Image.Imag
     return (lambda band: band.convert(target)), target
 
 
-def _netpbm_raster(im: ImageFile, file: BinaryIO) -> Raster:
+def _netpbm_raster(im: ImageFile, file: BinaryIO, narrow: Callable[[np.ndarray, int], np.ndarray]) -> Raster:
     """Binary PGM and PPM of any maxval; Pillow takes them apart sample by sample in Python."""
     tile = im.tile[0]
     maxval = tile.args[-1] if isinstance(tile.args, tuple) else 65535 if im.mode == "I" else 255
@@ -193,7 +197,7 @@ def _netpbm_raster(im: ImageFile, file: BinaryIO) -> Raster:
     def band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
         file.seek(tile.offset + y0 * row_bytes)
         samples = np.frombuffer(file.read((y1 - y0) * row_bytes), dtype).reshape(y1 - y0, width, channels)
-        return samples if maxval == 255 else to_8_bits(np.minimum(samples, maxval), maxval), None
+        return samples if maxval == 255 else narrow(np.minimum(samples, maxval), maxval), None
 
     return Raster(height, width, channels, False, band)
 
@@ -215,10 +219,20 @@ def low_byte_tiles(im: ImageFile) -> list[Any] | None:
     return tiles or None
 
 
+def holds_16_bits(im: ImageFile, bits: int, low_bytes: bool) -> bool:
+    """Whether all 16 bits of each sample can be had, from 0 to 65535. low_bytes: whether there are tiles of them."""
+    if im.format == "PPM":
+        tile = im.tile[0]
+        most = tile.args[-1] if isinstance(tile.args, tuple) else 65535
+        return bits == 16 and tile.codec_name != "ppm_plain" and most == 65535
+    return bits == 16 and (low_bytes or im.mode.startswith("I;16") or (im.format == "PNG" and im.mode in ("I", "RGBA")))
+
+
 def add_low_bytes(
     im: ImageFile, tiles: list[Any], key: tuple[int, ...] | None, pixels: np.ndarray, alpha: np.ndarray | None
 ) -> None:
-    """Round high byte (in ``pixels`` and ``alpha``) and low byte (decoded here) to 8 bits, in place."""
+    """Put low bytes (decoded here) to the high ones, in place: rounded to 8 bits, or whole if the arrays have 16."""
+    narrow = to_8_bits if pixels.itemsize == 1 else as_they_are
     if isinstance(im, TiffImageFile):
         im.getexif()[ORIENTATION] = 1
     im.tile = tiles
@@ -227,9 +241,9 @@ def add_low_bytes(
     for y0, y1 in bands(height, width):
         low = np.asarray(im.crop((0, y0, width, y1)))  # [h, W, 3 or 4]
         samples = pixels[y0:y1].astype(np.uint16) << 8 | low[..., :3]
-        pixels[y0:y1] = to_8_bits(samples)
+        pixels[y0:y1] = narrow(samples, 65535)
         if alpha is not None and low.shape[2] == 4:
-            alpha[y0:y1] = to_8_bits(alpha[y0:y1].astype(np.uint16) << 8 | low[..., 3])
+            alpha[y0:y1] = narrow(alpha[y0:y1].astype(np.uint16) << 8 | low[..., 3], 65535)
         elif alpha is not None and key is not None:
             alpha[y0:y1] = _opaque(samples, key)
 
@@ -238,6 +252,11 @@ def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
     step = max(1, _BAND_PIXELS // width)
     for y0 in range(0, height, step):
         yield y0, min(y0 + step, height)
+
+
+def as_they_are(samples: np.ndarray, maxval: int) -> np.ndarray:
+    """In the place of :func:`to_8_bits`."""
+    return samples
 
 
 def to_8_bits(samples: np.ndarray, maxval: int = 65535) -> np.ndarray:

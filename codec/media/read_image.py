@@ -29,7 +29,7 @@ from .jpeg import JPEG_END, JpegScan, scan_jpeg
 from .picture import Picture
 from .pillow_guard import DECODER_ERRORS, pillow_without_limits
 from .profile import CodePoints, adobe_rgb, fitting_profile, profile_of_code_points, profile_of_gamma
-from .raster import add_low_bytes, as_stored, bands, bits_per_sample, low_byte_tiles, raster
+from .raster import add_low_bytes, as_stored, bands, bits_per_sample, holds_16_bits, low_byte_tiles, raster
 from .tiff import MAX_PAGES, TiffPage, tiff_pages
 
 IMAGE_SUFFIXES_IN = (
@@ -62,7 +62,9 @@ _FREE_SCANS, _PIXEL_SCANS = 16, 1 << 30  # of JPEG: each scan is a walk over the
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_image(source: Path | BinaryIO, name: str, max_pixels: int, strict: bool = False) -> Picture:
+def read_image(
+    source: Path | BinaryIO, name: str, max_pixels: int, strict: bool = False, *, deep: bool = False
+) -> Picture:
     """Read one still picture from a file of any format in ``IMAGE_SUFFIXES_IN`` (told by content, not by suffix).
 
     Gray stays gray (1, 2, 4, 8 and 16 bits, with or without alpha), everything else becomes RGB; a palette becomes RGB
@@ -73,6 +75,7 @@ def read_image(source: Path | BinaryIO, name: str, max_pixels: int, strict: bool
     Args:    source: a path, or a binary file object read from where it stands (need not be seekable).
              name: what messages call it.  max_pixels: larger pictures are refused before any sample is decoded.
              strict: refuse damaged JPEG and PNG files, of which otherwise what is there is decoded.
+             deep: keep samples of 16 bits (PNG, TIFF, PPM and PGM); other depths above 8 are rounded to 8 all the same.
     Returns: the picture, upright: all eight EXIF orientations are applied.
     Raises:  UnsupportedMediaError for animations, several pages, float or 32-bit samples; MediaError for everything
              that cannot be read. Both are one line that names the file.
@@ -83,10 +86,10 @@ def read_image(source: Path | BinaryIO, name: str, max_pixels: int, strict: bool
              PNG is inflated once more to see that it is whole.
     """
     if not isinstance(source, Path):
-        return _read_stream(source, name, max_pixels, strict)
+        return _read_stream(source, name, max_pixels, strict, deep)
     try:
         with source.open("rb") as file:
-            return _read_stream(file, name, max_pixels, strict)
+            return _read_stream(file, name, max_pixels, strict, deep)
     except FileNotFoundError:
         raise MediaError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -95,7 +98,7 @@ def read_image(source: Path | BinaryIO, name: str, max_pixels: int, strict: bool
         raise MediaError(f"{name} cannot be read: {one_line(error)}") from error
 
 
-def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool) -> Picture:
+def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool, deep: bool) -> Picture:
     file = stream
     if not stream.seekable() or stream.tell() != 0:  # TIFF offsets count from the start
         file = io.BytesIO(stream.read())
@@ -104,7 +107,7 @@ def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool) -> 
             opened = _examine(file, name, max_pixels)
             if strict and opened.problems:
                 raise MediaError(f"{name}: {opened.problems[0]}")
-            return _decode(opened, name, max_pixels)
+            return _decode(opened, name, max_pixels, deep)
         except TokodecError:
             raise
         except DECODER_ERRORS as error:
@@ -204,7 +207,7 @@ def _check_limits(kind: str, width: int, height: int, size: int, name: str, max_
         raise MediaError(f"{name} has {what}: each takes {cost} bytes of memory; see --max-pixels")
 
 
-def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
+def _decode(opened: _Opened, name: str, max_pixels: int, deep: bool) -> Picture:
     file, notes = opened.file, opened.notes
     im = _open(file, name, opened.page)
     tiff = isinstance(im, TiffImageFile)
@@ -214,12 +217,14 @@ def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
     low_tiles = low_byte_tiles(im)
     exif, orientation = tiff_exif(im, notes) if isinstance(im, TiffImageFile) else (None, 1)
 
-    rows = raster(im, file, name, bits, notes)
+    deep = deep and holds_16_bits(im, bits, low_tiles is not None)
+    dtype = np.uint16 if deep else np.uint8
+    rows = raster(im, file, name, bits, notes, deep)
     if not tiff:
         exif, orientation = read_exif(im, notes)  # after load(): PNG may hold it behind the samples
     upright = (rows.width, rows.height) if orientation >= 5 else (rows.height, rows.width)
-    pixels = np.empty((*upright, rows.channels), np.uint8)
-    alpha = np.empty(upright, np.uint8) if rows.has_alpha else None
+    pixels = np.empty((*upright, rows.channels), dtype)
+    alpha = np.empty(upright, dtype) if rows.has_alpha else None
     pixels_stored = as_stored(pixels, orientation)  # views: writing to them turns the picture
     alpha_stored = None if alpha is None else as_stored(alpha, orientation)
     for y0, y1 in bands(rows.height, rows.width):
@@ -240,7 +245,9 @@ def _decode(opened: _Opened, name: str, max_pixels: int) -> Picture:
     del rows, im  # gives Pillow's copy back before the second pass needs another one
     if low_tiles is not None:
         add_low_bytes(_open(file, name, opened.page), low_tiles, key, pixels_stored, alpha_stored)
-    if bits > 8:
+    if alpha is not None and deep and key is not None:
+        alpha *= 257  # of one transparent colour: 0 or 255
+    if bits > 8 and not deep:
         notes.insert(0, f"{bits} bits per sample reduced to 8")
     depth = 16 if bits > 8 else 8
     return Picture(pixels, alpha, icc, exif, bit_depth=depth, notes=notes, xmp=xmp, problems=opened.problems)
@@ -385,11 +392,13 @@ def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
     """The array that :func:`~.write_image.encode_alpha` was given.
 
     Everything is checked before anything is inflated, so that hostile data cost no more memory than the size that the
-    caller expects: 8-bit gray, not interlaced, of ``height`` x ``width``, only IHDR, IDAT and IEND, all CRCs right.
+    caller expects: gray of 8 or 16 bits, not interlaced, of ``height`` x ``width``, only IHDR, IDAT and IEND, all CRCs
+    right.
 
     Raises:  ChunkError.
     """
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    depth = 16 if data[24:25] == b"\x10" else 8
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
     kinds: list[bytes] = []
     stream = bytearray()
     at = len(png.PNG_SIGNATURE)
@@ -405,21 +414,21 @@ def decode_alpha(data: bytes, height: int, width: int) -> np.ndarray:
         if zlib.crc32(payload, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + length)[0]:
             raise ChunkError("alpha chunk: the PNG has a wrong checksum")
         if not kinds and (kind != b"IHDR" or payload != header):
-            raise ChunkError(f"alpha chunk: not an 8-bit gray PNG of {width} x {height}")
+            raise ChunkError(f"alpha chunk: not a gray PNG of 8 or 16 bits and {width} x {height}")
         kinds.append(kind)
         if kind == b"IDAT":
             stream += payload
         at += 12 + length
     if len(kinds) < 3 or kinds[-1] != b"IEND" or any(kind != b"IDAT" for kind in kinds[1:-1]):
         raise ChunkError("alpha chunk: the PNG has chunks other than IHDR, IDAT and IEND")
-    _check_inflated_size(stream, height * (width + 1))
+    _check_inflated_size(stream, height * (width * depth // 8 + 1))
     with pillow_without_limits():
         try:
             im = Image.open(io.BytesIO(data), formats=("PNG",))
             im.load()
         except DECODER_ERRORS as error:
             raise ChunkError(f"alpha chunk: the PNG is damaged ({one_line(error)})") from error
-        alpha = np.empty((height, width), np.uint8)
+        alpha = np.empty((height, width), f"uint{depth}")
         for y0, y1 in bands(height, width):
             alpha[y0:y1] = np.asarray(im.crop((0, y0, width, y1)))  # older Pillow checks the size here too
         return alpha

@@ -6,6 +6,10 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
 MAX_PAGES = 1024
 _MAX_READ = 1 << 24  # bytes of directories
 _TAGS = {254: "kind", 255: "old_kind", 50706: "raw"}
@@ -61,3 +65,28 @@ def tiff_pages(file: BinaryIO) -> list[TiffPage]:
     except (struct.error, OverflowError):  # cut off: what is missing is not there
         pass
     return pages
+
+
+def write_deep_tiff(file: BinaryIO, like: BinaryIO, samples: np.ndarray) -> None:
+    """Write samples of 16 bits, not compressed, with the tags of another file.
+
+    Args: like: a TIFF file of one directory.  samples: uint16 ``[H, W, 1 to 4]``: gray or RGB, perhaps with alpha.
+    """
+    height, width, channels = samples.shape
+    like.seek(0)
+    with Image.open(like, formats=("TIFF",)) as one:
+        assert isinstance(one, TiffImageFile)
+        tags = ImageFileDirectory_v2(prefix=b"II")
+        for tag, value in one.tag_v2.items():
+            tags[tag] = value
+            tags.tagtype[tag] = one.tag_v2.tagtype[tag]
+    colours = 3 if channels > 2 else 1
+    tags[256], tags[257] = width, height
+    tags[258], tags[259], tags[262] = (16,) * channels, 1, 2 if colours == 3 else 1
+    tags[277], tags[278], tags[279] = channels, height, samples.nbytes
+    tags.pop(317, None)
+    if channels > colours:
+        tags[338] = 2  # alpha that is not premultiplied
+    tags[273] = 0  # from the end of the directory on
+    file.write(b"II*\0" + struct.pack("<I", 8) + tags.tobytes(8))
+    file.write(np.ascontiguousarray(samples, dtype="<u2").data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -14,14 +15,17 @@ from ..errors import MediaError, TokodecError, UnsupportedMediaError, one_line
 from ..files import Output, atomic_output
 from .exif import descriptive
 from .pillow_guard import DECODER_ERRORS, pillow_without_limits
+from .png import write_deep_png
 from .profile import fitting_profile
-from .raster import bands
+from .raster import bands, to_8_bits
+from .tiff import write_deep_tiff
 
 if TYPE_CHECKING:
     from .picture import Picture
 
 
 IMAGE_SUFFIXES_OUT = (".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm", ".jpg", ".jpeg", ".avif")
+_DEEP = (".png", ".ppm", ".pgm", ".pnm", ".tif", ".tiff")  # hold 16 bits
 PNG_LEVEL = 4  # a noisy photograph of 768 x 512: 57 ms; levels 1 to 3 take 40 ms for 11 % more bytes, 6 gains nothing
 JPEG_QUALITY = 95
 AVIF_QUALITY = 90
@@ -37,7 +41,8 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     """Write a picture in the format of a suffix.
 
     png, tiff, bmp, ppm, pgm and webp (lossless) give back the same samples; jpeg (quality 95, 4:4:4) and avif (quality
-    90, 4:4:4) are conveniences of high quality, and say so in a note.
+    90, 4:4:4) are conveniences of high quality, and say so in a note. Samples of 16 bits keep them in png, tiff, ppm
+    and pgm; elsewhere they are rounded to 8, with a note.
 
     Args:    picture: see :class:`~.picture.Picture`.
              target: a path (overwritten once the picture is whole), or a binary file object, perhaps a pipe.
@@ -51,6 +56,13 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
     _check_arrays(picture)
     height, width, channels = picture.pixels.shape
     suffix = check_writable(format, name, (height, width), channels, picture.alpha is not None)
+    rounded: list[str] = []
+    deep = picture.pixels.itemsize == 2
+    gray_alpha = channels == 1 and picture.alpha is not None  # few read it in TIFF, and Pillow does not
+    if deep and suffix not in ((".png",) if gray_alpha else _DEEP):
+        picture, deep = _with_8_bits(picture), False
+        what = f"{suffix} of gray with alpha" if suffix in _DEEP else suffix
+        rounded = [f"16 bits per sample reduced to 8: {what} holds no more"]
     try:
         with ExitStack() as stack:
             if isinstance(target, Path):
@@ -60,7 +72,9 @@ def write_image(picture: Picture, target: Path | BinaryIO, format: str, name: st
             if suffix in (".ppm", ".pgm", ".pnm"):
                 return _write_netpbm(picture, file, suffix)
             stack.enter_context(pillow_without_limits())
-            return _write_pillow(picture, file, suffix)
+            if deep:
+                return _write_deep(picture, file, suffix)
+            return rounded + _write_pillow(picture, file, suffix)
     except TokodecError:
         raise
     except DECODER_ERRORS as error:
@@ -90,17 +104,19 @@ def check_writable(format: str, name: str, size: tuple[int, int], channels: int,
 
 def _check_arrays(picture: Picture) -> None:
     pixels, alpha = picture.pixels, picture.alpha
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise ValueError(f"pixels must be uint8 [H, W, 1 or 3], not {pixels.dtype} {list(pixels.shape)}")
-    if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != pixels.shape[:2]):
-        raise ValueError(f"alpha must be uint8 {list(pixels.shape[:2])}, not {alpha.dtype} {list(alpha.shape)}")
+    kind = pixels.dtype
+    if kind not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
+        raise ValueError(f"pixels must be uint8 or uint16 [H, W, 1 or 3], not {kind} {list(pixels.shape)}")
+    if alpha is not None and (alpha.dtype != kind or alpha.shape != pixels.shape[:2]):
+        raise ValueError(f"alpha must be {kind} {list(pixels.shape[:2])}, not {alpha.dtype} {list(alpha.shape)}")
 
 
 def _write_netpbm(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
     height, width, channels = picture.pixels.shape
-    file.write(b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height))
+    size = picture.pixels.itemsize
+    file.write(b"P%d\n%d %d\n%d\n" % (6 if channels == 3 else 5, width, height, 256**size - 1))
     for y0, y1 in bands(height, width):
-        file.write(np.ascontiguousarray(picture.pixels[y0:y1]).data)
+        file.write(np.ascontiguousarray(picture.pixels[y0:y1], dtype=f">u{size}").data)
     return [f"{kind} not kept: {suffix} has no place for it" for kind in _metadata(picture)]
 
 
@@ -136,6 +152,24 @@ def _write_pillow(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
         assert isinstance(file, io.BytesIO)
         pipe.write(file.getbuffer())
     return notes
+
+
+def _write_deep(picture: Picture, file: BinaryIO, suffix: str) -> list[str]:
+    """PNG and TIFF of 16 bits, whose colours Pillow does not write: as it writes one pixel, with other samples."""
+    small = io.BytesIO()
+    one = _with_8_bits(replace(picture, pixels=picture.pixels[:1, :1], alpha=None))
+    notes = _write_pillow(one, small, ".png" if suffix == ".png" else ".tif")
+    samples = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    if suffix == ".png":
+        write_deep_png(file, small, samples, PNG_LEVEL)
+    else:
+        write_deep_tiff(file, small, samples)
+    return notes
+
+
+def _with_8_bits(picture: Picture) -> Picture:
+    alpha = None if picture.alpha is None else to_8_bits(picture.alpha)
+    return replace(picture, pixels=to_8_bits(picture.pixels), alpha=alpha)
 
 
 def _metadata_options(picture: Picture, plugin: str, suffix: str, gray: bool, notes: list[str]) -> dict[str, Any]:
@@ -210,7 +244,7 @@ def _metadata(picture: Picture) -> list[str]:
 
 
 def encode_alpha(alpha: np.ndarray) -> bytes:
-    """An alpha channel, uint8 [H, W], as an 8-bit gray PNG without ancillary chunks."""
+    """An alpha channel, uint8 or uint16 [H, W], as a gray PNG of as many bits without ancillary chunks."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(alpha)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

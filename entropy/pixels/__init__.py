@@ -1,0 +1,1 @@
+"""Lossless pixels: a small net of integers tells how each value spreads, coarse pixels first."""
