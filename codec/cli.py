@@ -27,7 +27,7 @@ from .console import (
     Inputs,
     Output,
     each,
-    expand,
+    labelled,
     plan,
     progress_bar,
     say,
@@ -254,9 +254,9 @@ def tokenize(
     if out is None or suffix not in CORPUS_SUFFIXES:
         each(plan(inputs, out, "." + format.lstrip("."), wanted, flags.recursive), one, flags.quiet)
         return
-    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive)
+    named = labelled(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive, key_of if suffix == ".tar" else str)
     if suffix == ".tar":
-        named = keys_of(sources, out)
+        refuse_equal(named, out)
         writer: Any = webdataset_writer(out, flags.force)
     else:
         pattern, model, device = corpus.pattern, flags.model, flags.device
@@ -264,21 +264,23 @@ def tokenize(
             raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
         if corpus.digits and model is not None:
             _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
-        named = [(Path(src).name, src) for src in sources]
         maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)
         writer = megatron_writer(out, maker, flags.force)
     write_corpus(writer, named, out, lambda src: read(src, None), flags.quiet)
 
 
-def keys_of(sources: list[str], out: str) -> list[tuple[str, str]]:
-    """Sources with their keys in a WebDataset: names without suffix and dots. Raises UsageError if two are the same."""
+def key_of(name: str) -> str:
+    """The key of a file in a WebDataset: its name without suffix and dots."""
+    return str(Path(name).with_suffix("").as_posix()).replace(".", "_")
+
+
+def refuse_equal(named: list[tuple[str, str]], out: str) -> None:
+    """Raise UsageError if two files have one key."""
     keys: dict[str, str] = {}
-    for src in sources:
-        key = Path(src).stem.replace(".", "_")
+    for key, src in named:
         if key in keys:
             raise UsageError(f"{keys[key]} and {src} would both be {key!r} in {out}")
         keys[key] = src
-    return list(keys.items())
 
 
 def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Callable[[str], Any], quiet: bool) -> None:
