@@ -28,7 +28,7 @@ from .console import (
     Output,
     Recursive,
     each,
-    expand,
+    labelled,
     plan,
     progress_bar,
     say,
@@ -260,11 +260,11 @@ def tokenize(
         return
     if format is not None:
         raise UsageError("--format is for token files, and -o names a corpus")
-    sources = expand(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive)
+    named = labelled(inputs, (*wanted, *TOKEN_SUFFIXES), flags.recursive, key_of if suffix == ".tar" else str)
     for path in [out] if suffix == ".tar" else megatron_paths(out):
-        refuse_overwriting(sources, path)
+        refuse_overwriting([src for _, src in named], path)
     if suffix == ".tar":
-        named = keys_of(sources, out)
+        refuse_equal(named, out)
         writer: Any = webdataset_writer(out, flags.force)
     else:
         pattern, model, device = corpus.pattern, flags.model, flags.device
@@ -272,21 +272,23 @@ def tokenize(
             raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
         if corpus.digits and model is not None:
             _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
-        named = [("stdin" if src == STREAM else Path(src).name, src) for src in sources]
         maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)
         writer = megatron_writer(out, maker, flags.force)
     write_corpus(writer, named, out, lambda src: read(src, None), flags.quiet)
 
 
-def keys_of(sources: list[str], out: str) -> list[tuple[str, str]]:
-    """Sources with their keys in a WebDataset: names without suffix and dots. Raises UsageError if two are the same."""
+def key_of(name: str) -> str:
+    """The key of a file in a WebDataset: its name without suffix and dots."""
+    return str(Path(name).with_suffix("").as_posix()).replace(".", "_")
+
+
+def refuse_equal(named: list[tuple[str, str]], out: str) -> None:
+    """Raise UsageError if two files have one key."""
     keys: dict[str, str] = {}
-    for src in sources:
-        key = "stdin" if src == STREAM else Path(src).stem.replace(".", "_")
+    for key, src in named:
         if key in keys:
             raise UsageError(f"{keys[key]} and {src} would both be {key!r} in {out}")
         keys[key] = src
-    return list(keys.items())
 
 
 def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Callable[[str], Any], quiet: bool) -> None:

@@ -125,23 +125,44 @@ def names_in(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """An input. folder: where it lies below the folder that was named."""
+    """An input. folder: where it lies below the folder that was named, ``top``, if one was."""
 
     name: str
     folder: Path = Path()
+    top: Path | None = None
+
+    @property
+    def file(self) -> str:
+        """Its name without folders."""
+        return "stdin" if self.name == STREAM else Path(self.name).name
 
 
-def expand(inputs: list[str], wanted: tuple[str, ...], recursive: bool = False, made: str = "") -> list[str]:
-    """Inputs with each folder replaced by the files in it that have a ``wanted`` suffix.
+def labelled(
+    inputs: list[str], wanted: tuple[str, ...], recursive: bool, key: Callable[[str], str]
+) -> list[tuple[str, str]]:
+    """Keys of inputs and the inputs, with each folder replaced by the files in it that have a ``wanted`` suffix.
 
-    What else is in a folder is told in one line, except hidden files and what ends in ``made``, the suffix of outputs.
+    A ``key`` is made of a file's name with the folders below the one that was named, so classes in folders are kept;
+    where two would be the same, the name of that folder stands in front, or of the one that a file is in.
 
     Raises: UsageError for a folder without such files, or one that cannot be read.
     """
-    return [source.name for source in _sources(inputs, wanted, recursive, made)]
+    sources = _sources(inputs, wanted, recursive, "")
+    keys = [key((source.folder / source.file).as_posix()) for source in sources]
+    if len(set(keys)) < len(keys):
+        tops = [(source.top or Path(source.name).parent).resolve().name for source in sources]
+        keys = [
+            key((Path(top) / source.folder / source.file).as_posix())
+            for top, source in zip(tops, sources, strict=True)
+        ]
+    return [(label, source.name) for label, source in zip(keys, sources, strict=True)]
 
 
 def _sources(inputs: list[str], wanted: tuple[str, ...], recursive: bool, made: str) -> list[_Source]:
+    """Inputs with each folder replaced by the files in it that have a ``wanted`` suffix.
+
+    What else is in a folder is told in one line, except hidden files and what ends in ``made``, the suffix of outputs.
+    """
     sources: list[_Source] = []
     for name in inputs:
         top = Path(name)
@@ -160,9 +181,7 @@ def _sources(inputs: list[str], wanted: tuple[str, ...], recursive: bool, made: 
     return sources
 
 
-def _walk(
-    top: Path, wanted: tuple[str, ...], recursive: bool, made: str
-) -> tuple[list[_Source], list[str], list[str]]:
+def _walk(top: Path, wanted: tuple[str, ...], recursive: bool, made: str) -> tuple[list[_Source], list[str], list[str]]:
     """Files of a folder to be read; others; folders that are not entered. In the order of their names."""
     inside: list[_Source] = []
     left_out: list[str] = []
@@ -181,7 +200,7 @@ def _walk(
             path = Path(here) / name
             suffix = path.suffix.lower()
             if suffix in wanted and path.is_file():
-                inside.append(_Source(str(path), folder))
+                inside.append(_Source(str(path), folder, top))
             elif not name.startswith(".") and (not made or suffix != made):
                 left_out.append(str(folder / name))
     return inside, left_out, folders

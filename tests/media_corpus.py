@@ -1,22 +1,34 @@
-"""Everything in some folders there and back: no fault of ours, no size or length that is off, no colour that is.
+"""Files of strangers there and back: no fault of ours, no length that is off, no colour that is, no wrong refusal.
 
-By hand, it takes hours: ``python tests/media_corpus.py FOLDER ... --limit 200``. Each file is encoded and decoded with
-the default models. A line is printed for each that comes back wrong, and in the end how many were refused and why.
+By hand, it takes an hour: ``python tests/media_corpus.py PACKAGE ... --each 8 --out results.jsonl``.
+
+Every file is read, compared with what another reader finds (Pillow, libsndfile, FFmpeg's own count), encoded and
+decoded with the default models, in a child, so that a signal or a hang is seen. Files over the limits are only read.
+Results are appended to ``--out``, and what is in there already is not run again. In the end a table by format, the
+refusals by reason and what is wrong are printed; ``codec/media/CORPUS.md`` tells of a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import mimetypes
 import os
 import random
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+import soundfile
+from media_fuzz import outcomes  # type: ignore[import-not-found]
+from PIL import Image, ImageOps
 
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file, video_frames
@@ -25,22 +37,61 @@ from tokodec.codec.errors import TokodecError
 from tokodec.codec.image.prepare import prepare
 from tokodec.codec.media.audio import AudioReader
 from tokodec.codec.media.kind import SUFFIXES_IN, media_kind
+from tokodec.codec.media.pillow_guard import pillow_without_limits
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.read_video import VideoReader
 
-MOST_PIXELS, MOST_SAMPLES = 1 << 24, 1 << 24
 CELL = 32  # pixels along the edge of what colours are compared of
 COLOUR = 12  # grey levels that the mean of a cell may be off by
+SECONDS = 600  # that one file may take
+OUTCOMES = ("fine", "noted", "damaged", "refused", "wrong")
 
 
-def files(folders: list[Path], limit: int | None) -> list[Path]:
-    """Media by their suffixes, ``limit`` of them drawn with a fixed seed."""
-    found = [
-        Path(here) / name for top in folders for here, _, names in os.walk(top) for name in names
-        if Path(name).suffix.lower() in SUFFIXES_IN
-    ]  # fmt: skip
-    found.sort()
-    return found if limit is None or limit >= len(found) else sorted(random.Random(0).sample(found, limit))
+@dataclass(frozen=True)
+class Limits:
+    """What is encoded; larger files are only read. pixels: of a picture, or of all frames.  seconds: of a sound."""
+
+    pixels: int
+    seconds: float
+
+
+@dataclass
+class Result:
+    """What became of a file.
+
+    Attributes:
+        kind: "image", "audio" or "video".  coded: whether it was encoded and decoded, and not only read.
+        notes, problems: what the reader said.  refused: why.  faults: what is wrong with us.
+    """
+
+    path: str
+    kind: str = ""
+    coded: bool = False
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    refused: str = ""
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> str:
+        said = (self.notes, self.problems, self.refused, self.faults)
+        return next((name for name, have in zip(OUTCOMES[:0:-1], said[::-1], strict=True) if have), "fine")
+
+
+def files(folders: list[Path], each: int) -> Iterator[Path]:
+    """Media by their suffixes: of every folder that was given, ``each`` of every suffix, drawn with a fixed seed."""
+    for top in folders:
+        found: dict[str, list[Path]] = defaultdict(list)
+        for here, _, names in os.walk(top):
+            for name in names:
+                kind = (mimetypes.guess_type(name)[0] or "").split("/")[0]
+                if Path(name).suffix.lower() in SUFFIXES_IN or kind in CHECKS:
+                    found[Path(name).suffix.lower()].append(Path(here) / name)
+        for _, paths in sorted(found.items()):
+            yield from sorted(random.Random(0).sample(sorted(paths), len(paths))[:each])
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
 
 
 def cells(pixels: np.ndarray) -> np.ndarray:
@@ -52,86 +103,200 @@ def cells(pixels: np.ndarray) -> np.ndarray:
     return whole.reshape(height // CELL, CELL, width // CELL, CELL, channels).mean((1, 3))
 
 
-def check_picture(path: Path) -> Iterator[str]:
-    """What is wrong with a picture that comes back."""
-    before = prepare(read_image(path, str(path), MOST_PIXELS))
-    after = decode_file(io.BytesIO(encode_file(path, max_pixels=MOST_PIXELS).data)).picture
-    if after.pixels.shape != before.pixels.shape:
-        yield f"{before.pixels.shape} became {after.pixels.shape}"
+def seen_by_pillow(path: Path) -> np.ndarray | None:
+    """The picture as RGB, None if Pillow does not read it in 8 bits without alpha, and whole."""
+    try:
+        with pillow_without_limits(), Image.open(path) as im:
+            plain = im.mode in ("1", "L", "RGB", "P", "YCbCr") and getattr(im, "n_frames", 1) == 1
+            if not plain or im.has_transparency_data:
+                return None
+            for key in ("xmp", "XML:com.adobe.xmp"):  # whose orientation counts for nobody but Pillow
+                im.info.pop(key, None)
+            return np.asarray(ImageOps.exif_transpose(im).convert("RGB"))
+    except Exception:  # whatever it finds wrong
+        return None
+
+
+def check_picture(path: Path, limits: Limits, result: Result) -> None:
+    before = prepare(read_image(path, str(path), 1 << 28))
+    result.notes, result.problems = before.notes, before.problems
+    other = seen_by_pillow(path)
+    if other is not None and not result.problems and before.alpha is None:
+        if other.shape[:2] != before.pixels.shape[:2]:
+            result.faults.append(f"{before.pixels.shape[:2]} and not {other.shape[:2]} as Pillow finds")
+        elif (off := float(np.abs(cells(other) - cells(before.pixels)).max())) > 1:
+            result.faults.append(f"a colour differs by {off:.0f} from what Pillow finds")
+    if before.pixels.shape[0] * before.pixels.shape[1] > limits.pixels:
         return
-    off = float(np.abs(cells(after.pixels) - cells(before.pixels)).max())
-    if off > COLOUR:
-        yield f"a colour is off by {off:.0f}"
+    result.coded = True
+    after = decode_file(io.BytesIO(encode_file(path).data)).picture
+    if after.pixels.shape != before.pixels.shape:
+        result.faults.append(f"{before.pixels.shape} became {after.pixels.shape}")
+        return
+    if (off := float(np.abs(cells(after.pixels) - cells(before.pixels)).max())) > COLOUR:
+        result.faults.append(f"a colour is off by {off:.0f}")
     alphas = [np.empty(0) if picture.alpha is None else picture.alpha for picture in (before, after)]
     if not np.array_equal(alphas[0], alphas[1]):
-        yield "the alpha channel differs"
+        result.faults.append("the alpha channel differs")
     for what in ("icc", "exif", "xmp"):
         if getattr(before, what) != getattr(after, what):
-            yield f"{what} differs"
+            result.faults.append(f"{what} differs")
 
 
-def check_sound(path: Path) -> Iterator[str]:
-    """What is wrong with a sound that comes back."""
-    with AudioReader(path, str(path), MOST_SAMPLES) as reader:
+# --------------------------------------------------------------------------------------------------- sounds and videos
+
+
+def counted_by_libsndfile(path: Path) -> tuple[int, int] | None:
+    """Samples of each channel, and how many may differ. (libmpg123 leaves out what decoders need to begin.)"""
+    try:
+        with soundfile.SoundFile(path) as file:
+            count = 0
+            while got := len(file.read(1 << 16)):
+                count += got
+            return count, 2304 if "MPEG" in file.subtype else file.samplerate // 50
+    except (soundfile.LibsndfileError, OSError, ValueError):
+        return None
+
+
+def check_sound(path: Path, limits: Limits, result: Result) -> None:
+    with AudioReader(path, str(path)) as reader:
         length = sum(block.shape[1] for block in reader.blocks())
-        rate = reader.sample_rate
-    after = decode_file(io.BytesIO(encode_file(path, max_samples=MOST_SAMPLES).data)).sound
+        rate, result.notes, result.problems = reader.sample_rate, reader.notes, reader.problems
+    other = counted_by_libsndfile(path)
+    if other is not None and not result.problems and abs(other[0] - length) > other[1]:
+        result.faults.append(f"{length} samples, and not {other[0]} as libsndfile finds")
+    if not length:
+        result.refused = "no samples"
+    if not 0 < length <= limits.seconds * rate:
+        return
+    result.coded = True
+    after = decode_file(io.BytesIO(encode_file(path).data)).sound
     if after.sample_rate != rate:
-        yield f"{rate} Hz became {after.sample_rate}"
+        result.faults.append(f"{rate} Hz became {after.sample_rate}")
     if abs(after.samples.shape[1] - length) > rate // 50:
-        yield f"{length} samples became {after.samples.shape[1]}"
+        result.faults.append(f"{length} samples became {after.samples.shape[1]}")
 
 
-def check_video(path: Path) -> Iterator[str]:
-    """What is wrong with a video that comes back."""
-    with VideoReader(path, str(path), MOST_PIXELS) as video:
-        means = [frame.pixels.mean((0, 1)) for frame in video]
-    tok = read_tok(encode_file(path, max_pixels=MOST_PIXELS, max_samples=MOST_SAMPLES).data)
+def counted_by_ffmpeg(path: Path) -> tuple[int, Fraction | None] | None:
+    """Frames, and seconds from the first to the last if they say it; None if there are several videos."""
+    try:
+        with av.open(str(path)) as container:
+            if len(container.streams.video) != 1:
+                return None
+            times = [frame.time for frame in container.decode(video=0)]
+        told = [time for time in times if time is not None]
+        return len(times), Fraction(max(told) - min(told)) if len(told) == len(times) > 0 else None
+    except (av.FFmpegError, ValueError):
+        return None
+
+
+def check_video(path: Path, limits: Limits, result: Result) -> None:
+    heard, begin = 0, Fraction(0)
+    with VideoReader(path, str(path)) as video:
+        means, times, size = [], [], video.height * video.width
+        for frame in video:
+            means.append(frame.pixels.mean((0, 1)))
+            times.append(frame.time)
+        result.notes, result.problems = video.notes, video.problems
+        if video.has_sound:
+            reader, begin = video.sound()
+            with reader:
+                heard = sum(block.shape[1] for block in reader.blocks())
+                result.notes, result.problems = video.notes + reader.notes, video.problems + reader.problems
+    other = counted_by_ffmpeg(path)
+    if other is not None and not result.problems:
+        if other[0] != len(means):
+            result.faults.append(f"{len(means)} frames, and not {other[0]} as FFmpeg finds")
+        span = times[-1] - times[0]
+        if other[1] is not None and abs(other[1] - span) > Fraction(1, 20):
+            result.faults.append(f"{float(span):.2f} s, and not {float(other[1]):.2f} s as FFmpeg finds")
+    if len(means) * size > limits.pixels:
+        return
+    result.coded = True
+    tok = read_tok(encode_file(path).data)
     count, off = 0, 0.0
     for i, (_, pixels) in enumerate(video_frames(tok)):
         count += 1
         if i < len(means):
             off = max(off, float(np.abs(pixels.mean((0, 1)) - means[i]).max()))
-    if abs(count - len(means)) > 1:
-        yield f"{len(means)} frames became {count}"
+    if count != len(means):
+        result.faults.append(f"{len(means)} frames became {count}")
     if off > COLOUR:
-        yield f"the colour of a frame is off by {off:.0f}"
+        result.faults.append(f"the colour of a frame is off by {off:.0f}")
+    samples = 0 if tok.track is None else tok.track[0].samples
+    if samples != heard and (samples == 0 or begin >= 0):  # what comes before the first frame is left out
+        result.faults.append(f"{heard} samples of sound became {samples}")
 
 
-CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
+CHECKS: dict[str, Callable[[Path, Limits, Result], None]] = {
     "image": check_picture, "audio": check_sound, "video": check_video,
 }  # fmt: skip
 
 
+def check(path: Path, limits: Limits) -> Result:
+    result = Result(str(path))
+    try:
+        result.kind, _ = media_kind(path)
+        CHECKS[result.kind](path, limits, result)
+    except TokodecError as error:
+        result.refused = str(error).replace(str(path), "FILE")
+        if "\n" in result.refused or "[Errno" in result.refused:
+            result.faults.append(f"not one line of words: {error}")
+        if result.coded:
+            result.faults.append(f"refused after it was read: {error}")
+    except Exception as error:  # what this script looks for
+        result.faults.append(f"{type(error).__name__}: {error}")
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------- a run
+
+
+def report(results: list[Result]) -> Iterator[str]:
+    """A table by format, refusals by reason, and what is wrong."""
+    formats: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        formats[result.kind, Path(result.path).suffix.lower()].append(result)
+    yield f"| kind | suffix | files | {' | '.join(OUTCOMES)} | only read |"
+    yield "| --- " * (4 + len(OUTCOMES)) + "|"
+    rows = [*sorted(formats.items()), (("all", ""), results)]
+    for (kind, suffix), found in rows:
+        counts = Counter(result.outcome for result in found)
+        only_read = sum(not result.coded and not result.refused for result in found)
+        numbers = (len(found), *(counts[name] for name in OUTCOMES), only_read)
+        yield f"| {kind} | {suffix} | {' | '.join(map(str, numbers))} |"
+    reasons = Counter(re.sub(r"\d+", "N", result.refused) for result in results if result.refused)
+    yield from (f"{count:5} {reason}" for reason, count in reasons.most_common())
+    yield from (f"{result.path}: {fault}" for result in results for fault in result.faults)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--limit", type=int, help="so many files, drawn at random")
-    parser.add_argument("--kinds", nargs="*", default=list(CHECKS), choices=list(CHECKS))
+    parser.add_argument("folders", nargs="*", type=Path, help="a package each")
+    parser.add_argument("--each", type=int, default=8, help="files of one suffix of a folder, drawn at random")
+    parser.add_argument("--pixels", type=int, default=1 << 20, help="that are encoded, of a picture or all frames")
+    parser.add_argument("--seconds", type=float, default=20, help="of sound that are encoded")
+    parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a file")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    refused: Counter[str] = Counter()
-    tried: Counter[str] = Counter()
-    wrong = 0
-    for path in files(given.folders, given.limit):
-        kind = ""
-        try:
-            kind, _ = media_kind(path)
-            if kind not in given.kinds:
-                continue
-            tried[kind] += 1
-            faults = list(CHECKS[kind](path))
-        except TokodecError as error:
-            refused[re.sub(r"\d+", "N", str(error).replace(str(path), "FILE"))[:100]] += 1
-            continue
-        except Exception as error:  # what this script looks for
-            faults = [f"{type(error).__name__}: {error}"]
-        for fault in faults:
-            print(f"{path}: {fault}", flush=True)
-        wrong += bool(faults)
-    print(f"{dict(tried)} files, {wrong} wrong, {sum(refused.values())} refused:")
-    for reason, count in refused.most_common():
-        print(f"{count:6} {reason}")
-    return 1 if wrong else 0
+    limits = Limits(given.pixels, given.seconds)
+    if given.child:
+        av.logging.set_level(None)
+        for line in sys.stdin.read().splitlines():
+            print(line, flush=True)
+            print(json.dumps(asdict(check(Path(line), limits))), flush=True)
+        return 0
+    results = [Result(**json.loads(line)) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    known = {result.path for result in results}
+    cases = [str(path) for path in files(given.folders, given.each) if str(path) not in known]
+    command = [sys.executable, __file__, "--child", "--out", str(given.out)]
+    command += ["--pixels", str(given.pixels), "--seconds", str(given.seconds)]
+    with given.out.open("a") as out:
+        for path, said, well in outcomes(command, cases, SECONDS):
+            results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))
+            print(json.dumps(asdict(results[-1])), file=out, flush=True)
+    print("\n".join(report(results)))
+    return 1 if any(result.faults for result in results) else 0
 
 
 if __name__ == "__main__":

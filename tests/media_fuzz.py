@@ -198,35 +198,49 @@ def _child(cases: list[str]) -> None:
         print(read(mutated(files.setdefault(name, sample(name)), int(seed))), flush=True)
 
 
-def failures(cases: list[str]) -> Iterator[str]:
-    """Run cases ``name:seed`` in a child, and the rest in another one after each that fails."""
+def outcomes(command: list[str], cases: list[str], seconds: float) -> Iterator[tuple[str, str, bool]]:
+    """Cases, one a line, given to a child that prints each and then a line on it, and the rest to another child after
+    each case that ends it: by a signal, an error, or because it takes too long.
+
+    Yields: the case, what was printed of it or how the child ended, and whether it did not end.
+    """
     while cases:
-        command = [sys.executable, __file__, "--child"]
         with (
             tempfile.TemporaryFile("w+") as given,
-            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile() as out,
             tempfile.TemporaryFile() as err,
         ):
             given.write("\n".join(cases))
             given.seek(0)
             process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err)
-            size, since = 0, time.monotonic()
-            while process.poll() is None:
-                time.sleep(0.05)
-                now = os.fstat(out.fileno()).st_size
-                if now != size:
-                    size, since = now, time.monotonic()
-                if time.monotonic() - since > SECONDS:
+            at, done, rest, since, over = 0, 0, b"", time.monotonic(), False
+            while not over:
+                over = process.poll() is not None
+                time.sleep(0 if over else 0.05)
+                while new := os.pread(out.fileno(), 1 << 20, at):  # the child shares the position in the file
+                    at, rest, since = at + len(new), rest + new, time.monotonic()
+                *lines, rest = rest.split(b"\n")
+                whole = len(lines) // 2 * 2
+                for said in lines[1:whole:2]:
+                    yield cases[done], said.decode(), True
+                    done += 1
+                rest = b"\n".join([*lines[whole:], rest])
+                if time.monotonic() - since > seconds:
                     process.kill()
                     process.wait()
-            out.seek(0)
             err.seek(0)
-            printed, said = out.read().split("\n"), err.read().decode(errors="replace").strip().split("\n")[-1]
-        if process.returncode == 0:
-            return
-        done = (len(printed) - 2) // 2  # two lines for each that is done, one for the last
-        yield f"{cases[done]}: exit {process.returncode}: {said}"
-        cases = cases[done + 1 :]
+            last = err.read().decode(errors="replace").strip().split("\n")[-1]
+        cases = cases[done:]
+        if cases:
+            yield cases[0], f"exit {process.returncode}: {last}", False
+            cases = cases[1:]
+
+
+def failures(cases: list[str]) -> Iterator[str]:
+    """What ends a child, of cases ``name:seed``."""
+    for case, said, well in outcomes([sys.executable, __file__, "--child"], cases, SECONDS):
+        if not well:
+            yield f"{case}: {said}"
 
 
 def main() -> int:

@@ -697,6 +697,28 @@ def test_a_folder_becomes_a_corpus(suffix: str, codec: Codec, tiny: list[str], f
     assert not [name for name in names(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("suffix", ["tar", "bin"])
+def test_a_corpus_of_classes(suffix: str, codec: Codec, tiny: list[str], folder: Path, tmp_path: Path) -> None:
+    """Folders in a folder, with files of the same names: each keeps its class."""
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for file in ("a.png", "b.png"):
+            shutil.copy(folder / file, folder / name)
+    out = tmp_path / f"corpus.{suffix}"
+    done = codec("tokenize", folder, "-o", out, "--recursive", *tiny)
+    assert (done.code, len(done.err)) == (0, 1)
+    found = [str(Path(name).with_suffix("")) for name, _ in read_corpus(out)]
+    assert sorted(found) == ["a", "b", "c", "cat/a", "cat/b", "dog/a", "dog/b"]
+    assert_user_error(codec("tokenize", folder, "-o", out, "--recursive", *tiny), "exists already: use --force")
+    for i, sources in enumerate(
+        ([folder / "cat", folder / "dog"], [folder / "cat" / "a.png", folder / "dog" / "a.png"])
+    ):
+        out = tmp_path / f"{i}.{suffix}"
+        assert codec("tokenize", *sources, "-o", out, *tiny).code == 0
+        found = [str(Path(name).with_suffix("")) for name, _ in read_corpus(out)]
+        assert found == ["cat/a", "cat/b", "dog/a", "dog/b"][:: 1 + i]
+
+
 def test_settings_of_a_corpus(codec: Codec, golden: Path, folder: Path, tmp_path: Path) -> None:
     model = ["--model", golden / "context", "--device", "cpu"]
     settings = ["--pattern", "interleaved", "--digits", "--levels", 2]
@@ -750,8 +772,8 @@ def test_a_corpus_in_bin_is_of_one_model(
 
 def test_corpora_that_are_refused(codec: Codec, tiny: list[str], folder: Path, tmp_path: Path) -> None:
     """One line, before any work."""
-    (tmp_path / "more").mkdir()
-    shutil.copy(folder / "a.png", tmp_path / "more" / "a.jpeg")
+    (tmp_path / "more" / "in").mkdir(parents=True)
+    shutil.copy(folder / "a.png", tmp_path / "more" / "in" / "a.jpeg")
     tar, bin = tmp_path / "x.tar", tmp_path / "x.bin"
     refused: list[tuple[list[object], list[str]]] = [
         ([folder, "-o", tar, "--pattern", "levels"], ["--pattern", ".bin"]),
@@ -761,7 +783,7 @@ def test_corpora_that_are_refused(codec: Codec, tiny: list[str], folder: Path, t
         ([folder, "-o", bin, "--pattern", "delay"], ["delay", "one id a step"]),
         ([folder, "-o", bin, "--pattern", "diagonal"], ["diagonal", "interleaved"]),
         ([folder, "-o", bin, "--digits"], ["tiny", "digits"]),
-        ([folder, tmp_path / "more", "-o", tar], ["a.png", "a.jpeg", "'a'"]),
+        ([folder, tmp_path / "more" / "in", "-o", tar], ["a.png", "a.jpeg", "'in/a'"]),
         ([folder / "a.png", "-o", bin, "--levels", 0], ["levels"]),
         ([folder / "a.png", "-o", tmp_path / "none" / "x.tar"], ["none"]),
     ]

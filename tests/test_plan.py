@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokodec.codec.console import STREAM, expand, plan, printable
+from tokodec.codec.console import STREAM, labelled, plan, printable
 from tokodec.codec.errors import UsageError
 
 WANTED = (".png", ".jpg")
@@ -94,7 +94,7 @@ def test_everything_in_a_folder_is_accounted_for(capsys: pytest.CaptureFixture[s
         "codec: in: 2 files (letter.txt, raw.heic) left out, of no kind that is read here",
     ]
     make(*(f"in/{i}.txt" for i in range(7)))
-    expand(["in"], WANTED)
+    labelled(["in"], WANTED, False, str)
     shown = "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 5 more"
     assert f"10 files ({shown}) left out" in capsys.readouterr().err
 

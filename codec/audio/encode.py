@@ -270,7 +270,7 @@ def encode_sound(
     with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
         tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search, pairs=True)
     if tokens is None:
-        raise MediaError(f"{source.name}: a sound without samples")
+        raise MediaError(f"{source.name}: {'; '.join(['a sound without samples', *reader.problems])}")
     files = SoundFile(model, tokens, sound_header(tokens, model))
     if not rate.searched:
         return files.uniform(levels), np.full(files.shape, levels), tokens

@@ -149,8 +149,12 @@ def _second_image(file: BinaryIO) -> bool:
 
 
 def _mpeg_audio(start: bytes) -> bool:
-    """Whether a frame of MPEG audio (MP3) or AAC in ADTS begins here: 12 bits of sync, or 11 for MPEG 2.5."""
-    return len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] & 0x18 != 0x08
+    """Whether a frame of MPEG audio (MP3) or AAC in ADTS begins here: 12 bits of sync, or 11 for MPEG 2.5.
+
+    FF FE, layer I with checksums, nobody has; texts in UTF-16 begin so.
+    """
+    sync = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] & 0x18 != 0x08
+    return sync and start[1] != 0xFE
 
 
 def _picture(start: bytes) -> bool:

@@ -18,6 +18,8 @@ import numpy as np
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BLOCK = 1 << 20
+# Bytes of payloads; others than these are damage.
+_SIZES = {b"gAMA": 4, b"cHRM": 32, b"cICP": 4, b"sRGB": 1, b"pHYs": 9, b"tIME": 7, b"acTL": 8, b"fcTL": 26}
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 # Adam7: first column, first row, step of columns, step of rows.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -57,7 +59,7 @@ class _Chunk:
     payload: bytes  # all of it, or a block
     first: bool
     last: bool
-    intact: bool  # told with the last block: all bytes are there and the checksum is right
+    intact: bool  # told with the last block: all bytes are there, and their number and the checksum are right
 
 
 def read_header(file: BinaryIO) -> PngScan | None:
@@ -103,7 +105,7 @@ def scan_png(file: BinaryIO) -> PngScan | None:
         elif chunk.kind != b"IDAT":
             keyword = head.split(b"\0")[0].decode("latin-1") if kind in ("tEXt", "zTXt", "iTXt") else ""
             scan.chunks.append((kind, " ".join(keyword.split())))
-            if kind in ("gAMA", "cHRM", "cICP") and len(chunk.payload) in (4, 32):
+            if kind in ("gAMA", "cHRM", "cICP"):
                 scan.colours.setdefault(kind, head)
         ended = ended or (chunk.kind == b"IEND" and chunk.intact)
     if scan.got < scan.size:
@@ -224,6 +226,7 @@ def _chunks(file: BinaryIO) -> Iterator[_Chunk]:
     file.seek(len(PNG_SIGNATURE))
     while len(head := file.read(8)) == 8:
         left, kind = struct.unpack(">I4s", head)
+        fits = _SIZES.get(kind, left) == left
         crc = zlib.crc32(kind)
         first = True
         while True:
@@ -234,7 +237,7 @@ def _chunks(file: BinaryIO) -> Iterator[_Chunk]:
                 yield _Chunk(kind, block, first, last=False, intact=False)
                 first = False
                 continue
-            intact = not left and file.read(4) == struct.pack(">I", crc)
+            intact = not left and file.read(4) == struct.pack(">I", crc) and fits
             yield _Chunk(kind, block, first, last=True, intact=intact)
             break
         if kind == b"IEND" or left:

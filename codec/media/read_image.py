@@ -111,7 +111,14 @@ def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool, dee
         except TokodecError:
             raise
         except DECODER_ERRORS as error:
-            raise MediaError(f"{name} is damaged or cut off: {one_line(error)}") from error
+            raise MediaError(f"{name} {_undecoded(error)}") from error
+
+
+def _undecoded(error: Exception) -> str:
+    """What is wrong with a file of a known format that cannot be decoded."""
+    why = one_line(error)
+    rare = isinstance(error, NotImplementedError) or re.search(r"(?i)unsupported|unknown|decoder error", why)
+    return f"is {'damaged or of a rare kind that cannot be read' if rare else 'damaged or cut off'}: {why}"
 
 
 @dataclass

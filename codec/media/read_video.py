@@ -38,6 +38,7 @@ _ITU601, ITU709 = 5, 1  # swscale's numbers of matrices
 _MATRICES = {1: ITU709, 4: 4, 5: _ITU601, 6: _ITU601, 7: 7, 9: 9, 10: 9}  # from FFmpeg's numbers of colour spaces
 # Formats in which a file that is cut off shows it, so that a last frame that is shown for long is just that.
 _TELLING = {"matroska", "mov", "avi", "gif", "ogg"}
+_DECODED = {"avi"}  # formats that state when a frame is decoded, and not when it is shown
 _LONGEST = 86_400  # seconds that a last frame may be shown
 _SLACK = Fraction(1, 2)  # seconds that a file may end before it said it would
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3] RGB
@@ -128,6 +129,8 @@ class VideoReader:
         self._count = self._moved = self._corrupt = self._bad = self._reached = 0
         self._last: Fraction | None = None
         self._packet = b""  # the first one
+        self._began: int | None = None  # when the first packet is decoded
+        self._delay: int | None = None  # from then until the first frame comes out
         self._origin = Fraction(0)
         if self._container.format.name in _ABSOLUTE:
             starts = [track.start_time * track.time_base for track in (stream, *sounds) if track.start_time is not None]
@@ -272,13 +275,19 @@ class VideoReader:
             except self._errors:
                 self._bad += bool(packet.size)
                 continue
+            self._began = packet.dts if self._began is None else self._began
+            if self._delay is None and self._began is not None and frames and frames[0].dts is not None:
+                self._delay = frames[0].dts - self._began
             if not self._packet:
                 self._packet = bytes(packet)
             yield from frames
 
     def _time(self, frame: Any) -> Fraction:
-        if frame.pts is not None and frame.time_base:
-            return Fraction(frame.pts * frame.time_base) - self._origin
+        stamp = frame.pts
+        if self._container.format.name in _DECODED:
+            stamp = None if frame.dts is None else frame.dts - (self._delay or 0)
+        if stamp is not None and frame.time_base:
+            return Fraction(stamp * frame.time_base) - self._origin
         step = 1 / (self.rate or Fraction(25))  # raw streams tell no times
         return Fraction(0) if self._last is None else self._last + step
 

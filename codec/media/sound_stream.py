@@ -20,6 +20,7 @@ Samples = npt.NDArray[np.float32]  # [channels, n], full scale is -1..1
 TIMED = {"matroska", "mov", "mpegts", "mpeg", "flv", "asf", "ogg"}  # formats whose time stamps are more than a count
 COUNTED = {"flac", "tta", "wv", "ape", "tak", "mpc8", "mov", "aiff", "caf"}  # which say how long they are, and mean it
 SLACK = Fraction(1, 50)  # seconds by which a time stamp may be off before samples are moved
+LOOSE = Fraction(1, 4)  # the same of ASF: stamps are those of packets, which hold back what the next one completes
 SILENCE = (600, 8)  # seconds of gaps that may be filled in any case, and for each second of sound
 PIECE = 1 << 16  # samples of silence made at once
 _BITS = {"u8": 8, "s16": 16, "s32": 24, "s64": 24}  # of decoded integers
@@ -53,9 +54,10 @@ class SoundStream:
         container = self._container = media.container
         formats = set(container.format.name.split(","))
         self._timed, self._counted = bool(TIMED & formats), bool(COUNTED & formats)
+        self._slack = LOOSE if "asf" in formats else SLACK
         self._trimmed, primed = "mov" in formats, False
         if not container.streams.audio:
-            raise MediaError(f"{name}: holds no sound")
+            raise MediaError(f"{name}: holds {'no sound' if container.streams.video else 'neither pictures nor sound'}")
         self.stream, self.notes = choose_track(container.streams.audio, track, "sound", name)
         self.notes += dropped(container, self.stream)
         if "ogg" in formats and self.stream.codec_context.name == "vorbis":
@@ -63,6 +65,7 @@ class SoundStream:
             self.stream.codec_context.options = {"flags2": "+skip_manual"}
             self._trimmed = primed = True
         self.problems: list[str] = []
+        self._broken = ""  # why the demuxer went no further
         self._extent = media.extent
         self._timeline = Timeline(media, (self.stream, *beside))
         self._resampler: Any = None
@@ -73,8 +76,8 @@ class SoundStream:
         first = next(self._frames, None)
         if primed:
             first = next(self._frames, None)
-        if first is None and self.problems:
-            raise MediaError(f"{name}: {self.problems[0]}; nothing of it can be decoded")
+        if first is None and self._broken:
+            raise MediaError(f"{name}: damaged: {self._broken}; nothing of it can be decoded")
         if first is None and self._bad:
             raise MediaError(f"{name}: damaged: none of its {self._bad} packets can be decoded")
         self._describe(first)
@@ -105,7 +108,7 @@ class SoundStream:
             try:
                 packet = next(packets, None)
             except self.error as error:
-                self._damage(one_line(error))
+                self._broken = one_line(error)
                 with suppress(*self.error):
                     yield from self.stream.codec_context.decode(None)
                 packet = None
@@ -126,7 +129,7 @@ class SoundStream:
             yield from frames
 
     def _damage(self, problem: str) -> None:
-        self.problems.append(f"damaged after {self._given / (getattr(self, 'sample_rate', 0) or 1):.2f} s: {problem}")
+        self.problems.append(f"damaged after {self._given / (self.sample_rate or 1):.2f} s: {problem}")
 
     def _time(self, frame: Any) -> Fraction | None:
         if frame is None or frame.pts is None or not frame.time_base:
@@ -200,7 +203,7 @@ class SoundStream:
             return round(lost * self.sample_rate)
         time = self._time(frame)
         off = 0 if time is None else round((time - self._origin) * self.sample_rate) - self._given
-        return off if abs(off) > SLACK * self.sample_rate else 0
+        return off if abs(off) > self._slack * self.sample_rate else 0
 
     def _silence(self, n: int) -> Iterator[Samples]:
         """Fill a gap of n samples, unless gaps would become most of the sound."""
@@ -244,6 +247,8 @@ class SoundStream:
         if self._bad:
             self.problems.append(f"{self._bad} packets of sound are damaged")
         short = self.frames - self._given
+        if self._broken and not (self._counted and short <= 0 < self.frames):  # a tag behind the sound is no damage
+            self._damage(self._broken)
         if self._extent.lacks:
             self.problems.append(self._extent.lacks)
         elif self._counted and not self._extent.further and short > max(4608, rate // 2 if self._timed else 0):

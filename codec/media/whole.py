@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 _PLACEHOLDER = 0x7FFFF000  # sizes from here on were written by a stream that did not know its end
 _XING = 4096  # bytes in which a first frame of MP3 lies
+_FRAME = 1024  # bytes of it, which some count and some do not
 _MOST_BOXES = 10_000
 _TAG = 4096  # bytes that may lie between two files
 _MOST_TAGS = 1 << 20
@@ -120,7 +121,7 @@ def _riff(file: BinaryIO, begin: int, size: int, order: str) -> int:
         file.seek(at)
         chunk = file.read(8)
         length = int.from_bytes(chunk[4:], order)  # type: ignore[arg-type]
-        if len(chunk) < 8:
+        if len(chunk) < 8 or min(chunk[:4]) < 0x20:  # padding
             return most
         if chunk[:4] == b"ds64":
             large = int.from_bytes(file.read(16)[8:], "little")
@@ -216,12 +217,19 @@ def _ogg(file: BinaryIO, begin: int, size: int) -> int:
 
 
 def _mp3(file: BinaryIO, begin: int, head: bytes) -> int:
-    """By the bytes that a Xing header states."""
+    """By the bytes that a Xing or a VBRI header states."""
     at = begin
-    if head[:3] == b"ID3":
+    while head[:3] == b"ID3":
         at += 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+        file.seek(at)
+        head = file.read(10)
+    file.seek(at)
+    padding = file.read(_XING)
+    at += len(padding) - len(padding.lstrip(b"\0"))
     file.seek(at)
     first = file.read(_XING)
+    if first[36:40] == b"VBRI" and len(first) >= 50:
+        return at - begin + int.from_bytes(first[46:50], "big") - _FRAME
     place = max(first.find(b"Xing"), first.find(b"Info"))
     if place < 0 or place > 64 or len(first) < place + 16:  # it follows the side information of the first frame
         return 0
@@ -229,7 +237,7 @@ def _mp3(file: BinaryIO, begin: int, head: bytes) -> int:
     if not flags & 2:
         return 0
     stated = int.from_bytes(first[place + 8 + 4 * (flags & 1) :][:4], "big")
-    return at - begin + stated - 1024  # some count the first frame, some do not
+    return at - begin + stated - _FRAME
 
 
 def boxes(
