@@ -181,7 +181,7 @@ def info(
             print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
         return EXIT_DAMAGED if found["problems"] else 0
 
-    each([(src, STREAM) for src in expand(inputs, (".tok",), recursive)], one, quiet=True)
+    each([(src, STREAM) for _, src in labelled(inputs, (".tok",), recursive, str)], one, quiet=True)
 
 
 @app.command()

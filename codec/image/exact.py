@@ -85,7 +85,7 @@ def pack_exact(pixels: Pixels, blocks: Blocks, method: int = 4) -> bytes:
 
 
 def is_whole(payload: bytes, size: tuple[int, int]) -> bool:
-    """Whether no pixel of a window of ``size`` is lost: all blocks of the map, or pixels (whole.py) without an error."""
+    """Whether no pixel of a window of ``size`` is lost: by its map, or pixels (whole.py) without an error."""
     n = -(-size[0] // BLOCK) * -(-size[1] // BLOCK)
     head = -(-n // 8)
     known = int.from_bytes(payload[:head], "big")
