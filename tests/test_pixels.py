@@ -57,8 +57,8 @@ def test_small_pictures_come_back(coder: PixelCoder, shape: tuple[int, int, int]
 def test_a_photograph_comes_back(coder: PixelCoder, bits: int, error: int) -> None:
     planes = photo(40, 56)
     if bits == 16:
-        planes = planes * 257 - np.random.default_rng(2).integers(0, 200, planes.shape) * (planes > 0)
-        planes = planes.astype(np.uint16)
+        noise = np.random.default_rng(2).integers(0, 200, planes.shape) * (planes > 0)
+        planes = (planes * 257 - noise).astype(np.uint16)
     payload = coder.compress(planes, bits, error)
     back = coder.decompress(payload, planes.shape, bits, error)
     off = np.abs(back.astype(int) - planes).max()
@@ -102,10 +102,10 @@ def test_damage_is_refused_or_wrong_but_bounded(coder: PixelCoder) -> None:
             coder.decompress(broken, planes.shape, 8)
     chance = np.random.default_rng(0)
     for _ in range(8):
-        broken = bytearray(payload)
-        broken[chance.integers(6, len(payload) - 4)] ^= 1 << chance.integers(8)
+        flipped = bytearray(payload)
+        flipped[chance.integers(6, len(payload) - 4)] ^= 1 << chance.integers(8)
         try:
-            back = coder.decompress(bytes(broken), planes.shape, 8)
+            back = coder.decompress(bytes(flipped), planes.shape, 8)
         except ValueError:
             continue
         assert back.shape == planes.shape

@@ -226,7 +226,7 @@ def _decode(opened: _Opened, name: str, max_pixels: int, deep: bool) -> Picture:
 
     deep = deep and holds_16_bits(im, bits, low_tiles is not None)
     dtype = np.uint16 if deep else np.uint8
-    rows = raster(im, file, name, bits, notes, deep)
+    rows = raster(im, file, name, bits, notes=notes, deep=deep)
     if not tiff:
         exif, orientation = read_exif(im, notes)  # after load(): PNG may hold it behind the samples
     upright = (rows.width, rows.height) if orientation >= 5 else (rows.height, rows.width)

@@ -8,6 +8,7 @@ of values that spread so far are as good as random.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -39,10 +40,10 @@ def reaches() -> Int64Array:
     return 2 + 16 * (2 << octave) * 16 // steps
 
 
-class PixelTables:
+class PixelTables(Sequence[Any]):
     """Models of all tables by number, then those of ``bits`` random bits, made when they are wanted."""
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: Any) -> Any:
         return _model(number)
 
     def __len__(self) -> int:
