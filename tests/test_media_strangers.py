@@ -26,7 +26,7 @@ from tokodec.codec.media.read_video import VideoReader
 RATE = 48000
 
 
-def movie(codec: str, n: int = 20, **options: str) -> bytes:
+def movie(codec: str, options: dict[str, str], n: int = 20) -> bytes:
     """An AVI file of ``n`` gray frames that grow brighter, 25 a second."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="avi") as container:
@@ -53,7 +53,7 @@ def movie(codec: str, n: int = 20, **options: str) -> bytes:
 )
 def test_avi_states_when_frames_are_decoded(codec: str, options: dict[str, str]) -> None:
     """So frames that look ahead come in another order than their stamps."""
-    with VideoReader(io.BytesIO(movie(codec, **options)), "x") as video:
+    with VideoReader(io.BytesIO(movie(codec, options)), "x") as video:
         frames = list(video)
     assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(20)]
     assert frames[-1].time + frames[-1].duration == Fraction(20, 25)
@@ -64,7 +64,7 @@ def test_avi_states_when_frames_are_decoded(codec: str, options: dict[str, str])
 
 def test_padding_behind_the_end_of_a_file_is_none_of_it() -> None:
     """Recorders fill the last sectors with whatever was there before."""
-    data = movie("mjpeg")
+    data = movie("mjpeg", {})
     old = bytes(600) + b"LIST" + struct.pack("<I", 1 << 30) + b"movi"
     with VideoReader(io.BytesIO(data + old), "x") as video:
         assert len(list(video)) == 20

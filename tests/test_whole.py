@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ def file_of(pixels: Samples, alpha: Samples | None = None, suffix: str = "png") 
 @pytest.mark.parametrize("has_alpha", [False, True])
 def test_every_sample_comes_back_from_a_file(tmp_path: Path, bits: int, channels: int, has_alpha: bool) -> None:
     pixels = photo(channels, bits)
-    alpha = None
+    alpha: Any = None
     if has_alpha:
         alpha = np.random.default_rng(1).integers(0, 1 << bits, pixels.shape[:2]).astype(pixels.dtype)
         alpha[:20] = 0  # colours under what is transparent stay
@@ -116,7 +117,7 @@ def test_damage_is_told() -> None:
 
 
 def test_several_windows() -> None:
-    pixels = np.tile(photo(), (1, 18, 1))[:24]  # 1080 pixels wide
+    pixels: Any = np.tile(photo(), (1, 18, 1))[:24]  # 1080 pixels wide
     data = encode_file(file_of(pixels), model=MODEL, lossless=True, device="cpu").data
     assert np.array_equal(decode_file(io.BytesIO(data), device="cpu").picture.pixels, pixels)
 

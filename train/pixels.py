@@ -92,7 +92,7 @@ class PixelTrainer(TrainingRun):
             x = coded(self.store.batch(optim.batch))
             loss = nets(x, pace.share > 1 - self.recipe.rounding.share).sum() / x.numel()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(nets.parameters(), optim.grad_clip)
             optimizer.step()
             recent += (loss.item() - recent) / min(step, 50)
