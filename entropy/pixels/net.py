@@ -52,7 +52,7 @@ TAIL_RATIO = 3  # scales of the two distributions
 TAIL_WEIGHTS = (5, 15, 43, 103)  # of the wider one, in 256ths: sigmoid(1.2 tail - 4)
 
 
-def around(*corners: tuple[int, int]) -> Offsets:
+def around(corners: Offsets) -> Offsets:
     """Offsets in all four quadrants, nearest first."""
     found = {(sy * y, sx * x) for y, x in corners for sy in (1, -1) for sx in (1, -1)}
     return tuple(sorted(found, key=lambda at: (at[0] ** 2 + at[1] ** 2, at)))
@@ -60,11 +60,11 @@ def around(*corners: tuple[int, int]) -> Offsets:
 
 # What a phase knows of its own channel. A row of pixels is as long as the four nearest, then the others.
 OWN = (
-    around((1, 1), (1, 3), (3, 1), (3, 3)),
-    around((0, 1), (1, 0), (1, 2), (2, 1), (0, 3), (3, 0), (2, 3), (3, 2)),
-    around((0, 1), (1, 0), (1, 1), (2, 1), (1, 2), (0, 3), (3, 0), (1, 3), (3, 1)),
+    around(((1, 1), (1, 3), (3, 1), (3, 3))),
+    around(((0, 1), (1, 0), (1, 2), (2, 1), (0, 3), (3, 0), (2, 3), (3, 2))),
+    around(((0, 1), (1, 0), (1, 1), (2, 1), (1, 2), (0, 3), (3, 0), (1, 3), (3, 1))),
 )
-OTHER = around((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))  # and of those before it
+OTHER = around(((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)))  # and of those before it
 NEAREST = 4
 NEAR = 8  # pixels of the own window that set the size of a neighbourhood
 

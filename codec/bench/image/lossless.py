@@ -42,11 +42,12 @@ def row_of(path: Path) -> dict[str, Any]:
     begin = time.process_time()
     payload = pack_whole(pixels)
     middle = time.process_time()
-    size = pixels.shape[0], pixels.shape[1]
-    webp = bits_of(payload, size) is None
-    if not np.array_equal(unpack_exact(payload, size)[1] if webp else unpack_whole(payload, size, 3), pixels):
+    size = (pixels.shape[0], pixels.shape[1])
+    ours = bits_of(payload, size) is not None
+    back = unpack_whole(payload, size, 3) if ours else unpack_exact(payload, size)[1]
+    if not np.array_equal(back, pixels):
         raise AssertionError(f"{path.name} did not come back")
-    row["tokodec"], row["webp"] = len(payload) + FRAME, webp
+    row["tokodec"], row["method"] = len(payload) + FRAME, "pixels" if ours else "webp"
     row["encode_seconds"], row["decode_seconds"] = middle - begin, time.process_time() - middle
     return row
 
