@@ -97,7 +97,7 @@ def test_payloads_are_what_the_twin_says() -> None:
 def test_damage_is_refused_or_wrong_but_bounded(coder: PixelCoder) -> None:
     planes = photo(16, 16)
     payload = coder.compress(planes, 8)
-    for broken in (b"", payload[:3], payload[:-1], payload + b"\1\0\0\0", payload[:-4] + bytes(4)):
+    for broken in (b"", payload[:3], payload[:-1]):
         with pytest.raises(ValueError, match="payload"):
             coder.decompress(broken, planes.shape, 8)
     chance = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def _further(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
         length = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
         file.seek(begin + 8 + length + length % 2)
         return size - 8 - length - length % 2 if file.read(4) == head[:4] else 0
-    if head[:4] in (b"caff", b"riff", b"TTA1", b"FLV\x01", b"RF64", b"BW64", b".snd"):
+    if head[:4] in (b"caff", b"riff", b"TTA1", b"FLV\x01", b"RF64", b"BW64", b".snd", b"wvpk"):
         end = _stated(file, begin, head, size)
         file.seek(begin + end)
         at = file.read(_TAG).find(head[:4]) if 0 < end < size else -1
@@ -99,6 +99,8 @@ def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
     if head[:4] == b".snd":
         length = int.from_bytes(head[8:12], "big")
         return int.from_bytes(head[4:8], "big") + length if length < _PLACEHOLDER else 0
+    if head[:4] == b"wvpk":
+        return _wavpack(file, begin, size)
     if head[:4] == _EBML:
         return max((stop for _, _, stop in _elements(file, begin, size)), default=begin) - begin
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -134,6 +136,22 @@ def _riff(file: BinaryIO, begin: int, size: int, order: str) -> int:
             return most
         at += 8 + length + length % 2
     return most
+
+
+def _wavpack(file: BinaryIO, begin: int, size: int) -> int:
+    """Where the block ends that holds the last of as many samples as the first one states; 0 if that is not there."""
+    at, total = begin, 0
+    while at - begin + 32 <= size:
+        file.seek(at)
+        block = file.read(32)
+        length, stated, first, n, flags = (int.from_bytes(block[i : i + 4], "little") for i in (4, 12, 16, 20, 24))
+        total = total or stated
+        if block[:4] != b"wvpk" or total == 0xFFFFFFFF:
+            return 0
+        at += 8 + length
+        if n and first + n >= total and flags & 0x1000:  # the last of the blocks that share its channels
+            return at - begin
+    return 0
 
 
 def _caf(file: BinaryIO, begin: int, size: int) -> int:

@@ -61,7 +61,7 @@ def even_tiles(h: int, w: int, halo: int, cells: int = TILE_CELLS) -> Iterator[T
 
 
 class FrameEncoder:
-    """Codes of the frames of one clip, which come one by one: those of :meth:`VideoGrid.encode`.
+    """Codes of the frames of one clip, which come one by one: those of :meth:`~.grid.VideoGrid.encode`.
 
     Args:    height, width: of the frames.  levels: of the codes, all if None.  errors: whether those are wanted.
              cells: tile edge in grid cells.
@@ -122,7 +122,7 @@ class FrameEncoder:
 
 
 class FrameDecoder:
-    """Frames of the codes of one clip, which come cell by cell: those of :meth:`VideoGrid.decode`, in 8 bits.
+    """Frames of the codes of one clip, which come cell by cell: those of :meth:`~.grid.VideoGrid.decode`, in 8 bits.
 
     Memory:  one tile with its halo for a group of frames, the frames of the group, and what the layers over time
              remember of all tiles.
