@@ -27,6 +27,7 @@ MAY_IMPORT = {
 # Files that may import from one folder more.
 MAY_ALSO_IMPORT = {
     "tokenizers/image/photo.py": {"entropy"},  # its quantiser rounds what its entropy model did not predict
+    "tokenizers/video/motion.py": {"entropy"},  # as image-photo
     "tokenizers/weights.py": {"entropy"},  # weights and priors are packed on disk alike
 }
 # A file that may use one package more, when it is asked for a generator.
