@@ -45,6 +45,7 @@ from ..codec.provenance import as_json
 from ..entropy.hyperprior.export import export_hyperprior, scale_reach
 from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..entropy.hyperprior.prior import HyperPrior
+from ..entropy.hyperprior.walk import Walk
 from ..entropy.packed import file_hash
 from ..tokenizers.api import save_variant
 from ..tokenizers.folders import find_model
@@ -404,27 +405,37 @@ def release(
     return model.eval()
 
 
+class CodeCounts:
+    """How often each value of z (by channel) and of y (by scale) is coded. of_z ``[hyper, 2 Z_MAX + 1]``."""
+
+    def __init__(self, hyper: int) -> None:
+        self.reach = scale_reach()
+        self.of_z = np.zeros((hyper, 2 * Z_MAX + 1), dtype=np.int64)
+        self.of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in self.reach]
+
+    def add(self, walk: Walk) -> None:
+        for count, channel in zip(self.of_z, walk.z, strict=True):
+            count += np.bincount(channel.reshape(-1) + Z_MAX, minlength=2 * Z_MAX + 1)
+        for step in walk.steps:
+            reach = self.reach[step.tables]
+            inside = np.clip(step.codes, -reach, reach) + reach
+            for table in np.unique(step.tables):
+                self.of_y[table] += np.bincount(inside[step.tables == table], minlength=self.of_y[table].size)
+
+
 def count_codes(
     model: ImagePhoto, pictures: list[Tensor], seed: int
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
-    """How often each value of z (by channel) and of y (by scale) is coded, two random qualities a picture."""
+    """The :class:`CodeCounts` of pictures, two random qualities each."""
     rng = np.random.default_rng(seed)
-    reach = scale_reach()
-    of_z = np.zeros((model.config.hyper, 2 * Z_MAX + 1), dtype=np.int64)
-    of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in reach]
+    counts = CodeCounts(model.config.hyper)
     for picture in pictures:
         x = pad_to_cells(picture.to(model.device).permute(2, 0, 1)[None].float() / 255)
         with torch.no_grad():
             y = model.latents(x)[0].cpu().numpy()
         for steps in rng.integers(0, QUALITY_STEPS + 1, 2):
-            walk = model.quantise(y, int(steps))
-            for count, channel in zip(of_z, walk.z, strict=True):
-                count += np.bincount(channel.reshape(-1) + Z_MAX, minlength=2 * Z_MAX + 1)
-            for step in walk.steps:
-                inside = np.clip(step.codes, -reach[step.tables], reach[step.tables]) + reach[step.tables]
-                for table in np.unique(step.tables):
-                    of_y[table] += np.bincount(inside[step.tables == table], minlength=of_y[table].size)
-    return of_z, of_y
+            counts.add(model.quantise(y, int(steps)))
+    return counts.of_z, counts.of_y
 
 
 @torch.no_grad()

@@ -170,10 +170,8 @@ class VideoMotion(Tokenizer):
 
     def still_steps(self, steps: int) -> int:
         """The quality, in hundredths, of a frame that stands alone among others of that quality."""
-        weight = float(rate_weight(torch.tensor(steps / QUALITY_STEPS), self.config.rate_weights))
-        points = np.log(self.still.config.rate_weights)
-        share = np.interp(np.log(ALONE * weight), points, np.linspace(0, 1, len(points)))
-        return round(QUALITY_STEPS * float(share))
+        weights = self.config.rate_weights, self.still.config.rate_weights
+        return round(QUALITY_STEPS * float(still_quality(np.array(steps / QUALITY_STEPS), *weights)))
 
     @torch.no_grad()
     def encode_alone(self, pixels: Pixels, steps: int) -> tuple[bytes, Reference]:
@@ -449,6 +447,17 @@ def extent(tile: Tile) -> tuple[int, int]:
 def rounded(x: Tensor) -> Tensor:
     """Pixels as they are shown, in 8 bits; in [0, 1]."""
     return (x.clamp(0, 1) * 255).round() / 255
+
+
+def still_quality(
+    quality: npt.NDArray[np.floating], own: Sequence[float], still: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Qualities in 0..1 of frames that stand alone among others of such a quality.
+
+    Args: own, still: rate weights of the nets and of the model of frames that stand alone, at even steps.
+    """
+    weight = np.interp(quality, np.linspace(0, 1, len(own)), np.log(own)) + np.log(ALONE)
+    return np.asarray(np.interp(weight, np.log(still), np.linspace(0, 1, len(still))))
 
 
 def reach_of(apart: int) -> int:

@@ -16,6 +16,7 @@ NEAR = (0.004, 0.0055)  # and that a pixel away from the neighbours has to gain,
 CLIFF = 12.0  # pixels beyond which it gets no worse
 LUMA = (0.299, 0.587, 0.114)
 STEPS = (1.0, 0.5, 0.25)  # pixels, at full resolution
+AT_ONCE = 1 << 25  # pixels of candidates
 
 
 def moved(x: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
@@ -54,8 +55,15 @@ def _luma(x: Tensor) -> Tensor:
     return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]
 
 
-def _spread(cost: Tensor) -> Tensor:
-    """Costs of cells, half of them the mean of all around."""
+def _at_once(x: Tensor, n: int) -> int:
+    """How many of ``n`` candidates for ``x`` are tried in one pass: many, as long as memory is bounded."""
+    return max(1, min(n, AT_ONCE // x.numel()))
+
+
+def _costs(x: Tensor, others: Tensor, edge: int) -> Tensor:
+    """``x [B, 1, h, w]`` and what it may be like ``[B, K, h, w]`` to costs of cells ``[B, K, h/edge, w/edge]``, half of
+    them the mean of all cells around."""
+    cost = F.avg_pool2d((x - others).abs(), edge)
     return 0.5 * cost + 0.5 * F.avg_pool2d(cost, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -66,14 +74,17 @@ def _everywhere(x: Tensor, reference: Tensor, reach: int) -> Tensor:
     padded = F.pad(reference, (reach,) * 4, mode="replicate")[:, 0]
     windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, n, n, h, w]
     steps = QUARTER * torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    far = FAR * (steps.abs()[:, None] + steps.abs())
-    rows = []
-    for row in range(n):  # all rows at once would take n times the memory
-        cost = _spread(F.avg_pool2d((x - windows[:, row]).abs(), CELL // QUARTER))  # [B, n, cells]
-        rows.append((cost + far[row, :, None, None]).min(1))
-    which = torch.stack([row.values for row in rows], 1).argmin(1)  # [B, cells]
-    column = torch.stack([row.indices for row in rows], 1).gather(1, which[:, None])[:, 0]
-    return torch.stack([steps[column], steps[which]], 1)
+    far = FAR * (steps.abs()[:, None] + steps.abs())  # [n, n]
+    rows = max(1, _at_once(x, n * n) // n)
+    costs = []
+    for begin in range(0, n, rows):
+        part = slice(begin, begin + rows)
+        cost = _costs(x, windows[:, part].flatten(1, 2), CELL // QUARTER)
+        costs.append((cost + far[part].flatten()[:, None, None]).min(1))
+    which = torch.stack([cost.values for cost in costs], 1).argmin(1, keepdim=True)  # [B, 1, cells]
+    number = torch.stack([cost.indices + i * rows * n for i, cost in enumerate(costs)], 1)
+    best = number.gather(1, which)[:, 0]
+    return torch.stack([steps[best % n], steps[best // n]], 1)
 
 
 def _better(x: Tensor, reference: Tensor, flow: Tensor, step: float) -> Tensor:
@@ -83,18 +94,21 @@ def _better(x: Tensor, reference: Tensor, flow: Tensor, step: float) -> Tensor:
     """
     edge = x.shape[2] // flow.shape[2]  # pixels of a cell here
     padded = F.pad(flow, (1, 1, 1, 1), mode="replicate")
-    mean = F.avg_pool2d(padded, 3, 1)
-    h, w = flow.shape[2:]
+    mean = F.avg_pool2d(padded, 3, 1)[:, None]
+    b, _, h, w = flow.shape
     if step:
         around = [(dx, dy) for dy in (-step, 0.0, step) for dx in (-step, 0.0, step)]
-        found = [torch.stack([flow[:, 0] + dx, flow[:, 1] + dy], 1) for dx, dy in around]
+        found = torch.stack([torch.stack([flow[:, 0] + dx, flow[:, 1] + dy], 1) for dx, dy in around], 1)
     else:
-        found = [padded[:, :, r : r + h, c : c + w] for r in range(3) for c in range(3)] + [torch.zeros_like(flow)]
-    near = NEAR[1] if edge == CELL else NEAR[0]
+        ours = [padded[:, :, r : r + h, c : c + w] for r in range(3) for c in range(3)]
+        found = torch.stack([*ours, torch.zeros_like(flow)], 1)  # [B, K, 2, h, w]
+    n = _at_once(x, found.shape[1])
     costs = []
-    for candidate in found:
-        place = (candidate * (edge / CELL)).repeat_interleave(edge, 2).repeat_interleave(edge, 3)
-        cost = _spread(F.avg_pool2d((x - moved(reference, place)).abs(), edge))
-        costs.append(cost[:, 0] + near * (candidate - mean).abs().sum(1).clamp(max=CLIFF))
-    which = torch.stack(costs, 1).argmin(1)  # [B, h, w]
-    return torch.stack(found, 1).gather(1, which[:, None, None].expand(-1, 1, 2, -1, -1))[:, 0]
+    for part in found.split(n, 1):
+        place = (part.flatten(0, 1) * (edge / CELL)).repeat_interleave(edge, 2).repeat_interleave(edge, 3)
+        there = reference[:, None].expand(-1, part.shape[1], -1, -1, -1).flatten(0, 1)
+        costs.append(_costs(x, moved(there, place).view(b, -1, *x.shape[2:]), edge))
+    near = NEAR[1] if edge == CELL else NEAR[0]
+    away = (found - mean).abs().sum(2).clamp(max=CLIFF)
+    which = (torch.cat(costs, 1) + near * away).argmin(1)  # [B, h, w]
+    return found.gather(1, which[:, None, None].expand(-1, 1, 2, -1, -1))[:, 0]
