@@ -51,7 +51,8 @@ def test_frames_between_two_come_level_by_level() -> None:
     for last in range(1, 40):
         known = {0, last}
         for b in between(0, last):
-            assert {b.earlier, b.later} <= known and b.earlier < b.frame < b.later
+            assert {b.earlier, b.later} <= known
+            assert b.earlier < b.frame < b.later
             known.add(b.frame)
         assert known == set(range(last + 1))
 
