@@ -113,6 +113,7 @@ class EncodeOptions:
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
         minutes: that "video-fit" may take, 3 by default.
+        low_delay: no frame of a video waits for a later one, for streams.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged picture instead of encoding what is left.
         track: of a sound or a video, from 1 on; the one that the file calls its default if None.
@@ -127,6 +128,7 @@ class EncodeOptions:
     tune: str | None = None
     effort: int = 0
     minutes: float | None = None
+    low_delay: bool = False
     keep: frozenset[str] = KEEP
     strict: bool = False
     track: int | None = None
@@ -152,8 +154,8 @@ class EncodeOptions:
         """What not every format knows and the caller asked for."""
         sound = SoundOptions() if self.sound is None else self.sound
         asked = {
-            "effort": self.effort, "minutes": self.minutes, "prior": self.prior, "sound-kbps": sound.kbps,
-            "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
+            "effort": self.effort, "low-delay": self.low_delay, "minutes": self.minutes, "prior": self.prior,
+            "sound-kbps": sound.kbps, "sound-model": sound.model, "sound-track": sound.track, "track": self.track,
         }  # fmt: skip
         return self.rate.given + [name for name, value in asked.items() if value]
 
@@ -241,6 +243,7 @@ class EncodeShort(RateShort, total=False):
     tune: str | None
     effort: int
     minutes: float | None
+    low_delay: bool
     keep: frozenset[str] | str | None
     metadata: bool
     strict: bool

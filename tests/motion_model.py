@@ -19,7 +19,11 @@ SMALL = VideoMotionConfig(
     still="photo", channels=(8, 16), analysis_blocks=(1, 1), synthesis_blocks=(1, 1), latents=10, detail=4, hyper=6,
     hyper_width=8, features=4, context=(8, 8), context_blocks=1, motion=18, motion_hyper=4, motion_width=8,
 )  # fmt: skip
-SIZES = {"middle": (16, 16), "features": 12, "width": 16, "hidden": 16, "blocks": 1, "head": 16, "kinds": KINDS}
+
+
+def shape(hyper: int, slices: tuple[int, ...]) -> HyperShape:
+    """Of a small entropy model."""
+    return HyperShape(hyper, slices, middle=(16, 16), features=12, width=16, hidden=16, blocks=1, head=16, kinds=KINDS)
 
 
 def awake(model: torch.nn.Module, seed: int = 0) -> None:
@@ -38,9 +42,7 @@ def tiny_motion(folder: Path, photo: Path, name: str = "tiny-motion") -> Path:
     torch.manual_seed(1)
     model = VideoMotion(SMALL, name)
     awake(model.nets)
-    nets = [
-        HyperNet(HyperShape(hyper=6, slices=(3, 3, 4), **SIZES)), HyperNet(HyperShape(hyper=4, slices=(4, 14), **SIZES))
-    ]  # fmt: skip
+    nets = [HyperNet(shape(6, (3, 3, 4))), HyperNet(shape(4, (4, 14)))]
     priors = [export_hyperprior(net) for net in nets]
     model.set_parts(ImagePhoto.from_pretrained(folder / "photo"), HyperPrior(priors[0]), MotionPrior(priors[1]))
     model.save_pretrained(folder / name)

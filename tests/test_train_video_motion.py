@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from motion_model import SMALL, awake, clip, shape
 from PIL import Image
 
-from tests.motion_model import SIZES, SMALL, awake, clip
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.entropy.hyperprior.export import export_hyperprior
@@ -42,8 +42,7 @@ def tiny_codec() -> MotionCodec:
     torch.manual_seed(0)
     nets = MotionNets(SMALL)
     awake(nets)
-    entropy, motion = HyperShape(hyper=6, slices=(3, 3, 4), **SIZES), HyperShape(hyper=4, slices=(4, 14), **SIZES)
-    return MotionCodec(nets, HyperNet(entropy), HyperNet(motion))
+    return MotionCodec(nets, HyperNet(shape(6, (3, 3, 4))), HyperNet(shape(4, (4, 14))))
 
 
 def nothing(b: int) -> Reference:
@@ -232,14 +231,14 @@ def test_one_command_trains_and_exports(
 def test_the_nets_start_as_those_of_a_photo_codec(photo_model: Path) -> None:
     recipe = read_recipe("video-motion")
     photo = ImagePhoto.from_pretrained(photo_model)
-    shape = HyperShape.of_export(photo.entropy.arrays())
+    sizes = HyperShape.of_export(photo.entropy.arrays())
     recipe["model"] |= {
         "channels": [8, 16], "analysis_blocks": [1, 1], "synthesis_blocks": [1, 1], "latents": 12, "detail": 2,
         "hyper": 6, "hyper_width": 8, "features": 4, "context": [8, 8], "motion_width": 8,
     }  # fmt: skip
     recipe["entropy"] = {
-        "slices": [*shape.slices, 2], "middle": list(shape.middle), "features": shape.features, "width": shape.width,
-        "hidden": shape.hidden, "blocks": shape.blocks, "head": shape.head,
+        "slices": [*sizes.slices, 2], "middle": list(sizes.middle), "features": sizes.features, "width": sizes.width,
+        "hidden": sizes.hidden, "blocks": sizes.blocks, "head": sizes.head,
     }  # fmt: skip
     codec = script.codec_of(checked(script.Recipe, recipe))
     script.start_from(codec, photo)
@@ -249,7 +248,7 @@ def test_the_nets_start_as_those_of_a_photo_codec(photo_model: Path) -> None:
         assert torch.allclose(y[:, :10], own, atol=1e-5)
         assert torch.equal(codec.nets.seen_enter.weight, -photo.nets.analysis.enter.weight)
         z = torch.randn(1, 1, 1, 6).round()
-        net = HyperNet(shape)
+        net = HyperNet(sizes)
         net.load_export(photo.entropy.arrays())
         quality = torch.rand(1, 4, 4, 12)
         # lambda at quality 25 is that of another quality of the photo codec

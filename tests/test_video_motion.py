@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from motion_model import SMALL, clip, tiny_motion
 
-from tests.motion_model import SMALL, clip, tiny_motion
 from tokodec.tokenizers.video.hierarchy import between
 from tokodec.tokenizers.video.motion import (
     GUESSED,
@@ -191,7 +191,8 @@ def test_frames_come_back_as_the_encoder_saw_them(model: VideoMotion, size: tupl
     frames = clip(3, *size)
     data, first = model.encode_alone(frames[0], 4000)
     assert torch.equal(model.decode_alone(only(read_records(data, [True], size)), size).x, first.x)
-    for near in ([Near(first, -2)], [Near(first, -1), Near(model.shown(frames[2]), 1)]):
+    several: list[list[Near]] = [[Near(first, -2)], [Near(first, -1), Near(model.shown(frames[2]), 1)]]
+    for near in several:
         data, found = model.encode_after(frames[1], 4000, near)
         record = only(read_records(data, [False], size))
         again = model.decode_after(record, near, size)
@@ -214,13 +215,13 @@ def test_frames_larger_than_a_window_are_coded_in_several(model: VideoMotion, mo
 def test_integers_are_the_same_with_two_threads(model: VideoMotion) -> None:
     frames = clip(2, *SIZE)
     first, before = model.shown(frames[0]), torch.get_num_threads()
-    coded = []
+    coded: list[tuple[torch.Tensor, bytes]] = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             data, _ = model.encode_after(255 - frames[1], 5000, [Near(first, -1)])
             record = only(read_records(data, [False], SIZE))
-            coded.append([model._decode(model.priors[1], record.streams[:1], (5000, 0), grid_of(SIZE)), data])
+            coded.append((model._decode(model.priors[1], record.streams[:1], (5000, 0), grid_of(SIZE)), data))
     finally:
         torch.set_num_threads(before)
     assert coded[0][1] == coded[1][1]

@@ -267,8 +267,8 @@ class VideoHeader:
     def __post_init__(self) -> None:
         for f in header_fields(self.modality):
             f.check(getattr(self, f.name))
-        if self.layers != 1:
-            raise HeaderError(f"header field layers: a video has 1, not {self.layers}")
+        if self.layers != 1 + (self.prior == HYPERPRIOR):
+            raise HeaderError(f"header field layers: a video has 1, of prior {HYPERPRIOR} 2, not {self.layers}")
         if (self.segment - 1) % self.group:
             raise HeaderError(f"header field segment: {self.segment} is not 1 and a multiple of {self.group}")
         if math.prod(self.segment_grid(0)) > MAX_CELLS:

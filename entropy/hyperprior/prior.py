@@ -171,7 +171,7 @@ class HyperPrior:
         return [(i, step) for i, net in enumerate(self.nets) for step in range(net.order.n)]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> HyperPrior:
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load ``hyperprior.safetensors`` of a model folder. Raises ValueError if it is missing or damaged."""
         arrays, found = read_prior_arrays(folder, cls.file)
         prior = cls(arrays, device)

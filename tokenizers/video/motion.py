@@ -215,12 +215,13 @@ class VideoMotion(Tokenizer):
     # ---------------------------------------------------------------- frames with references
 
     @torch.no_grad()
-    def encode_after(self, pixels: Pixels, steps: int, near: Sequence[Near]) -> tuple[bytes, Reference]:
+    def encode_after(
+        self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True
+    ) -> tuple[bytes, Reference]:
         """A frame ``[H, W, 3]`` after one reference or two: its bytes, and what it leaves to others.
 
-        A frame that its references make expect well enough takes two bytes.
-
-        Args: steps: quality in hundredths.
+        Args: steps: quality in hundredths.  may_guess: whether a frame that its references make expect well enough may
+              take two bytes.
         """
         x, (references, apart) = self.padded(pixels), self._references(near)
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
@@ -237,7 +238,8 @@ class VideoMotion(Tokenizer):
             found = self._synthesise(y_hat, quality, seen, apart)
         pairs = [pack_stream(part) for pair in zip(motion, streams, strict=True) for part in pair]
         coded = _QUALITY.pack(steps) + b"".join(pairs)
-        return (coded, found) if self._cost(x, found, coded, quality) < cost else (data, guess)
+        coded_is_better = not may_guess or self._cost(x, found, coded, quality) < cost
+        return (coded, found) if coded_is_better else (data, guess)
 
     @torch.no_grad()
     def decode_after(self, record: Record, near: Sequence[Near], size: tuple[int, int]) -> Reference:
