@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from motion_model import clip, tiny_motion
 
 from tokodec.codec.bench.video.ours import prepare_video
 from tokodec.codec.cli import run
@@ -23,6 +22,7 @@ from tokodec.codec.errors import HeaderError, RateError, TokodecError, UsageErro
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.video.motion.encode import next_steps
+from tokodec.tests.motion_model import clip, tiny_motion
 
 FRAMES = 21  # two groups of 8 and a part of one
 SHAPE = (40, 52)
@@ -196,16 +196,16 @@ def test_there_are_no_tokens(folder: Path, encoded: Encoded) -> None:
 
 def test_the_command_line(folder: Path, tmp_path: Path) -> None:
     model, target = str(folder / "tiny-motion"), tmp_path / "a.tok"
-    assert run(["encode", str(folder / "clip.mkv"), "-o", str(target), "-m", model, "--quality", "30", "-q"]) == 0
+    assert run(["encode", str(folder / "clip.mkv"), "-o", str(target), "-m", model, "--quality", "30", "--quiet"]) == 0
     assert run(["info", str(target)]) == 0
-    assert run(["decode", str(target), "-o", str(tmp_path / "a.mkv"), "-m", model, "--end", "0.2", "-q"]) == 0
-    assert run(["decode", str(target), "-o", str(tmp_path / "b.mkv"), "-q"]) == 2  # the model is no release
-    assert run(["tokenize", str(folder / "clip.mkv"), "-m", model, "-q"]) == 2
-    assert run(["encode", str(folder / "clip.mkv"), "-o", str(target), "-m", model, "--levels", "2", "-q"]) == 2
+    assert run(["decode", str(target), "-o", str(tmp_path / "a.mkv"), "-m", model, "--end", "0.2", "--quiet"]) == 0
+    assert run(["decode", str(target), "-o", str(tmp_path / "b.mkv"), "--quiet"]) == 2  # the model is no release
+    assert run(["tokenize", str(folder / "clip.mkv"), "-m", model, "--quiet"]) == 2
+    assert run(["encode", str(folder / "clip.mkv"), "-o", str(target), "-m", model, "--levels", "2", "--quiet"]) == 2
     damaged = bytearray(target.read_bytes())
     damaged[-40] ^= 1
     target.write_bytes(damaged)
-    assert run(["decode", str(target), "-o", str(tmp_path / "c.mkv"), "-m", model, "-q"]) == 3
+    assert run(["decode", str(target), "-o", str(tmp_path / "c.mkv"), "-m", model, "--quiet"]) == 3
     decoded = decode_file(target, model=model)
     assert decoded.layers == 2
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from motion_model import SMALL, awake, clip, shape
 from PIL import Image
 
 from tokodec.codec.files import atomic_output
@@ -18,6 +17,7 @@ from tokodec.codec.media.write_video import VideoWriter
 from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
 from tokodec.entropy.hyperprior.prior import HyperPrior
+from tokodec.tests.motion_model import SMALL, awake, clip, shape
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.video.motion import MotionPrior, Near, VideoMotion
 from tokodec.tokenizers.video.motion_nets import MotionNets, Reference

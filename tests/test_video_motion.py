@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from motion_model import SMALL, clip, tiny_motion
 
+from tokodec.tests.motion_model import SMALL, clip, tiny_motion
 from tokodec.tokenizers.video.hierarchy import between
 from tokodec.tokenizers.video.motion import (
     GUESSED,
@@ -176,7 +176,7 @@ def test_another_model_of_still_frames_is_refused(folder: Path, photo_model: Pat
 
     other = ImagePhoto.from_pretrained(photo_model)
     with torch.no_grad():
-        other.nets.log_gain.points += 0.1
+        next(other.nets.log_gain.parameters()).add_(0.1)
     other.save_pretrained(tmp_path / "photo")
     own = tmp_path / "tiny-motion"
     own.mkdir()

@@ -122,7 +122,7 @@ class MotionCodec(nn.Module):
         y, y_bits = self._code(self.entropy, nets.hyper_analysis, y, (nets.log_gain, nets.log_inverse),
                                (quality, steps, kind, rounding))  # fmt: skip
         found = nets.synthesise(y, quality, seen, apart)
-        done = Pass(x, found.x, seen.x, quality, y_bits, m_bits)
+        done = Pass(x, found.x, seen.x, quality, y_bits=y_bits, m_bits=m_bits)
         return done, found._replace(x=found.x.clamp(0, 1))
 
     @staticmethod
@@ -190,10 +190,10 @@ class Streams:
             self.left[row] = self.random.integers(1, (self.store.frames - 1) // self.steps[row] + 1)
         n_groups, device = self.rows[0], self.clips.device
         at = torch.from_numpy(self.at).to(device)
-        row = torch.arange(len(at), device=device)[:, None]
+        every = torch.arange(len(at), device=device)[:, None]
         frames = at[:, None] + 1 + torch.arange(max(self.n, self.passes), device=device)
-        group = self.clips[row[:n_groups], frames[:n_groups, : self.n]].float() / 255
-        chain = self.clips[row[n_groups:], frames[n_groups:, : self.passes]].float() / 255
+        group = self.clips[every[:n_groups], frames[:n_groups, : self.n]].float() / 255
+        chain = self.clips[every[n_groups:], frames[n_groups:, : self.passes]].float() / 255
         self.at += self.steps
         self.left -= 1
         told = (begins, self.quality, self.drop)

@@ -167,7 +167,7 @@ class Trainer(BaseTrainer):
         chains = min(batch, round(batch * data.chains))
         weights = self.recipe.model.rate_weights, self.still_model.config.rate_weights
         self.streams = Streams(
-            store, self.still, (batch - chains, chains), data.group, weights, self.recipe.rate.drop, self.seed
+            store, self.still, (batch - chains, chains), data.group, weights, drop=self.recipe.rate.drop, seed=self.seed
         )
         self.state = self.nothing(batch, data.crop, data.crop)
         self.integers = Phase("the entropy models round", 1 - self.recipe.rounding.share)
@@ -293,7 +293,7 @@ class Trainer(BaseTrainer):
         drop = torch.full((b,), self.recipe.rate.drop / 2, device=self.device)
         for at in range(0, len(x) - n, n):
             group = x[None, at + 1 : at + 1 + n].expand(b, -1, -1, -1, -1)
-            part = Part(group, group[:0], start, begins, quality, drop)
+            part = Part(group, group[:0], start, begins, quality=quality, drop=drop)
             passes, state = self.code(part, state, self.integers.on)
             begins = torch.zeros_like(begins)
             for done in passes:

@@ -116,9 +116,8 @@ class MotionFrames:
 
     def decode_between(self, number: int, begin: int, last: int, known: dict[int, Reference]) -> None:
         """Add the frames of layer 1 to ``known``, which has the first one and, if it is a segment's first, the last."""
-        order = [(b.frame, (b.earlier, b.later)) for b in between(begin, last)]
-        if last not in known:
-            order.insert(0, (last, (begin,)))
+        order: list[tuple[int, tuple[int, ...]]] = [] if last in known else [(last, (begin,))]
+        order += [(b.frame, (b.earlier, b.later)) for b in between(begin, last)]
         records: Iterator[Record] = iter(())
         lost = True
         payload = self.tok.payload(LAYR, 1, number)
