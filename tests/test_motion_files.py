@@ -31,7 +31,7 @@ SHAPE = (40, 52)
 def write_clip(path: Path, frames: np.ndarray, rate: int = 25) -> Path:
     with (
         atomic_output(path, True) as file,
-        VideoWriter(file, path.suffix, path.name, *frames.shape[1:3], Fraction(1, rate)) as writer,
+        VideoWriter(file, path.suffix, path.name, frames.shape[1], frames.shape[2], Fraction(1, rate)) as writer,
     ):
         for t, pixels in enumerate(frames):
             writer.write(pixels, Fraction(t, rate))
@@ -55,10 +55,12 @@ def encoded(folder: Path) -> Encoded:
     return encode_file(folder / "clip.mkv", model=str(folder / "tiny-motion"), quality=40)
 
 
-def shown(data: bytes, folder: Path, **more: float) -> tuple[list[np.ndarray], list[Fraction], list[str]]:
+def shown(
+    data: bytes, folder: Path, start: float | None = None, end: float | None = None
+) -> tuple[list[np.ndarray], list[Fraction], list[str]]:
     """Frames, their times, and what was damaged."""
     tok = read_tok(data)
-    found = list(video_frames(tok, model=str(folder / "tiny-motion"), **more))
+    found = list(video_frames(tok, model=str(folder / "tiny-motion"), start=start, end=end))
     return [pixels for _, pixels in found], [time for time, _ in found], tok.problems
 
 
