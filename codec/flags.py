@@ -87,6 +87,9 @@ class EncodeFlags(InputFlags):
     minutes: Annotated[
         float | None, typer.Option(help="time that -m video-fit may take, 3 by default; Ctrl-C ends it early")
     ] = None
+    low_delay: Annotated[
+        bool, typer.Option("--low-delay", help="no frame of a video waits for a later one, for streams")
+    ] = False
     keep: Annotated[
         str | None, typer.Option(help="of a picture's metadata: icc, exif and xmp with commas, all (default) or none")
     ] = None

@@ -179,6 +179,7 @@ class EncodeOptions:
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
         alpha_quality: 0 to 100, how many levels of transparency a picture has; all of them (100) if None.
         minutes: that "video-fit" may take, 3 by default.
+        low_delay: no frame of a video waits for a later one, for streams.
         keep: what of a picture's metadata is kept, of ``KEEP``; without its profile ("icc") samples become sRGB.
         strict: raise MediaError for a damaged input instead of encoding what is left.
         track: of a sound or a video, from 1 on; the one that the file calls its default if None.
@@ -194,6 +195,7 @@ class EncodeOptions:
     effort: int = 0
     alpha_quality: int | None = None
     minutes: float | None = None
+    low_delay: bool = False
     keep: frozenset[str] = KEEP
     strict: bool = False
     track: int | None = None
@@ -220,7 +222,7 @@ class EncodeOptions:
     @property
     def given(self) -> list[str]:
         """What not every format knows and the caller asked for."""
-        names = ("effort", "minutes", "prior", "track", "keep", "alpha_quality")
+        names = ("effort", "low_delay", "minutes", "prior", "track", "keep", "alpha_quality")
         return self.rate.given + _changed(self, names) + _sound_given(self.sound)
 
 
@@ -313,6 +315,7 @@ class EncodeShort(RateShort, total=False):
     effort: int
     alpha_quality: int | None
     minutes: float | None
+    low_delay: bool
     keep: Iterable[str] | None
     metadata: bool
     strict: bool

@@ -76,6 +76,7 @@ _FORMATS = {
     ("image", "tokens"): ".image.sequence:SequenceFormat",
     ("audio", "levels"): ".audio.format:AudioFormat",
     ("video", "levels"): ".video.format:VideoFormat",
+    ("video", "quality"): ".video.motion.format:MotionFormat",
     ("video", "fit"): ".video.fit.format:FittedFormat",
 }
 

@@ -28,6 +28,7 @@ MAY_IMPORT = {
 MAY_ALSO_IMPORT = {
     "tokenizers/image/photo.py": {"entropy"},  # its quantiser rounds what its entropy model did not predict
     "tokenizers/graphed.py": {"entropy"},  # graphs are recorded alike
+    "tokenizers/video/motion.py": {"entropy"},  # as photo.py
     "tokenizers/weights.py": {"entropy"},  # weights and priors are packed on disk alike
 }
 # A file that may use one package more, when it is asked for a generator.
@@ -270,7 +271,7 @@ def test_version_is_that_of_the_package() -> None:
 
 
 HELPERS = (
-    "conftest.py", "golden/make.py", "hostile.py", "media_corpus.py", "media_fuzz.py",
+    "conftest.py", "golden/make.py", "hostile.py", "motion_model.py", "media_corpus.py", "media_fuzz.py",
     *(f"toy/toy_{name}.py" for name in ("tokenizer", "sound", "video")),
 )  # fmt: skip
 

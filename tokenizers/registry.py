@@ -43,6 +43,7 @@ _KINDS = {
     "ImageSequence": TokenizerKind(".image.sequence", "image", "tokens"),
     "AudioGRVQ": TokenizerKind(".audio.grvq", "audio"),
     "VideoGrid": TokenizerKind(".video.grid", "video"),
+    "VideoMotion": TokenizerKind(".video.motion", "video", "quality"),
 }
 
 K = TypeVar("K")

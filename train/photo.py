@@ -44,6 +44,7 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..entropy.hyperprior.export import export_hyperprior, scale_reach
 from ..entropy.hyperprior.net import QUALITY_STEPS, Z_MAX, HyperNet, HyperShape
 from ..entropy.hyperprior.prior import HyperPrior
+from ..entropy.hyperprior.walk import Walk
 from ..entropy.packed import file_hash, together
 from ..tokenizers.api import save_variant
 from ..tokenizers.folders import find_model
@@ -445,27 +446,47 @@ def resume(codec: PhotoCodec, folder: str) -> None:
     codec.entropy.load_export(model.entropy.arrays())
 
 
+def release(
+    codec: PhotoCodec, name: str, skip: int, counts: tuple[npt.NDArray[Any] | None, list[Any] | None] = (None, None)
+) -> ImagePhoto:
+    """The model that users load, on the CPU, from what is trained."""
+    model = ImagePhoto(codec.nets.config, name)
+    model.nets.load_state_dict(codec.nets.state_dict())
+    model.set_entropy(HyperPrior(export_hyperprior(codec.entropy, counts[0], counts[1], skip)))
+    return model.eval()
+
+
+class CodeCounts:
+    """How often each value of z (by channel) and of y (by scale) is coded. of_z ``[hyper, 2 Z_MAX + 1]``."""
+
+    def __init__(self, hyper: int) -> None:
+        self.reach = scale_reach()
+        self.of_z = np.zeros((hyper, 2 * Z_MAX + 1), dtype=np.int64)
+        self.of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in self.reach]
+
+    def add(self, walk: Walk) -> None:
+        for count, channel in zip(self.of_z, walk.z, strict=True):
+            count += np.bincount(channel.reshape(-1) + Z_MAX, minlength=2 * Z_MAX + 1)
+        for step in walk.steps:
+            reach = self.reach[step.tables]
+            inside = np.clip(step.codes, -reach, reach) + reach
+            for table in np.unique(step.tables):
+                self.of_y[table] += np.bincount(inside[step.tables == table], minlength=self.of_y[table].size)
+
+
 def count_codes(
     model: ImagePhoto, pictures: Sequence[Tensor], seed: int
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
-    """How often each value of z (by channel) and of y (by scale) is coded, two random qualities a picture."""
+    """The :class:`CodeCounts` of pictures, two random qualities each."""
     rng = np.random.default_rng(seed)
-    reach = scale_reach()
-    of_z = np.zeros((model.config.hyper, 2 * Z_MAX + 1), dtype=np.int64)
-    of_y = [np.zeros(2 * r + 1, dtype=np.int64) for r in reach]
+    counts = CodeCounts(model.config.hyper)
     for picture in pictures:
         x = pad_to_cells(as_input(picture, model.device))
         with torch.no_grad():
             y = model.latents(x)[0].cpu().numpy()
         for steps in rng.integers(0, QUALITY_STEPS + 1, 2):
-            walk = model.quantise(y, int(steps))
-            for count, channel in zip(of_z, walk.z, strict=True):
-                count += np.bincount(channel.reshape(-1) + Z_MAX, minlength=2 * Z_MAX + 1)
-            for step in walk.steps:
-                inside = np.clip(step.codes, -reach[step.tables], reach[step.tables]) + reach[step.tables]
-                for table in np.unique(step.tables):
-                    of_y[table] += np.bincount(inside[step.tables == table], minlength=of_y[table].size)
-    return of_z, of_y
+            counts.add(model.quantise(y, int(steps)))
+    return counts.of_z, counts.of_y
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..entropy.context.net import RoundedLinear
 from ..entropy.hyperprior.net import HATS, SQUARE, HyperNet, HyperShape
+from ..entropy.hyperprior.windows import WindowLinear
 from ..entropy.packed import together
 from ..tokenizers.image.photo import ImagePhoto, rate_weight
 from ..tokenizers.image.photo_nets import POINTS, Dial, PhotoNets
@@ -66,7 +67,7 @@ def grow_nets(new: PhotoNets, old: PhotoNets) -> None:
     weights = (new.config.rate_weights, old.config.rate_weights)
     places = same_rate(points, *weights)
     taken = between(POINTS, places).float()
-    beyond = ((places - 1).clamp_min(0) * math.log(weights[1][1] / weights[1][0]) / 2).float()[:, None]
+    beyond = ((places - places.clamp(0, 1)) * math.log(weights[1][1] / weights[1][0]) / 2).float()[:, None]
     parameters = dict(old.named_parameters())
     for name, p in new.named_parameters():
         if name.endswith(".points") and name in parameters:
@@ -95,22 +96,28 @@ def grow_nets(new: PhotoNets, old: PhotoNets) -> None:
 
 
 @torch.no_grad()
-def grow_entropy(new: HyperNet, old: HyperNet) -> None:
+def grow_entropy(new: HyperNet, smaller: HyperNet) -> None:
     """Take over an entropy model of fewer slices and widths. What a step knows of a slice in a new order is new."""
-    layers = {name: module for name, module in old.named_modules() if isinstance(module, RoundedLinear)}
+    layers = {name: module for name, module in smaller.named_modules() if isinstance(module, RoundedLinear)}
     for name, module in new.named_modules():
         if isinstance(module, RoundedLinear) and name in layers:
-            overlap(module.weight, layers[name].weight)
-            overlap(module.bias, layers[name].bias)
-    new.density.load_state_dict(old.density.state_dict())
+            old = layers[name]
+            if isinstance(module, WindowLinear) and isinstance(old, WindowLinear) and module.extra == old.extra:
+                overlap(module.channels_of_taps(), old.channels_of_taps())
+                overlap(module.weight[:, : module.extra], old.weight[:, : old.extra])
+            else:
+                overlap(module.weight, old.weight)
+            overlap(module.bias, old.bias)
+    new.density.load_state_dict(smaller.density.state_dict())
 
 
 @torch.no_grad()
 def turn_hats(net: HyperNet, new: tuple[float, ...], old: tuple[float, ...]) -> None:
     """Let the hyper decoder read qualities with the rates ``new``, where it read those of ``old``."""
     taken = between(HATS, same_rate(torch.linspace(0, 1, HATS), new, old)).to(net.decoder.enter.weight)
-    weight = net.decoder.enter.weight.unflatten(1, (len(SQUARE), -1))  # a view: [out, 9, hyper + HATS]
-    weight[:, :, -HATS:] = weight[:, :, -HATS:] @ taken.T
+    weight = net.decoder.enter.weight.unflatten(1, (len(SQUARE), -1))  # a view: [out, 9, hyper + HATS + kinds]
+    hats = weight[:, :, net.shape.hyper : net.shape.hyper + HATS]
+    hats.copy_(hats @ taken.T)
 
 
 def grown(codec: PhotoCodec, model: ImagePhoto, entropy: dict[str, Tensor] | None = None) -> None:

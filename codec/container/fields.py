@@ -286,8 +286,8 @@ class VideoHeader:
     def __post_init__(self) -> None:
         for f in header_fields(self.modality):
             f.check(getattr(self, f.name))
-        if self.layers != 1:
-            raise HeaderError(f"header field layers: a video has 1, not {self.layers}")
+        if self.layers != 1 + (self.prior == HYPERPRIOR):
+            raise HeaderError(f"header field layers: a video has 1, of prior {HYPERPRIOR} 2, not {self.layers}")
         if self.first > self.group:
             raise HeaderError(f"header field first: {self.first} is more than the {self.group} frames of a cell")
         if self.segment < self.first_frames or (self.segment - self.first_frames) % self.group:

@@ -12,7 +12,6 @@ Needs nothing but the standard library, so `codec info` answers without torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,8 @@ class TokFile:
         if at is None or not isinstance(self.header, VideoHeader):
             return at is not None  # cells of pictures and sounds are few, see MAX_SEGMENT and MAX_FRAMES
         size = int.from_bytes(self.data[at + 4 : at + 8], "little")
-        return math.prod(self.header.segment_grid(segment)) <= most_cells(size)
+        t, h, w = self.header.segment_grid(segment)
+        return (t if self.header.layers == 1 else 1) * h * w <= most_cells(size)  # of two layers: its first frame
 
     def segment_payloads(self, segment: int, wanted: int) -> list[bytes]:
         """Payloads of the layers of a segment up to the first that is missing or damaged, ``wanted`` at most."""

@@ -34,13 +34,18 @@ if TYPE_CHECKING:
 
 
 def write_video(
-    header: VideoHeader, payloads: Sequence[bytes], times: bytes | None = None, track: CodedSound | None = None
+    header: VideoHeader,
+    payloads: Sequence[bytes],
+    times: bytes | None = None,
+    track: CodedSound | None = None,
+    between: Sequence[bytes] = (),
 ) -> bytes:
     """Build the file of a video, in which what belongs to one moment lies together.
 
     Args: payloads: of LAYR, ``header.n_segments``.  times: payload of TIME.  track: the sound, if there is one.
+          between: of layer 1, if there is one; none is written where it is empty. It lies behind the next of layer 0.
     """
-    if len(payloads) != header.n_segments:
+    if len(payloads) != header.n_segments or len(between) != (header.layers - 1) * header.n_segments:
         raise ValueError(f"need {header.n_segments} segments")
     if bool(header.times) != (times is not None) or bool(header.sound) != (track is not None):
         raise ValueError("the header's flags and the chunks disagree")
@@ -53,6 +58,8 @@ def write_video(
     for s, payload in enumerate(payloads):
         out += pack_chunk(LAYR, pack_layer_prefix(0, s) + payload)
         last = s == header.n_segments - 1
+        for i, more in enumerate(between[max(0, s - 1) : s + last], max(0, s - 1)):
+            out += pack_chunk(LAYR, pack_layer_prefix(1, i) + more) if more else b""
         until = (header.start + (s + 1) * header.segment * header.duration) * header.tick  # nearly, if times vary
         while track is not None and sounds < len(track.payloads):
             begin = Fraction(track.start, track.header.sample_rate)

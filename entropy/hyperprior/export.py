@@ -70,4 +70,6 @@ def export_hyperprior(
     arrays["scale_reach"] = scale_reach().astype(np.int32)
     arrays["slices"] = np.array(net.shape.slices, dtype=np.int32)
     arrays["skip"] = np.array([skip], dtype=np.int32)
+    if net.shape.kinds:
+        arrays["kinds"] = np.array([net.shape.kinds], dtype=np.int32)
     return arrays

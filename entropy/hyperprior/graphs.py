@@ -33,7 +33,7 @@ class WalkGraphs:
         self.run = WalkRun(prior, grid)
         device = prior.device
         shape = (-(-grid[0] // 4), -(-grid[1] // 4))
-        self.given = torch.zeros(*shape, prior.hyper + HATS, pin_memory=True)
+        self.given = torch.zeros(*shape, prior.hyper + HATS + prior.kinds, pin_memory=True)
         self.order = prior.steps
         sizes = [len(self._index(k)) * prior.slices[i] for k, (i, _) in enumerate(self.order)]
         self.bounds = torch.arange(SCALES + 1, dtype=torch.uint8, device=device)

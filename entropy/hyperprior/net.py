@@ -65,6 +65,7 @@ class HyperShape:
     head: int = 192
     fine: int = 0  # number of slices, the first ones, that are coded coarse to fine instead of in a checkerboard
     state: int = 0  # width of the blocks that carry a state from slice to slice; 0: there is none
+    kinds: int = 0  # of grids, where the hyper decoder is told which of them it is about
 
     def __post_init__(self) -> None:
         if not self.slices or min(self.slices) < 1:
@@ -98,6 +99,7 @@ class HyperShape:
             head=len(arrays[f"{first}.head.weight"]),
             fine=sum(f"slices.{i}.{own_name(FINE, 1)}.weight" in arrays for i in range(len(arrays["slices"]))),
             state=0 if state is None else len(state),
+            kinds=int(arrays["kinds"][0]) if "kinds" in arrays else 0,
         )
 
 
@@ -123,6 +125,13 @@ def quality_hats(steps: Tensor) -> Tensor:
     number = torch.arange(HATS, device=steps.device)
     is_left, is_right = number == left[..., None], number == left[..., None] + 1
     return is_left * (HAT_TOP - right)[..., None] + is_right * right[..., None]
+
+
+def told(steps: Tensor, kind: Tensor, kinds: int) -> Tensor:
+    """What the hyper decoder reads beside z: qualities in hundredths and kinds ``[...]``, int64, to
+    ``[..., HATS + kinds]`` int64."""
+    own = kind[..., None] == torch.arange(kinds, device=kind.device)
+    return torch.cat([quality_hats(steps), own * HAT_TOP], -1)
 
 
 def compand(y: Tensor, rounding: bool) -> Tensor:
@@ -193,19 +202,23 @@ class _Inside(torch.autograd.Function):
 
 
 class HyperDecoder(nn.Module):
-    """z and the quality to features of every cell: ``[B, h/4, w/4, hyper] -> [B, h, w, F]``, units of 2^-MEAN_BITS."""
+    """z and what else is :func:`told` to features of every cell, in units of 2^-MEAN_BITS.
+
+    ``[B, h/4, w/4, hyper]`` and ``[B, HATS + kinds]`` to ``[B, h, w, F]``.
+    """
 
     def __init__(self, shape: HyperShape) -> None:
         super().__init__()
         first, second = shape.middle
-        self.enter = WindowLinear(SQUARE, shape.hyper + HATS, first, 127, input_bits=Z_BITS, output_bits=HIDDEN_BITS)
+        read = shape.hyper + HATS + shape.kinds
+        self.enter = WindowLinear(SQUARE, read, first, 127, input_bits=Z_BITS, output_bits=HIDDEN_BITS)
         self.up1 = RoundedLinear(first, 4 * second, 255, HIDDEN_BITS, HIDDEN_BITS)
         self.mix = WindowLinear(SQUARE, second, second, 255, input_bits=HIDDEN_BITS, output_bits=HIDDEN_BITS)
         self.up2 = RoundedLinear(second, 4 * shape.features, 255, HIDDEN_BITS, MEAN_BITS)
 
     def forward(self, z: Tensor, hats: Tensor, rounding: bool) -> Tensor:
         b, h, w, _ = z.shape
-        x = torch.cat([z, hats[:, None, None].expand(b, h, w, HATS)], 3)
+        x = torch.cat([z, hats[:, None, None].expand(b, h, w, -1)], 3)
         x = rounded(self.enter.window(x, None, rounding), HIDDEN_BITS, 0, 255, rounding)
         x = rounded(shuffle(self.up1(x, rounding)), HIDDEN_BITS, 0, 255, rounding)
         x = rounded(self.mix.window(x, None, rounding), HIDDEN_BITS, 0, 255, rounding)
@@ -320,8 +333,9 @@ class HyperNet(nn.Module):
         self.slices = nn.ModuleList(SliceNet(shape, i) for i in range(len(shape.slices)))
 
     def forward(
-        self, y: Tensor, z: Tensor, steps: Tensor, rounding: bool = False, kept: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, y: Tensor, z: Tensor, steps: Tensor, rounding: bool = False, kept: Tensor | None = None,
+        kind: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Quantise and estimate.
 
         Args:
@@ -330,11 +344,13 @@ class HyperNet(nn.Module):
             steps: ``[B]`` quality in hundredths, int64.
             rounding: compute what the integers will.
             kept: ``[B]`` number of slices that are coded; means stand for the others. All of them if None.
+            kind: ``[B]`` of each grid, int64; 0 if None.
 
         Returns: y_hat ``[B, h, w, M]``, bits of y ``[B, slices]``, bits of z ``[B]``. While training, bits are those of
             ``y`` with uniform noise, else those of the rounded values.
         """
-        hats = quality_hats(steps).to(y.dtype) * 2.0**-Z_BITS
+        kind = torch.zeros_like(steps) if kind is None else kind
+        hats = told(steps, kind, self.shape.kinds).to(y.dtype) * 2.0**-Z_BITS
         z = F.hardtanh(z, -Z_MAX, Z_MAX)
         z_bits = bits(self.density(noise(z) if self.training else z.round())).sum((1, 2, 3))
         features = self.decoder(straight_round(z), hats, rounding)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,12 @@ from .net import (
     Z_BITS,
     Z_MAX,
     own_name,
-    quality_hats,
+    told,
 )
 from .walk import CODE_MAX, Codes, Layout, Linears, Source, Step, Walk, WalkRun, runs_of, shuffle_cells, square
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 HYPERPRIOR_FILE = "hyperprior.safetensors"
 KEPT_GRIDS = 8  # of which places, and graphs on a GPU, are kept
@@ -72,6 +75,7 @@ class HyperPrior:
             reach = self._integers("scale_reach", 1)
             flat = self._integers("scale_tables", 1)
             skip = self._integers("skip", 1)
+            kinds = self._integers("kinds", 1) if "kinds" in arrays else np.zeros(1, np.int64)
             blocks = sum(name.startswith("slices.0.head.up.") and name.endswith(".weight") for name in arrays)
             self.enter = self._layer("decoder.enter", 127, 0, 255)
             self.up1 = self._layer("decoder.up1", 255, 0, 255, 0)
@@ -86,11 +90,13 @@ class HyperPrior:
         except KeyError as error:
             raise ValueError(f"the entropy model lacks {error}") from error
         layers = 4 + sum(order.n + 3 + 2 * blocks + 3 * state for order in orders)
-        if len(arrays) != 5 + 3 * layers:
+        if len(arrays) != 5 + ("kinds" in arrays) + 3 * layers:
             raise ValueError("the entropy model holds arrays that have no place in it")
         if len(skip) != 1 or not -1 <= skip[0] < SCALES:
             raise ValueError("the entropy model does not say which scales are skipped")
-        self.skip = int(skip[0])
+        if len(kinds) != 1 or kinds[0] < 0:
+            raise ValueError("the entropy model does not say how many kinds of grids it knows")
+        self.skip, self.kinds = int(skip[0]), int(kinds[0])
         self.hyper = len(z_tables)
         self.starts = [0, *np.cumsum(self.slices).tolist()]  # first channel of each slice, and their number
         self.layouts: dict[tuple[int, int], Layout] = {}
@@ -110,7 +116,7 @@ class HyperPrior:
             raise ValueError("the scale tables of the entropy model do not fit together")
         if not self.hyper or z_tables.shape[1] != 2 * Z_MAX + 1:
             raise ValueError("the tables of the hyper latents have another size")
-        if self.enter.n_in != len(SQUARE) * (self.hyper + HATS):
+        if self.enter.n_in != len(SQUARE) * (self.hyper + HATS + self.kinds):
             raise ValueError("the hyper decoder does not fit its tables")
         widths = [(self.enter.n_out, self.up1.n_in), (self.mix.n_out, self.up2.n_in)]
         widths += [(4 * self.mix.n_in, len(SQUARE) * self.up1.n_out), (self.up2.n_out % 4, 0)]
@@ -165,7 +171,7 @@ class HyperPrior:
         return [(i, step) for i, net in enumerate(self.nets) for step in range(net.order.n)]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> HyperPrior:
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load ``hyperprior.safetensors`` of a model folder. Raises ValueError if it is missing or damaged."""
         arrays, found = read_prior_arrays(folder, cls.file)
         prior = cls(arrays, device)
@@ -179,6 +185,14 @@ class HyperPrior:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return self._arrays
 
+    def on(self, device: torch.device) -> Self:
+        """This model if it is on such a device, else its copy there."""
+        if self.device.type == device.type:
+            return self
+        moved = type(self)(self._arrays, device)
+        moved.hash = self.hash
+        return moved
+
     # ---------------------------------------------------------------- the walk
 
     def layout(self, grid: tuple[int, int]) -> Layout:
@@ -189,14 +203,14 @@ class HyperPrior:
             self.layouts[grid] = Layout(grid, self.device, {net.order for net in self.nets})
         return self.layouts[grid]
 
-    def inputs(self, z: Codes, quality: int) -> npt.NDArray[np.float32]:
-        """What the hyper decoder reads: z ``[hyper, hz, wz]`` and the quality, together ``[hz, wz, hyper + HATS]``."""
-        hats = quality_hats(torch.tensor(quality)).numpy().astype(np.float32)
-        hats = np.broadcast_to(hats, (*z.shape[1:], HATS))
+    def inputs(self, z: Codes, quality: int, kind: int = 0) -> npt.NDArray[np.float32]:
+        """What the hyper decoder reads: z ``[hyper, hz, wz]`` and what it is told, ``[hz, wz, all of them]``."""
+        hats = told(torch.tensor(quality), torch.tensor(kind), self.kinds).numpy().astype(np.float32)
+        hats = np.broadcast_to(hats, (*z.shape[1:], HATS + self.kinds))
         return np.concatenate([z.transpose(1, 2, 0) * np.float32(2**Z_BITS), hats], 2).astype(np.float32)
 
     def features(self, x: Tensor) -> Tensor:
-        """The hyper decoder: ``[hz, wz, hyper + HATS]`` to ``[4 hz, 4 wz, F]``."""
+        """The hyper decoder: what :meth:`inputs` makes to ``[4 hz, 4 wz, F]``."""
         h, w = x.shape[:2]
         x = self.enter(square(x)).view(h, w, -1)
         x = shuffle_cells(self.up1(x.view(h * w, -1)).view(h, w, -1))
@@ -209,8 +223,10 @@ class HyperPrior:
         with OneThread(), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def _check_walk(self, z: Codes, grid: tuple[int, int], quality: int) -> None:
+    def _check_walk(self, z: Codes, grid: tuple[int, int], quality: int, kind: int) -> None:
         """Raise ValueError for what cannot be walked over."""
+        if not 0 <= kind < max(1, self.kinds):
+            raise ValueError(f"kinds of grids are 0 to {max(1, self.kinds) - 1}, got {kind}")
         if not 0 <= quality <= QUALITY_STEPS:
             raise ValueError(f"quality is 0 to {QUALITY_STEPS} hundredths, got {quality}")
         if min(grid) < 1:
@@ -229,11 +245,11 @@ class HyperPrior:
             self.layout(grid).graphs = WalkGraphs(self, grid)
         return self.layout(grid).graphs
 
-    def _walk(self, z: Codes, grid: tuple[int, int], quality: int, source: Source, slices: int) -> Walk:
-        self._check_walk(z, grid, quality)
+    def _walk(self, z: Codes, grid: tuple[int, int], quality: int, source: Source, slices: int, kind: int = 0) -> Walk:
+        self._check_walk(z, grid, quality, kind)
         h, w = grid
         run = WalkRun(self, grid)
-        run.begin(torch.from_numpy(self.inputs(z, quality)).to(self.device, self.dtype))
+        run.begin(torch.from_numpy(self.inputs(z, quality, kind)).to(self.device, self.dtype))
         codes = np.zeros((sum(self.slices[:slices]), h * w), dtype=np.int64)
         for i, step in self.steps:
             mean, scale = run.predict(i, step)
@@ -257,11 +273,13 @@ class HyperPrior:
         z: npt.NDArray[np.floating],
         quality: int,
         free: npt.NDArray[np.bool_] | None = None,
+        kind: int = 0,
     ) -> Walk:
         """Latents ``y [M, h, w]`` in quantiser steps and hyper latents ``z [hyper, h/4, w/4]`` (rounded up) to codes.
 
         Args:   quality: 0 to 10000, hundredths.
                 free: ``[h, w]``, cells that need not come near their latents: all their codes are 0, which is cheap.
+                kind: of the grid, if the model tells several apart.
         Raises: ValueError for shapes that do not fit, or latents that are not numbers.
         """
         if y.ndim != 3 or len(y) != self.latents:
@@ -286,13 +304,13 @@ class HyperPrior:
         with self._exactly():
             graphs = self._graphs(grid) if free is None else None
             if graphs is not None:
-                self._check_walk(codes, grid, quality)
-                return Walk(codes, *graphs.encode(self.inputs(codes, quality), values))
-            walk = self._walk(codes, grid, quality, source, len(self.slices))
+                self._check_walk(codes, grid, quality, kind)
+                return Walk(codes, *graphs.encode(self.inputs(codes, quality, kind), values))
+            walk = self._walk(codes, grid, quality, source, len(self.slices), kind=kind)
         walk.steps = steps
         return walk
 
-    def walk(self, z: Codes, codes: Codes, quality: int) -> Walk:
+    def walk(self, z: Codes, codes: Codes, quality: int, kind: int = 0) -> Walk:
         """Codes ``[m, h, w]`` of the first slices, as :meth:`quantise` made them, to latents.
 
         Raises: ValueError for codes that this model cannot have made.
@@ -313,7 +331,7 @@ class HyperPrior:
             return code
 
         with self._exactly():
-            walk = self._walk(z, (codes.shape[1], codes.shape[2]), quality, source, slices)
+            walk = self._walk(z, (codes.shape[1], codes.shape[2]), quality, source, slices, kind=kind)
         walk.steps = steps
         return walk
 
@@ -374,7 +392,9 @@ class HyperPrior:
             excess = np.abs(step.codes[far]) - reach[far]
             encoder.push(np.stack([excess >> 8, excess & 255], 1).reshape(-1), SCALES)
 
-    def decompress(self, payloads: Sequence[bytes], grid: tuple[int, int], quality: int, layers: int) -> Walk:
+    def decompress(
+        self, payloads: Sequence[bytes], grid: tuple[int, int], quality: int, layers: int, kind: int = 0
+    ) -> Walk:
         """The first payloads of a file of ``layers`` layers, back; means stand for the slices that are missing.
 
         Raises: ValueError if a payload is not one that :meth:`payloads` makes for this grid and quality.
@@ -401,10 +421,10 @@ class HyperPrior:
             z = z.reshape(self.hyper, *shape)
             graphs = self._graphs(grid) if len(layer_of) == len(self.slices) else None
             if graphs is None:
-                walk = self._walk(z, grid, quality, source, len(layer_of))
+                walk = self._walk(z, grid, quality, source, len(layer_of), kind=kind)
             else:
-                self._check_walk(z, grid, quality)
-                found = graphs.decode(self.inputs(z, quality), lambda i, n: self.pull(decoders[layer_of[i]], n))
+                self._check_walk(z, grid, quality, kind)
+                found = graphs.decode(self.inputs(z, quality, kind), lambda i, n: self.pull(decoders[layer_of[i]], n))
                 walk = Walk(z, *found)
         for decoder in decoders:
             decoder.finish()
@@ -434,11 +454,11 @@ class HyperPrior:
                 raise ValueError(f"a code is larger than {CODE_MAX}")
         return codes
 
-    def expected(self, grid: tuple[int, int], quality: int) -> Walk:
+    def expected(self, grid: tuple[int, int], quality: int, kind: int = 0) -> Walk:
         """Latents ``[M, h, w]`` of a grid of which nothing is known: means, after the likeliest hyper latents."""
         likely = np.array([int(table.argmax()) - Z_MAX for table in self.z_tables], dtype=np.int64)
         z = np.broadcast_to(likely[:, None, None], (self.hyper, -(-grid[0] // 4), -(-grid[1] // 4)))
-        return self.walk(z.copy(), np.zeros((0, *grid), dtype=np.int64), quality)
+        return self.walk(z.copy(), np.zeros((0, *grid), dtype=np.int64), quality, kind)
 
     def bits(self, walk: Walk) -> npt.NDArray[np.float64]:
         """Ideal code length in bits of every slice, z with the first: ``[slices]``."""

@@ -29,6 +29,7 @@ class Networks(Protocol):
     starts: list[int]
     nets: list[Linears]
     hyper: int
+    kinds: int
     skip: int
 
     @property

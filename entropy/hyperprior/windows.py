@@ -98,6 +98,10 @@ class WindowLinear(RoundedLinear):
 
     taps: Tensor
 
+    def channels_of_taps(self) -> Tensor:
+        """The weight of what lies in the window, ``[out, C, P]``, a view."""
+        return self.weight[:, self.extra :].unflatten(1, (len(self.taps), self.channels)).transpose(1, 2)
+
     def window(self, x: Tensor, extra: Tensor | None, rounding: bool) -> Tensor:
         """``x [B, h, w, C]`` and ``extra [B, h, w, extra]`` to ``[B, h, w, out]``; zeros lie outside the grid."""
         weight: Tensor = self.weight

@@ -89,10 +89,7 @@ class ImagePhoto(ImageTokenizer):
         """The entropy model, on the device of the nets. Raises ValueError if there is none yet."""
         if self._entropy is None:
             raise ValueError(f"{self.name} has no entropy model: load it with from_pretrained, or set_entropy first")
-        if self._entropy.device.type != self.device.type:
-            moved = HyperPrior(self._entropy.arrays(), self.device)
-            moved.hash = self._entropy.hash
-            self._entropy = moved
+        self._entropy = self._entropy.on(self.device)
         return self._entropy
 
     def set_entropy(self, entropy: HyperPrior) -> None:

@@ -84,6 +84,9 @@ class Dial(nn.Module):
         return (weight @ self.points)[:, :, None, None]
 
 
+Beside = tuple[Tensor, Tensor]  # what is known besides, at the widths of strides 8 and 16
+
+
 class Synthesis(nn.Module):
     """g_s: ``[B, M, h, w]`` and the quality to ``[B, 3, 16h, 16w]``."""
 
@@ -102,15 +105,23 @@ class Synthesis(nn.Module):
         self.fine = nn.Sequential(*blocks(c8, n8))
         self.leave = nn.Sequential(nn.Conv2d(c8, 3 * PATCH**2, 3, padding=1), nn.PixelShuffle(PATCH))
 
-    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+    def features(self, y: Tensor, quality: Tensor, beside: Beside | None = None) -> Tensor:
+        """What the pixels are made of, ``[B, c8, 2h, 2w]``. beside: added where the widths change."""
         y, detail = y.split(self.parts, 1)
         x = self.enter(y)
+        if beside is not None:
+            x = x + beside[1]
         x = self.coarse(x * torch.exp(self.scale16(quality)).to(x.dtype) + self.shift16(quality).to(x.dtype))
         x = self.up(x)
         if self.parts[1]:
             x = x + self.detail(detail)
-        x = self.fine(x * torch.exp(self.scale8(quality)).to(x.dtype) + self.shift8(quality).to(x.dtype))
-        return self.leave(x)
+        if beside is not None:
+            x = x + beside[0]
+        fine: Tensor = self.fine(x * torch.exp(self.scale8(quality)).to(x.dtype) + self.shift8(quality).to(x.dtype))
+        return fine
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        return self.leave(self.features(y, quality))
 
 
 class Analysis(nn.Module):
@@ -128,9 +139,12 @@ class Analysis(nn.Module):
         self.leave = nn.Conv2d(c16, config.latents - config.detail, 3, padding=1)
         self.detail = nn.Conv2d(c8, config.detail, 2, stride=2) if config.detail else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fine(self.enter(self.unshuffle(x)))  # [B, c8, 2h, 2w]
-        y = self.leave(self.coarse(self.down(x)))  # [B, M - detail, h, w]
+    def forward(self, x: Tensor, beside: Beside | None = None) -> Tensor:
+        """beside: added where the widths change."""
+        x = self.enter(self.unshuffle(x))
+        x = self.fine(x if beside is None else x + beside[0])  # [B, c8, 2h, 2w]
+        coarse = self.down(x)
+        y = self.leave(self.coarse(coarse if beside is None else coarse + beside[1]))  # [B, M - detail, h, w]
         return y if self.detail is None else torch.cat([y, self.detail(x)], 1)
 
 

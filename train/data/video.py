@@ -28,6 +28,7 @@ from torch import Tensor
 from ...codec.errors import TokodecError
 from ...codec.files import atomic_output
 from .images import CropStore
+from .layers import layered, outlines
 from .reading import list_media
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
@@ -147,6 +148,7 @@ class ClipStore:
         device: where the buffer lives and crops are made.
         pictures: uint8 ``[H, W, 3]`` each.
         stills: share of crops that are made of pictures, rounded to whole crops of a batch.
+        layers: share of those in which things move in front of others (:mod:`.layers`), likewise.
         speeds: whole numbers of frames between those of a crop, one drawn for each crop.
         backwards: share of crops that are played backwards.
 
@@ -164,6 +166,7 @@ class ClipStore:
         speeds: Sequence[int] = (1,),
         backwards: float = 0.0,
         seed: int = 0,
+        layers: float = 0.0,
     ) -> None:
         if not speeds or min(speeds) < 1 or frames < 1:
             raise ValueError(f"a crop has frames, and speeds are 1 or more, not {frames} and {list(speeds)}")
@@ -173,6 +176,7 @@ class ClipStore:
         if stills and not pictures:
             raise ValueError("a share of the crops is made of still pictures, and there are none")
         self.frames, self.size, self.stills, self.backwards = frames, size, stills, backwards
+        self.layers = layers
         self.device = torch.device(device)
         self.buffer = torch.cat([c.reshape(-1, 3) for c in kept]).to(self.device)  # [pixels of all frames, 3]
         shapes = torch.tensor([c.shape[:3] for c in kept])
@@ -217,13 +221,23 @@ class ClipStore:
     def _move_over_pictures(self, n: int) -> Tensor:
         """``[n, 3, T, size, size]`` float in [0, 1]: a camera moves over pictures."""
         assert self.pictures is not None
-        pictures = self.pictures.batch(n)
+        front = round(n * self.layers)
+        pictures = self.pictures.batch(n + front)
+        if not front:
+            return moved(pictures, self._motion(n))
+        heights = outlines(front, self.size, self.generator)
+        things = moved(torch.cat([pictures[n:], heights], 1), self._motion(front))
+        backs = moved(pictures[:n], self._motion(n))
+        return torch.cat([layered(backs[:front], things, self.generator), backs[front:]])
+
+    def _motion(self, n: int) -> Tensor:
+        """Of ``n`` cameras, see :func:`moved`."""
         strength = self._rand(n, 1) ** 2  # many cameras nearly rest
         normal = torch.randn(n, 4, device=self.device, generator=self.generator).clamp(-3, 3) / 3
         motion = strength * normal * torch.tensor([TRAVEL, TRAVEL, ZOOM, TURN], device=self.device)
         moment = torch.linspace(-0.5, 0.5, self.frames, device=self.device)
         pace = moment * (1 + (self._rand(n, 1) - 0.5) * moment)  # some speed up, some slow down
-        return moved(pictures, motion[:, None] * pace[..., None])
+        return motion[:, None] * pace[..., None]
 
     def batch(self, n: int) -> Tensor:
         """``n`` crops ``[n, 3, T, size, size]`` in [0, 1], half of them mirrored."""
@@ -236,9 +250,9 @@ class ClipStore:
 
 
 def moved(pictures: Tensor, motion: Tensor) -> Tensor:
-    """Clips of pictures seen by a moving camera, ``[n, 3, T, H, W]``; what lies outside is the picture mirrored.
+    """Clips of pictures seen by a moving camera, ``[n, C, T, H, W]``; what lies outside is the picture mirrored.
 
-    Args: pictures: ``[n, 3, H, W]``.  motion: ``[n, T, 4]``, for each frame where the camera looks, right and down, in
+    Args: pictures: ``[n, C, H, W]``.  motion: ``[n, T, 4]``, for each frame where the camera looks, right and down, in
           edges of the frame, the logarithm of how much it sees, and its angle in radians; zeros: the picture itself.
     """
     n, t = motion.shape[:2]
@@ -247,8 +261,8 @@ def moved(pictures: Tensor, motion: Tensor) -> Tensor:
     cos, sin = scale * angle.cos(), scale * angle.sin()
     # Coordinates of grid_sample go from -1 to 1, so an edge is 2.
     affine = torch.stack([cos, -sin, 2 * right, sin, cos, 2 * down], -1).view(n * t, 2, 3)
-    grid = F.affine_grid(affine, [n * t, 3, *pictures.shape[2:]], align_corners=False)
-    frames = pictures[:, None].expand(-1, t, -1, -1, -1).flatten(0, 1)
+    grid = F.affine_grid(affine, [n * t, *pictures.shape[1:]], align_corners=False)
+    frames = pictures[:, None].expand(-1, t, -1, -1, -1).flatten(0, 1)  # [n * T, C, H, W]
     x = F.grid_sample(frames, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(0, 1)
     return x.unflatten(0, (n, t)).transpose(1, 2)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ....tokenizers.video.grid import VideoGrid
+from ....tokenizers.video.motion import DEFAULT_QUALITY
 from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
 from ...container.read import TokFile, read_tok
@@ -29,6 +30,7 @@ from ..image.ours import PhotoCoder, prepare
 from ..ours import Ours, load_ours, rates
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0)
+VIDEO_QUALITIES = (5.0, 15.0, 25.0, 35.0, 45.0, 60.0, 75.0)  # of models for videos whose rate is a quality
 PART = 7  # frames of a part of a stream, which ends within groups
 
 
@@ -44,18 +46,27 @@ class VideoCoder(Ours):
         return frames_of(coded.files[0], self.device, self.model)
 
     def spec(self) -> Spec:
-        """All levels: a rate may be below any file."""
-        levels = len(load_model(self.model, self.device).tokenizer.codebook_sizes)
+        """All levels, or the middle of the qualities: a rate may be below any file."""
+        tokenizer = load_model(self.model, self.device).tokenizer
         arguments = {"model": self.model, "device": self.device, "effort": self.effort}
-        return Spec("video.ours:prepare_video", arguments, Setting("levels", levels))
+        setting = Setting("levels", len(tokenizer.codebook_sizes))
+        if tokenizer.rate_control == "quality":
+            setting = Setting("quality", DEFAULT_QUALITY)
+        return Spec("video.ours:prepare_video", arguments, setting)
 
 
 def prepare_video(
     model: str, device: str, levels: Sequence[int] = (), kbps: Sequence[float] = (), effort: int = 0
 ) -> VideoCoder:
-    """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels if neither is
-    said. Raises UsageError for a model of something else, and for levels, rates and an effort that there cannot be."""
+    """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels, or at some
+    qualities, if neither is said. Raises UsageError for a model of something else, and for levels, rates and an effort
+    that there cannot be."""
     model, device, tokenizer = load_ours(model, "video", device, effort)
+    if tokenizer.rate_control == "quality":
+        if levels or effort:
+            raise UsageError(f"{tokenizer.name} has no levels and no effort")
+        own = rates(kbps) or [Setting("quality", quality) for quality in VIDEO_QUALITIES]
+        return VideoCoder(model, tokenizer.name, tuple(own), device)
     most = len(tokenizer.codebook_sizes)
     if not all(1 <= n <= most for n in levels):
         raise UsageError(f"levels of {tokenizer.name} are 1 to {most}")

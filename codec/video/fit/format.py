@@ -13,21 +13,20 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ....tokenizers.tokens import Tokens
 from ...container.chunks import LAYR
 from ...container.fields import FIT, VideoHeader
 from ...container.read import TokFile
 from ...container.write import write_video
-from ...contract import Detokenized, Encoded, Sink, Source, Tokenized
+from ...contract import Encoded, Source
 from ...errors import ChunkError, RateError, UsageError
 from ...media.read_video import Pixels, VideoReader
 from ...models import Model, pick_device
-from ...options import SOUND_OPTIONS, DecodeOptions, EncodeOptions, TokenizeOptions
+from ...options import SOUND_OPTIONS, DecodeOptions, EncodeOptions
 from ...progress import SILENT, Progress
 from ...registry import FITTED
 from ..clock import Clock, ClockMaker, clock_fields
 from ..decode import SegmentFrames
-from ..format import AnyVideoFormat
+from ..format import TokenlessFormat
 from ..segments import lost_segment
 from ..track import code_track, most_bytes, open_video
 from .optimize import Fit, FitProgress, default_shape
@@ -48,12 +47,13 @@ def bit_cost(quality: float) -> float:
     return float(10 ** (-quality / 25))
 
 
-class FittedFormat(AnyVideoFormat):
+class FittedFormat(TokenlessFormat):
     """Files whose segments hold the networks that decode them."""
 
     rates = ("quality", "bpp", "kbps", "bytes")
     options = frozenset({"minutes", "start", "end", "track", *SOUND_OPTIONS})
     needs_model = False
+    reason = f"{FITTED} makes no tokens: the networks of a file are its own"
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
         return encode_fitted(source, options, progress)
@@ -76,22 +76,6 @@ class FittedFormat(AnyVideoFormat):
                 return iter(())
 
         return frames
-
-    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        raise _no_tokens()
-
-    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
-        raise _no_tokens()
-
-    def pack(self, tokens: Tokens, model: Model) -> bytes:
-        raise _no_tokens()
-
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
-        raise _no_tokens()
-
-
-def _no_tokens() -> UsageError:
-    return UsageError(f"{FITTED} makes no tokens: the networks of a file are its own")
 
 
 def encode_fitted(source: Source, options: EncodeOptions, progress: Progress = SILENT) -> Encoded:
