@@ -592,7 +592,7 @@ def test_estimated_bits_are_those_of_the_tables() -> None:
     assert np.allclose(found, y_bits[0].numpy(), rtol=0.002)
     scales, exact = torch.from_numpy(scale_values()), np.zeros(3)  # of the very tables that are used
     for step in walk.steps:
-        codes, tables = torch.from_numpy(step.codes).double(), torch.from_numpy(step.tables)
+        codes, tables = torch.from_numpy(step.codes).double(), torch.from_numpy(step.tables).long()
         exact[step.layer] += float(bits(normal_mass(codes, scales[tables])).sum())
     assert np.allclose(exact, y_bits[0].numpy(), rtol=1e-9)
 
