@@ -38,7 +38,7 @@ RECIPE_OF = {
     "audio-24k": "audio", "image-1d": "image_1d", "image-grid": "image", "image-photo": "photo",
     "image-photo-2": "photo", "image-photo-ms-ssim": "photo", "video-grid": "video", "context": "prior",
     "context-audio": "prior", "context-video": "prior", "generator-audio": "generator", "generator-image": "generator",
-    "image-lossless": "pixels",
+    "image-lossless": "pixels", "video-motion": "video_motion",
 }  # fmt: skip
 
 
