@@ -106,6 +106,22 @@ class Autoencoder(nn.Module):
         return (x_hat.float() + 1) / 2, out.commitment_loss, out.codebook_loss
 
 
+def clips_and_stills(
+    run: BaseTrainer, shorter: int, holdout_every: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Clips ``[T, H, W, 3]`` to train on, those held out, and pictures ``[H, W, 3]`` of ``--stills``, all uint8.
+
+    shorter: most pixels of a clip's shorter side.
+    """
+    stills = run.args.stills
+    part = 0.75 if stills else 1.0  # of the memory; pictures have the rest
+    longest = int(part * run.memory / 8)
+    run.test_on(list_clips, read_clip)
+    reading = run.read(list_clips(run.args.data), lambda path: read_clip(path, shorter, longest), part)
+    media, held = reading.split(holdout_every)
+    return media, held, list(run.read(list_images(stills), read_rgb, 1 - part).media.values()) if stills else []
+
+
 class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
 
@@ -120,12 +136,7 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
-        part = 0.75 if args.stills else 1.0  # of the memory; pictures have the rest
-        longest = int(part * self.memory / 8)
-        self.test_on(list_clips, read_clip)
-        reading = self.read(list_clips(args.data), lambda path: read_clip(path, data.shorter, longest), part)
-        self.media, self.held = reading.split(data.holdout_every)
-        pictures = list(self.read(list_images(args.stills), read_rgb, 1 - part).media.values()) if args.stills else []
+        self.media, self.held, pictures = clips_and_stills(self, data.shorter, data.holdout_every)
         self.store = ClipStore(
             self.media, data.frames, data.crop, self.device, pictures=pictures,
             stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,

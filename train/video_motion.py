@@ -40,14 +40,14 @@ from ..tokenizers.variants import find_base
 from ..tokenizers.video.hierarchy import between
 from ..tokenizers.video.motion import KINDS, MotionPrior, Near, VideoMotion, still_quality
 from ..tokenizers.video.motion_nets import MotionNets, Reference, VideoMotionConfig
-from .data.images import list_images, read_rgb
-from .data.video import ClipStore, list_clips, read_clip
+from .data.video import ClipStore
 from .loop import as_released, optimizers_of, psnr, run_script
 from .motion_codec import CountedMotion, CountedPrior, MotionCodec, Part, Still, Streams
 from .photo import CELL, CHECKPOINT, CodeCounts, PhotoCodec, load_checkpoint
 from .photo_start import grow_entropy, grow_nets, turn_hats
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, evaluating, trainer_arguments
+from .video import clips_and_stills
 
 QUALITIES = (0.15, 0.4, 0.7)  # that evaluations on the way look at
 TEST_QUALITIES = (10, 30, 50, 70)
@@ -143,12 +143,7 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
-        part = 0.75 if args.stills else 1.0  # of the memory; pictures have the rest
-        longest = int(part * self.memory / 8)
-        self.test_on(list_clips, read_clip)
-        reading = self.read(list_clips(args.data), lambda path: read_clip(path, data.shorter, longest), part)
-        self.media, self.held = reading.split(data.holdout_every)
-        pictures = list(self.read(list_images(args.stills), read_rgb, 1 - part).media.values()) if args.stills else []
+        self.media, self.held, pictures = clips_and_stills(self, data.shorter, data.holdout_every)
         store = ClipStore(
             self.media, data.frames, data.crop, self.device, pictures=pictures,
             stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,
