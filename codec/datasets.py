@@ -1,4 +1,4 @@
-"""Pictures, sounds and token files in folders as a dataset of codes, for generators that are trained with PyTorch.
+"""Media and token files in folders as a dataset of codes, for generators that are trained with PyTorch.
 
 ::
 
@@ -28,9 +28,11 @@ from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
 from .files import atomic_output
+from .formats import format_of
 from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
 from .tokens import tokenize_file
+from .video.format import TokenlessFormat
 
 __all__ = ["SequenceCollate", "TokenDataset"]
 
@@ -41,17 +43,19 @@ CACHE_VERSION = 1  # another one where the same file would give other codes with
 class TokenDataset(Dataset[Tensor]):
     """Codes of the files in folders: ``dataset[i]`` is ``[K, *grid]`` int64, ``dataset.tokens(i)`` says what they mean.
 
-    Files are pictures or sounds, whichever the model is for, `.tok` files and token files (`.npz`, `.safetensors`) of
-    the model; all others are ignored. An item is a file. Of a sound in stereo it is the middle, (left + right) / 2.
-    Folders come in the order given, the files below each by their path in it. Works with any number of workers, which
-    use the CPU unless ``device`` says otherwise: make the tokens first with :meth:`fill_cache` where there is a GPU.
+    Files are pictures, sounds or videos, whichever the model is for, `.tok` files and token files (`.npz`,
+    `.safetensors`) of the model; all others are ignored. An item is a file. Of a sound in stereo it is the middle,
+    (left + right) / 2. Folders come in the order given, the files below each by their path in it. Works with any number
+    of workers, which use the CPU unless ``device`` says otherwise: make the tokens first with :meth:`fill_cache` where
+    there is a GPU.
 
     Args:
         folders: one or several; files as well.
         model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`.
         levels: keep so many, coarse to fine; None: all that a file has.
-        crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
-            or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
+        crop: a window of this size: seconds, rounded to whole frames, or pixels (height and width, or one number for
+            both), of videos frames before them, as many as whole cells have. A window is cut out of the codes of the
+            whole signal, at a whole cell; of videos from their first frame on, without which others mean nothing.
         generator: None: the window is the middle; else it is anywhere. Each worker goes on from it in its own way, in
             every epoch anew.
         quality: 0 to 100, for models whose rate it sets.
@@ -69,7 +73,7 @@ class TokenDataset(Dataset[Tensor]):
         folders: str | Path | Sequence[str | Path],
         model: str | Path = "image-grid",
         levels: int | None = None,
-        crop: int | float | tuple[int, int] | None = None,
+        crop: float | tuple[int, ...] | None = None,
         cache: str | Path | None = None,
         device: str = "auto",
         *,
@@ -198,15 +202,16 @@ class TokenDataset(Dataset[Tensor]):
     # ---------------------------------------------------------------- windows
 
     def _cut(self, tokens: Tokens, window: tuple[int, ...], path: Path) -> Tokens:
-        spec = tokens.spec
+        spec, size = tokens.spec, self.spec(window).size
         codes = tokens.codes
-        for axis, (cells, n, stride) in enumerate(zip(window, spec.size, spec.strides, strict=True)):
-            room = n // stride - cells  # cells that are not all signal stay outside
-            if room < 0:
-                has, wants = (" x ".join(map(str, s)) for s in (spec.size, self.spec(window).size))
-                unit = "pixels" if spec.modality == "image" else "samples"
+        for axis, (cells, n, wanted) in enumerate(zip(window, spec.size, size, strict=True)):
+            if n < wanted:
+                has, wants = (" x ".join(map(str, s)) for s in (spec.size, size))
+                unit = "samples" if spec.modality == "audio" else "pixels"
                 raise UsageError(f"{path}: {has} {unit}, less than the crop of {wants}")
-            codes = codes.narrow(2 + axis, self._offset(room), cells)
+            room = (n - wanted) // spec.strides[axis]  # cells that are not all signal stay outside
+            of_frames = spec.modality == "video" and axis == 0
+            codes = codes.narrow(2 + axis, 0 if of_frames else self._offset(room), cells)
         return Tokens(codes.contiguous(), dataclasses.replace(spec, size=self.spec(window).size))
 
     def _offset(self, room: int) -> int:
@@ -261,22 +266,28 @@ def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
     """The spec of a signal of one cell."""
-    if tokenizer.modality not in ("image", "audio"):
-        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, datasets are of pictures and sounds")
+    wing = format_of(tokenizer)
+    if isinstance(wing, TokenlessFormat):
+        raise UsageError(f"{tokenizer.name}: {wing.reason}")
     about = {"quality": DEFAULT_QUALITY if quality is None else quality} if "quality" in tokenizer.varies else {}
     return tokenizer.spec(tokenizer.strides, **about)
 
 
-def _window(crop: int | float | tuple[int, int], spec: TokenSpec) -> tuple[int, ...]:
+def _window(crop: float | tuple[int, ...], spec: TokenSpec) -> tuple[int, ...]:
     """A crop in cells. Raises UsageError."""
-    if spec.modality == "image":
-        sides = crop if isinstance(crop, (tuple, list)) else (crop, crop)
-        if len(sides) != 2 or any(not n >= 1 or n % s for n, s in zip(sides, spec.strides, strict=True)):
-            raise UsageError(f"a crop of {spec.model} is a multiple of {spec.strides[0]} pixels, got {crop}")
-        return tuple(int(n) // s for n, s in zip(sides, spec.strides, strict=True))
-    if isinstance(crop, (tuple, list)) or not math.isfinite(crop) or crop <= 0:
-        raise UsageError(f"a crop of {spec.model} is in seconds, got {crop}")
-    return (max(1, round(crop * (spec.sample_rate or 0) / spec.strides[0])),)
+    if spec.modality == "audio":
+        if isinstance(crop, (tuple, list)) or not math.isfinite(crop) or crop <= 0:
+            raise UsageError(f"a crop of {spec.model} is in seconds, got {crop}")
+        return (max(1, round(crop * (spec.sample_rate or 0) / spec.strides[0])),)
+    sides = tuple(crop) if isinstance(crop, (tuple, list)) else (crop,) * len(spec.strides)
+    if len(sides) == len(spec.strides) and all(n >= 1 and n % 1 == 0 for n in sides):
+        grid = dataclasses.replace(spec, size=tuple(map(int, sides))).grid
+        if spec.span(grid) == sides:
+            return grid
+    what = f"a multiple of {spec.strides[-1]} pixels"
+    if spec.modality == "video":
+        what = f"{spec.span((1, 1, 1))[0]} + n times {spec.strides[0]} frames, and {what} twice"
+    raise UsageError(f"a crop of {spec.model} is {what}, got {crop}")
 
 
 def _one_signal(tokens: Tokens, path: Path) -> Tokens:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tokodec.codec import cli, datasets
 from tokodec.codec.corpus.token_files import load_tokens
 from tokodec.codec.datasets import SequenceCollate, TokenDataset
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError, WeightsMismatchError
+from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.tests.hostile import mutations
@@ -183,6 +185,24 @@ def test_seconds_of_a_sound(sound_model: Path, tmp_path: Path) -> None:
     assert whole[0].shape == (4, math.ceil(10_000 / 320))
     assert torch.equal(cropped[0], whole[0][:, 8:23])  # 4800 of 9920 samples: 15 of 31 whole frames
     assert cropped.tokens(0).spec.size == (4800,)
+
+
+def test_a_crop_of_a_video_begins_with_it(video_model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with (tmp_path / "a.mkv").open("w+b") as file, VideoWriter(file, ".mkv", "", 40, 52, Fraction(1, 25)) as writer:
+        for i in range(11):
+            writer.write(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8), Fraction(i, 25), Fraction(1, 25))
+    whole, cropped = dataset_of(tmp_path, video_model), dataset_of(tmp_path, video_model, crop=(5, 16, 32))
+    assert whole[0].shape[1:] == (4, 3, 4)
+    assert torch.equal(cropped[0], whole[0][:, :2, 0:1, 0:2])  # 40 x 52 pixels have 2 x 3 whole cells
+    assert cropped.tokens(0).spec.size == (5, 16, 32)
+    random = dataset_of(tmp_path, video_model, crop=(5, 16, 32), generator=torch.Generator().manual_seed(0))
+    places = {tuple(random[0].flatten().tolist()) for _ in range(40)}
+    assert places == {tuple(whole[0][:, :2, y : y + 1, x : x + 2].flatten().tolist()) for y in (0, 1) for x in (0, 1)}
+    with pytest.raises(UsageError, match=r"is 1 \+ n times 4 frames, and a multiple of 16 pixels twice, got 8"):
+        dataset_of(tmp_path, video_model, crop=8)
+    with pytest.raises(UsageError, match="less than the crop of 13 x 16 x 16"):
+        _ = dataset_of(tmp_path, video_model, crop=(13, 16, 16))[0]
 
 
 def test_smaller_than_the_crop_is_an_error_that_names_the_file(

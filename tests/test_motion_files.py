@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokodec.codec.container.chunks import LAYR, chunk_at
 from tokodec.codec.container.fields import VideoHeader
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.contract import Encoded
+from tokodec.codec.datasets import TokenDataset
 from tokodec.codec.decode import decode_file, file_tokens, video_frames
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import HeaderError, RateError, TokodecError, UsageError
@@ -226,3 +228,20 @@ def test_a_bench_measures_it(folder: Path) -> None:
     assert coder.spec().setting.control == "quality"
     with pytest.raises(UsageError, match="levels"):
         prepare_video(str(folder / "tiny-motion"), "cpu", levels=[1])
+
+
+def test_devices_show_the_same(folder: Path, tmp_path: Path) -> None:
+    """Its files hold no tokens: what two devices show is compared, and made by the quality that is asked for."""
+    (tmp_path / "clip.mkv").write_bytes((folder / "clip.mkv").read_bytes())
+    words = ["bench", "devices", tmp_path, "-m", folder / "tiny-motion", "--qualities", "20", "--device", "cpu"]
+    assert run([*map(str, words), "-o", str(tmp_path / "found.json")]) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert row["bytes_cpu"] == len(encode_file(folder / "clip.mkv", model=str(folder / "tiny-motion"), quality=20).data)
+    assert (row["largest"], row["other_pixels"], row["made"]) == (0, 0, {"same_file": True})
+    assert (row["same_codes"], row["codes"]) == (None, None)
+    assert min(row["cpu"]["nets"], row["device"]["nets"]) > 0
+
+
+def test_there_is_no_dataset_of_it(folder: Path) -> None:
+    with pytest.raises(UsageError, match="tiny-motion: codes of a frame mean nothing without the frames"):
+        TokenDataset(folder, model=folder / "tiny-motion")

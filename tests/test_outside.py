@@ -141,24 +141,68 @@ def test_tokens_and_corpora(installed: dict[str, str], model: Path, pictures: Pa
     assert told == ["4 (2, 4, 4) (125, 27)", "BlockColours (1, 3, 32, 32)"]
 
 
-def test_a_prior_is_trained_and_used(installed: dict[str, str], model: Path, pictures: Path, tmp_path: Path) -> None:
-    train = "import sys; from tokodec.train.prior import main; main(sys.argv[1:])"
-    small = ["net.width=[16]", "net.hidden=[32]", "net.features=[8]", "net.digit=[8]", "data.views=1", "optim.rows=256"]
-    words = ["--data", pictures, "--tokenizer", model, "--minutes", 0.1, "--out", tmp_path / "prior", "--device", "cpu"]
-    told = python(installed, train, *words, "--set", "data.holdout_every=2", *small)
+TRAIN = "import sys; from tokodec.train.prior import main; main(sys.argv[1:])"
+SMALL = ["net.width=[16]", "net.hidden=[32]", "net.features=[8]", "net.digit=[8]", "data.views=1", "optim.rows=256"]
+TRAINED = {  # by toy: a recipe, and what a medium is written as
+    "block-colours": ("context", ".png"),
+    "bands": ("context-audio", ".wav"),
+    "grays": ("context-video", ".mkv"),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_prior_is_trained_and_used(
+    name: str, installed: dict[str, str], models: Path, pictures: Path, sounds: Path, videos: Path, tmp_path: Path
+) -> None:
+    """A prior learns from media of a toy; its files take fewer bytes, and decode to the same as without it."""
+    recipe, suffix = TRAINED[name]
+    source = min({"block-colours": pictures, "bands": sounds, "grays": videos}[name].iterdir())
+    media = tmp_path / "media"
+    media.mkdir()
+    for i in range(4):
+        (media / f"{i}{source.suffix}").write_bytes(source.read_bytes())
+    words = ["--data", media, "--tokenizer", models / name, "--recipe", recipe, "--minutes", 0.1, "--device", "cpu"]
+    told = python(installed, TRAIN, *words, "--out", tmp_path / "prior", "--set", "data.holdout_every=2", *SMALL)
     assert "order-0" in told
-    folder = tmp_path / "with-prior"
-    folder.mkdir()
-    for path in (*model.iterdir(), tmp_path / "prior" / "context.safetensors"):
-        (folder / path.name).write_bytes(path.read_bytes())
+    trained = tmp_path / "with-prior"
+    trained.mkdir()
+    for path in (*(models / name).iterdir(), tmp_path / "prior" / "context.safetensors"):
+        (trained / path.name).write_bytes(path.read_bytes())
     commands = []
-    for name, own in (("context", folder), ("static", model)):
-        tok = tmp_path / f"{name}.tok"
-        commands += [["encode", pictures / "0.png", "-m", own, "-o", tok], ["info", tok, "--json"]]
-        commands += [["decode", tok, "-m", own, "-o", tmp_path / f"{name}.png"]]
+    for prior, own in (("context", trained), ("static", models / name)):
+        tok = tmp_path / f"{prior}.tok"
+        sound = ["--no-sound"] * (name == "grays")
+        commands += [["encode", source, "-m", own, *sound, "-o", tok], ["info", tok, "--json"]]
+        commands += [["decode", tok, "-m", own, "-o", tmp_path / f"{prior}{suffix}"]]
     told = codec(installed, *commands)
     assert [json.loads(line)["prior"] for line in told.splitlines()] == ["context", "static"]
-    assert (tmp_path / "context.png").read_bytes() == (tmp_path / "static.png").read_bytes()
+    read = pictures_of if name == "grays" else Path.read_bytes
+    assert np.array_equal(*(read(tmp_path / f"{prior}{suffix}") for prior in ("context", "static")))
+    assert (tmp_path / "context.tok").stat().st_size < (tmp_path / "static.tok").stat().st_size
+
+
+def test_devices(
+    installed: dict[str, str], models: Path, pictures: Path, sounds: Path, videos: Path, tmp_path: Path
+) -> None:
+    """A device beside itself reads the same codes of the same files, whatever sets the rate."""
+    expected = {
+        "block-colours": (pictures, [], {"setting": None}),
+        "bands": (sounds, ["--levels", 2], {"codes": 2 * 2 * 1313}),
+        "grays": (videos, [], {"codes": 2 * [23 * 5 * 7], "same_bytes": True, "largest": 0}),
+    }
+    commands = [
+        ["bench", "devices", folder, "-m", models / name, *more, "--device", "cpu", "-o", tmp_path / name]
+        for name, (folder, more, _) in expected.items()
+    ]
+    codec(installed, *commands)
+    for name, (folder, _, fields) in expected.items():
+        report = json.loads((tmp_path / name).read_text())
+        assert report["model"] == name
+        assert len(report["rows"]) == len(list(folder.iterdir()))
+        assert all(row["same_codes"] for row in report["rows"])
+        assert {key: report["rows"][0][key] for key in fields} == fields
+    made = report["rows"][0]["made"]
+    assert (made["other_codes"], made["whole_cpu"]) == ([0, 0], True)
 
 
 def test_a_benchmark(installed: dict[str, str], model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -254,9 +298,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     sound, rate = (0.2 * np.sin(np.arange(36000) / 20)).astype(np.float32), Fraction(30)
     track = SoundTrack(24000, 1)
-    with (folder / "a.mkv").open("wb") as file, VideoWriter(
-        file, ".mkv", "a.mkv", 36, 50, time_base=1 / rate, rate=rate, sound=track
-    ) as writer:
+    with (
+        (folder / "a.mkv").open("wb") as file,
+        VideoWriter(file, ".mkv", "a.mkv", 36, 50, time_base=1 / rate, rate=rate, sound=track) as writer,
+    ):
         for i in range(45):
             ramp = (4 * (np.arange(50) + i) % 256).astype(np.uint8)
             writer.write(np.broadcast_to(ramp[None, :, None], (36, 50, 3)).copy(), i / rate, 1 / rate)
@@ -313,6 +358,8 @@ def test_tokens_of_videos(installed: dict[str, str], models: Path, videos: Path,
     )
     with np.load(out) as arrays:
         assert arrays["codes"].shape == (1, 2, 23, 5, 7)
+    told = python(installed, DATASET.replace("crop=32", "crop=(4, 16, 24)"), videos, model).splitlines()
+    assert told == ["1 (2, 2, 2, 3) (8, 8)", "Grays (1, 3, 4, 16, 24)"]
     back, again = pictures_of(tmp_path / "back.mkv"), pictures_of(tmp_path / "again.mkv")
     assert np.array_equal(back, again)
     assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0

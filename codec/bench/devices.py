@@ -17,34 +17,44 @@ import hashlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from ..console import number_list
-from ..container.fields import FIT
+from ..container.fields import HYPERPRIOR, VideoHeader
 from ..container.read import read_tok
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
+from ..formats import format_of, needs_model
 from ..media.kind import Kind, media_kind
 from ..media.read_video import Pixels, VideoReader
-from ..models import load_model, model_for, pick_device
+from ..models import Model, load_model, model_for
+from ..options import DecodeOptions
 from ..provenance import origin
-from ..registry import FITTED, MODALITIES, MODALITY_NAMES
+from ..registry import FITTED, MODALITY_NAMES
 from ..settings import Setting
+from ..video.format import AnyVideoFormat, TokenlessFormat
 from .clips import SUFFIXES, files_in
 from .contender import timed
 from .curves import group_by
 from .image.ours import batch_decoder, codes_of
 from .options import DeviceOptions
-from .ours import THINGS, decode, encode
+from .ours import THINGS, decode, encode, load_ours
 from .report import Table, json_file, print_table, said, table_of
-from .video.ours import paint, read_codes, same_payloads, stream_codes
+from .video.ours import clip_codes, paint, read_codes, same_payloads
+
+if TYPE_CHECKING:
+    from ...tokenizers.api import Tokenizer
 
 WARM_UP = 4  # decodings of a size before the clock starts: graphs are captured on the third walk
 RUNS = 5  # of which the median is taken
 BATCH = 8
+DEFAULTS: dict[tuple[str, str], list[Setting | None]] = {  # of modalities and rate controls; else what a model does
+    ("image", "quality"): [Setting("quality", quality) for quality in (20.0, 50.0, 80.0)],
+    ("audio", "levels"): [Setting("kbps", 3.0)],
+}
 Codes = Sequence[Any]  # of a file: int64 arrays, one for each segment of a video; None where one cannot be read
 Read = Callable[[bytes, str], Codes]  # a file on a device
 Row = dict[str, Any]
@@ -95,27 +105,15 @@ def bench_devices(options: DeviceOptions) -> dict[str, Any]:
 
     Raises: a TokodecError: nothing there, an option of another kind, or a model that is not for the kind.
     """
-    folder, kbps = options.folder, options.kbps or 3.0
+    folder = options.folder
     kind = folder_kind(folder)
-    for option, things in (("qualities", "pictures"), ("kbps", "sounds"), ("levels", "videos")):
-        if getattr(options, option) is not None and things != THINGS[kind]:
-            raise UsageError(f"--{option} is for {things}, and {folder} holds {THINGS[kind]}")
-    settings: dict[Kind, list[Setting | None]] = {
-        "image": [Setting("quality", quality) for quality in number_list(options.qualities or "20,50,80", "qualities")],
-        "audio": [Setting("kbps", kbps)],
-        "video": [None if options.levels is None else Setting("levels", options.levels)],
-    }
-    device, name = pick_device(options.device), options.model or MODALITIES[kind].encode_model
-    tokenizer = load_model(name, device).tokenizer
-    if tokenizer.modality != kind:
-        raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, not for {THINGS[kind]}")
-    if kind == "image" and tokenizer.rate_control != "quality":
-        raise UsageError(f"{tokenizer.name} has a rate that is not set by a quality")
+    model, device, tokenizer = load_ours(options.model, kind, options.device)
+    settings = chosen_settings(options, tokenizer)
     toks = sorted(folder.glob("*.tok"))[: options.limit] if kind != "audio" and folder.is_dir() else []
     work: list[tuple[Path, Setting | None]] = [(path, None) for path in toks]
     if not toks:
-        work = [(path, setting) for path in files_in(folder, THINGS[kind], options.limit) for setting in settings[kind]]
-    measure = {"image": Pictures, "audio": Sounds, "video": Videos}[kind](name, device)
+        work = [(path, setting) for path in files_in(folder, THINGS[kind], options.limit) for setting in settings]
+    measure = {"image": Pictures, "audio": Sounds, "video": Videos}[kind](model, device)
     digest, rows = hashlib.sha256(), []
     with json_file(options.out) as write:
         for path, setting in work:
@@ -125,7 +123,7 @@ def bench_devices(options: DeviceOptions) -> dict[str, Any]:
             rows.append(row)
         report: dict[str, Any] = {
             **origin(device), "model": tokenizer.name, "weights": tokenizer.weights_hash,
-            **({"kbps": kbps} if kind == "audio" else {}), "codes_sha256": digest.hexdigest(), "rows": rows,
+            "codes_sha256": digest.hexdigest(), "rows": rows,
             **measure.more(),
         }  # fmt: skip
         console = Console()
@@ -136,6 +134,17 @@ def bench_devices(options: DeviceOptions) -> dict[str, Any]:
             said(console, line)
         write(report)
     return report
+
+
+def chosen_settings(options: DeviceOptions, tokenizer: Tokenizer) -> list[Setting | None]:
+    """What is asked for, else the :data:`DEFAULTS`. Raises UsageError for what does not set the rate of the model."""
+    qualities = [] if options.qualities is None else number_list(options.qualities, "qualities")
+    given = [Setting("quality", quality) for quality in qualities]
+    given += [Setting(name, value) for name in ("kbps", "levels") if (value := getattr(options, name)) is not None]
+    if not given:
+        return list(DEFAULTS.get((tokenizer.modality, tokenizer.rate_control), [None]))
+    format_of(tokenizer).check([setting.control for setting in given], tokenizer.name)
+    return [*given]
 
 
 class Comparison:
@@ -176,7 +185,7 @@ class Comparison:
 
 
 class Pictures(Comparison):
-    """Pictures at qualities. Seconds are medians of :data:`RUNS`; files of one size and quality also in batches."""
+    """Pictures at some settings. Seconds are medians of :data:`RUNS`; files of one size and quality also in batches."""
 
     def __init__(self, model: str, device: str) -> None:
         super().__init__(model, device)
@@ -189,12 +198,12 @@ class Pictures(Comparison):
         if extent not in self.seen:
             median_s(decode, data, self.model, self.device, runs=WARM_UP)
         self.seen.add(extent)
-        if header.n_segments == 1:
+        if header.n_segments == 1 and header.prior == HYPERPRIOR:
             self.groups.setdefault((header.quality / 100, *extent), []).append(data)
         found = compare(data, other, self.read, self.device)
         encode_s = None if other is None else median_s(self.encode, path, setting, self.device)
         return {
-            "name": path.name, "quality": setting and setting.value, "height": header.height, "width": header.width,
+            "name": path.name, "setting": setting and setting.label, "height": header.height, "width": header.width,
             "bytes_cpu": len(data), "same_file": None if other is None else other == data, "same_codes": found.same,
             "encode_s": encode_s, "decode_s": median_s(decode, data, self.model, self.device),
             "decode_cpu_s": median_s(decode, data, self.model, "cpu", runs=1),
@@ -210,9 +219,9 @@ class Pictures(Comparison):
         return {"batches": self.batches}
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
-        """Means over the files of a quality."""
+        """Means over the files of a setting."""
         entries = []
-        for key, group in group_by(sorted(rows, key=lambda row: row["quality"] or 0), "quality"):
+        for key, group in group_by(rows, "setting"):
             encode, decode, decode_cpu = (
                 [1e3 * row[name] for row in group if row[name] is not None]
                 for name in ("encode_s", "decode_s", "decode_cpu_s")
@@ -224,7 +233,7 @@ class Pictures(Comparison):
                        "encode": statistics.mean(encode) if encode else None, "decode": statistics.mean(decode),
                        "most": max(decode), "cpu": statistics.mean(decode_cpu)}
             )  # fmt: skip
-        columns = [("quality", "{quality:g}"), ("files", "{files}"), ("bpp", "{bpp:.3f}"), ("same file", "{same_file}")]
+        columns = [("setting", "{setting}"), ("files", "{files}"), ("bpp", "{bpp:.3f}"), ("same file", "{same_file}")]
         columns += [("same codes", "{same_codes}"), ("encode ms", "{encode:.1f}"), ("decode ms", "{decode:.1f}")]
         yield table_of(entries, [*columns, ("most", "{most:.1f}"), ("CPU ms", "{cpu:.0f}")])
 
@@ -264,14 +273,19 @@ class Sounds(Comparison):
 
 
 class Videos(Comparison):
-    """Clips at a number of levels. The first of every size is measured twice, and the first time thrown away: GPUs
-    choose their kernels then."""
+    """Clips at some settings. The first of every size is measured twice, and the first time thrown away: GPUs choose
+    their kernels then. Of files that are no tokens outside of them only what is shown is compared."""
 
     options: ClassVar[Mapping[str, Any]] = {"sound": False}
 
+    def __init__(self, model: str, device: str) -> None:
+        super().__init__(model, device)
+        self.wing = format_of(load_model(model, device).tokenizer)
+
     def read(self, data: bytes, device: str) -> Codes:
         tok = read_tok(data)
-        return read_codes(tok, model_for(tok.header, self.model, device))
+        model = model_for(tok.header, self.model, device)
+        return [] if isinstance(self.wing, TokenlessFormat) else read_codes(tok, model)
 
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         row, codes = self.measure(path, setting)
@@ -289,49 +303,75 @@ class Videos(Comparison):
             own, theirs = (timed(self.encode, path, setting, on) for on in ("cpu", self.device))
             data, other, encode_s = own.result, theirs.result, (own.wall_s, theirs.wall_s)
         header = read_tok(data).video
-        if header.prior == FIT:
+        if not needs_model(header):
             raise UsageError(f"{path}: a file of {FITTED} has no codes that devices could read differently")
         models = [model_for(header, self.model, on) for on in ("cpu", self.device)]
         found = compare(data, other, self.read, self.device)
+        made = None if other is None else {"same_file": data == other}
+        largest, other_pixels, nets_s = compare_frames(
+            [self.shown(data, found.codes, model) for model in models], header
+        )
+        row = {
+            "name": path.name, "setting": setting and setting.label, "height": header.height, "width": header.width,
+            "frames": header.frames, "segments": header.n_segments, "bytes_cpu": len(data), "largest": largest,
+            "other_pixels": other_pixels, "made": made,
+            **dict.fromkeys(("same_codes", "same_bytes", "codes")),
+        }  # fmt: skip
+        for i, where in enumerate(("cpu", "device")):
+            row[where] = {"encode": encode_s[i], "entropy": found.seconds[i], "nets": nets_s[i]}
+        if found.codes:
+            row |= self.compare_codes(path, data, other, found, models)
+        return row, found.codes
+
+    def compare_codes(
+        self, path: Path, data: bytes, other: bytes | None, found: Compared, models: Sequence[Model]
+    ) -> Row:
+        """What there is to say of codes ``[k, t, h, w]``, segment by segment."""
         same_bytes, made = all(same_payloads(read_tok(data), found.codes, model) for model in models), None
         if other is not None:
             assert found.other is not None
             same_bytes &= all(same_payloads(read_tok(other), found.other, model) for model in reversed(models))
             apart = [(a != b).sum((1, 2, 3)) for a, b in zip(found.codes, found.other, strict=True)]
-            first = timed(read_frames, path, header.segment)
-            chunked = [
-                np.array_equal(stream_codes(first.result, model, len(codes[0])), codes[0])
+            first = timed(read_frames, path, read_tok(data).video.segment)
+            whole = [
+                np.array_equal(clip_codes(first.result, model, len(codes[0])), codes[0])
                 for model, codes in zip(models, (found.codes, found.other), strict=True)
             ]
             made = {
-                "same_file": data == other, "other_codes": np.sum(apart, axis=0).tolist(), "chunked_cpu": chunked[0],
-                "chunked_device": chunked[1], "read_s": first.wall_s,
+                "same_file": data == other, "other_codes": np.sum(apart, axis=0).tolist(), "whole_cpu": whole[0],
+                "whole_device": whole[1], "read_s": first.wall_s,
             }  # fmt: skip
-        largest, other_pixels, nets_s = compare_frames(data, found.codes, models)
         sizes = range(max(map(len, found.codes)))  # segments may have different numbers of levels
-        row = {
-            "name": path.name, "height": header.height, "width": header.width, "frames": header.frames,
-            "segments": header.n_segments, "bytes_cpu": len(data), "same_codes": found.same, "same_bytes": same_bytes,
-            "codes": [sum(part[k].size for part in found.codes if k < len(part)) for k in sizes], "largest": largest,
-            "other_pixels": other_pixels, "made": made,
-        }  # fmt: skip
-        for i, where in enumerate(("cpu", "device")):
-            row[where] = {"encode": encode_s[i], "entropy": found.seconds[i], "nets": nets_s[i]}
-        return row, found.codes
+        codes = [sum(part[k].size for part in found.codes if k < len(part)) for k in sizes]
+        return {"same_codes": found.same, "same_bytes": same_bytes, "codes": codes, "made": made}
+
+    def shown(self, data: bytes, codes: Codes, model: Model) -> Iterator[Pixels]:
+        """Frames ``[n, H, W, 3]`` of each segment, maybe with some that only fill its last cell. Raises FormatError."""
+        tok = read_tok(data)
+        if codes:
+            yield from (paint(part, model, tok.video.height, tok.video.width) for part in codes)
+            return
+        assert isinstance(self.wing, AnyVideoFormat)
+        frames_of = self.wing.frames_of(tok, model, DecodeOptions())
+        for segment in range(tok.video.n_segments):
+            frames = list(frames_of(segment))
+            if tok.problems:
+                raise FormatError(f"on {model.tokenizer.device}: {tok.problems[0]}")
+            yield np.stack(frames)
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
         """A line for every clip, and the speed of both devices over all of them."""
         entries = []
         for row in rows:
-            made, differ, parts = row["made"], None, None
-            if made is not None:
+            made, differ, whole = row["made"], None, None
+            if made is not None and row["codes"]:
                 differ = sum(made["other_codes"]) / sum(row["codes"])
-                parts = yes(made["chunked_cpu"] and made["chunked_device"])
+                whole = yes(made["whole_cpu"] and made["whole_device"])
             words = {key: yes(row[key]) for key in ("same_codes", "same_bytes")}
-            entries.append(row | {"differ": differ, "parts": parts} | words)
+            entries.append(row | {"differ": differ, "whole": whole} | words)
         columns = [("clip", "{name}"), ("frames", "{frames}"), ("same codes", "{same_codes}")]
         columns += [("same bytes", "{same_bytes}"), ("other codes", "{differ:.3%}")]
-        columns += [("other pixels", "{other_pixels:.3%}"), ("most", "{largest}"), ("in parts", "{parts}")]
+        columns += [("other pixels", "{other_pixels:.3%}"), ("most", "{largest}"), ("as a whole", "{whole}")]
         yield table_of(entries, columns)
         frames, speeds = sum(row["frames"] for row in rows), []
         for where in ("cpu", "device"):
@@ -342,7 +382,7 @@ class Videos(Comparison):
         yield table_of(speeds, [*columns, ("entropy model", "{entropy:.1f}"), ("nets", "{nets:.1f}")])
 
     def lines(self, rows: Sequence[Row]) -> Iterator[str]:
-        both = [(sum(row["made"]["other_codes"]), sum(row["codes"])) for row in rows if row["made"] is not None]
+        both = [(sum(row["made"]["other_codes"]), sum(row["codes"])) for row in rows if row["made"] and row["codes"]]
         if both:
             differ, codes = (sum(column) for column in zip(*both, strict=True))
             yield f"{differ} of {codes} codes ({differ / codes:.4%}) are others in files made on the device"
@@ -358,14 +398,12 @@ def read_frames(path: Path, first: int) -> list[Pixels]:
     return kept
 
 
-def compare_frames(data: bytes, parts: Codes, models: Sequence[Any]) -> tuple[int, float, list[float]]:
-    """Largest difference of samples of 8 bits between what two models make of the same codes, share of pixels that
-    differ, and the seconds of both."""
-    header = read_tok(data).video
+def compare_frames(shown: Sequence[Iterator[Pixels]], header: VideoHeader) -> tuple[int, float, list[float]]:
+    """Largest difference of samples of 8 bits between the frames of two devices, segment by segment, share of pixels
+    that differ, and the seconds of both."""
     largest, differ, seconds = 0, 0, [0.0, 0.0]
-    for segment, codes in enumerate(parts):
-        begin, end = header.segment_span(segment)
-        painted = [timed(paint, codes, model, header.height, header.width) for model in models]
+    for begin, end in map(header.segment_span, range(header.n_segments)):
+        painted = [timed(next, frames) for frames in shown]
         seconds = [total + made.wall_s for total, made in zip(seconds, painted, strict=True)]
         a, b = (made.result for made in painted)
         for x, y in zip(a[: end - begin], b, strict=False):
@@ -375,5 +413,5 @@ def compare_frames(data: bytes, parts: Codes, models: Sequence[Any]) -> tuple[in
     return largest, differ / (header.frames * header.height * header.width), seconds
 
 
-def yes(value: bool) -> str:
-    return "yes" if value else "NO"
+def yes(value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "NO"

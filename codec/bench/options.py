@@ -196,9 +196,9 @@ class DeviceOptions:
     folder: Annotated[
         Path, typer.Argument(help="folder with pictures, sounds or videos, or with .tok files of pictures or videos")
     ]
-    qualities: Annotated[str | None, typer.Option(help="of pictures, with commas; else 20,50,80")] = None
+    qualities: Annotated[str | None, typer.Option(help="with commas; else 20,50,80 of pictures")] = None
     kbps: Annotated[float | None, typer.Option(help="of sounds; else 3", min=1e-3)] = None
-    levels: Annotated[int | None, typer.Option(help="of videos; else all", min=1)] = None
+    levels: Annotated[int | None, typer.Option(help="else all", min=1)] = None
     model: ModelOption = None
     device: Device = "auto"
     limit: Limit = None

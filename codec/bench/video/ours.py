@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ....tokenizers.video.grid import VideoGrid
 from ....tokenizers.video.motion import DEFAULT_QUALITY
 from ...container.chunks import LAYR
 from ...container.fields import FIT, VIDEO
@@ -31,7 +30,6 @@ from ..ours import Ours, load_ours, rates
 
 QUALITIES = (0.0, 10.0, 20.0, 35.0, 50.0)
 VIDEO_QUALITIES = (5.0, 15.0, 25.0, 35.0, 45.0, 60.0, 75.0)  # of models for videos whose rate is a quality
-PART = 7  # frames of a part of a stream, which ends within groups
 
 
 def frames_of(data: bytes, device: str, model: str | None = None) -> list[Pixels]:
@@ -178,13 +176,8 @@ def paint(codes: Codes, model: Model, height: int, width: int) -> Pixels:
     return np.stack(list(frames_of_codes(codes, video_tokenizer(model).decoder(height, width))))
 
 
-def stream_codes(frames: Sequence[Pixels], model: Model, levels: int) -> Codes:
-    """Codes ``[levels, t, h, w]`` of frames that come :data:`PART` at a time."""
-    if not isinstance(model.tokenizer, VideoGrid):
-        raise UsageError(f"{model.tokenizer.name} does not take a video in parts")
-    stream = model.tokenizer.stream_encoder(levels)
-    codes = []
-    for begin in range(0, len(frames), PART):
-        x = torch.from_numpy(np.stack(frames[begin : begin + PART]))  # [n, H, W, 3]
-        codes.append(stream.push(x.permute(3, 0, 1, 2)[None]))
-    return torch.cat([*codes, stream.finish()], 2)[0].cpu().numpy()
+def clip_codes(frames: Sequence[Pixels], model: Model, levels: int) -> Codes:
+    """Codes ``[levels, t, h, w]`` of frames as one clip, which a file's encoder gets one by one."""
+    x = torch.from_numpy(np.stack(frames))  # [n, H, W, 3]
+    codes: Codes = video_tokenizer(model).encode(x.permute(3, 0, 1, 2)[None], levels).codes[0].cpu().numpy()
+    return codes
