@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .container.chunks import ALPH, AUDL, EXCT, EXIF, ICCP, LAYR, TIME, XMPP
+from .container.chunks import CHUNKS, EXCT, LAYR
 from .container.fields import HYPERPRIOR, VERSION, ImageHeader, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
-
-PARTS = {"icc": ICCP, "exif": EXIF, "xmp": XMPP, "alpha": ALPH, "exact": EXCT}
-VIDEO_PARTS = {"time": TIME, "sound": AUDL}
 
 
 def describe(data: bytes, name: str) -> dict[str, Any]:
@@ -20,10 +17,10 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
 
     Keys beyond the header: ``bytes``, ``bpp`` of pictures and videos, ``seconds`` and ``kbps`` of sounds and videos
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
-    each layer over all segments), ``icc_bytes``, ``exif_bytes``, ``xmp_bytes``, ``alpha_bytes``, ``exact_bytes`` (of
-    payloads), ``overhead_bytes`` (what is in none of them: the header, the frames of chunks, the index), ``complete``,
-    ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads as well), and if there is sound its
-    ``sound_model``, ``sound_samples``, ``sound_rate`` and ``sound_channels``.
+    each layer over all segments), ``icc_bytes`` and so on (payloads of each name in :data:`.container.chunks.CHUNKS`,
+    0 where there are none; those of videos only of videos), ``overhead_bytes`` (what is in none of them: the header,
+    the frames of chunks, the index), ``complete``, ``problems``; of videos with sound ``sound_model``,
+    ``sound_samples``, ``sound_rate`` and ``sound_channels``.
 
     Raises: a FormatError that names the file.
     """
@@ -45,17 +42,18 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
     layers = [sizes[LAYR, k] for k in range(header.layers)]
-    parts = {f"{name}_bytes": sizes[kind, 0] for name, kind in PARTS.items()}
-    video = {f"{name}_bytes": sizes[kind, 0] for name, kind in VIDEO_PARTS.items()}
+    told = {kind: row.name for kind, row in CHUNKS.items() if row.name}
+    if not isinstance(header, VideoHeader):
+        told = {kind: name for kind, name in told.items() if CHUNKS[kind].modality != "video"}
+    parts = {f"{name}_bytes": sizes[kind, 0] for kind, name in told.items()}
     found |= {
         "bytes": len(data),
         **header.rates(len(data)),
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
-        "overhead_bytes": len(data) - sum(layers) - sum(parts.values()) - sum(video.values()),
+        "overhead_bytes": len(data) - sum(layers) - sum(parts.values()),
         **parts,
-        **(video if isinstance(header, VideoHeader) else {}),
     }
     if tok.track is not None:
         sound = tok.track[0]

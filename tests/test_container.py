@@ -346,7 +346,7 @@ def test_round_trip() -> None:
         (replace(WIDE, alpha=1, segment=3), b"png", None, b"MM\0*"),
     ):
         layers = layers_of(header)
-        tok = read_tok(write_tok(header, layers, alpha, icc, exif))
+        tok = read_tok(write_tok(header, layers, alpha, icc=icc, exif=exif))
         assert tok.header == header
         assert tok.complete
         assert_holds(tok, layers)
@@ -370,7 +370,7 @@ def test_writer_refuses_what_does_not_fit_the_header() -> None:
 def test_layers_are_coarse_to_fine_over_all_segments() -> None:
     """So that a file that is cut off is coarser everywhere, instead of ending at some row."""
     header = replace(WIDE, alpha=1)
-    data = write_tok(header, layers_of(header), b"alpha", b"icc", b"exif")
+    data = write_tok(header, layers_of(header), b"alpha", icc=b"icc", exif=b"exif")
     order = [(kind, payload[0], payload[1]) if kind == LAYR else (kind,) for _, kind, payload in chunks_of(data)]
     assert order == [
         (HEAD,), (ICCP,), (EXIF,), (LAYR, 0, 0), (LAYR, 0, 1), (ALPH,), (LAYR, 1, 0), (LAYR, 1, 1), (LAYR, 2, 0),
@@ -380,7 +380,7 @@ def test_layers_are_coarse_to_fine_over_all_segments() -> None:
 
 def test_index_points_at_every_chunk() -> None:
     header = replace(WIDE, alpha=1)
-    data = write_tok(header, layers_of(header), b"alpha", b"icc", b"exif")
+    data = write_tok(header, layers_of(header), b"alpha", icc=b"icc", exif=b"exif")
     *chunks, index, end = chunks_of(data)
     assert struct.unpack("<Q", end[2]) == (index[0],)
     entries = list(INDEX_ENTRY.iter_unpack(index[2]))

@@ -59,7 +59,7 @@ def make_file(model: Model, height: int, width: int, segment: int = 64, extras: 
         for row, payload in zip(layers, model.prior.compress(codes[:, top:bottom, left:right]), strict=True):
             row.append(payload)
     alpha = encode_alpha(np.full((height, width), 7, np.uint8)) if extras else None
-    return write_tok(header, layers, alpha, b"profile" if extras else None, b"II*\0" if extras else None)
+    return write_tok(header, layers, alpha, **({"icc": b"profile", "exif": b"II*\0"} if extras else {}))
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_constants_chunk_types_and_errors_are_named() -> None:
     text = FORMAT.read_text()
     assert container_fields.SIGNATURE.hex(" ").upper() in text
     assert f"Version {container_fields.VERSION}." in text
-    for kind in chunks.KNOWN:
+    for kind in chunks.CHUNKS:
         assert f"| `{kind.decode()}` |" in text
     for name, value in vars(errors).items():
         if isinstance(value, type) and issubclass(value, errors.FormatError) and value is not errors.FormatError:

@@ -19,11 +19,51 @@ from .fields import AudioHeader, read_header, write_header
 HEAD, LAYR, ALPH, EXCT, TEND = b"HEAD", b"LAYR", b"ALPH", b"EXCT", b"TEND"
 ICCP, EXIF, XMPP, INDX = b"iCCP", b"eXIF", b"xMPP", b"iNDX"
 TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
-KNOWN = {HEAD, LAYR, ALPH, EXCT, TEND, ICCP, EXIF, XMPP, INDX, TIME, AHED, AUDL}
 MAX_METADATA = 16 << 20  # bytes of an ICC profile, EXIF block or XMP packet after decompression
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
 INDEX_POINTER = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class ChunkKind:
+    """A kind of chunks, a row each; reader, writer and `codec info` go by it.
+
+    Attributes:
+        name: of its payloads, in `codec info` and for :func:`.write.write_tok`; "" where they count as overhead.
+        begins: what its payloads begin with: "" (there is one), "segment", or "layer and segment".
+        modality: of the only files that have it, "" for all.
+        flag: the field of their header that says whether it is there, "" if none does.
+        deflated: whether it is stored compressed.
+        late: whether a picture's or a sound's lie behind the first layer, and not before it.
+    """
+
+    name: str = ""
+    begins: str = ""
+    modality: str = ""
+    flag: str = ""
+    deflated: bool = False
+    late: bool = False
+
+    def belongs(self, modality: str) -> bool:
+        """Whether files of a modality may have it."""
+        return self.modality in ("", modality)
+
+
+CHUNKS = {
+    HEAD: ChunkKind(),
+    LAYR: ChunkKind(begins="layer and segment"),
+    ICCP: ChunkKind("icc", deflated=True),
+    EXIF: ChunkKind("exif", deflated=True),
+    XMPP: ChunkKind("xmp", deflated=True),
+    ALPH: ChunkKind("alpha", modality="image", flag="alpha", late=True),
+    EXCT: ChunkKind("exact", "segment", modality="image", late=True),
+    TIME: ChunkKind("time", modality="video", flag="times"),
+    AHED: ChunkKind(modality="video", flag="sound"),
+    AUDL: ChunkKind("sound", "segment", modality="video", flag="sound"),
+    INDX: ChunkKind(),
+    TEND: ChunkKind(),
+}
 
 
 def pack_layer_prefix(layer: int, segment: int) -> bytes:
@@ -60,13 +100,13 @@ def _read_segment(data: bytes) -> tuple[int, int] | None:
 
 
 def read_prefix(kind: bytes, payload: bytes) -> tuple[int, int, int] | None:
-    """Layer, segment and length of what the payload of a LAYR, EXCT or AUDL starts with, (0, 0, 0) of other chunks."""
-    if kind == LAYR:
-        return read_layer_prefix(payload)
-    if kind in (AUDL, EXCT):
-        found = _read_segment(payload)
-        return None if found is None else (0, *found)
-    return 0, 0, 0
+    """Layer, segment and length of what a payload begins with, as its row in :data:`CHUNKS` says; (0, 0, 0) for
+    nothing, None if it is cut off or not as it is written."""
+    begins = CHUNKS[kind].begins
+    if begins != "segment":
+        return read_layer_prefix(payload) if begins else (0, 0, 0)
+    found = _read_segment(payload)
+    return None if found is None else (0, *found)
 
 
 def pack_chunk(kind: bytes, payload: bytes) -> bytes:
@@ -186,7 +226,7 @@ def scan(data: bytes, offset: int) -> Iterator[tuple[int, bytes, bytes] | tuple[
     file.
     """
     budget = 4 * len(data) + 4096
-    known = re.compile(b"|".join(re.escape(kind) for kind in sorted(KNOWN - {HEAD})))
+    known = re.compile(b"|".join(re.escape(kind) for kind in sorted(CHUNKS.keys() - {HEAD})))
     while offset < len(data):
         found = chunk_at(data, offset)
         if found is not None:

@@ -19,18 +19,16 @@ from ..errors import ChunkError, HeaderError, LimitError, SignatureError, Trunca
 from ..registry import MODALITIES, MODALITY_NAMES
 from .chunks import (
     AHED,
-    ALPH,
     AUDL,
+    CHUNKS,
     EXCT,
     FRAME,
     HEAD,
     INDEX_ENTRY,
     INDEX_POINTER,
     INDX,
-    KNOWN,
     LAYR,
     TEND,
-    TIME,
     chunk_at,
     decompress_metadata,
     read_prefix,
@@ -120,7 +118,7 @@ class TokFile:
         payload = found[1]
         prefix = read_prefix(kind, payload)
         if prefix is None or prefix[:2] != (layer, segment):
-            what = "" if kind in (AUDL, EXCT) else f"layer {layer} of "
+            what = f"layer {layer} of " if kind == LAYR else ""
             self.damaged(f"{kind.decode()} chunk at byte {offset} is not {what}segment {segment}")
             return None
         return payload[prefix[2] :]
@@ -243,14 +241,11 @@ def _cut_head(data: bytes, start: int) -> bool:
 
 
 def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
-    header = tok.header
-    if kind == LAYR:
-        return layer < header.layers and segment < header.n_segments
-    flags = {ALPH: "alpha", TIME: "times", AHED: "sound", AUDL: "sound"}  # of a header, 0 where it has no such field
-    there = kind not in flags or bool(vars(header).get(flags[kind], 0))
-    if kind == EXCT:
-        return layer == 0 and isinstance(header, ImageHeader) and segment < header.n_segments
-    return layer == 0 and there and (segment == 0 or kind == AUDL)
+    header, row = tok.header, CHUNKS[kind]
+    if not row.belongs(MODALITY_NAMES[header.modality]) or (row.flag and not getattr(header, row.flag)):
+        return False
+    layers, segments = header.layers if kind == LAYR else 1, header.n_segments if row.begins else 1
+    return layer < layers and (segment < segments or kind == AUDL)  # a sound has segments of its own
 
 
 def _read_track(tok: TokFile, max_samples: int | None) -> None:
@@ -301,7 +296,7 @@ def _read_index(tok: TokFile) -> bool:
         return False
     places: dict[tuple[bytes, int, int], int] = {}
     for kind, layer, segment, place in INDEX_ENTRY.iter_unpack(found[1]):
-        if kind not in KNOWN:
+        if kind not in CHUNKS:
             if kind[:1].isupper():
                 raise ChunkError(f"unknown critical chunk {kind!r}; update tokodec")
             continue
@@ -328,7 +323,7 @@ def _rebuild_index(tok: TokFile) -> None:
             continue
         if damage is not None:
             was = tok.data[damage : damage + 4]
-            what = f" ({was.decode()} chunk)" if was in KNOWN else ""
+            what = f" ({was.decode()} chunk)" if was in CHUNKS else ""
             tok.damaged(f"bytes {damage} to {at - 1} are damaged{what}")
             damage = None
         if kind == TEND:
@@ -336,14 +331,13 @@ def _rebuild_index(tok: TokFile) -> None:
             if at + FRAME + len(payload) != len(tok.data):
                 tok.damaged(f"{len(tok.data) - at - FRAME - len(payload)} bytes follow the end of the file")
             break
-        if kind not in KNOWN:
+        if kind not in CHUNKS:
             if kind[:1].isupper():
                 raise ChunkError(f"unknown critical chunk {kind.decode()} at byte {at}; update tokodec")
             continue
         prefix = read_prefix(kind, payload)
         if prefix is None:
-            what = "segment" if kind in (AUDL, EXCT) else "layer and segment"
-            tok.damaged(f"{kind.decode()} chunk at byte {at} does not tell its {what}")
+            tok.damaged(f"{kind.decode()} chunk at byte {at} does not tell its {CHUNKS[kind].begins}")
             continue
         layer, segment, _ = prefix
         if kind == HEAD or not _valid_place(tok, kind, layer, segment) or (kind, layer, segment) in tok.places:

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING
 
 from .chunks import (
     AHED,
-    ALPH,
     AUDL,
-    EXCT,
-    EXIF,
+    CHUNKS,
     HEAD,
-    ICCP,
     INDEX_ENTRY,
     INDEX_POINTER,
     INDX,
     LAYR,
     TEND,
     TIME,
-    XMPP,
     compress_metadata,
     pack_chunk,
     pack_layer_prefix,
@@ -75,20 +71,23 @@ def write_tok(
     header: Header,
     layers: list[list[bytes]],
     alpha: bytes | None = None,
-    icc: bytes | None = None,
-    exif: bytes | None = None,
-    xmp: bytes | None = None,
-    exact: Mapping[int, bytes] | None = None,
+    **parts: bytes | Mapping[int, bytes] | None,
 ) -> bytes:
     """Build the file of a picture or a sound.
 
     Args: layers: ``layers[k][s]`` is the payload of layer k of segment s, ``header.layers`` by ``header.n_segments``.
-          alpha: payload of ALPH.  icc, exif, xmp: uncompressed.  exact: payloads of EXCT by segment.
+          alpha, parts: of other chunks, by their names in :data:`.chunks.CHUNKS`: ``icc``, ``exif`` and ``xmp``
+          uncompressed, ``alpha``, and by segment ``exact``. None and nothing are the same.
     """
     if len(layers) != header.layers or any(len(row) != header.n_segments for row in layers):
         raise ValueError(f"need {header.layers} layers of {header.n_segments} segments")
-    if bool(isinstance(header, ImageHeader) and header.alpha) != (alpha is not None):
-        raise ValueError("the header's alpha flag and the alpha payload disagree")
+    given = {name: part for name, part in {**parts, "alpha": alpha}.items() if part}
+    names = {row.name for row in CHUNKS.values()}
+    if not given.keys() <= names:
+        raise ValueError(f"there are no chunks {' and '.join(sorted(given.keys() - names))}")
+    for row in CHUNKS.values():
+        if row.flag and bool(getattr(header, row.flag, 0)) != (row.name in given):
+            raise ValueError(f"the header's flag {row.flag} and the chunks disagree")
     out = bytearray(SIGNATURE + bytes([VERSION]))
     index = bytearray()
 
@@ -96,18 +95,22 @@ def write_tok(
         index.extend(INDEX_ENTRY.pack(kind, layer, segment, len(out)))
         out.extend(pack_chunk(kind, payload))
 
+    def put_parts(late: bool) -> None:
+        for kind, row in CHUNKS.items():
+            part = given.get(row.name) if row.late == late else None
+            if isinstance(part, Mapping):
+                for s, payload in sorted(part.items()):
+                    put(kind, pack_segment(s) + payload, 0, s)
+            elif part is not None:
+                put(kind, compress_metadata(part) if row.deflated else part)
+
     put(HEAD, write_header(header))
-    for kind, data in ((ICCP, icc), (EXIF, exif), (XMPP, xmp)):
-        if data:
-            put(kind, compress_metadata(data))
+    put_parts(late=False)
     for k, row in enumerate(layers):
         for s, payload in enumerate(row):
             put(LAYR, pack_layer_prefix(k, s) + payload, k, s)
-        if k == 0 and alpha is not None:
-            put(ALPH, alpha)
         if k == 0:
-            for s, payload in sorted((exact or {}).items()):
-                put(EXCT, pack_segment(s) + payload, 0, s)
+            put_parts(late=True)
     pointer = b""
     # With one segment there is nothing to seek, and the chunks of a sound are small beside 17 bytes of index for each.
     if header.n_segments > 1 and isinstance(header, ImageHeader):
