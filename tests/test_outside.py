@@ -185,12 +185,12 @@ def test_devices(
     installed: dict[str, str], models: Path, pictures: Path, sounds: Path, videos: Path, tmp_path: Path
 ) -> None:
     """A device beside itself reads the same codes of the same files, whatever sets the rate."""
-    expected = {
+    expected: dict[str, tuple[Path, list[object], dict[str, object]]] = {
         "block-colours": (pictures, [], {"setting": None}),
         "bands": (sounds, ["--levels", 2], {"codes": 2 * 2 * 1313}),
         "grays": (videos, [], {"codes": 2 * [23 * 5 * 7], "same_bytes": True, "largest": 0}),
     }
-    commands = [
+    commands: list[list[object]] = [
         ["bench", "devices", folder, "-m", models / name, *more, "--device", "cpu", "-o", tmp_path / name]
         for name, (folder, more, _) in expected.items()
     ]

@@ -85,9 +85,9 @@ def write_tok(
     names = {row.name for row in CHUNKS.values()}
     if not given.keys() <= names:
         raise ValueError(f"there are no chunks {' and '.join(sorted(given.keys() - names))}")
-    for row in CHUNKS.values():
-        if row.flag and bool(getattr(header, row.flag, 0)) != (row.name in given):
-            raise ValueError(f"the header's flag {row.flag} and the chunks disagree")
+    for kind in CHUNKS.values():
+        if kind.flag and bool(getattr(header, kind.flag, 0)) != (kind.name in given):
+            raise ValueError(f"the header's flag {kind.flag} and the chunks disagree")
     out = bytearray(SIGNATURE + bytes([VERSION]))
     index = bytearray()
 
