@@ -365,6 +365,8 @@ def test_writer_refuses_what_does_not_fit_the_header() -> None:
         write_tok(HEADER, layers_of(HEADER), b"alpha")
     with pytest.raises(ValueError, match="alpha"):
         write_tok(replace(HEADER, alpha=1), layers_of(HEADER))
+    with pytest.raises(ValueError, match="there are no chunks exif2"):
+        write_tok(HEADER, layers_of(HEADER), exif2=b"II*\0")
 
 
 def test_layers_are_coarse_to_fine_over_all_segments() -> None:
