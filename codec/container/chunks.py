@@ -18,7 +18,6 @@ from .fields import AudioHeader, read_header, write_header
 # case is critical (refuse the file), lower case is ancillary (skip the chunk).
 HEAD, LAYR, ALPH, EXCT, TEND = b"HEAD", b"LAYR", b"ALPH", b"EXCT", b"TEND"
 ICCP, EXIF, XMPP, INDX = b"iCCP", b"eXIF", b"xMPP", b"iNDX"
-NOTE = b"nOTE"  # words of whoever made the file, for each segment
 TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
 MAX_METADATA = 16 << 20  # bytes of an ICC profile, EXIF block or XMP packet after decompression
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
@@ -59,7 +58,6 @@ CHUNKS = {
     XMPP: ChunkKind("xmp", deflated=True),
     ALPH: ChunkKind("alpha", modality="image", flag="alpha", late=True),
     EXCT: ChunkKind("exact", "segment", modality="image", late=True),
-    NOTE: ChunkKind("note", "segment", modality="image", late=True),
     TIME: ChunkKind("time", modality="video", flag="times"),
     AHED: ChunkKind(modality="video", flag="sound"),
     AUDL: ChunkKind("sound", "segment", modality="video", flag="sound"),
