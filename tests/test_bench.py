@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokodec.codec.bench.image.bench import MEANS, aggregate, bench_images
 from tokodec.codec.bench.image.peers import PEERS, PeerSearch, find_peers
 from tokodec.codec.bench.memory import bench_processes, write_synthetic
 from tokodec.codec.bench.metrics import KEYS
-from tokodec.codec.bench.options import ImageOptions
+from tokodec.codec.bench.options import ImageOptions, ProcessOptions
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, ModelError, TokodecError, UsageError
@@ -374,14 +375,15 @@ def test_infinite_psnr_is_null_in_json() -> None:
 
 
 def test_processes_are_timed_and_weighed(tiny_model: Path) -> None:
-    runs = bench_processes(None, 0.01, str(tiny_model), "cpu")
+    options = ProcessOptions(megapixels=0.01, model=str(tiny_model), device="cpu")
+    runs = bench_processes(options)
     assert [run.command for run in runs] == ["--help", "encode", "info", "decode"]
     assert all(run.seconds > 0 and run.cpu > 0 and run.mib > 1 for run in runs)
     assert runs[1].mib > runs[0].mib  # torch is there only where it is needed
     with pytest.raises(UsageError, match="picture or --megapixels"):
-        bench_processes(None, None, None, "cpu")
+        bench_processes(replace(options, megapixels=None))
     with pytest.raises(TokodecError, match=r"encode .* failed: codec: .*no such file"):
-        bench_processes(Path("nowhere.png"), None, str(tiny_model), "cpu")
+        bench_processes(replace(options, megapixels=None, picture=Path("nowhere.png")))
 
 
 def test_the_synthetic_picture_has_the_size_asked_for(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import tokodec
 from tokodec.codec.bench.image.allocation import bench_allocation
+from tokodec.codec.bench.options import AllocationOptions
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
 from tokodec.codec.decode import decode_file, file_tokens
@@ -343,7 +345,8 @@ def test_damage_stays_in_its_segment(sequence_model: Path) -> None:
 def test_bench_of_token_allocation(
     sequence_model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", limit=1, show=["0.png"])
+    options = AllocationOptions(folder=folder, out=tmp_path / "out", model=str(sequence_model), device="cpu")
+    report = bench_allocation(replace(options, limit=1, show="0.png"))
     assert [(row["way"], row["tokens"]) for row in report["means"]] == [("alike", 12), ("shared", 12)]
     assert len(report["rows"]) == 2
     for row in report["rows"]:
@@ -360,9 +363,9 @@ def test_bench_of_token_allocation(
     assert Image.open(tmp_path / "out" / "sheet-1.png").size == (600, 280)
     assert "no figure" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"nothing\.png is not among"):
-        bench_allocation(folder, tmp_path / "out", str(sequence_model), "cpu", show=["nothing.png"])
+        bench_allocation(replace(options, show="nothing.png"))
     with pytest.raises(UsageError, match="not a number of tokens"):
-        bench_allocation(folder, tmp_path / "out", "image-photo", "cpu")
+        bench_allocation(replace(options, model="image-photo"))
 
 
 # --------------------------------------------------------------------------------------------------------- one command

@@ -25,6 +25,7 @@ from rich.console import Console
 from ..errors import TokodecError, UsageError
 from ..settings import Setting
 from .contender import Coded, Contender
+from .options import ProcessOptions
 from .report import print_table, table_of
 
 START = "start-up"
@@ -173,14 +174,15 @@ def write_synthetic(path: Path, megapixels: float) -> None:
             file.write(pixels.astype(np.uint8).tobytes())
 
 
-def bench_processes(picture: Path | None, megapixels: float | None, model: str | None, device: str) -> list[Run]:
+def bench_processes(options: ProcessOptions) -> list[Run]:
     """Time and measure `codec --help`, `encode`, `info` and `decode` on a file or a synthetic picture; print a table.
 
-    Raises: UsageError unless one of ``picture`` and ``megapixels`` is given.
+    Raises: UsageError unless one of a picture and a number of megapixels is given.
     """
+    picture, megapixels = options.picture, options.megapixels
     if (picture is None) == (megapixels is None):
         raise UsageError("give a picture or --megapixels")
-    more = ["--device", device, *(["--model", model] if model else [])]
+    more = ["--device", options.device, *(["--model", options.model] if options.model else [])]
     with tempfile.TemporaryDirectory() as folder:
         source = picture
         if source is None:

@@ -1,7 +1,7 @@
 """What the benchmarks are told: each option once, for the command line and for Python.
 
-A field of a class below is an option of its command, with the help that `codec bench ... --help` shows; a benchmark
-takes the object. Lists are texts with commas, as one types them.
+A field of a class below is an option of its command, with the help that `codec bench ... --help` shows, as is the text
+of the class; a benchmark takes the object. Lists are texts with commas, as one types them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JsonOut = Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Of `codec bench image`."""
+    """Rate, distortion, seconds and memory on a folder of pictures, beside other codecs; tables and a page."""
 
     folder: Annotated[
         Path | None, typer.Argument(help="folder with pictures; those directly in it are taken, by name")
@@ -68,7 +68,8 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioOptions:
-    """Of `codec bench audio`. The kind of a sound is the part of its name before the first "_"."""
+    """Rate, quality, speed and memory on a folder of sounds, named by kind as speech_1.wav, beside other codecs and
+    networks; tables and a page."""
 
     folder: Folder
     out: Out = Path("bench-out")
@@ -92,7 +93,8 @@ class AudioOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOptions:
-    """Of `codec bench video`."""
+    """Rate, distortion, speed and memory on a folder of videos, beside x264, x265 and SVT-AV1, and beside a model for
+    pictures that is run frame by frame; tables and a page."""
 
     folder: Folder
     out: Out = Path("bench-out")
@@ -121,8 +123,30 @@ class VideoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllocationOptions:
+    """Sequence models for pictures at different numbers of tokens: each window alike, and allocated by content."""
+
+    folder: Folder
+    out: Out = Path("bench-out")
+    model: ModelOption = None
+    device: Device = "auto"
+    limit: Limit = None
+    show: Show = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """Wall-clock seconds and peak memory of whole `codec` processes, start-up included."""
+
+    picture: Annotated[Path | None, typer.Argument(help="a picture")] = None
+    megapixels: Annotated[float | None, typer.Option(help="make a picture of this size instead", min=1e-6)] = None
+    model: ModelOption = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class NearestOptions:
-    """Of `codec bench nearest`."""
+    """The nearest-codeword search beside PyTorch and what is installed: time, memory, wrong indices."""
 
     device: Device = "auto"
     shapes: Annotated[str | None, typer.Option(help="rows x codewords x dimensions, as 4096x1024x8,...")] = None
@@ -141,7 +165,11 @@ class NearestOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorOptions:
-    """Of `codec bench prior`."""
+    """The context prior beside the static one: bytes, a hash of the integer tables, speed.
+
+    "tables SHA-256" is equal on all machines for equal codes in equal order (inputs as given, folders by name). Codes
+    of a picture may differ between devices in rare ties of the analysis net, so compare with .tok or token files.
+    """
 
     inputs: Annotated[
         list[Path],
@@ -157,7 +185,7 @@ class PriorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorOptions:
-    """Of `codec bench generator`."""
+    """A generator as a prior beside the context prior and static tables, and its speed with and without a cache."""
 
     inputs: Annotated[
         list[Path], typer.Argument(help="pictures or sounds, .tok or token files, or folders", metavar="INPUT...")
@@ -175,7 +203,8 @@ class GeneratorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """Of `codec bench quality`."""
+    """What a quality means: PSNR of whole files at each, whether it rises on every picture, and what generations
+    lose."""
 
     folder: Folder
     model: ModelOption = None
@@ -191,7 +220,10 @@ class QualityOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Of `codec bench devices`."""
+    """A GPU beside the CPU: files of each read on both, the same codes or not, and how long it takes.
+
+    The first file says whether the folder holds pictures, sounds or videos.
+    """
 
     folder: Annotated[
         Path, typer.Argument(help="folder with pictures, sounds or videos, or with .tok files of pictures or videos")
@@ -207,7 +239,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConcealOptions:
-    """Of `codec bench conceal`."""
+    """Lost codes filled by the priors and by simple means: how far PSNR drops."""
 
     pictures: Annotated[list[Path], typer.Argument(help="pictures, or folders of them", metavar="PICTURE...")]
     share: Annotated[float, typer.Option(help="of what is lost, between 0 and 1")] = 0.2

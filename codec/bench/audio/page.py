@@ -11,7 +11,7 @@ from ...media.audio import Sound, write_audio
 from ...metrics.spectrogram import DYNAMICS, Mono, levels, spectrogram
 from ..clips import SAMPLE_RATE
 from ..metrics import SOUND_METRICS, Metric
-from ..page import KBPS, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..page import KBPS, Chart, Exhibit, Page, Version, beside, data_uri, draw, page
 from ..report import Cell, Section, Table, memory_section, plural, table_of, where
 
 SHOWN_SECONDS = 10.0  # of a sound on the page
@@ -28,25 +28,6 @@ HINT = (
     "Press play on another version while one plays: it goes on at the same place. Spectrograms span 0 to"
     f" {SAMPLE_RATE // 2000} kHz and {DYNAMICS:.0f} dB."
 )
-STYLE = """
-.sounds img{height:150px}.sounds audio{display:block;width:100%;height:36px}
-.better{color:#00795a;font-weight:600}.worse{color:#c0392b}
-@media (prefers-color-scheme:dark){.better{color:#4fd1a5}.worse{color:#ff8a7a}}
-"""
-# One sound at a time; the next goes on where the last one is.
-SCRIPT = """
-for (const article of document.querySelectorAll("article")) {
-  const players = [...article.querySelectorAll("audio")];
-  for (const player of players)
-    player.addEventListener("play", () => {
-      for (const other of document.querySelectorAll("audio"))
-        if (other !== player && !other.paused) {
-          if (players.includes(other)) player.currentTime = other.currentTime;
-          other.pause();
-        }
-    });
-}
-"""
 
 
 def audio_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
@@ -55,7 +36,7 @@ def audio_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections:
     title = f"{report['model']}{effort}: {plural(len(report['clips']), 'clip')}"
     by_kind = sorted(exhibits, key=lambda exhibit: report["kinds"].index(exhibit.group))
     sources = report["peers"] | report["baselines"]
-    what = Page(title, LEAD, ("Listen", HINT, by_kind), sources, style=STYLE, script=SCRIPT)
+    what = Page(title, LEAD, ("Listen", HINT, by_kind), sources, *beside(__file__))
     return page(what, report, chart_of(report), sections)
 
 

@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from ...console import names_in
 from ...files import atomic_output
 from ...media.read_image import Picture
 from ...media.write_image import write_image
@@ -25,6 +24,7 @@ from ..clips import files_in, read_photo
 from ..contender import results
 from ..curves import bd_rate, group_by, means
 from ..metrics import METRICS, check_bench_extra, measure
+from ..options import AllocationOptions
 from ..report import make_folder, print_table, said, signed, table_of, write_text
 from ..run import Row
 from .ours import prepare_tokens
@@ -34,24 +34,16 @@ COUNTS = {"alike": (16, 32, 64, 128, 256), "shared": (12, 16, 32, 64, 128, 200)}
 MEASURED = ("psnr", "ms_ssim", "feature_distance")
 
 
-def bench_allocation(
-    folder: Path,
-    out: Path,
-    model: str | None = None,
-    device: str = "auto",
-    *,
-    limit: int | None = None,
-    show: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Measure a folder of pictures; write ``shares.json`` and sheets of decoded pictures into ``out``.
+def bench_allocation(options: AllocationOptions) -> dict[str, Any]:
+    """Measure a folder of pictures; write ``shares.json`` and sheets of decoded pictures into a folder: of those to
+    show, of the first one if none is named.
 
-    Args:   show: names of the pictures that get a sheet; the first one if empty.
     Raises: a TokodecError: no pictures, or a model whose rate control is another one.
     """
-    device = pick_device(device)
-    coders = prepare_tokens(model, device, COUNTS)
+    device, out, show = pick_device(options.device), options.out, names_in(options.show)
+    coders = prepare_tokens(options.model, device, COUNTS)
     tokenizer = load_model(coders[0].model, device).tokenizer
-    paths = files_in(folder, "pictures", limit, show)
+    paths = files_in(options.folder, "pictures", options.limit, show)
     check_bench_extra(device, MEASURED)
     make_folder(out)
     rows: list[Row] = []

@@ -14,7 +14,7 @@ from ...media.read_video import Pixels
 from ...media.write_video import VideoWriter
 from ..clips import Video
 from ..metrics import METRICS, Metric
-from ..page import BPP, Chart, Exhibit, Page, Version, data_uri, draw, page
+from ..page import BPP, Chart, Exhibit, Page, Version, beside, data_uri, draw, page
 from ..report import Column, Section, Table, bd_cell, memory_section, plural, signed, table_of, where
 
 ALL = "all clips, means"
@@ -32,50 +32,13 @@ HINT = (
     "The first codec at its middle setting, the others at the setting whose bytes are nearest to that. What plays is"
     " H.264 at a quality that is hardly told from what each codec gave."
 )
-STYLE = """
-.videos video{display:block;width:100%;background:#000}
-.transport{display:flex;gap:.5rem;align-items:center;margin:.4rem 0}.transport input{flex:1}
-"""
-# The first player of a clip leads, the others follow it.
-SCRIPT = """
-for (const article of document.querySelectorAll("article")) {
-  const videos = [...article.querySelectorAll("video")], first = videos[0];
-  const play = article.querySelector(".play"), place = article.querySelector("input");
-  const speed = article.querySelector("select"), step = 1 / Number(article.querySelector(".transport").dataset.rate);
-  const last = () => Math.max(0, first.duration - step / 2);
-  const go = time => { for (const video of videos) video.currentTime = time; };
-  const stop = () => { for (const video of videos) video.pause(); play.textContent = "play"; };
-  const follow = () => {
-    for (const video of videos.slice(1))
-      if (Math.abs(video.currentTime - first.currentTime) > step) video.currentTime = first.currentTime;
-    if (first.duration) place.value = first.currentTime / first.duration;
-    if (first.ended) { go(0); for (const video of videos) video.play(); }
-    if (!first.paused || first.ended) requestAnimationFrame(follow);
-  };
-  play.addEventListener("click", () => {
-    if (!first.paused) return stop();
-    play.textContent = "pause";
-    go(first.currentTime);
-    Promise.all(videos.map(video => video.play())).then(follow);
-  });
-  place.addEventListener("input", () => { stop(); go(Math.min(last(), place.value * first.duration)); });
-  for (const [name, sign] of [[".back", -1], [".on", 1]])
-    article.querySelector(name).addEventListener("click", () => {
-      stop();
-      const frame = Math.floor(first.currentTime / step + 0.01) + sign;  // its middle, where no rounding can reach
-      go(Math.min(last(), Math.max(0, (frame + 0.5) * step)));
-      place.value = first.currentTime / first.duration;
-    });
-  speed.addEventListener("change", () => { for (const video of videos) video.playbackRate = Number(speed.value); });
-}
-"""
 
 
 def video_page(report: Mapping[str, Any], exhibits: Sequence[Exhibit], sections: Sequence[Section]) -> str:
     """The page as text. ``report`` is what results.json holds, see :func:`.bench.bench_video`."""
     title = f"{', '.join(report['models']) or 'other codecs'}: {plural(len(report['clips']), 'clip')}"
     sources = {name: codec["how"] for name, codec in report["codecs"].items()}
-    what = Page(title, lead(report), ("Clips side by side", HINT, exhibits), sources, style=STYLE, script=SCRIPT)
+    what = Page(title, lead(report), ("Clips side by side", HINT, exhibits), sources, *beside(__file__))
     return page(what, report, chart_of(report), sections)
 
 
