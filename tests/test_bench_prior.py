@@ -28,6 +28,7 @@ from tokodec.codec.corpus.token_files import dump_tokens
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import ModelError
+from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.entropy.context.net import ContextNet, LevelShape
 from tokodec.entropy.context.prior import ContextPrior
@@ -356,7 +357,7 @@ def test_nearest_copies_level_by_level() -> None:
 
 def test_fillers_keep_what_is_there_and_fill_what_they_say(model: Path, inputs: list[Input]) -> None:
     _, static, context = load_priors(str(model), "cpu")
-    tokenizer = conceal.load_tokenizer(model, "cpu")
+    tokenizer = load_model(str(model), "cpu").tokenizer
     codewords = tokenizer.codewords()
     ways = conceal.fillers(static, context, codewords)
     assert tuple(ways) == FILLERS

@@ -182,6 +182,10 @@ def test_a_prior_is_trained_and_used(
     else:
         assert made[0].read_bytes() == made[1].read_bytes()
     assert (tmp_path / "context.tok").stat().st_size < (tmp_path / "static.tok").stat().st_size
+    if name == "block-colours":
+        for bench in ("prior", "conceal"):
+            codec(installed, ["bench", bench, source, "-m", trained, "--device", "cpu", "-o", tmp_path / "found.json"])
+            assert json.loads((tmp_path / "found.json").read_text())["model"] == "with-prior"
 
 
 def test_devices(

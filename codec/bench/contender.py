@@ -7,11 +7,11 @@ A contender is a model of ours, a codec of others ("peer"), or a network with ra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from ..errors import RateError
+from ..errors import RateError, UsageError
 from ..settings import Setting
 
 T = TypeVar("T")
@@ -95,6 +95,31 @@ class Codec:
 
     variants: tuple[str, ...] = ("",)
     smallest: Setting | None = None
+
+
+def chosen(names: Iterable[str], known: Collection[str], what: str = "codec {} to compare with") -> list[str]:
+    """Names without repetition. Raises UsageError for one that is not known."""
+    found = list(dict.fromkeys(names))
+    if unknown := [name for name in found if name not in known]:
+        raise UsageError(f"unknown {what.format(repr(unknown[0]))}: choose from {', '.join(known)}")
+    return found
+
+
+def ffmpeg_encoder(name: str, options: Mapping[str, str]) -> str:
+    """An encoder of FFmpeg with its options, and what it runs through, for the report."""
+    import av
+
+    library = ".".join(map(str, av.library_versions["libavcodec"]))
+    told = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{name} through PyAV {av.__version__} (libavcodec {library}): {told}"
+
+
+def check_ffmpeg_encoder(name: str) -> None:
+    """Raise UsageError for an encoder that this PyAV lacks."""
+    import av
+
+    if name not in av.codecs_available:
+        raise UsageError(f"this PyAV was built without {name}: pip install -U av")
 
 
 def middle(settings: Sequence[Setting]) -> Setting:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...entropy.context.prior import ContextPrior
 from ...entropy.prior import Codes, Prior, check_codes
-from ...entropy.static import StaticPrior
+from ...entropy.static import STATIC_FILE, StaticPrior
 from ...tokenizers.folders import find_model
 from ...tokenizers.tokens import Tokens, TokenSpec
 from ..container.fields import ImageHeader
@@ -67,10 +67,15 @@ class Input:
 
 
 def load_priors(name: str, device: str) -> tuple[Path, StaticPrior, ContextPrior]:
-    """Folder of a model and both of its entropy models. Raises ModelError if it lacks one."""
+    """Folder of a model and both of its entropy models; without static tables codes have fixed lengths.
+
+    Raises: ModelError if it has no context prior.
+    """
     try:
         folder = find_model(name)
-        static, context = StaticPrior.from_pretrained(folder), ContextPrior.from_pretrained(folder, device)
+        context = ContextPrior.from_pretrained(folder, device)
+        there = (folder / STATIC_FILE).is_file()
+        static = StaticPrior.from_pretrained(folder) if there else StaticPrior.uniform(context.codebook_sizes)
     except (OSError, ValueError) as error:
         raise ModelError(" ".join(str(error).split())) from error
     if static.codebook_sizes != context.codebook_sizes:

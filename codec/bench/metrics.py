@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..media.audio import resample
 from ..metrics.picture import bench_extra, check_pair, ms_ssim, psnr, ssimulacra2, to_tensor
 from .clips import SAMPLE_RATE, SPEECH
+from .contender import chosen
 
 if TYPE_CHECKING:
     from ..metrics.features import FeatureDistance
@@ -82,12 +83,10 @@ KEYS = tuple(metric.key for metric in METRICS.values())
 
 def choose_metrics(names: Collection[str], known: Mapping[str, Metric] = METRICS) -> list[Metric]:
     """The metrics of these names in the order of ``known``. Raises UsageError for an unknown name, or none."""
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown metric {name!r}: choose from {', '.join(known)}")
-    if not names:
+    found = chosen(names, known, "metric {}")
+    if not found:
         raise UsageError(f"at least one metric is needed: choose from {', '.join(known)}")
-    return [metric for name, metric in known.items() if name in names]
+    return [metric for name, metric in known.items() if name in found]
 
 
 def choose_sound_metrics(names: Collection[str]) -> tuple[list[Metric], list[str]]:
@@ -95,7 +94,7 @@ def choose_sound_metrics(names: Collection[str]) -> tuple[list[Metric], list[str
     them."""
     found, notes = [], []
     for metric in choose_metrics(names, SOUND_METRICS):
-        missing = [package for package, module in metric.packages if not _there(module)]
+        missing = [package for package, module in metric.packages if not installed(module)]
         if missing:
             notes.append(f"no {metric.title}: {missing[0]} is missing: pip install 'tokodec[bench]'")
         else:
@@ -267,7 +266,7 @@ def _at(x: Mono, rate: int) -> Mono:
     return resample(x[None], SAMPLE_RATE, rate)[0]
 
 
-def _there(module: str) -> bool:
+def installed(module: str) -> bool:
     """Whether a module can be imported. speechmos is only looked for: its own code is not used, see :func:`dnsmos`."""
     try:
         if module == "speechmos":

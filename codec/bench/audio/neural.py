@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
-from ...errors import UsageError
 from ...metrics.spectrogram import Mono
 from ...settings import Setting
 from ..clips import SAMPLE_RATE, Clip
-from ..contender import Codec, Coded, Spec
+from ..contender import Codec, Coded, Spec, chosen
+from ..metrics import installed
 
 CODEBOOKS = 4  # of 1024 codewords, 75 times a second: 3 kbit/s
 # EnCodec 24 kHz is what EncodecConfig() says (Defossez et al. 2022, arXiv:2210.13438). DAC 24 kHz: conf/final/24khz.yml
@@ -79,16 +79,10 @@ def find_sound_baselines(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Raises: UsageError for an unknown name.
     """
-    for name in names:
-        if name not in SOUND_BASELINES:
-            raise UsageError(f"unknown baseline {name!r}: choose from {', '.join(SOUND_BASELINES)}")
-    if names:
-        try:
-            import transformers  # noqa: F401
-        except ImportError:
-            left_out = ", ".join(dict.fromkeys(names))
-            return [], [f"no {left_out}: transformers is missing: pip install 'tokodec[baselines]'"]
-    return list(dict.fromkeys(names)), []
+    found = chosen(names, SOUND_BASELINES, "baseline {}")
+    if found and not installed("transformers"):
+        return [], [f"no {', '.join(found)}: transformers is missing: pip install 'tokodec[baselines]'"]
+    return found, []
 
 
 def load_sound_baseline(name: str, device: str) -> SoundBaseline:

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import MediaError, UsageError
+from ...errors import MediaError
 from ...media.audio import resample
 from ...metrics.spectrogram import Mono
 from ...settings import Setting
 from ..clips import SAMPLE_RATE, Clip
-from ..contender import Codec, Coded, Spec, middle
+from ..contender import Codec, Coded, Spec, check_ffmpeg_encoder, chosen, ffmpeg_encoder, middle
 
 SHIFT = 16  # samples of what is decoded: the most that it is moved
 
@@ -55,12 +55,7 @@ class SoundPeer(Codec):
 
     @property
     def described(self) -> str:
-        import av
-
-        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        library = ".".join(map(str, av.library_versions["libavcodec"]))
-        version = f"{self.encoder} through PyAV {av.__version__} (libavcodec {library})"
-        return f"{version}: {options}{self.how}; rates are those of its packets"
+        return f"{ffmpeg_encoder(self.encoder, self.options)}{self.how}; rates are those of its packets"
 
     def encode(self, clip: Clip, setting: Setting) -> Coded:
         """A sound to a file of about so many kbit/s. Raises MediaError if the library refuses."""
@@ -123,17 +118,10 @@ SOUND_PEERS = {
 
 
 def find_sound_peers(names: Sequence[str]) -> list[SoundPeer]:
-    """Peers by name without repetition, see :func:`find_sound_peer`."""
-    return [find_sound_peer(name) for name in dict.fromkeys(names)]
+    """Peers by name without repetition. Raises UsageError for an unknown one, or one that this PyAV lacks."""
+    return [find_sound_peer(name) for name in chosen(names, SOUND_PEERS)]
 
 
 def find_sound_peer(name: str) -> SoundPeer:
-    """A peer by name. Raises UsageError for an unknown one, or one that this PyAV lacks."""
-    if name not in SOUND_PEERS:
-        raise UsageError(f"unknown codec {name!r} to compare with: choose from {', '.join(SOUND_PEERS)}")
-    import av
-
-    peer = SOUND_PEERS[name]
-    if peer.encoder not in av.codecs_available:
-        raise UsageError(f"this PyAV was built without {peer.encoder}: pip install -U av")
-    return peer
+    check_ffmpeg_encoder(SOUND_PEERS[name].encoder)
+    return SOUND_PEERS[name]

@@ -20,23 +20,22 @@ from rich.progress import track
 from ....entropy.context.prior import ContextPrior
 from ....entropy.prior import Codes
 from ....entropy.static import StaticPrior
-from ....tokenizers.api import Tokenizer
-from ....tokenizers.image.grid import ImageGrid
-from ....tokenizers.image.tiling import decode_tiled, encode_tiled
+from ....tokenizers.image.base import ImageTokenizer
 from ....tokenizers.tokens import Tokens, TokenSpec
 from ...errors import ModelError, UsageError
 from ...files import atomic_output
 from ...media.read_image import IMAGE_SUFFIXES_IN, Picture
 from ...media.write_image import write_image
 from ...metrics.picture import psnr
-from ...models import pick_device
+from ...models import load_model, pick_device
 from ...registry import MODALITIES
+from ...settings import synthesis_nets
 from ..clips import read_photo
 from ..inputs import input_files, load_priors, priors_origin
 from ..options import ConcealOptions
 from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
 
-SYNTHESIS = "faithful"
+SYNTHESIS = "faithful"  # of models that have it; else their only one
 KINDS = ("codes", "cells", "later")
 REFERENCE = "nearest"  # the filler that the others are compared with
 FILLERS = ("prior", "most probable", "static", REFERENCE, "mean")
@@ -143,22 +142,9 @@ def fillers(static: StaticPrior, context: ContextPrior, codewords: Sequence[np.n
     }
 
 
-def load_tokenizer(folder: Path, device: str) -> ImageGrid:
-    """Raises ModelError if it is damaged, UsageError if it is not for pictures or lacks the faithful net."""
-    try:
-        tokenizer = Tokenizer.from_pretrained(folder).to(device)
-    except (OSError, ValueError) as error:
-        raise ModelError(" ".join(str(error).split())) from error
-    if not isinstance(tokenizer, ImageGrid):
-        raise UsageError(f"{tokenizer.name} is not a model for pictures")
-    if SYNTHESIS not in tokenizer.synthesis:
-        raise UsageError(f"{tokenizer.name} has no synthesis net {SYNTHESIS!r}")
-    return tokenizer
-
-
-def to_pixels(tokenizer: ImageGrid, codes: Codes, spec: TokenSpec) -> np.ndarray:
+def to_pixels(tokenizer: ImageTokenizer, codes: Codes, spec: TokenSpec, synthesis: str | None) -> np.ndarray:
     """``codes [K, h, w]`` to pixels ``[H, W, 3]`` uint8."""
-    return decode_tiled(tokenizer, Tokens(torch.from_numpy(codes[None]), spec), 3, SYNTHESIS).numpy()
+    return tokenizer.decode_picture(Tokens(torch.from_numpy(codes[None]), spec), synthesis=synthesis).numpy()
 
 
 def bench_conceal(options: ConcealOptions) -> dict[str, Any]:
@@ -179,18 +165,21 @@ def bench_conceal(options: ConcealOptions) -> dict[str, Any]:
     console = plain_console()
     with json_file(options.out) as write, torch.no_grad():
         folder, static, context = load_priors(options.model or MODALITIES["image"].token_model, device)
-        tokenizer = load_tokenizer(folder, device)
+        tokenizer = load_model(str(folder), device).tokenizer
+        words = tokenizer.codewords()
+        if not isinstance(tokenizer, ImageTokenizer) or not words:
+            raise UsageError(f"{tokenizer.name} is not a model for pictures with codewords")
+        synthesis = SYNTHESIS if SYNTHESIS in synthesis_nets(tokenizer) else None
         if tokenizer.codebook_sizes != static.codebook_sizes:
             raise ModelError(f"the entropy models in {folder} have other codebook sizes than the tokenizer")
-        codewords = [level.codebook.detach().float().cpu().numpy() for level in tokenizer.codebooks]
-        ways = fillers(static, context, codewords)
+        ways = fillers(static, context, words)
         fills: list[Fill] = []
         intact: dict[str, float] = {}
         for i, path in enumerate(track(paths, "measuring", console=Console(stderr=True), transient=True)):
             x = read_photo(path).x
-            tokens = encode_tiled(tokenizer, torch.from_numpy(x.copy()))  # a view of three equal channels is read-only
+            tokens = tokenizer.encode_picture(torch.from_numpy(x.copy()))  # a view of equal channels is read-only
             codes = tokens.codes[0].numpy()
-            best = to_pixels(tokenizer, codes, tokens.spec)
+            best = to_pixels(tokenizer, codes, tokens.spec, synthesis)
             intact[str(path)] = psnr(x, best)
             kept = save if i == 0 else None
             save_png(kept, path, "intact", best)
@@ -198,7 +187,7 @@ def bench_conceal(options: ConcealOptions) -> dict[str, Any]:
                 damaged = lose(codes, kind, share, np.random.default_rng((seed, i, k)))
                 lost = float((damaged < 0).mean())
                 for name, fill in ways.items():
-                    x_hat = to_pixels(tokenizer, fill(damaged), tokens.spec)
+                    x_hat = to_pixels(tokenizer, fill(damaged), tokens.spec, synthesis)
                     value = psnr(x, x_hat)
                     drop = 0.0 if value == intact[str(path)] else intact[str(path)] - value
                     fills.append(Fill(path.name, kind, name, lost=lost, psnr=value, drop=drop))
@@ -208,7 +197,7 @@ def bench_conceal(options: ConcealOptions) -> dict[str, Any]:
             **priors_origin(folder, static, context, device),
             "seed": seed,
             "share": share,
-            "synthesis": SYNTHESIS,
+            "synthesis": synthesis,
             "pictures": [path.name for path in paths],
             "intact_psnr": list(intact.values()),
             "means": [asdict(mean) for mean in means],
@@ -244,7 +233,8 @@ def print_report(report: dict[str, Any], means: Sequence[Mean], console: Console
     pictures, place = plural(len(report["pictures"]), "picture"), where(report)
     said(console, f"{pictures}, share {report['share']:g}, seed {report['seed']}; {place}")
     average = float(np.mean(report["intact_psnr"]))
-    said(console, f"intact codes: {average:.2f} dB on average, synthesis net {SYNTHESIS}")
+    net = f", synthesis net {report['synthesis']}" if report["synthesis"] else ""
+    said(console, f"intact codes: {average:.2f} dB on average{net}")
     entries: list[dict[str, Any]] = [{"filler": name} for name in FILLERS]
     columns: list[tuple[str, str]] = [("filler", "{filler}")]
     for kind in KINDS:

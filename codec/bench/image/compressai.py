@@ -17,7 +17,7 @@ import torch
 from ...errors import UsageError
 from ...settings import Setting
 from ..clips import Photo
-from ..contender import Codec, Coded, Spec, warm_up
+from ..contender import Codec, Coded, Spec, chosen, warm_up
 
 MODELS = ("bmshj2018-hyperprior", "mbt2018-mean", "cheng2020-anchor")
 QUALITY = 5  # of 8 (of 6 for cheng2020-anchor): which width the networks have
@@ -63,12 +63,10 @@ class Baseline(Codec):
 
 def check_baselines(names: Sequence[str]) -> list[str]:
     """The names without repetition. Raises UsageError for an unknown one, or if `compressai` cannot be imported."""
-    for name in names:
-        if name not in MODELS:
-            raise UsageError(f"unknown CompressAI model {name!r}: choose from {', '.join(MODELS)}")
-    if names:
+    found = chosen(names, MODELS, "CompressAI model {}")
+    if found:
         _zoo()
-    return list(dict.fromkeys(names))
+    return found
 
 
 def load_baseline(name: str, device: str) -> Baseline:

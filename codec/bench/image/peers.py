@@ -15,7 +15,7 @@ from PIL import AvifImagePlugin, Image, features
 from ...errors import MediaError, UsageError
 from ...settings import Setting
 from ..clips import Photo
-from ..contender import Codec, Coded, Spec, Timed, middle, timed
+from ..contender import Codec, Coded, Spec, Timed, chosen, middle, timed
 
 
 def jpeg2000_bpp(quality: int) -> float:
@@ -123,17 +123,15 @@ PEERS = {
 
 
 def find_peers(names: Sequence[str], threads: int = 1) -> list[Peer]:
-    """Peers by name without repetition, see :func:`find_peer`."""
-    return [find_peer(name, threads) for name in dict.fromkeys(names)]
+    """Peers by name without repetition, see :func:`find_peer`. Raises UsageError for an unknown one, too."""
+    return [find_peer(name, threads) for name in chosen(names, PEERS)]
 
 
 def find_peer(name: str, threads: int = 1) -> Peer:
     """A peer by name, ready to write and, with at most so many ``threads``, to read.
 
-    Raises: UsageError for a name that is unknown, whose package is missing, or that this Pillow cannot write.
+    Raises: UsageError for one whose package is missing, or that this Pillow cannot write.
     """
-    if name not in PEERS:
-        raise UsageError(f"unknown codec {name!r} to compare with: choose from {', '.join(PEERS)}")
     peer = PEERS[name]
     if peer.library and not features.check(peer.library):
         raise UsageError(f"Pillow was built without {name} here: leave it out or pip install -U pillow")

@@ -28,7 +28,7 @@ from ...metrics.picture import psnr
 from ...models import pick_device
 from ...settings import Setting
 from ..clips import Video, files_in, read_video
-from ..contender import Coded, Contender, results, warm_up
+from ..contender import Coded, Contender, chosen, results, warm_up
 from ..curves import METHOD, bd_rate, group_by, means, rate_at
 from ..metrics import bench_extra, check_bench_extra, measure
 from ..options import VideoOptions
@@ -79,12 +79,9 @@ class VideoBench(Bench):
 
     def __init__(self, options: VideoOptions, paths: Sequence[Path]) -> None:
         self.options, self.paths = options, paths
-        self.models, self.names = (list(dict.fromkeys(names_in(text))) for text in (options.models, options.codecs))
+        self.models = list(dict.fromkeys(names_in(options.models)))
+        self.names = chosen(names_in(options.codecs), [FRAME_BY_FRAME, *VIDEO_PEERS])
         self.levels, self.kbps = whole_numbers(options.levels, "levels"), number_list(options.kbps, "rates")
-        for name in self.names:
-            if name != FRAME_BY_FRAME and name not in VIDEO_PEERS:
-                known = ", ".join([FRAME_BY_FRAME, *VIDEO_PEERS])
-                raise UsageError(f"unknown codec {name!r} to compare with: choose from {known}")
         if not self.models and not self.names and options.files is None:
             raise UsageError("nothing to measure: name a model or a codec")
         if options.files is not None and options.frames is not None:
@@ -105,12 +102,10 @@ class VideoBench(Bench):
         if options.files is not None:
             self.codecs.append(prepare_files(options.files, self.paths, device))
         for name in self.names:
-            peer = name in VIDEO_PEERS
-            self.codecs.append(
-                find_video_peer(name, options.threads or 1)
-                if peer
-                else prepare_frames(name, device, options.every_photo)
-            )
+            if name in VIDEO_PEERS:
+                self.codecs.append(find_video_peer(name, options.threads or 1))
+            else:
+                self.codecs.append(prepare_frames(name, device, options.every_photo))
         check_bench_extra(device, ("feature_distance",))
         return self.codecs
 

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import MediaError, UsageError
+from ...errors import MediaError
 from ...media.read_video import Pixels, rgb_pixels, untagged_matrix
 from ...media.write_video import yuv_frame
 from ...settings import Setting
 from ..clips import Video
-from ..contender import Codec, Coded, Spec, middle
+from ..contender import Codec, Coded, Spec, check_ffmpeg_encoder, ffmpeg_encoder, middle
 
 CRFS = (51, 46, 41, 36, 31, 26, 21)
 AV1_CRFS = (70, 66, 61, 54, 46, 38, 30)
@@ -56,14 +56,8 @@ class VideoPeer(Codec):
 
     @property
     def described(self) -> str:
-        import av
-
-        library = ".".join(map(str, av.library_versions["libavcodec"]))
-        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        return (
-            f"{self.encoder} through PyAV {av.__version__} (libavcodec {library}): {options}, CRF"
-            f" {', '.join(map(str, self.crfs))}; bytes of the bare .{self.muxer} stream"
-        )
+        how = ffmpeg_encoder(self.encoder, self.options)
+        return f"{how}, CRF {', '.join(map(str, self.crfs))}; bytes of the bare .{self.muxer} stream"
 
     def encode(self, clip: Video, setting: Setting) -> Coded:
         """The frames one after the other at the nominal rate. Raises MediaError if the library refuses."""
@@ -139,10 +133,7 @@ VIDEO_PEERS = {
 
 def find_video_peer(name: str, threads: int) -> VideoPeer:
     """A peer by name, ready to run. Raises UsageError for an unknown one, or one that this PyAV lacks."""
-    import av
-
     peer = VIDEO_PEERS[name]
-    if peer.encoder not in av.codecs_available:
-        raise UsageError(f"this PyAV was built without {peer.encoder}: pip install -U av")
+    check_ffmpeg_encoder(peer.encoder)
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     return replace(peer, threads=threads)
