@@ -359,6 +359,7 @@ def test_fillers_keep_what_is_there_and_fill_what_they_say(model: Path, inputs: 
     _, static, context = load_priors(str(model), "cpu")
     tokenizer = load_model(str(model), "cpu").tokenizer
     codewords = tokenizer.codewords()
+    assert codewords is not None
     ways = conceal.fillers(static, context, codewords)
     assert tuple(ways) == FILLERS
     codes = same_grid(inputs)

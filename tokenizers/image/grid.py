@@ -18,20 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Output, tables
+from ..api import Output
 from ..inputs import check_pixels, to_pictures
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
 from ..quantize.simvq import SimVQ
 from ..tokens import Tokens
 from .base import ImageTokenizer
-from .layers import PATCH, STRIDE, blocks, channels_last, halo_cells
+from .layers import PATCH, STRIDE, ResidualGrid, blocks, channels_last
 from .tiling import decode_tiled, encode_tiled
 
 
@@ -87,7 +85,7 @@ def synthesis_net(config: ImageGridConfig) -> nn.Sequential:
     )
 
 
-class ImageGrid(ImageTokenizer):
+class ImageGrid(ResidualGrid, ImageTokenizer):
     """Convolutional tokenizer of pictures, stride 16, whose rate is a number of residual SimVQ levels."""
 
     config_class = ImageGridConfig
@@ -106,28 +104,6 @@ class ImageGrid(ImageTokenizer):
         self.quantizer = ResidualQuantizer([SimVQ(n, config.dim) for n in config.codebook_sizes])
         self.synthesis = nn.ModuleDict({name: synthesis_net(config) for name in config.synthesis})
         channels_last(self)
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return self.config.codebook_sizes
-
-    @property
-    def codebooks(self) -> list[SimVQ]:
-        """The quantizer's levels, coarse to fine."""
-        return [level for level in self.quantizer.levels if isinstance(level, SimVQ)]
-
-    @property
-    def analysis_halo(self) -> int:
-        """Cells of context that a tile needs on each side for the codes of the whole picture."""
-        return halo_cells(self.config.analysis_blocks, extra=PATCH)
-
-    @property
-    def synthesis_halo(self) -> int:
-        """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
-        return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
-
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return tables(self.codebooks)
 
     def forward(self, x: Tensor, synthesis: str | None = None) -> Output:
         """Pictures ``[B, 3, H, W]`` through the nets with straight-through gradients: see

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..api import tables
+from ..quantize.residual import ResidualQuantizer
+from ..quantize.simvq import SimVQ
 
 STRIDE = 16
 PATCH = 4  # the nets work on 4 x 4 patches: the stem and the head are pixel (un)shuffles
@@ -51,3 +57,33 @@ def halo_cells(blocks_per_stride: Sequence[int], extra: int) -> int:
     """
     n4, n8, n16 = blocks_per_stride
     return -(-(4 * n4 + 8 * n8 + 16 * n16 + extra) // STRIDE)
+
+
+class ResidualGrid:
+    """What a tokenizer has whose nets make a grid of latents for a residual quantizer of SimVQ levels."""
+
+    config: Any
+    quantizer: ResidualQuantizer
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = self.config.codebook_sizes
+        return sizes
+
+    @property
+    def codebooks(self) -> list[SimVQ]:
+        """The quantizer's levels, coarse to fine."""
+        return [level for level in self.quantizer.levels if isinstance(level, SimVQ)]
+
+    @property
+    def analysis_halo(self) -> int:
+        """Cells of context that a tile needs on each side for the codes of the whole picture."""
+        return halo_cells(self.config.analysis_blocks, extra=PATCH)
+
+    @property
+    def synthesis_halo(self) -> int:
+        """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
+        return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
+
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return tables(self.codebooks)

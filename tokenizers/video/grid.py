@@ -29,15 +29,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Output, tables
+from ..api import Output
 from ..image.grid import ImageGrid
-from ..image.layers import PATCH, STRIDE, ResidualBlock, channels_last, halo_cells
+from ..image.layers import PATCH, STRIDE, ResidualBlock, ResidualGrid, channels_last
 from ..inputs import check_pixels, to_clips
 from ..precision import whole_float32
 from ..quantize.residual import ResidualQuantizer
@@ -141,7 +139,7 @@ def synthesis_net(config: VideoGridConfig) -> CausalNet:
     )
 
 
-class VideoGrid(VideoTokenizer):
+class VideoGrid(ResidualGrid, VideoTokenizer):
     """Causal tokenizer of clips whose rate is a number of residual SimVQ levels; see the module's text."""
 
     config_class = VideoGridConfig
@@ -162,28 +160,6 @@ class VideoGrid(VideoTokenizer):
         # Squared distances by which a cell's last codes may be worse than others; released with the weights.
         self.register_buffer("hold", torch.zeros(len(self.config.codebook_sizes)))
         channels_last(self)
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return self.config.codebook_sizes
-
-    @property
-    def codebooks(self) -> list[SimVQ]:
-        """The quantizer's levels, coarse to fine."""
-        return [level for level in self.quantizer.levels if isinstance(level, SimVQ)]
-
-    @property
-    def analysis_halo(self) -> int:
-        """Cells of context that a tile needs on each side for the codes of the whole frame."""
-        return halo_cells(self.config.analysis_blocks, extra=PATCH)
-
-    @property
-    def synthesis_halo(self) -> int:
-        """Cells of context that a tile of codes needs on each side for the pixels of the whole frame."""
-        return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
-
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return tables(self.codebooks)
 
     # ---------------------------------------------------------------- whole clips
 
