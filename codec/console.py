@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import OUT_OF_MEMORY, ReaderGoneError, TokodecError, UsageError, is_out_of_memory
-from .files import is_stream
+from .files import is_stream, make_folder
 from .progress import Progress
 
 EXIT_FAULT, EXIT_USER, EXIT_DAMAGED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -261,11 +261,7 @@ def plan(
     _refuse_inputs([src for src, _ in pairs], pairs)
     if into:
         for folder in {folder for _, folder, _ in planned}:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise UsageError(f"cannot make the folder {folder}: {reason}") from error
+            make_folder(folder)
     return pairs
 
 

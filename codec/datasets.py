@@ -27,7 +27,7 @@ from ..tokenizers.tokens import Tokens, TokenSpec
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
-from .files import atomic_output
+from .files import atomic_output, make_folder
 from .formats import format_of
 from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
@@ -163,10 +163,7 @@ class TokenDataset(Dataset[Tensor]):
             raise MediaError(f"{path}: {done.problems[0]}")
         tokens = self._check(done.tokens, path)
         if kept is not None:
-            try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"cannot make the folder {kept.parent}: {error.strerror or error}") from error
+            make_folder(kept.parent)
             with atomic_output(kept, force=True) as file:
                 file.write(dump_tokens(tokens, ".npz"))
         return tokens

@@ -19,7 +19,7 @@ from .container.fields import MAX_PIXELS
 from .decode import decode_file
 from .encode import encode_file
 from .errors import UsageError
-from .files import atomic_output
+from .files import atomic_output, make_folder
 from .media.audio import AUDIO_SUFFIXES_IN, Sound, read_audio, resample
 from .media.read_image import IMAGE_SUFFIXES_IN, read_image
 from .metrics.picture import as_rgb, ms_ssim, psnr
@@ -79,11 +79,7 @@ def run_demo(out: Path, device: str = "auto", *, model: str | None = None, sampl
     # Loading and what happens only once are no part of the times below.
     names = [model] if model else [MODALITIES["image"].encode_model, MODALITIES["image"].token_model]
     coders = [prepare(name, pick_device(device)) for name in names]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
-
+    make_folder(out)
     console = Console()
     pictures = {path: as_rgb(read_image(path, str(path), MAX_PIXELS, strict=True).pixels) for path in paths}
     shown: dict[Path, list[Result]] = {path: [] for path in paths}

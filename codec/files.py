@@ -393,6 +393,14 @@ def output_name(dst: object) -> str:
     return "standard output" if getattr(dst, "name", None) == "<stdout>" else "the output"
 
 
+def make_folder(path: Path) -> None:
+    """A folder for outputs, if it is not there. Raises UsageError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path}: {(error.strerror or str(error)).lower()}") from error
+
+
 def output_suffix(dst: object, format: str | None) -> str:
     """The suffix of an output: that of its name, or else what ``format`` says; "" if neither does.
 

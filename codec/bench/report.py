@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ..errors import UsageError
 from ..files import atomic_output, open_output
 from ..provenance import as_json
 
@@ -186,14 +185,6 @@ def print_report(sections: Sequence[Section], report: Mapping[str, Any], out: Pa
 
 
 # ------------------------------------------------------------------------------------------------------------ files
-
-
-def make_folder(out: Path) -> None:
-    """The folder for results. Raises UsageError if it cannot be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {out}: {(error.strerror or str(error)).lower()}") from error
 
 
 def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import MediaError, UsageError
+from ..files import make_folder
 from ..provenance import origin
 from .contender import Contender
 from .memory import measure_peak_memory
-from .report import Section, make_folder, print_report, rows_as_csv, write_results, write_text
+from .report import Section, print_report, rows_as_csv, write_results, write_text
 
 Row = dict[str, Any]  # a line of results.csv
 

@@ -26,7 +26,7 @@ from ...entropy.integer import OneThread
 from ...tokenizers.folders import is_release
 from ..container.fields import MAX_PIXELS, MAX_SAMPLES
 from ..errors import ModelError, UsageError, WeightsMismatchError
-from ..files import atomic_outputs, refuse_overwriting
+from ..files import atomic_outputs, make_folder, refuse_overwriting
 from ..image.format import decode_pixels, image_tokenizer
 from ..media.audio import AudioReader, Samples, Sound, resample, write_audio
 from ..media.kind import Kind, media_kind, refuse_videos
@@ -171,10 +171,7 @@ def generate_files(
 def a_folder(folder: Path) -> Iterator[None]:
     """Make a folder; if it was not there before and the block fails, it goes again. Raises UsageError."""
     new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(folder)
     try:
         yield
     except BaseException:

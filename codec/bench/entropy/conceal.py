@@ -23,7 +23,7 @@ from ....entropy.static import StaticPrior
 from ....tokenizers.image.base import ImageTokenizer
 from ....tokenizers.tokens import Tokens, TokenSpec
 from ...errors import ModelError, UsageError
-from ...files import atomic_output
+from ...files import atomic_output, make_folder
 from ...media.read_image import IMAGE_SUFFIXES_IN, Picture
 from ...media.write_image import write_image
 from ...metrics.picture import psnr
@@ -33,7 +33,7 @@ from ...settings import synthesis_nets
 from ..clips import read_photo
 from ..inputs import input_files, load_priors, priors_origin
 from ..options import ConcealOptions
-from ..report import json_file, make_folder, plain_console, plural, print_table, said, table_of, where
+from ..report import json_file, plain_console, plural, print_table, said, table_of, where
 
 SYNTHESIS = "faithful"  # of models that have it; else their only one
 KINDS = ("codes", "cells", "later")

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from ...console import names_in
-from ...files import atomic_output
+from ...files import atomic_output, make_folder
 from ...media.read_image import Picture
 from ...media.write_image import write_image
 from ...models import load_model, pick_device
@@ -25,7 +25,7 @@ from ..contender import results
 from ..curves import bd_rate, group_by, means
 from ..metrics import METRICS, check_bench_extra, measure
 from ..options import AllocationOptions
-from ..report import make_folder, print_table, said, signed, table_of, write_text
+from ..report import print_table, said, signed, table_of, write_text
 from ..run import Row
 from .ours import prepare_tokens
 
