@@ -123,20 +123,30 @@ def test_files(installed: dict[str, str], model: Path, pictures: Path, tmp_path:
     assert "give its folder with --model" in line
 
 
-def test_tokens_and_corpora(installed: dict[str, str], model: Path, pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "0.npz"
+def there_and_back(
+    environment: dict[str, str], model: Path, source: Path, suffix: str, out: Path, *more: list[object]
+) -> tuple[int, ...]:
+    """Tokens of a medium, from them "back" + suffix and by way of a file "again" + suffix, and both corpora of its
+    folder, all in ``out``. Returns the shape of the codes."""
+    tokens, tok = out / "tokens.npz", out / "back.tok"
     codec(
-        installed,
-        ["tokenize", pictures / "0.png", "-m", model, "-o", out],
-        *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".png", ".tok")),
-        ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.png"],
-        *(["tokenize", pictures, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
+        environment,
+        ["tokenize", source, "-m", model, "-o", tokens],
+        *(["detokenize", tokens, "-m", model, "-o", path] for path in (out / f"back{suffix}", tok)),
+        ["decode", tok, "-m", model, "-o", out / f"again{suffix}"],
+        *(["tokenize", source.parent, "-m", model, "-o", out / name] for name in ("corpus.tar", "corpus.bin")),
+        *more,
     )
-    with np.load(out) as arrays:
-        assert arrays["codes"].shape == (1, 2, 9, 11)
+    assert min((out / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
+    with np.load(tokens) as arrays:
+        shape: tuple[int, ...] = arrays["codes"].shape
+    return shape
+
+
+def test_tokens_and_corpora(installed: dict[str, str], model: Path, pictures: Path, tmp_path: Path) -> None:
+    assert there_and_back(installed, model, pictures / "0.png", ".png", tmp_path) == (1, 2, 9, 11)
     first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("back.png", "again.png"))
     assert np.array_equal(first, second)
-    assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
     told = python(installed, DATASET, pictures, model).splitlines()
     assert told == ["4 (2, 4, 4) (125, 27)", "BlockColours (1, 3, 32, 32)"]
 
@@ -271,20 +281,12 @@ def test_files_of_sounds(installed: dict[str, str], models: Path, sounds: Path, 
 
 
 def test_tokens_of_sounds(installed: dict[str, str], models: Path, sounds: Path, tmp_path: Path) -> None:
-    model, out = models / "bands", tmp_path / "a.npz"
-    codec(
-        installed,
-        ["tokenize", sounds / "music_a.wav", "-m", model, "-o", out],
-        *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".wav", ".tok")),
-        ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.wav"],
-        *(["tokenize", sounds, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
-    )
-    with np.load(out) as arrays:
-        assert arrays["codes"].shape == (2, 3, -(-7 * 12000 // 64))
+    model = models / "bands"
+    shape = there_and_back(installed, model, sounds / "music_a.wav", ".wav", tmp_path)
+    assert shape == (2, 3, -(-7 * 12000 // 64))
     back, again = samples(tmp_path / "back.wav"), samples(tmp_path / "again.wav")
     assert back.shape == (7 * 12000, 2)
     assert np.abs(back - again).max() < 1e-3
-    assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
     told = python(installed, DATASET.replace("crop=32", "crop=0.5"), sounds, model).splitlines()
     assert told == ["2 (3, 94) (6561, 6561, 6561)", "Bands (1, 1, 6016)"]
 
@@ -354,22 +356,14 @@ def test_files_of_videos(installed: dict[str, str], models: Path, videos: Path, 
 
 
 def test_tokens_of_videos(installed: dict[str, str], models: Path, videos: Path, tmp_path: Path) -> None:
-    model, out = models / "grays", tmp_path / "a.npz"
-    codec(
-        installed,
-        ["tokenize", videos / "a.mkv", "-m", model, "-o", out],
-        *(["detokenize", out, "-m", model, "-o", tmp_path / f"back{suffix}"] for suffix in (".mkv", ".tok")),
-        ["decode", tmp_path / "back.tok", "-m", model, "-o", tmp_path / "again.mkv"],
-        *(["tokenize", videos, "-m", model, "-o", tmp_path / name] for name in ("corpus.tar", "corpus.bin")),
-        ["bench", "video", videos, "--models", model, "--codecs", "x264", "--no-memory", "-o", tmp_path / "bench"],
-    )
-    with np.load(out) as arrays:
-        assert arrays["codes"].shape == (1, 2, 23, 5, 7)
+    model = models / "grays"
+    bench: list[object] = ["bench", "video", videos, "--models", model, "--codecs", "x264", "--no-memory"]
+    bench += ["-o", tmp_path / "bench"]
+    assert there_and_back(installed, model, videos / "a.mkv", ".mkv", tmp_path, bench) == (1, 2, 23, 5, 7)
     told = python(installed, DATASET.replace("crop=32", "crop=(4, 16, 24)"), videos, model).splitlines()
     assert told == ["1 (2, 2, 2, 3) (8, 8)", "Grays (1, 3, 4, 16, 24)"]
     back, again = pictures_of(tmp_path / "back.mkv"), pictures_of(tmp_path / "again.mkv")
     assert np.array_equal(back, again)
-    assert min((tmp_path / name).stat().st_size for name in ("corpus.tar", "corpus.bin")) > 0
     report = json.loads((tmp_path / "bench" / "results.json").read_text())
     assert {entry["codec"] for entry in report["aggregates"]} == {"grays", "x264"}
 
