@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -590,6 +591,38 @@ def test_tokens_are_plain_arrays(codec: Codec, tiny: list[str], photo: Path) -> 
         spec = json.loads(str(arrays["spec"][()]))
     assert spec["size"] == [40, 50]
     assert spec["codebook_sizes"] == [64, 32, 16]
+
+
+def test_tokens_that_are_there_are_not_made_again(codec: Codec, tiny: list[str], golden: Path, folder: Path) -> None:
+    """A rerun makes what is missing, and replaces nothing that is otherwise than it would be made."""
+    shutil.copy(golden / "gray.tok", folder / "d.tok")
+    assert codec("tokenize", folder, *tiny).code == 0
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert len(made) == 4
+    done = codec("tokenize", folder, *tiny)
+    assert (done.code, done.out, done.err) == (0, b"", ["codec: 4 already there"])
+    assert codec("tokenize", folder, "--quiet", *tiny).err == []
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    (folder / "a.npz").unlink()
+    done = codec("tokenize", folder, *tiny)
+    assert (done.code, done.err[1:]) == (0, ["codec: 3 already there"])
+    assert "a.npz: codes" in done.err[0]
+    assert codec("tokenize", folder, "-f", *tiny).err[-1] != "codec: 4 already there"
+
+    assert_user_error(codec("tokenize", folder / "a.png", "--levels", 2, *tiny), "exists already: use --force")
+    other = ["--model", golden / "photo", "--device", "cpu"]
+    assert_user_error(codec("tokenize", folder / "a.png", *other), "exists already: use --force")
+    assert codec("tokenize", folder / "a.png", "-f", *other).code == 0
+    assert codec("tokenize", folder / "a.png", *other).err == ["codec: 1 already there"]
+    assert_user_error(codec("tokenize", folder / "a.png", "--quality", 40, *other), "exists already: use --force")
+    assert codec("tokenize", folder / "a.png", "-f", *tiny).code == 0
+    os.utime(folder / "a.png", (2e9, 2e9))  # changed since
+    assert_user_error(codec("tokenize", folder / "a.png", *tiny), "exists already: use --force")
+    os.utime(folder / "a.png", (1e9, 1e9))
+    (folder / "a.npz").write_bytes((folder / "a.npz").read_bytes()[:-40])
+    assert_user_error(codec("tokenize", folder / "a.png", *tiny), "exists already: use --force")
+    assert codec("tokenize", folder / "d.tok", "-o", folder / "b.npz", *tiny).code == 2
+    assert codec("tokenize", folder / "b.png", "-o", folder / "b.npz", *tiny).err == ["codec: 1 already there"]
 
 
 def test_tokenizing_a_damaged_file_says_so(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
