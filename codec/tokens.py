@@ -70,8 +70,8 @@ def tokenize_file(
 
 
 def is_tokenized(src: str, dst: str, options: TokenizeOptions) -> bool:
-    """Whether the file ``dst`` is whole and no older than ``src``, and holds what tokenizing that would give: of the same
-    weights, quality and levels, which is all that can be told of media; tokens of a `.tok` file are compared.
+    """Whether ``dst`` is whole, no older than ``src``, and holds what tokenizing that would give: of the same weights,
+    quality and levels, which is all that can be told of media; tokens of a `.tok` file are compared.
 
     Raises: a :class:`~.errors.TokodecError` for a model or a `.tok` file that cannot be read.
     """

@@ -860,6 +860,12 @@ def test_damaged_files_decode_with_exit_code_3(codec: Codec, tiny: list[str], go
     assert names(tmp_path) == ["x.png", "x.tok"]
 
 
+def test_suffixes_of_one_format_do_not_contradict(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    for name, format in (("x.jpeg", "jpg"), ("x.JPG", "jpeg"), ("x.tif", "tiff"), ("x.tiff", "tif")):
+        assert codec("decode", golden / "gray.tok", "-o", tmp_path / name, "--format", format, *tiny).code == 0
+        assert Image.open(tmp_path / name).format == ("TIFF" if "tif" in format else "JPEG")
+
+
 def test_bad_files_leave_nothing_behind(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
     for path in sorted((golden / "bad").glob("*.tok")):
         assert_user_error(codec("decode", path, "-o", tmp_path / "x.png", *tiny), str(path))

@@ -515,6 +515,27 @@ def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
     assert media_kind(path.rename(tmp_path / "b.png"))[0] == "audio"
 
 
+@pytest.mark.parametrize("kind", ["PVF", "SDS", "IRCAM", "IRCAM BIG", "VOC", "AU", "W64", "CAF", "RF64", "WAV BIG"])
+def test_sounds_from_a_pipe_are_sounds(kind: str) -> None:
+    """Nothing but their content tells what they are."""
+    buffer = io.BytesIO()
+    name, _, endian = kind.partition(" ")
+    soundfile.write(buffer, tone().T, RATE, format=name, subtype="PCM_16", endian=endian or "FILE")
+    assert media_kind(Pipe(buffer.getvalue()))[0] == "audio"  # type: ignore[arg-type]
+
+
+def test_raw_streams_from_a_pipe_are_what_they_are(tmp_path: Path) -> None:
+    path = save_av(tmp_path / "a.latm", tone(), "aac")
+    assert media_kind(Pipe(path.read_bytes()))[0] == "audio"  # type: ignore[arg-type]
+    assert abs(read_audio(path, "x").samples.shape[1] - 12_345) < 3 * 1024
+    with av.open(str(tmp_path / "a.m4v"), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = 32, 16
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), "rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert media_kind(Pipe((tmp_path / "a.m4v").read_bytes()))[0] == "video"  # type: ignore[arg-type]
+
+
 def test_pictures_are_pictures_whatever_their_name(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tokodec.codec.bench.clips import read_clip, read_photo, read_video
+from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.media.audio import AudioReader, read_audio
@@ -246,6 +247,11 @@ def test_a_sound_without_a_decoder_is_told(tmp_path: Path, video_model: Path) ->
         VideoReader(tmp_path / "b.mkv", "x", sound_track=1)
     with pytest.raises(UsageError, match="sound-kbps and sound-track cannot go with a sound that is left out"):
         encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_kbps=3)
+    data = encode_file(path, model=str(video_model), device="cpu").data
+    with pytest.raises(UsageError, match="sound-model cannot go with a sound that is left out"):
+        encode_file(path, sound=False, sound_model="x")
+    with pytest.raises(UsageError, match="sound-model cannot go with a sound that is left out"):
+        decode_file(io.BytesIO(data), sound=False, sound_model="x")
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
