@@ -108,11 +108,16 @@ def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path: Path) -> None:
     assert snr(x[:, 4000 : n - 2000], sound.samples[:, 4000 : n - 2000]) > 15
 
 
-@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.mka", "b.mka", "a.flac", "a.opus", "a.wav"])
-def test_eight_channels_are_read(name: str, tmp_path: Path) -> None:
-    codec = {"b.mka": "pcm_s16le", "a.flac": "flac", "a.mka": "flac", "a.opus": "libopus"}
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.m4a", "aac"), ("a.mp4", "aac"), ("a.mka", "aac"), ("a.mp4", "flac"), ("a.mka", "flac"), ("a.flac", "flac"),
+        ("a.mov", "pcm_s16le"), ("a.mka", "pcm_s16le"), ("a.wav", "pcm_s16le"), ("a.opus", "libopus"),
+    ],
+)  # fmt: skip
+def test_eight_channels_are_read(name: str, codec: str, tmp_path: Path) -> None:
     x = tone(30_000, 8, 48000)
-    path = save_av(tmp_path / name, x, codec.get(name, "pcm_s16le" if name == "a.wav" else "aac"), 48000)
+    path = save_av(tmp_path / name, x, codec, 48000)
     found = read_audio(path, name).samples
     assert found.shape[0] == 8
     assert abs(found.shape[1] - 30_000) < 1024
