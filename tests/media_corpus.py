@@ -223,9 +223,9 @@ def check_sound(path: Path, limits: Limits, result: Result) -> None:
         rate, result.notes, result.problems = reader.sample_rate, reader.notes, reader.problems
     other = counted_by_libsndfile(path)
     if other is not None and not result.problems and abs(other[0] - length) > other[1]:
-        # libsndfile guesses MP3 from its first frame and leaves out the beginning of some Vorbis.
-        if abs(counted_by_headers(path.read_bytes()) - length) > other[1]:
-            result.faults.append(f"{length} samples, and not {other[0]} as libsndfile finds")
+        by_headers = counted_by_headers(path.read_bytes())  # libsndfile guesses some MP3, and cuts some Vorbis
+        off = abs(by_headers - length) > other[1]
+        result.faults += [f"{length} samples, and not {other[0]} as libsndfile finds"] * off
     if not length:
         result.refused = "no samples"
     if not 0 < length <= limits.seconds * rate:
