@@ -96,6 +96,8 @@ class SoundStream:
         self.sample_rate, self.channels = of.sample_rate, of.layout.nb_channels
         self.layout = of.layout
         self.mask, self.order = mask_of(of.layout) if self.channels else (0, None)
+        if first is None and not self.channels:  # a header that says nothing, of a track in which there is nothing
+            self.sample_rate, self.channels = 48_000, 1
         codec, form = self.stream.codec_context.codec, "" if first is None else first.format.name.removesuffix("p")
         self.bit_depth, self._deeper = _BITS.get(form, 16), form == "s64"
         if form in _FLOATS and codec.lossless and codec.name != "dca":
