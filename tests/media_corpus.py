@@ -164,15 +164,15 @@ def check_picture(path: Path, limits: Limits, result: Result) -> None:
         result.faults.append(f"{before.pixels.shape} became {after.pixels.shape}")
         return
 
-    def off(pixels: np.ndarray) -> float:
+    def error_of(pixels: np.ndarray) -> float:
         return float(np.abs(cells(pixels) - cells(before.pixels)).max())
 
     def own() -> float:
         rgb = np.broadcast_to(before.pixels, (*before.pixels.shape[:2], 3))
         made = by_model("image", np.ascontiguousarray(rgb)[None])[0]
-        return off(made.mean(2, keepdims=True) if before.pixels.shape[2] == 1 else made)
+        return error_of(made.mean(2, keepdims=True) if before.pixels.shape[2] == 1 else made)
 
-    compare_colours(result, off(after.pixels), own)
+    compare_colours(result, error_of(after.pixels), own)
     alphas = [np.empty(0) if picture.alpha is None else picture.alpha for picture in (before, after)]
     if not np.array_equal(alphas[0], alphas[1]):
         result.faults.append("the alpha channel differs")
