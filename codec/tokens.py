@@ -79,9 +79,10 @@ def is_tokenized(src: str, dst: str, options: TokenizeOptions) -> bool:
 
     from ..tokenizers.image.photo import DEFAULT_QUALITY
 
+    paths = Path(src), Path(dst)
     try:
-        if Path(dst).stat().st_mtime < Path(src).stat().st_mtime:
-            return False
+        if not all(path.is_file() for path in paths) or paths[1].stat().st_mtime < paths[0].stat().st_mtime:
+            return False  # pipes can be read once only
         there = load_tokens(dst, options.max_pixels, options.max_samples)
     except (OSError, MediaError, FormatError):
         return False
