@@ -225,7 +225,7 @@ def tokenize(
 ) -> None:
     """Pictures, sounds, videos or .tok files to integer codes, without decoding them: a file each (.npz or
     .safetensors), or all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora
-    take token files as well."""
+    take token files as well. Token files that are there already, as they would be made, are left as they are."""
     from ..tokenizers.sequence import ROWS
     from .contract import Tokenized
     from .corpus.megatron import CORPUS_SUFFIXES, megatron_paths, megatron_writer, sequencer_maker
@@ -234,7 +234,8 @@ def tokenize(
     from .files import refuse_overwriting
     from .media.kind import SUFFIXES_IN
     from .models import load_model, pick_device
-    from .tokens import tokenize_file
+    from .options import TokenizeOptions
+    from .tokens import is_tokenized, tokenize_file
 
     wanted = (*SUFFIXES_IN, ".tok")
     suffix = "" if out is None else Path(out).suffix.lower()
@@ -249,14 +250,24 @@ def tokenize(
             say(f"codec: {src}: {note}")
         return done
 
+    there = 0
+
     def one(src: str, dst: str) -> int:
+        nonlocal there
+        if STREAM not in (src, dst) and not flags.force and is_tokenized(src, dst, TokenizeOptions(**flags.short)):
+            there += 1
+            return 0
         done = read(src, dst)
         if not flags.quiet:
             say(f"{src} -> {dst}: codes {' x '.join(map(str, done.tokens.codes.shape[1:]))}")
         return EXIT_DAMAGED if done.problems else 0
 
     if out is None or suffix not in CORPUS_SUFFIXES:
-        each(plan(inputs, out, f".{(format or 'npz').lstrip('.')}", wanted, flags.recursive), one, flags.quiet)
+        try:
+            each(plan(inputs, out, f".{(format or 'npz').lstrip('.')}", wanted, flags.recursive), one, flags.quiet)
+        finally:
+            if there and not flags.quiet:
+                say(f"codec: {there} already there")
         return
     if format is not None:
         raise UsageError("--format is for token files, and -o names a corpus")

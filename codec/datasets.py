@@ -98,6 +98,7 @@ class TokenDataset(Dataset[Tensor]):
         given = [folders] if isinstance(folders, (str, Path)) else folders
         wanted = (*MODALITY_SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
         self.files = [path for folder in given for path in _files(Path(folder), wanted)]
+        self.left_out: dict[Path, str] = {}
         if not self.files:
             raise UsageError(f"no files for {tokenizer.name} in {', '.join(map(str, given)) or 'no folder'}")
         self._own: tuple[int, torch.Generator] | None = None
@@ -131,21 +132,30 @@ class TokenDataset(Dataset[Tensor]):
         """What makes sequences of the items. digits: large codes as two or three ids, see :mod:`.corpus`."""
         return sequencer_maker(pattern, digits, self.model, _device(self.device))(self._spec)
 
-    def fill_cache(self, progress: Callable[[float], None] | None = None) -> int:
+    def fill_cache(self, progress: Callable[[float], None] | None = None, *, leave_out: bool = False) -> int:
         """Tokenize what the cache lacks, in this process; returns the number of files that were tokenized.
 
         Args:    progress: called with the share that is done.
+                 leave_out: files of which no item can be made go from ``files`` to ``left_out``, with the reason.
         Raises:  UsageError without a cache, else what reading an item raises.
         """
         if self.cache is None:
             raise UsageError("there is no cache to fill: name a folder for it")
         made = 0
         for i, path in enumerate(self.files):
-            if path.suffix.lower() not in TOKEN_SUFFIXES and self._cached(self._cache_file(path)) is None:
-                self._whole(path)
-                made += 1
+            try:
+                if path.suffix.lower() not in TOKEN_SUFFIXES and self._cached(self._cache_file(path)) is None:
+                    self._whole(path)
+                    made += 1
+                if leave_out:
+                    self.tokens(i)
+            except TokodecError as error:
+                if not leave_out:
+                    raise
+                self.left_out[path] = str(error)
             if progress is not None:
                 progress((i + 1) / len(self.files))
+        self.files = [path for path in self.files if path not in self.left_out]
         return made
 
     # ---------------------------------------------------------------- from file to tokens

@@ -20,6 +20,7 @@ from .errors import MediaError, OutputExistsError, ReaderGoneError, TokodecError
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # file systems that cannot wait for a disk
 _DESCRIPTORS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_ALIASES = {".jpeg": ".jpg", ".tif": ".tiff"}  # suffixes of the same format
 _BLOCK = 1 << 20
 _IN_MEMORY = 64 << 20  # bytes of a stream that wait in memory; longer ones go to a temporary file
 
@@ -408,7 +409,8 @@ def output_suffix(dst: object, format: str | None) -> str:
     """
     own = Path(dst).suffix if isinstance(dst, (str, Path)) else ""
     said = f".{format.lstrip('.')}" if format else ""
-    if own and said and own.lower() != said.lower():
+    names = {_ALIASES.get(suffix.lower(), suffix.lower()) for suffix in (own, said) if suffix}
+    if len(names) > 1:
         raise UsageError(f"{dst} is to be {said}: give it that suffix, or no format")
     return own or said
 

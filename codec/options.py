@@ -394,7 +394,7 @@ def with_short_forms(options: Options, short: Any) -> Options:
         names = ("kbps", "model", "track") if isinstance(options, EncodeOptions) else ("model",)
         sound = {name: left.pop(f"sound_{name}") for name in names if f"sound_{name}" in left}
         if not wanted:
-            if said := [f"sound-{name}" for name in ("kbps", "track") if sound.get(name) is not None]:
+            if said := [f"sound-{name}" for name in names if sound.get(name) is not None]:
                 raise UsageError(f"{' and '.join(said)} cannot go with a sound that is left out")
             left["sound"] = None
         elif sound or options.sound is None:

@@ -69,6 +69,35 @@ def tokenize_file(
     return done
 
 
+def is_tokenized(src: str, dst: str, options: TokenizeOptions) -> bool:
+    """Whether ``dst`` is whole, no older than ``src``, and holds what tokenizing that would give: of the same weights,
+    quality and levels, which is all that can be told of media; tokens of a `.tok` file are compared.
+
+    Raises: a :class:`~.errors.TokodecError` for a model or a `.tok` file that cannot be read.
+    """
+    import torch
+
+    from ..tokenizers.image.photo import DEFAULT_QUALITY
+
+    paths = Path(src), Path(dst)
+    try:
+        if not all(path.is_file() for path in paths) or paths[1].stat().st_mtime < paths[0].stat().st_mtime:
+            return False  # pipes can be read once only
+        there = load_tokens(dst, options.max_pixels, options.max_samples)
+    except (OSError, MediaError, FormatError):
+        return False
+    if Path(src).suffix.lower() in (".tok", *TOKEN_SUFFIXES):
+        fresh = tokenize_file(src, options=options).tokens
+        return fresh.spec == there.spec and torch.equal(fresh.codes, there.codes)
+    model = options.model or MODALITIES[there.spec.modality].token_model
+    tokenizer = load_model(model, pick_device(options.device)).tokenizer
+    levels = len(tokenizer.codebook_sizes)
+    levels = levels if options.levels is None else min(options.levels, levels)
+    quality = DEFAULT_QUALITY if options.quality is None and "quality" in tokenizer.varies else options.quality
+    found = (there.spec.weights_hash, there.n_levels, there.spec.quality)
+    return options.track is None and found == (tokenizer.weights_hash, levels, quality)
+
+
 def _loaded_tokens(src: str, options: TokenizeOptions) -> Tokens:
     """Tokens of a token file; of this model, if one is named."""
     tokens = load_tokens(src, options.max_pixels, options.max_samples)

@@ -27,6 +27,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+import torch
 from media_fuzz import outcomes  # type: ignore[import-not-found]
 from PIL import Image, ImageOps
 
@@ -40,18 +41,21 @@ from tokodec.codec.media.kind import SUFFIXES_IN, media_kind
 from tokodec.codec.media.pillow_guard import pillow_without_limits
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.read_video import VideoReader
+from tokodec.codec.models import load_model
+from tokodec.codec.registry import MODALITIES
 
 CELL = 32  # pixels along the edge of what colours are compared of
-COLOUR = 12  # grey levels that the mean of a cell may be off by
+ROUNDING = 1  # grey levels that a mean may be off by beyond what it is off by in the model's hands
 SECONDS = 600  # that one file may take
 OUTCOMES = ("fine", "noted", "damaged", "refused", "wrong")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is encoded; larger files are only read. pixels: of a picture, or of all frames.  seconds: of a sound."""
+    """What is encoded; larger files are only read. pixels: of a picture.  clip: of all frames.  seconds: of a sound."""
 
     pixels: int
+    clip: int
     seconds: float
 
 
@@ -62,6 +66,8 @@ class Result:
     Attributes:
         kind: "image", "audio" or "video".  coded: whether it was encoded and decoded, and not only read.
         notes, problems: what the reader said.  refused: why.  faults: what is wrong with us.
+        off, own: grey levels that a mean colour is off by at most in what was decoded, and in what the model makes of
+            the same samples without files.
     """
 
     path: str
@@ -71,6 +77,8 @@ class Result:
     problems: list[str] = field(default_factory=list)
     refused: str = ""
     faults: list[str] = field(default_factory=list)
+    off: float = 0.0
+    own: float = 0.0
 
     @property
     def outcome(self) -> str:
@@ -89,6 +97,28 @@ def files(folders: list[Path], each: int) -> Iterator[Path]:
                     found[Path(name).suffix.lower()].append(Path(here) / name)
         for _, paths in sorted(found.items()):
             yield from sorted(random.Random(0).sample(sorted(paths), len(paths))[:each])
+
+
+def by_model(kind: str, samples: np.ndarray) -> np.ndarray:
+    """What the default model makes of uint8 ``[T, H, W, 3]``, without files: float ``[T, H, W, 3]`` in grey levels.
+
+    T is 1 for a picture.
+    """
+    model = load_model(MODALITIES[kind].encode_model).tokenizer
+    x = torch.from_numpy(samples).permute(3, 0, 1, 2)  # [3, T, H, W]
+    x = x[:, 0] if kind == "image" else x
+    x_hat = model.decode(model.encode(x[None]))[0].cpu()
+    x_hat = x_hat[:, None] if kind == "image" else x_hat
+    return 255 * x_hat.permute(1, 2, 3, 0).numpy()
+
+
+def compare_colours(result: Result, off: float, own: Callable[[], float]) -> None:
+    """Note how far colours are off. own: how far they are in the model's hands, asked only if they are off at all."""
+    result.off = off
+    if off > ROUNDING:
+        result.own = own()
+    if off > result.own + ROUNDING:
+        result.faults.append(f"a colour is off by {off:.1f}, and by {result.own:.1f} of the model's own")
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -133,8 +163,16 @@ def check_picture(path: Path, limits: Limits, result: Result) -> None:
     if after.pixels.shape != before.pixels.shape:
         result.faults.append(f"{before.pixels.shape} became {after.pixels.shape}")
         return
-    if (off := float(np.abs(cells(after.pixels) - cells(before.pixels)).max())) > COLOUR:
-        result.faults.append(f"a colour is off by {off:.0f}")
+
+    def error_of(pixels: np.ndarray) -> float:
+        return float(np.abs(cells(pixels) - cells(before.pixels)).max())
+
+    def own() -> float:
+        rgb = np.broadcast_to(before.pixels, (*before.pixels.shape[:2], 3))
+        made = by_model("image", np.ascontiguousarray(rgb)[None])[0]
+        return error_of(made.mean(2, keepdims=True) if before.pixels.shape[2] == 1 else made)
+
+    compare_colours(result, error_of(after.pixels), own)
     alphas = [np.empty(0) if picture.alpha is None else picture.alpha for picture in (before, after)]
     if not np.array_equal(alphas[0], alphas[1]):
         result.faults.append("the alpha channel differs")
@@ -158,13 +196,36 @@ def counted_by_libsndfile(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def counted_by_headers(data: bytes) -> int:
+    """Samples by headers: the position in the last page of Ogg (RFC 3533, 6), or those of the frames of MPEG audio,
+    layer III, that follow each other (ISO/IEC 11172-3, 2.4.1)."""
+    if data.startswith(b"OggS"):
+        return int.from_bytes(data[data.rfind(b"OggS") + 6 :][:8], "little")
+    kbps = [32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320]
+    low = [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160]
+    at = samples = 0
+    while at + 4 <= len(data):
+        version, rate, column = data[at + 1] >> 3 & 3, data[at + 2] >> 2 & 3, data[at + 2] >> 4
+        header = data[at] == 0xFF and data[at + 1] & 0xE6 == 0xE2 and version != 1 and rate < 3 and 0 < column < 15
+        if not header:
+            at += 1
+            continue
+        hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+        size = 1152 if version == 3 else 576
+        at += size // 8 * 1000 * (kbps if version == 3 else low)[column - 1] // hertz + (data[at + 2] >> 1 & 1)
+        samples += size
+    return samples
+
+
 def check_sound(path: Path, limits: Limits, result: Result) -> None:
     with AudioReader(path, str(path)) as reader:
         length = sum(block.shape[1] for block in reader.blocks())
         rate, result.notes, result.problems = reader.sample_rate, reader.notes, reader.problems
     other = counted_by_libsndfile(path)
     if other is not None and not result.problems and abs(other[0] - length) > other[1]:
-        result.faults.append(f"{length} samples, and not {other[0]} as libsndfile finds")
+        by_headers = counted_by_headers(path.read_bytes())  # libsndfile guesses some MP3, and cuts some Vorbis
+        off = abs(by_headers - length) > other[1]
+        result.faults += [f"{length} samples, and not {other[0]} as libsndfile finds"] * off
     if not length:
         result.refused = "no samples"
     if not 0 < length <= limits.seconds * rate:
@@ -193,10 +254,11 @@ def counted_by_ffmpeg(path: Path) -> tuple[int, Fraction | None] | None:
 def check_video(path: Path, limits: Limits, result: Result) -> None:
     heard, begin = 0, Fraction(0)
     with VideoReader(path, str(path)) as video:
-        means, times, size = [], [], video.height * video.width
+        means, times, size, kept = [], [], video.height * video.width, []
         for frame in video:
             means.append(frame.pixels.mean((0, 1)))
             times.append(frame.time)
+            kept += [frame.pixels] if len(means) * size <= limits.clip else []
         result.notes, result.problems = video.notes, video.problems
         if video.has_sound:
             reader, begin = video.sound()
@@ -210,19 +272,21 @@ def check_video(path: Path, limits: Limits, result: Result) -> None:
         span = times[-1] - times[0]
         if other[1] is not None and abs(other[1] - span) > Fraction(1, 20):
             result.faults.append(f"{float(span):.2f} s, and not {float(other[1]):.2f} s as FFmpeg finds")
-    if len(means) * size > limits.pixels:
+    if len(means) * size > limits.clip:
         return
     result.coded = True
     tok = read_tok(encode_file(path).data)
-    count, off = 0, 0.0
-    for i, (_, pixels) in enumerate(video_frames(tok)):
-        count += 1
-        if i < len(means):
-            off = max(off, float(np.abs(pixels.mean((0, 1)) - means[i]).max()))
-    if count != len(means):
-        result.faults.append(f"{len(means)} frames became {count}")
-    if off > COLOUR:
-        result.faults.append(f"the colour of a frame is off by {off:.0f}")
+    after = [pixels.mean((0, 1)) for _, pixels in video_frames(tok)]
+    if len(after) != len(means):
+        result.faults.append(f"{len(means)} frames became {len(after)}")
+        return
+
+    def own() -> float:
+        spans = [tok.video.segment_span(segment) for segment in range(tok.video.n_segments)]
+        made = np.concatenate([by_model("video", np.stack(kept[a:b])).mean((1, 2)) for a, b in spans])
+        return float(np.abs(made - means).max())
+
+    compare_colours(result, float(np.abs(np.array(after) - means).max()), own)
     samples = 0 if tok.track is None else tok.track[0].samples
     if samples != heard and (samples == 0 or begin >= 0):  # what comes before the first frame is left out
         result.faults.append(f"{heard} samples of sound became {samples}")
@@ -257,13 +321,14 @@ def report(results: list[Result]) -> Iterator[str]:
     formats: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         formats[result.kind, Path(result.path).suffix.lower()].append(result)
-    yield f"| kind | suffix | files | {' | '.join(OUTCOMES)} | only read |"
-    yield "| --- " * (4 + len(OUTCOMES)) + "|"
+    yield f"| kind | suffix | files | {' | '.join(OUTCOMES)} | only read | a colour off by | by the model |"
+    yield "| --- " * (6 + len(OUTCOMES)) + "|"
     rows = [*sorted(formats.items()), (("all", ""), results)]
     for (kind, suffix), found in rows:
         counts = Counter(result.outcome for result in found)
         only_read = sum(not result.coded and not result.refused for result in found)
-        numbers = (len(found), *(counts[name] for name in OUTCOMES), only_read)
+        most = max(found, key=lambda result: result.off)
+        numbers = (len(found), *(counts[name] for name in OUTCOMES), only_read, f"{most.off:.1f}", f"{most.own:.1f}")
         yield f"| {kind} | {suffix} | {' | '.join(map(str, numbers))} |"
     reasons = Counter(re.sub(r"\d+", "N", result.refused) for result in results if result.refused)
     yield from (f"{count:5} {reason}" for reason, count in reasons.most_common())
@@ -274,12 +339,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="a package each")
     parser.add_argument("--each", type=int, default=8, help="files of one suffix of a folder, drawn at random")
-    parser.add_argument("--pixels", type=int, default=1 << 20, help="that are encoded, of a picture or all frames")
+    parser.add_argument("--pixels", type=int, default=1 << 20, help="of a picture that is encoded")
+    parser.add_argument("--clip-pixels", type=int, default=1 << 22, help="of all frames of a video that is encoded")
     parser.add_argument("--seconds", type=float, default=20, help="of sound that are encoded")
     parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    limits = Limits(given.pixels, given.seconds)
+    limits = Limits(given.pixels, given.clip_pixels, given.seconds)
     if given.child:
         av.logging.set_level(None)
         for line in sys.stdin.read().splitlines():
@@ -290,7 +356,7 @@ def main() -> int:
     known = {result.path for result in results}
     cases = [str(path) for path in files(given.folders, given.each) if str(path) not in known]
     command = [sys.executable, __file__, "--child", "--out", str(given.out)]
-    command += ["--pixels", str(given.pixels), "--seconds", str(given.seconds)]
+    command += ["--pixels", str(limits.pixels), "--clip-pixels", str(limits.clip), "--seconds", str(limits.seconds)]
     with given.out.open("a") as out:
         for path, said, well in outcomes(command, cases, SECONDS):
             results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))

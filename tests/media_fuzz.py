@@ -236,11 +236,9 @@ def outcomes(command: list[str], cases: list[str], seconds: float) -> Iterator[t
             cases = cases[1:]
 
 
-def failures(cases: list[str]) -> Iterator[str]:
-    """What ends a child, of cases ``name:seed``."""
-    for case, said, well in outcomes([sys.executable, __file__, "--child"], cases, SECONDS):
-        if not well:
-            yield f"{case}: {said}"
+def in_child(cases: list[str]) -> Iterator[tuple[str, str, bool]]:
+    """The outcomes of cases ``name:seed``; a case whose child ends by a signal, an error or its time has failed."""
+    return outcomes([sys.executable, __file__, "--child"], cases, SECONDS)
 
 
 def main() -> int:
@@ -255,16 +253,22 @@ def main() -> int:
         _child(sys.stdin.read().split())
         return 0
     count = 0
+    print("| file | mutated | read | refused by name | failed |\n| --- | --- | --- | --- | --- |", flush=True)
     for name in given.names:
         cases = [f"{name}:{seed}" for seed in range(given.first, given.first + given.seeds)]
-        for failure in failures(cases):
-            print(failure, flush=True)
-            count += 1
+        whole = refused = 0
+        for case, said, well in in_child(cases):
+            whole += well and said[0].isdigit()
+            refused += well and not said[0].isdigit()
+            if well:
+                continue
+            print(f"{case}: {said}", flush=True)
             if given.keep:
                 given.keep.mkdir(parents=True, exist_ok=True)
-                seed = failure.split(":")[1]
+                seed = case.split(":")[1]
                 (given.keep / f"{seed}-{name}").write_bytes(mutated(sample(name), int(seed)))
-        print(f"{name}: {given.seeds} seeds read", flush=True)
+        count += (failed := len(cases) - whole - refused)
+        print(f"| {name} | {len(cases)} | {whole} | {refused} | {failed} |", flush=True)
     return 1 if count else 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -592,6 +593,38 @@ def test_tokens_are_plain_arrays(codec: Codec, tiny: list[str], photo: Path) -> 
     assert spec["codebook_sizes"] == [64, 32, 16]
 
 
+def test_tokens_that_are_there_are_not_made_again(codec: Codec, tiny: list[str], golden: Path, folder: Path) -> None:
+    """A rerun makes what is missing, and replaces nothing that is otherwise than it would be made."""
+    shutil.copy(golden / "gray.tok", folder / "d.tok")
+    assert codec("tokenize", folder, *tiny).code == 0
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert len(made) == 4
+    done = codec("tokenize", folder, *tiny)
+    assert (done.code, done.out, done.err) == (0, b"", ["codec: 4 already there"])
+    assert codec("tokenize", folder, "--quiet", *tiny).err == []
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    (folder / "a.npz").unlink()
+    done = codec("tokenize", folder, *tiny)
+    assert (done.code, done.err[1:]) == (0, ["codec: 3 already there"])
+    assert "a.npz: codes" in done.err[0]
+    assert codec("tokenize", folder, "-f", *tiny).err[-1] != "codec: 4 already there"
+
+    assert_user_error(codec("tokenize", folder / "a.png", "--levels", 2, *tiny), "exists already: use --force")
+    other = ["--model", golden / "photo", "--device", "cpu"]
+    assert_user_error(codec("tokenize", folder / "a.png", *other), "exists already: use --force")
+    assert codec("tokenize", folder / "a.png", "-f", *other).code == 0
+    assert codec("tokenize", folder / "a.png", *other).err == ["codec: 1 already there"]
+    assert_user_error(codec("tokenize", folder / "a.png", "--quality", 40, *other), "exists already: use --force")
+    assert codec("tokenize", folder / "a.png", "-f", *tiny).code == 0
+    os.utime(folder / "a.png", (2e9, 2e9))  # changed since
+    assert_user_error(codec("tokenize", folder / "a.png", *tiny), "exists already: use --force")
+    os.utime(folder / "a.png", (1e9, 1e9))
+    (folder / "a.npz").write_bytes((folder / "a.npz").read_bytes()[:-40])
+    assert_user_error(codec("tokenize", folder / "a.png", *tiny), "exists already: use --force")
+    assert codec("tokenize", folder / "d.tok", "-o", folder / "b.npz", *tiny).code == 2
+    assert codec("tokenize", folder / "b.png", "-o", folder / "b.npz", *tiny).err == ["codec: 1 already there"]
+
+
 def test_tokenizing_a_damaged_file_says_so(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.tok"
     cut.write_bytes((golden / "gray.tok").read_bytes()[:-5])
@@ -827,6 +860,12 @@ def test_damaged_files_decode_with_exit_code_3(codec: Codec, tiny: list[str], go
     assert names(tmp_path) == ["x.png", "x.tok"]
 
 
+def test_suffixes_of_one_format_do_not_contradict(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
+    for name, format in (("x.jpeg", "jpg"), ("x.JPG", "jpeg"), ("x.tif", "tiff"), ("x.tiff", "tif")):
+        assert codec("decode", golden / "gray.tok", "-o", tmp_path / name, "--format", format, *tiny).code == 0
+        assert Image.open(tmp_path / name).format == ("TIFF" if "tif" in format else "JPEG")
+
+
 def test_bad_files_leave_nothing_behind(codec: Codec, tiny: list[str], golden: Path, tmp_path: Path) -> None:
     for path in sorted((golden / "bad").glob("*.tok")):
         assert_user_error(codec("decode", path, "-o", tmp_path / "x.png", *tiny), str(path))
@@ -938,19 +977,24 @@ def test_debug_shows_the_traceback(codec: Codec, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- pictures of all kinds
 
 
-def test_damaged_picture_is_encoded_and_told(codec: Codec, tiny: list[str], tmp_path: Path) -> None:
-    source = tmp_path / "x.jpg"
+@pytest.mark.parametrize(
+    ("name", "told"), [("x.jpg", "the end of the file is missing"), ("x.tif", "decoded as far as it goes")]
+)
+def test_damaged_picture_is_encoded_and_told(
+    name: str, told: str, codec: Codec, tiny: list[str], tmp_path: Path
+) -> None:
+    source = tmp_path / name
     Image.fromarray(samples(64, 80)).save(source, quality=90)
     source.write_bytes(source.read_bytes()[:-2])
     done = codec("encode", source, "--quiet", *tiny)
     assert (done.code, len(done.err)) == (3, 1)
-    assert "the end of the file is missing" in done.err[0]
+    assert told in done.err[0]
     assert codec("decode", tmp_path / "x.tok", *tiny).code == 0
     (tmp_path / "x.tok").unlink()
-    assert_user_error(codec("encode", source, "--strict", *tiny), "x.jpg", "the end of the file is missing")
+    assert_user_error(codec("encode", source, "--strict", *tiny), name, told)
     done = codec("tokenize", source, "--quiet", *tiny)
     assert (done.code, len(done.err)) == (3, 1)
-    assert names(tmp_path) == ["x.jpg", "x.npz", "x.png"]
+    assert names(tmp_path) == sorted([name, "x.npz", "x.png"])
 
 
 def test_noise_under_transparent_pixels_costs_nothing(codec: Codec, tiny: list[str], tmp_path: Path) -> None:

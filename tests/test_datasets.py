@@ -415,6 +415,21 @@ def test_files_that_cannot_be_read_are_named(pictures: Path, tiny_model: Path, g
     assert not list((tmp_path / "cache").rglob("*.tokens"))
 
 
+def test_bad_files_can_be_left_out(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """One that is no picture and one that is smaller than the crop do not stop a DataLoader."""
+    bad = {pictures / "a.png"} | {pictures / name for name, sides in SIZES.items() if min(sides) <= 16}
+    assert len(bad) > 1
+    (pictures / "a.png").write_bytes(b"no picture")
+    dataset = dataset_of(pictures, tiny_model, cache=tmp_path / "cache", crop=32)
+    with pytest.raises(MediaError, match=r"a\.png"):
+        dataset.fill_cache()
+    dataset.fill_cache(leave_out=True)
+    assert set(dataset.left_out) == bad
+    assert all(str(path) in reason for path, reason in dataset.left_out.items())
+    assert {*dataset.files} == {pictures / name for name in SIZES} - bad
+    assert [len(batch) for batch in DataLoader(dataset, batch_size=1, num_workers=2)] == [1] * len(dataset)
+
+
 def test_tokens_of_another_model_are_refused(pictures: Path, tiny_model: Path, photo_model: Path) -> None:
     for name in ("a", "b"):
         source, model = str(pictures / f"{name}.png"), str(photo_model)

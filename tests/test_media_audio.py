@@ -108,11 +108,16 @@ def test_what_libsndfile_does_not_know_is_read_by_pyav(tmp_path: Path) -> None:
     assert snr(x[:, 4000 : n - 2000], sound.samples[:, 4000 : n - 2000]) > 15
 
 
-@pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.mka", "b.mka", "a.flac", "a.opus", "a.wav"])
-def test_eight_channels_are_read(name: str, tmp_path: Path) -> None:
-    codec = {"b.mka": "pcm_s16le", "a.flac": "flac", "a.mka": "flac", "a.opus": "libopus"}
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.m4a", "aac"), ("a.mp4", "aac"), ("a.mka", "aac"), ("a.mp4", "flac"), ("a.mka", "flac"), ("a.flac", "flac"),
+        ("a.mov", "pcm_s16le"), ("a.mka", "pcm_s16le"), ("a.wav", "pcm_s16le"), ("a.opus", "libopus"),
+    ],
+)  # fmt: skip
+def test_eight_channels_are_read(name: str, codec: str, tmp_path: Path) -> None:
     x = tone(30_000, 8, 48000)
-    path = save_av(tmp_path / name, x, codec.get(name, "pcm_s16le" if name == "a.wav" else "aac"), 48000)
+    path = save_av(tmp_path / name, x, codec, 48000)
     found = read_audio(path, name).samples
     assert found.shape[0] == 8
     assert abs(found.shape[1] - 30_000) < 1024
@@ -513,6 +518,27 @@ def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
         assert media_kind(path)[0] == "audio", name
     path = save_av(tmp_path / "a.m4a", tone(), "aac")
     assert media_kind(path.rename(tmp_path / "b.png"))[0] == "audio"
+
+
+@pytest.mark.parametrize("kind", ["PVF", "SDS", "IRCAM", "IRCAM BIG", "VOC", "AU", "W64", "CAF", "RF64", "WAV BIG"])
+def test_sounds_from_a_pipe_are_sounds(kind: str) -> None:
+    """Nothing but their content tells what they are."""
+    buffer = io.BytesIO()
+    name, _, endian = kind.partition(" ")
+    soundfile.write(buffer, tone().T, RATE, format=name, subtype="PCM_16", endian=endian or "FILE")
+    assert media_kind(Pipe(buffer.getvalue()))[0] == "audio"  # type: ignore[arg-type]
+
+
+def test_raw_streams_from_a_pipe_are_what_they_are(tmp_path: Path) -> None:
+    path = save_av(tmp_path / "a.latm", tone(), "aac")
+    assert media_kind(Pipe(path.read_bytes()))[0] == "audio"  # type: ignore[arg-type]
+    assert abs(read_audio(path, "x").samples.shape[1] - 12_345) < 3 * 1024
+    with av.open(str(tmp_path / "a.m4v"), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = 32, 16
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), "rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert media_kind(Pipe((tmp_path / "a.m4v").read_bytes()))[0] == "video"  # type: ignore[arg-type]
 
 
 def test_pictures_are_pictures_whatever_their_name(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from tokodec.codec.errors import MediaError, UnsupportedMediaError
 from tokodec.codec.media import read_image as image_module
 from tokodec.codec.media.jpeg import scan_jpeg
 from tokodec.codec.media.picture import Picture
+from tokodec.codec.media.raster import FILLED
 from tokodec.codec.media.read_image import read_image, refuse_unknown
+from tokodec.codec.media.write_image import write_image
 
 LIMIT = 1 << 28
 
@@ -129,6 +131,60 @@ def test_segments_that_end_in_nothing() -> None:
         assert not scan.ended
     for tail in (b"\xff", b"\xff\xda", b"\xff\xda\0", b"\xff\xda\0\1", b"\xff\xda\0\x02", b"\xff\xc4\0\x04\x10\x01"):
         assert scan_jpeg(b"\xff\xd8" + tail).problems
+
+
+# -------------------------------------------------------------------------------------------------- other formats
+
+BY_ROWS = [
+    ("BMP", "RGB"), ("BMP", "L"), ("BMP", "1"), ("GIF", "P"), ("PPM", "RGB"), ("PPM", "L"), ("PPM", "1"),
+    ("TIFF", "RGB"), ("TIFF", "I;16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode"), BY_ROWS)
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_rows_of_a_cut_file_are_kept(kind: str, mode: str, share: float) -> None:
+    buffer = io.BytesIO()
+    im = Image.fromarray(photo()).convert(mode) if mode != "I;16" else Image.fromarray(photo()[..., 0] * np.uint16(257))
+    im.save(buffer, kind, **({"interlace": 0} if kind == "GIF" else {}))
+    data = buffer.getvalue()
+    whole = read(data).pixels
+    cut = data[: int(share * len(data))]
+    for deep in (False, True):
+        picture = read_image(io.BytesIO(cut), "x", LIMIT, deep=deep)
+        assert picture.problems == [FILLED]
+        found = picture.pixels // (257 if picture.pixels.dtype == np.uint16 else 1)
+        same = (found == whole).all((1, 2))
+        assert abs(same.sum() - 160 * share) < 10
+        assert same[-60:].all() if kind == "BMP" else same[:60].all()
+    with pytest.raises(MediaError, match=rf"^x: {FILLED}$"):
+        read(cut, strict=True)
+
+
+def test_16_bits_of_a_cut_tiff_of_colours() -> None:
+    pixels = photo().astype(np.uint16) * 257
+    buffer = io.BytesIO()
+    write_image(Picture(pixels, bit_depth=16), buffer, "tiff", "x")
+    data = buffer.getvalue()
+    picture = read_image(io.BytesIO(data[: len(data) // 2]), "x", LIMIT, deep=True)
+    assert picture.problems == [FILLED]
+    assert np.array_equal(picture.pixels[:70], pixels[:70])
+
+
+def test_hole_in_a_compressed_tiff() -> None:
+    data = bytearray(saved(photo(), "TIFF", compression="tiff_lzw"))
+    whole = read(bytes(data)).pixels
+    data[100_000:100_300] = bytes(300)  # in the second of two strips
+    picture = read(bytes(data))
+    assert picture.problems == [FILLED]
+    assert np.array_equal(picture.pixels[:105], whole[:105])
+    assert not np.array_equal(picture.pixels[105:], whole[105:])
+
+
+def test_a_cut_file_without_a_row_is_refused() -> None:
+    for kind, size in (("BMP", 60), ("PPM", 100), ("TIFF", 160), ("GIF", 800)):
+        with pytest.raises(MediaError, match=r"^x is (damaged or cut off|a damaged)"):
+            read(saved(photo(), kind)[:size])
 
 
 # ------------------------------------------------------------------------------------------------------------- PNG

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tokodec.codec.bench.clips import read_clip, read_photo, read_video
+from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.media.audio import AudioReader, read_audio
@@ -246,6 +247,40 @@ def test_a_sound_without_a_decoder_is_told(tmp_path: Path, video_model: Path) ->
         VideoReader(tmp_path / "b.mkv", "x", sound_track=1)
     with pytest.raises(UsageError, match="sound-kbps and sound-track cannot go with a sound that is left out"):
         encode_file(path, model=str(video_model), sound=False, sound_track=1, sound_kbps=3)
+    data = encode_file(path, model=str(video_model), device="cpu").data
+    with pytest.raises(UsageError, match="sound-model cannot go with a sound that is left out"):
+        encode_file(path, sound=False, sound_model="x")
+    with pytest.raises(UsageError, match="sound-model cannot go with a sound that is left out"):
+        decode_file(io.BytesIO(data), sound=False, sound_model="x")
+
+
+def test_a_track_in_which_there_is_nothing(tmp_path: Path, video_model: Path, sound_model: Path) -> None:
+    """Neither samples nor a header that tells of channels: the picture is there all the same."""
+    path = tmp_path / "a.ts"
+    noise = np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        shown: Any = container.add_stream("mpeg2video", rate=25)
+        shown.width, shown.height, shown.pix_fmt = 64, 64, "yuv420p"
+        container.add_stream("mp2", rate=RATE, layout="mono")
+        for x in noise:
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(x, "rgb24")))
+        container.mux(shown.encode(None))
+    done = encode_file(path, model=str(video_model), sound_model=str(sound_model), device="cpu")
+    assert (done.frames, done.notes, done.problems) == (9, ["its sound track holds no samples"], [])
+
+
+def test_a_video_track_without_frames_names_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        shown: list[Any] = [container.add_stream("ffv1", rate=25) for _ in range(2)]
+        for stream in shown:
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(shown[1].encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 99, np.uint8), "rgb24")))
+        container.mux(shown[1].encode(None))
+    with pytest.raises(MediaError, match=r"x: holds no frames; another of its video tracks can be chosen \(track\)"):
+        VideoReader(path, "x")
+    with VideoReader(path, "x", track=2) as reader:
+        assert len(list(reader)) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- damage

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tokodec.codec.encode import encode_file
@@ -22,6 +23,7 @@ from tokodec.codec.media.kind import media_kind
 from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.read_video import VideoReader
+from tokodec.codec.tokens import tokenize_file
 
 RATE = 48000
 
@@ -172,8 +174,40 @@ def test_a_sound_that_was_cut_off_before_its_samples_says_so(tmp_path: Path, sou
     head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16) + b"data" + struct.pack("<I", 9600)
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFF" + struct.pack("<I", len(head) + 9600) + head)
-    with pytest.raises(MediaError, match="a sound without samples; cut off: at least 9600 bytes are missing"):
-        encode_file(path, model=str(sound_model))
+    for call in (encode_file, tokenize_file):
+        with pytest.raises(MediaError, match="a sound without samples; cut off: at least 9600 bytes are missing"):
+            call(path, model=str(sound_model))
+
+
+@pytest.mark.parametrize("codec", ["adpcm_ima_wav", "adpcm_ms", "libmp3lame", "GSM610"])
+@pytest.mark.parametrize("stated", [30_000, 0, 0xFFFFFFFF])
+def test_wav_of_blocks_is_as_long_as_it_says(codec: str, stated: int) -> None:
+    """The last block is filled up; a chunk says how many samples count, 0 and 0xFFFFFFFF that nobody knew."""
+    x = (np.sin(np.arange(30_000) / 20) / 2).astype(np.float32)
+    buffer = io.BytesIO()
+    if codec == "GSM610":
+        soundfile.write(buffer, x, 44_100, format="WAV", subtype=codec)
+    else:
+        with av.open(buffer, "w", format="wav") as container:
+            stream: Any = container.add_stream(codec, rate=44_100, layout="mono")
+            frame = av.AudioFrame.from_ndarray(x[None], "flt", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44_100, 0, Fraction(1, 44_100)
+            frame = av.AudioResampler(format=stream.codec_context.format, layout="mono").resample(frame)[0]
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    data = buffer.getvalue()
+    place = data.index(b"fact") + 8
+    count, reader = length(data[:place] + stated.to_bytes(4, "little") + data[place + 4 :])
+    filled = {"adpcm_ima_wav": 30_615, "adpcm_ms": 30_540, "libmp3lame": 32_256, "GSM610": 30_080}
+    assert (count, reader.problems) == (30_000 if stated == 30_000 else filled[codec], [])
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("CAF", "ALAC_16"), ("SDS", "PCM_16"), ("AIFF", "GSM610")])
+def test_lengths_of_sounds_of_other_codecs_are_right(kind: str, subtype: str) -> None:
+    """ALAC in CAF was cut at its end, the end of SDS taken for damage, GSM in AIFF for one that lacks samples."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, (np.sin(np.arange(30_000) / 20) / 2), 44_100, format=kind, subtype=subtype)
+    count, reader = length(buffer.getvalue())
+    assert (count, reader.problems) == (30_080 if subtype == "GSM610" else 30_000, [])
 
 
 def test_a_movie_without_tracks_holds_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from tokodec.codec.errors import UnsupportedMediaError
+from tokodec.codec.errors import MediaError, UnsupportedMediaError
 from tokodec.codec.media import read_image as image_module
 from tokodec.codec.media.read_image import Picture, read_image
 from tokodec.codec.media.write_image import AVIF_QUALITY, JPEG_QUALITY, write_image
@@ -28,7 +28,7 @@ def table(title: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
 
 
-READ, WRITTEN = table("Read"), table("Written")
+READ, DAMAGE, WRITTEN = table("Read"), table("Damage"), table("Written")
 KINDS = {name: {"WebP": "WEBP", "HEIC": "HEIF"}.get(name, name) for name in READ}
 
 
@@ -43,11 +43,11 @@ def exif() -> Image.Exif:
     return block
 
 
-def saved(kind: str, **options: Any) -> bytes:
+def saved(kind: str, scale: int = 1, **options: Any) -> bytes:
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
     buffer = io.BytesIO()
-    photo().save(buffer, kind, **options)
+    photo().resize((24 * scale, 16 * scale)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -120,6 +120,19 @@ def test_several_pictures(name: str) -> None:
     assert np.abs(picture.pixels.astype(int) - np.asarray(photo())).mean() < 8
     assert len(picture.notes) == 1
     assert "of 2 pictures in the file is kept" in picture.notes[0]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_cut_off(name: str) -> None:
+    data = saved(KINDS[name], scale=8)
+    data = data[: len(data) * 3 // 4]
+    if DAMAGE[name]["cut off after three quarters"] == "refused":
+        with pytest.raises(MediaError, match=r"^x is (damaged|a damaged)"):
+            read(data)
+        return
+    assert len(read(data).problems) == 1
+    with pytest.raises(MediaError, match=r"^x: "):
+        read_image(io.BytesIO(data), "x", 1 << 20, strict=True)
 
 
 @pytest.mark.parametrize("name", WRITTEN)

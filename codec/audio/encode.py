@@ -254,6 +254,11 @@ def sound_header(tokens: SoundTokens, model: Model) -> AudioHeader:
     )
 
 
+def without_samples(reader: AudioReader) -> MediaError:
+    """The error for a sound in which there is nothing, with what is known of the reason."""
+    return MediaError(f"{reader.name}: {'; '.join(['a sound without samples', *reader.problems])}")
+
+
 def encode_sound(
     source: Source, model: Model, options: EncodeOptions, progress: Progress = SILENT
 ) -> tuple[bytes, Levels, SoundTokens]:
@@ -270,7 +275,7 @@ def encode_sound(
     with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
         tokens = analyse_samples(reader, tokenizer, levels, rate.searched, progress, search=search, pairs=True)
     if tokens is None:
-        raise MediaError(f"{source.name}: {'; '.join(['a sound without samples', *reader.problems])}")
+        raise without_samples(reader)
     files = SoundFile(model, tokens, sound_header(tokens, model))
     if not rate.searched:
         return files.uniform(levels), np.full(files.shape, levels), tokens

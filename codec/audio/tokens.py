@@ -12,10 +12,10 @@ from ...tokenizers.tokens import Tokens
 from ..container.fields import MAX_CHANNELS
 from ..container.read import TokFile
 from ..contract import Tokenized
-from ..errors import MediaError, UsageError
+from ..errors import UsageError
 from ..media.audio import AudioReader, Samples, Sound
 from .decode import audio_tokenizer, is_left_right, read_codes, to_channels
-from .encode import SoundFile, SoundTokens, analyse_samples, code_type, sound_header
+from .encode import SoundFile, SoundTokens, analyse_samples, code_type, sound_header, without_samples
 
 if TYPE_CHECKING:
     from ..contract import Source
@@ -44,7 +44,7 @@ def media_codes(source: Source, model: Model, options: TokenizeOptions) -> Token
     with AudioReader(source.data, source.name, options.max_samples, options.track) as reader:
         found = analyse_samples(reader, tokenizer, options.levels)
     if found is None:
-        raise MediaError(f"{source.name}: a sound without samples")
+        raise without_samples(reader)
     notes = list(found.notes)
     rate = tokenizer.hertz
     if found.sample_rate != rate:

@@ -27,12 +27,15 @@ _LOOK = 192  # bytes at the start of a file that tell; packets of MPEG transport
 _SOUND_STARTS = (
     b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"riff", b"#!AMR", b"RF64", b"BW64", b"RIFX", b"\x0b\x77", b"wvpk",
     b"TTA1", b"TTA2", b"MAC ", b"tBaK", b"MPCK", b"MP+", b"DSD ", b"DTSHDHDR", b"\x7f\xfe\x80\x01",
-    b"Creative Voice File", b"NIST_1A",
+    b"Creative Voice File", b"NIST_1A", b"PVF1\n", b"\xf0\x7e", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\0",
+    *(b"\x64\xa3" + bytes([n, 0]) for n in range(1, 5)), *(bytes([0, n]) + b"\xa3\x64" for n in range(1, 5)),  # IRCAM
 )  # fmt: skip
 _CONTAINER_STARTS = (
     b"OggS", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\x01", b"\0\0\x01\xba",
 )  # fmt: skip
-_VIDEO_STARTS = (b"YUV4MPEG2 ", b"\0\0\x01\xb3", b"DKIF", b"\0\0\0\x01")  # the last: H.264, H.265 as they are
+_VIDEO_STARTS = (  # the last: H.264, H.265 as they are
+    b"YUV4MPEG2 ", b"\0\0\x01\xb0", b"\0\0\x01\xb3", b"DKIF", b"\0\0\0\x01",
+)  # fmt: skip
 _SOUND_BRANDS = (b"M4A ", b"M4B ", b"M4P ")
 _PICTURE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis", b"crx ", b"jxl ")
 
@@ -149,12 +152,12 @@ def _second_image(file: BinaryIO) -> bool:
 
 
 def _mpeg_audio(start: bytes) -> bool:
-    """Whether a frame of MPEG audio (MP3) or AAC in ADTS begins here: 12 bits of sync, or 11 for MPEG 2.5.
+    """Whether a frame of MPEG audio (MP3) or AAC begins here: 12 bits of sync, or 11 for MPEG 2.5 and AAC in LOAS.
 
     FF FE, layer I with checksums, nobody has; texts in UTF-16 begin so.
     """
     sync = len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0 and start[1] & 0x18 != 0x08
-    return sync and start[1] != 0xFE
+    return (sync and start[1] != 0xFE) or (start[:1] == b"V" and start[1:2] >= b"\xe0")
 
 
 def _picture(start: bytes) -> bool:

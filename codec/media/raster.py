@@ -21,6 +21,8 @@ from ..errors import UnsupportedMediaError
 from .exif import ORIENTATION
 
 _BAND_PIXELS = 1 << 18
+_BY_ROWS = ("TIFF", "BMP", "DIB", "GIF", "PPM")  # whose decoders leave what they made before an error
+FILLED = "damaged or cut off: decoded as far as it goes, what was not there is filled"
 
 
 class Raster(NamedTuple):
@@ -31,6 +33,21 @@ class Raster(NamedTuple):
     channels: int
     has_alpha: bool
     band: Callable[[int, int], tuple[np.ndarray, np.ndarray | None]]  # rows y0 .. y1 -> [h, W, C], [h, W]
+
+
+def load(im: ImageFile) -> list[str]:
+    """Decode, of a damaged file as far as it goes. Returns the problem, if there is one.
+
+    Raises: what decoders raise, if nothing could be decoded.
+    """
+    try:
+        im.load()
+    except OSError:
+        if im.format not in _BY_ROWS or im.im.getbbox() is None:
+            raise
+        im.tile = []  # what is left of it
+        return [FILLED]
+    return []
 
 
 def bits_per_sample(im: ImageFile, file: BinaryIO) -> int:
@@ -59,14 +76,17 @@ def av1_flags(file: BinaryIO) -> list[int]:
     return [found[1][0] for found in re.finditer(rb"av1C\x81.(.)", head, re.DOTALL)]
 
 
-def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str], deep: bool = False) -> Raster:
+def raster(
+    im: ImageFile, file: BinaryIO, name: str, bits: int, *, notes: list[str], problems: list[str], deep: bool = False
+) -> Raster:
     """Decode, and say how rows become uint8 gray or RGB with or without alpha.
 
-    Args: deep: give 16 bits of what has 16; but of RGB only the high bytes, see :func:`low_byte_tiles`.
+    Args: notes, problems: what is found is put to them.
+          deep: give 16 bits of what has 16; but of RGB only the high bytes, see :func:`low_byte_tiles`.
     """
     narrow = as_they_are if deep else to_8_bits
     if im.format == "PPM" and im.tile and im.tile[0].codec_name != "ppm_plain" and im.mode in ("L", "I", "RGB"):
-        return _netpbm_raster(im, file, narrow)
+        return _netpbm_raster(im, file, narrow, problems)
     if im.mode == "F" or (im.mode == "I" and im.format != "PPM"):
         kind = "float" if im.mode == "F" else "signed or 32-bit integer"
         raise UnsupportedMediaError(f"{name} holds {kind} samples without a defined range: convert it to 8 or 16 bits")
@@ -81,7 +101,7 @@ def raster(im: ImageFile, file: BinaryIO, name: str, bits: int, notes: list[str]
     gray_alpha_16 = im.format == "PNG" and bits == 16 and im.mode == "RGBA" and im.tile[0].args == "LA;16B"
     if gray_alpha_16:  # Pillow drops the low bytes; as RGBA the four bytes are high and low gray, high and low alpha
         im.tile = [tile._replace(args="RGBA") for tile in im.tile]
-    im.load()
+    problems += load(im)
     vars(im).pop("_decoder", None)  # WebP and AVIF keep the whole decoded picture in there
     width, height = im.im.size  # not im.size, which TIFF has turned already
     mode = im.mode
@@ -182,7 +202,9 @@ def _conversion(im: Image.Image, notes: list[str]) -> tuple[Callable[[Image.Imag
     return (lambda band: band.convert(target)), target
 
 
-def _netpbm_raster(im: ImageFile, file: BinaryIO, narrow: Callable[[np.ndarray, int], np.ndarray]) -> Raster:
+def _netpbm_raster(
+    im: ImageFile, file: BinaryIO, narrow: Callable[[np.ndarray, int], np.ndarray], problems: list[str]
+) -> Raster:
     """Binary PGM and PPM of any maxval; Pillow takes them apart sample by sample in Python."""
     tile = im.tile[0]
     maxval = tile.args[-1] if isinstance(tile.args, tuple) else 65535 if im.mode == "I" else 255
@@ -190,13 +212,15 @@ def _netpbm_raster(im: ImageFile, file: BinaryIO, narrow: Callable[[np.ndarray, 
     channels = 3 if im.mode == "RGB" else 1
     dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
     row_bytes = width * channels * dtype.itemsize
-    file.seek(0, io.SEEK_END)
-    if file.tell() - tile.offset < row_bytes * height:
+    there = file.seek(0, io.SEEK_END) - tile.offset
+    if there < row_bytes:
         raise OSError("image file is truncated")
+    problems += [FILLED] * (there < row_bytes * height)
 
     def band(y0: int, y1: int) -> tuple[np.ndarray, np.ndarray | None]:
         file.seek(tile.offset + y0 * row_bytes)
-        samples = np.frombuffer(file.read((y1 - y0) * row_bytes), dtype).reshape(y1 - y0, width, channels)
+        size = (y1 - y0) * row_bytes
+        samples = np.frombuffer(file.read(size).ljust(size, b"\0"), dtype).reshape(y1 - y0, width, channels)
         return samples if maxval == 255 else narrow(np.minimum(samples, maxval), maxval), None
 
     return Raster(height, width, channels, False, band)
@@ -236,7 +260,7 @@ def add_low_bytes(
     if isinstance(im, TiffImageFile):
         im.getexif()[ORIENTATION] = 1
     im.tile = tiles
-    im.load()
+    load(im)
     height, width = pixels.shape[:2]
     for y0, y1 in bands(height, width):
         low = np.asarray(im.crop((0, y0, width, y1)))  # [h, W, 3 or 4]

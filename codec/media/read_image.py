@@ -74,7 +74,7 @@ def read_image(
 
     Args:    source: a path, or a binary file object read from where it stands (need not be seekable).
              name: what messages call it.  max_pixels: larger pictures are refused before any sample is decoded.
-             strict: refuse damaged JPEG and PNG files, of which otherwise what is there is decoded.
+             strict: refuse damaged files, of which otherwise what is there is decoded.
              deep: keep samples of 16 bits (PNG, TIFF, PPM and PGM); other depths above 8 are rounded to 8 all the same.
     Returns: the picture, upright: all eight EXIF orientations are applied.
     Raises:  UnsupportedMediaError for animations, several pages, float or 32-bit samples; MediaError for everything
@@ -105,13 +105,21 @@ def _read_stream(stream: BinaryIO, name: str, max_pixels: int, strict: bool, dee
     with pillow_without_limits():
         try:
             opened = _examine(file, name, max_pixels)
-            if strict and opened.problems:
-                raise MediaError(f"{name}: {opened.problems[0]}")
-            return _decode(opened, name, max_pixels, deep)
+            if strict:
+                _refuse_damage(opened, name)
+            picture = _decode(opened, name, max_pixels, deep)
+            if strict:
+                _refuse_damage(opened, name)
+            return picture
         except TokodecError:
             raise
         except DECODER_ERRORS as error:
             raise MediaError(f"{name} {_undecoded(error)}") from error
+
+
+def _refuse_damage(opened: _Opened, name: str) -> None:
+    if opened.problems:
+        raise MediaError(f"{name}: {opened.problems[0]}")
 
 
 def _undecoded(error: Exception) -> str:
@@ -226,7 +234,7 @@ def _decode(opened: _Opened, name: str, max_pixels: int, deep: bool) -> Picture:
 
     deep = deep and holds_16_bits(im, bits, low_tiles is not None)
     dtype = np.uint16 if deep else np.uint8
-    rows = raster(im, file, name, bits, notes=notes, deep=deep)
+    rows = raster(im, file, name, bits, notes=notes, problems=opened.problems, deep=deep)
     if not tiff:
         exif, orientation = read_exif(im, notes)  # after load(): PNG may hold it behind the samples
     upright = (rows.width, rows.height) if orientation >= 5 else (rows.height, rows.width)

@@ -141,6 +141,8 @@ class VideoReader:
         first = next(self._decoded, None)
         if first is None:
             why = f"damaged: {self.problems[0]}" if self.problems else "holds no frames"
+            if len(video_streams(self._container)) > 1:
+                why += "; another of its video tracks can be chosen (track)"
             if self._bad:
                 why = f"damaged: none of its {self._bad} frames can be decoded"
             raise MediaError(f"{self.name}: {'; '.join(filter(None, (why, self._media.extent.lacks)))}")

@@ -18,7 +18,9 @@ from .timeline import Timeline
 Samples = npt.NDArray[np.float32]  # [channels, n], full scale is -1..1
 
 TIMED = {"matroska", "mov", "mpegts", "mpeg", "flv", "asf", "ogg"}  # formats whose time stamps are more than a count
-COUNTED = {"flac", "tta", "wv", "ape", "tak", "mpc8", "mov", "aiff", "caf"}  # which say how long they are, and mean it
+# Which say how long they are, and mean it; AIFF of other codecs than PCM counts samples or blocks, nobody knows which.
+COUNTED = {"flac", "tta", "wv", "ape", "tak", "mpc8", "mov", "aiff", "caf", "sds"}
+FACT = {"wav", "w64"}  # which say in a chunk "fact" how many samples coded blocks hold
 SLACK = Fraction(1, 50)  # seconds by which a time stamp may be off before samples are moved
 LOOSE = Fraction(1, 4)  # the same of ASF: stamps are those of packets, which hold back what the next one completes
 SILENCE = (600, 8)  # seconds of gaps that may be filled in any case, and for each second of sound
@@ -53,17 +55,20 @@ class SoundStream:
         self.name, self.error = name, (av.FFmpegError, ValueError)
         container = self._container = media.container
         formats = set(container.format.name.split(","))
-        self._timed, self._counted = bool(TIMED & formats), bool(COUNTED & formats)
-        self._slack = LOOSE if "asf" in formats else SLACK
-        self._trimmed, primed = "mov" in formats, False
+        self._timed, self._slack = bool(TIMED & formats), LOOSE if "asf" in formats else SLACK
         if not container.streams.audio:
             raise MediaError(f"{name}: holds {'no sound' if container.streams.video else 'neither pictures nor sound'}")
         self.stream, self.notes = choose_track(container.streams.audio, track, "sound", name)
         self.notes += dropped(container, self.stream)
-        if "ogg" in formats and self.stream.codec_context.name == "vorbis":
-            # FFmpeg counts samples of the first packet, which gives none, and cuts as many too many off the end.
+        codec = self.stream.codec_context.name
+        coded, primed = not codec.startswith("pcm_"), "ogg" in formats and codec == "vorbis"
+        self._counted = bool(COUNTED & formats) and not (coded and "aiff" in formats)
+        self._trimmed = "mov" in formats or (coded and bool(FACT & formats))
+        if primed or ("caf" in formats and codec == "alac"):
+            # FFmpeg counts samples of the first packet of Vorbis, which gives none, and cuts as many too many off the
+            # end; of ALAC in CAF it cuts off what the decoder has left out already.
             self.stream.codec_context.options = {"flags2": "+skip_manual"}
-            self._trimmed = primed = True
+            self._trimmed = True
         self.problems: list[str] = []
         self._broken = ""  # why the demuxer went no further
         self._extent = media.extent
@@ -91,6 +96,8 @@ class SoundStream:
         self.sample_rate, self.channels = of.sample_rate, of.layout.nb_channels
         self.layout = of.layout
         self.mask, self.order = mask_of(of.layout) if self.channels else (0, None)
+        if first is None and not self.channels:  # a header that says nothing, of a track in which there is nothing
+            self.sample_rate, self.channels = 48_000, 1
         codec, form = self.stream.codec_context.codec, "" if first is None else first.format.name.removesuffix("p")
         self.bit_depth, self._deeper = _BITS.get(form, 16), form == "s64"
         if form in _FLOATS and codec.lossless and codec.name != "dca":

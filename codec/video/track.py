@@ -115,8 +115,10 @@ def _analyse(
             reader.problems += [f"its sound: {said}" for said in source.problems if said not in reader.problems]
     except MediaError as error:
         raise type(error)(f"{error} (its sound; --no-sound leaves it out)") from error
+    if tokens is None and source.position == 0:
+        return None, [*notes, "its sound track holds no samples"]
     if start < 0:
         notes.append(f"{-start} samples of sound before the beginning of the time line are not kept")
     if tokens is None:
-        return None, [*notes, "its sound track holds no samples"]
+        return None, notes
     return Track(reader.name, model, tokens, max(0, start), wanted.kbps), notes
