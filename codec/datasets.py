@@ -48,7 +48,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`.
+        model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`; or a tokenizer.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: pixels (height and width, or one number for both), multiples of the model's stride,
             or seconds, rounded to whole frames. A window is cut out of the codes of the whole signal, at a whole cell.
@@ -67,7 +67,7 @@ class TokenDataset(Dataset[Tensor]):
     def __init__(
         self,
         folders: str | Path | Sequence[str | Path],
-        model: str | Path = "image-grid",
+        model: str | Path | Tokenizer = "image-grid",
         levels: int | None = None,
         crop: int | float | tuple[int, int] | None = None,
         cache: str | Path | None = None,
@@ -76,8 +76,8 @@ class TokenDataset(Dataset[Tensor]):
         generator: torch.Generator | None = None,
         quality: float | None = None,
     ) -> None:
-        tokenizer = load_model(as_text(model), pick_device(_device(device))).tokenizer
-        self.model = as_text(model)
+        self.model = model if isinstance(model, Tokenizer) else as_text(model)
+        tokenizer = load_model(self.model, pick_device(_device(device))).tokenizer
         self.device = device
         self.quality = quality
         self.generator = generator
