@@ -94,17 +94,18 @@ def _load(name: str | Tokenizer, device: str | torch.device, prior: str | None, 
     kinds = prior_kinds()
     try:
         device = pick_device(device)
+        folder: Path | None
         if isinstance(name, str):
             folder = find_model(name)
             files = (WEIGHTS_FILE, FOREIGN_WEIGHTS_FILE, CONFIG_FILE, kinds["hyperprior"].file)
             tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
         else:
-            tokenizer, folder = name, name.source or Path(name.name)
+            tokenizer, folder = name, name.source
         entropy = getattr(tokenizer, "entropy", None)  # part of the tokenizer, if its rate is a quality
         if entropy is not None:
             own = PRIOR_NAMES[entropy.wire_id]
             if prior not in (None, own):
-                raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {own!r}")
+                raise ValueError(f"{tokenizer.name} has no entropy model {prior!r}, only {own!r}")
         elif prior == "static" and prior_hash == _uniform(tokenizer.codebook_sizes).hash:
             entropy = _uniform(tokenizer.codebook_sizes)  # whatever the model has got since then
         else:
@@ -116,14 +117,15 @@ def _load(name: str | Tokenizer, device: str | torch.device, prior: str | None, 
     return Model(tokenizer, entropy)
 
 
-def _find_prior(folder: Path, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
+def _find_prior(folder: Path | None, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
     """An entropy model of a folder, or one of fixed lengths, None if there is neither. Raises ValueError."""
-    there = [name for name, kind in prior_kinds().items() if kind.file and (folder / kind.file).is_file()]
+    files = {} if folder is None else {name: folder / kind.file for name, kind in prior_kinds().items() if kind.file}
+    there = [name for name, path in files.items() if path.is_file()]
     fixed = not there and not tokenizer.needs_prior
     if prior is not None and prior not in (there or ["static"] * fixed):
         known = " and ".join(map(repr, there)) or ("'static'" if fixed else "none")
-        raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {known}")
-    if there:
+        raise ValueError(f"{tokenizer.name} has no entropy model {prior!r}, only {known}")
+    if folder is not None and there:
         name = prior or there[0]
         return _load_prior(folder, name, device, _written(folder, prior_kinds()[name].file))
     return _uniform(tokenizer.codebook_sizes) if fixed else None
