@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .codec.progress import Progress
     from .codec.registry import PriorKind, register_format, register_prior
     from .codec.tokens import detokenize_file, tokenize_file
+    from .tokenizers.adapters.accelerate import accelerate
     from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
     from .tokenizers.registry import TokenizerKind, register_tokenizer
@@ -51,6 +52,7 @@ _NAMES = {
     ".codec.progress": ("Progress",),
     ".codec.registry": ("PriorKind", "register_format", "register_prior"),
     ".codec.tokens": ("detokenize_file", "tokenize_file"),
+    ".tokenizers.adapters.accelerate": ("accelerate",),
     ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
@@ -74,6 +76,7 @@ __all__ = [
     "Tokens",
     "TokodecError",
     "__version__",
+    "accelerate",
     "adapt",
     "datasets",
     "decode_file",

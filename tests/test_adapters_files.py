@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 import tokodec
 from tokodec.codec.cli import run
+from tokodec.codec.datasets import TokenDataset
 from tokodec.codec.models import load_model
-from tokodec.datasets import TokenDataset
 from tokodec.entropy.static import StaticPrior
 from tokodec.tests.adapted_models import CODECS, saved, tiny_adapted, tiny_codec, tiny_vqgan
 from tokodec.tokenizers.folders import find_model, name_of

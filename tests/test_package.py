@@ -38,6 +38,8 @@ MAY_ALSO_USE = {
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
     "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there
+    "tokenizers/adapters/fast_vq.py": {"vector_quantize_pytorch"},  # when `accelerate` meets its modules
+    "tokenizers/adapters/fast_codecs.py": {"transformers"},
 }
 # Packages beyond the standard library that the files of a folder may import.
 # Imported for types only; PyTorch brings it.

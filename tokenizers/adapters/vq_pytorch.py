@@ -46,9 +46,11 @@ class Codebooks:
     """A quantizer as levels of codes, coarse to fine. Raises ValueError for one that is not known here."""
 
     def __init__(self, quantizer: Any) -> None:
-        self.kind = type(quantizer).__name__
-        if self.kind not in (*RESIDUAL, GROUPED, *SINGLE):
-            raise ValueError(f"a quantizer is one of {', '.join((*RESIDUAL, GROUPED, *SINGLE))}, got {self.kind}")
+        known = (*RESIDUAL, GROUPED, *SINGLE)
+        names = [base.__name__ for base in type(quantizer).__mro__]  # an accelerated one is a subclass
+        self.kind = next((name for name in names if name in known), "")
+        if not self.kind:
+            raise ValueError(f"a quantizer is one of {', '.join(known)}, got {names[0]}")
         self.quantizer = quantizer
 
     @contextmanager
