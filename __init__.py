@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .codec.progress import Progress
     from .codec.registry import PriorKind, register_format, register_prior
     from .codec.tokens import detokenize_file, tokenize_file
+    from .tokenizers.adapters.accelerate import accelerate
+    from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
     from .tokenizers.registry import TokenizerKind, register_tokenizer
     from .tokenizers.tokens import Tokens, TokenSpec
@@ -50,6 +52,8 @@ _NAMES = {
     ".codec.progress": ("Progress",),
     ".codec.registry": ("PriorKind", "register_format", "register_prior"),
     ".codec.tokens": ("detokenize_file", "tokenize_file"),
+    ".tokenizers.adapters.accelerate": ("accelerate",),
+    ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
     ".tokenizers.tokens": ("TokenSpec", "Tokens"),
@@ -72,6 +76,8 @@ __all__ = [
     "Tokens",
     "TokodecError",
     "__version__",
+    "accelerate",
+    "adapt",
     "datasets",
     "decode_file",
     "detokenize_file",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from .flags import (
     DetokenizeFlags,
     EncodeFlags,
     GenerateFlags,
+    PriorFlags,
     TokenizeFlags,
     with_flags,
 )
@@ -326,6 +328,32 @@ def write_corpus(writer: Any, named: list[tuple[str, str]], out: str, read: Call
         say(f"{out}: {len(corpus)} of {len(named)} files, {corpus.summary()}")
     if failed is not None:
         raise failed
+
+
+@app.command()
+@with_flags
+def prior(inputs: Inputs, *, flags: PriorFlags) -> None:
+    """Count codes in pictures, sounds, videos, .tok or token files, and store static tables beside their model."""
+    from ..entropy.static import STATIC_FILE
+    from .corpus.token_files import TOKEN_SUFFIXES
+    from .counting import Counts, prior_home, store
+    from .media.kind import MODALITY_SUFFIXES
+    from .tokens import tokenize_file
+
+    tokenizer, folder = prior_home(flags.model, flags.device, flags.force)
+    counts = Counts(tokenizer.codebook_sizes)
+    wanted = (*MODALITY_SUFFIXES[tokenizer.modality], ".tok", *TOKEN_SUFFIXES)
+
+    def one(src: str, _: str) -> int:
+        done = tokenize_file(read_from(src), model=flags.model, device=flags.device)
+        counts.add(done.tokens)
+        return EXIT_DAMAGED if done.problems else 0
+
+    each([(src, STREAM) for _, src in labelled(inputs, wanted, flags.recursive, str)], one, flags.quiet)
+    made = store(counts, folder)
+    if not flags.quiet:
+        fixed = sum(math.log2(n) for n in tokenizer.codebook_sizes)
+        say(f"{folder / STATIC_FILE}: {counts.bits:.2f} bits a cell, {fixed:.2f} with fixed lengths, hash {made.hash}")
 
 
 @app.command()

@@ -51,7 +51,7 @@ class TokenDataset(Dataset[Tensor]):
 
     Args:
         folders: one or several; files as well.
-        model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`.
+        model: release name, path of a folder, or `hf:USER/MODEL`, see :mod:`..tokenizers.folders`; or a tokenizer.
         levels: keep so many, coarse to fine; None: all that a file has.
         crop: a window of this size: seconds, rounded to whole frames, or pixels (height and width, or one number for
             both), of videos frames before them, as many as whole cells have. A window is cut out of the codes of the
@@ -71,7 +71,7 @@ class TokenDataset(Dataset[Tensor]):
     def __init__(
         self,
         folders: str | Path | Sequence[str | Path],
-        model: str | Path = "image-grid",
+        model: str | Path | Tokenizer = "image-grid",
         levels: int | None = None,
         crop: float | tuple[int, ...] | None = None,
         cache: str | Path | None = None,
@@ -80,8 +80,8 @@ class TokenDataset(Dataset[Tensor]):
         generator: torch.Generator | None = None,
         quality: float | None = None,
     ) -> None:
-        tokenizer = load_model(as_text(model), pick_device(_device(device))).tokenizer
-        self.model = as_text(model)
+        self.model = model if isinstance(model, Tokenizer) else as_text(model)
+        tokenizer = load_model(self.model, pick_device(_device(device))).tokenizer
         self.device = device
         self.quality = quality
         self.generator = generator

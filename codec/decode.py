@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
+    from ..tokenizers.api import Tokenizer
     from ..tokenizers.tokens import Tokens
     from .options import DecodeShort
 
@@ -78,7 +79,7 @@ def decode_file(
     return decoded
 
 
-def format_and_model(tok: TokFile, model: str | None, device: str) -> tuple[Format, Model | None]:
+def format_and_model(tok: TokFile, model: str | Tokenizer | None, device: str) -> tuple[Format, Model | None]:
     """What a file is decoded with. Raises ModelError if it is not there or another one.
 
     Args: model: folder or name to take the weights from; the file's own model if None.
@@ -90,7 +91,7 @@ def format_and_model(tok: TokFile, model: str | None, device: str) -> tuple[Form
 
 
 def file_tokens(
-    tok: TokFile, model: str | None = None, device: str = "auto", levels: int | None = None
+    tok: TokFile, model: str | Tokenizer | None = None, device: str = "auto", levels: int | None = None
 ) -> tuple[Tokens, Model]:
     """Tokens of a parsed file and the model that they belong to. What is lost is noted in ``tok.problems``.
 

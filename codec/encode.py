@@ -69,8 +69,9 @@ def encode_file(
             loaded = load_model(chosen, options.device, options.prior)  # 2
             modality, format = loaded.tokenizer.modality, format_of(loaded.tokenizer)
         if modality != kind:
-            raise UsageError(f"{chosen} is a model for {modality}, and {name} is {MODALITIES[kind].noun}")
-        format.check(options.given, chosen if loaded is None else loaded.tokenizer.name)
+            what = chosen if loaded is None else loaded.tokenizer.name
+            raise UsageError(f"{what} is a model for {modality}, and {name} is {MODALITIES[kind].noun}")
+        format.check(options.given, FITTED if loaded is None else loaded.tokenizer.name)
         encoded = format.encode(source, loaded, options, as_progress(progress))  # 3
         if options.strict:
             refuse_damage(encoded.problems, name)

@@ -149,6 +149,13 @@ class TokenizeFlags(InputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorFlags(InputFlags):
+    """Of `codec prior`, see :func:`~.counting.count_prior`."""
+
+    model: Annotated[str, typer.Option("--model", "-m", help="folder or hf:USER/MODEL, where the tables are stored")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusFlags:
     """Of `codec tokenize` where all tokens go into one file."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
+FOREIGN_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ def pick_device(device: str | torch.device) -> str:
     return kind if not number or int(number) == torch.cuda.current_device() else f"{kind}:{int(number)}"
 
 
-def load_model(name: str, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
+def load_model(name: str | Tokenizer, device: str | torch.device = "cpu", prior: str | None = None) -> Model:
     """Load a tokenizer and an entropy model by release name, folder or `hf:USER/MODEL`; kept for the next call.
 
-    A model without an entropy model is used with codes of fixed lengths, unless its codes need one.
+    A model without an entropy model is used with codes of fixed lengths, unless its codes need one. A tokenizer itself
+    is used as and where it is, with the entropy models of the folder that it was loaded from or saved to, if any.
 
     Args:   prior: name of an entropy model, see registry.py; the first there that the model has if None.
     Raises: ModelError if there is none or it is damaged, or the model has another ``prior``; UsageError for a device.
@@ -85,21 +87,25 @@ def load_model(name: str, device: str | torch.device = "cpu", prior: str | None 
     return _load(name, device, prior)
 
 
-def _load(name: str, device: str | torch.device, prior: str | None, prior_hash: str | None = None) -> Model:
+def _load(name: str | Tokenizer, device: str | torch.device, prior: str | None, prior_hash: str | None = None) -> Model:
     """As :func:`load_model`. prior_hash: of a static entropy model, which may be that of codes of fixed lengths."""
     from ..tokenizers.folders import find_model
 
     kinds = prior_kinds()
     try:
-        folder = find_model(name)
         device = pick_device(device)
-        files = (WEIGHTS_FILE, CONFIG_FILE, kinds["hyperprior"].file)
-        tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
+        folder: Path | None
+        if isinstance(name, str):
+            folder = find_model(name)
+            files = (WEIGHTS_FILE, FOREIGN_WEIGHTS_FILE, CONFIG_FILE, kinds["hyperprior"].file)
+            tokenizer = _load_tokenizer(folder, device, _written(folder, *files))
+        else:
+            tokenizer, folder = name, name.source
         entropy = getattr(tokenizer, "entropy", None)  # part of the tokenizer, if its rate is a quality
         if entropy is not None:
             own = PRIOR_NAMES[entropy.wire_id]
             if prior not in (None, own):
-                raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {own!r}")
+                raise ValueError(f"{tokenizer.name} has no entropy model {prior!r}, only {own!r}")
         elif prior == "static" and prior_hash == _uniform(tokenizer.codebook_sizes).hash:
             entropy = _uniform(tokenizer.codebook_sizes)  # whatever the model has got since then
         else:
@@ -111,14 +117,15 @@ def _load(name: str, device: str | torch.device, prior: str | None, prior_hash: 
     return Model(tokenizer, entropy)
 
 
-def _find_prior(folder: Path, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
+def _find_prior(folder: Path | None, prior: str | None, tokenizer: Tokenizer, device: str) -> Any:
     """An entropy model of a folder, or one of fixed lengths, None if there is neither. Raises ValueError."""
-    there = [name for name, kind in prior_kinds().items() if kind.file and (folder / kind.file).is_file()]
+    files = {} if folder is None else {name: folder / kind.file for name, kind in prior_kinds().items() if kind.file}
+    there = [name for name, path in files.items() if path.is_file()]
     fixed = not there and not tokenizer.needs_prior
     if prior is not None and prior not in (there or ["static"] * fixed):
         known = " and ".join(map(repr, there)) or ("'static'" if fixed else "none")
-        raise ValueError(f"{folder.name} has no entropy model {prior!r}, only {known}")
-    if there:
+        raise ValueError(f"{tokenizer.name} has no entropy model {prior!r}, only {known}")
+    if folder is not None and there:
         name = prior or there[0]
         return _load_prior(folder, name, device, _written(folder, prior_kinds()[name].file))
     return _uniform(tokenizer.codebook_sizes) if fixed else None
@@ -164,7 +171,7 @@ def load(name: str | Path = "image-grid", device: str | torch.device = "auto") -
         raise ModelError(" ".join(str(error).split())) from error
 
 
-def model_for(header: Header, name: str | None, device: str = "auto", option: str = "--model") -> Model:
+def model_for(header: Header, name: str | Tokenizer | None, device: str = "auto", option: str = "--model") -> Model:
     """The model that a file was made with, from its header; ``name`` overrides where to look.
 
     option: of the command line, in which a name can be given.
@@ -173,13 +180,14 @@ def model_for(header: Header, name: str | None, device: str = "auto", option: st
 
     Raises: ModelError if there is none, WeightsMismatchError if weights or prior are not the file's.
     """
-    from ..tokenizers.folders import released_models
+    from ..tokenizers.folders import HUB, released_models
 
     if header.prior == FIT:
         raise ModelError(f"files of {FITTED} are videos that need no model, and this one claims otherwise")
     if name is None and header.model not in released_models():
+        hub = f", or {HUB}{header.model}" if header.model.count("/") == 1 else ""
         raise ModelError(
-            f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}"
+            f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}{hub}"
         )
     wanted = PRIOR_NAMES[header.prior]
     model = _load(name or header.model, device, wanted, header.prior_hash)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from .container.fields import MAX_PIXELS, MAX_SAMPLES
 from .errors import UsageError, too_small
+
+if TYPE_CHECKING:
+    from ..tokenizers.api import Tokenizer
 
 EFFORTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160)  # gradient steps at effort 0, 1, ... 10
 KEEP = frozenset({"icc", "exif", "xmp"})  # what of a picture is kept beside its samples
@@ -173,7 +176,7 @@ class EncodeOptions:
 
     Attributes:
         rate: what sets the size.
-        model: release name, folder or `hf:USER/MODEL`; the default for the modality if None.
+        model: release name, folder, `hf:USER/MODEL` or a tokenizer; the default for the modality if None.
         prior: name of an entropy model; the best that the model has by default.
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
@@ -189,7 +192,7 @@ class EncodeOptions:
     """
 
     rate: Rate = Rate()
-    model: str | None = None
+    model: str | Tokenizer | None = None
     prior: str | None = None
     tune: str | None = None
     effort: int = 0
@@ -231,7 +234,7 @@ class DecodeOptions:
     """How a `.tok` file is decoded.
 
     Attributes:
-        model: folder or name to take the weights from; the file's own model by default.
+        model: folder, name or tokenizer to take the weights from; the file's own model by default.
         levels: decode at most so many layers.
         synthesis: which synthesis net, e.g. "faithful" or "sharp"; the model's default if None.
         start, end: seconds of a sound or a video; only what lies between is decoded, of a video from the frame on that
@@ -242,7 +245,7 @@ class DecodeOptions:
         device: "auto", "cpu" or "cuda".
     """
 
-    model: str | None = None
+    model: str | Tokenizer | None = None
     levels: int | None = None
     synthesis: str | None = None
     start: float | None = None
@@ -269,14 +272,14 @@ class TokenizeOptions:
     """How a medium becomes tokens.
 
     Attributes:
-        model: release name, folder or `hf:USER/MODEL`; the default for the modality if None.
+        model: release name, folder, `hf:USER/MODEL` or a tokenizer; the default for the modality if None.
         levels: keep at most so many.  quality: 0 to 100, for models whose rate it sets.
         track: of a sound or a video, from 1 on; the one that the file calls its default if None.
         max_pixels, max_samples: larger pictures and frames are refused, and sounds with more samples in all channels.
         device: "auto", "cpu" or "cuda".
     """
 
-    model: str | None = None
+    model: str | Tokenizer | None = None
     levels: int | None = None
     quality: float | None = None
     track: int | None = None
@@ -309,7 +312,7 @@ class EncodeShort(RateShort, total=False):
     target: Target | str | None
     lossless: bool
     max_error: int | None
-    model: str | None
+    model: str | Tokenizer | None
     prior: str | None
     tune: str | None
     effort: int
@@ -332,7 +335,7 @@ class EncodeShort(RateShort, total=False):
 class DecodeShort(TypedDict, total=False):
     """Keywords of :func:`~.decode.decode_file`: fields of :class:`DecodeOptions` and its sound."""
 
-    model: str | None
+    model: str | Tokenizer | None
     levels: int | None
     synthesis: str | None
     start: float | None
@@ -348,7 +351,7 @@ class DecodeShort(TypedDict, total=False):
 class TokenizeShort(TypedDict, total=False):
     """Keywords of :func:`~.tokens.tokenize_file`: fields of :class:`TokenizeOptions`."""
 
-    model: str | None
+    model: str | Tokenizer | None
     levels: int | None
     quality: float | None
     track: int | None

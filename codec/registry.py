@@ -11,9 +11,13 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from ..tokenizers.registry import add_entry_points, add_row
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from ..tokenizers.api import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def default_generator(modality: str) -> str:
     return name
 
 
-def choose_model(model: str | None, tune: str | None, kind: str = "image") -> str:
+def choose_model(model: str | Tokenizer | None, tune: str | None, kind: str = "image") -> str | Tokenizer:
     """The model for what a file holds. Raises UsageError for an unknown ``tune``, or one that makes no sense."""
     if tune is None:
         return model or MODALITIES[kind].encode_model

@@ -23,6 +23,7 @@ from .registry import MODALITIES
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..tokenizers.api import Tokenizer
     from ..tokenizers.tokens import Tokens
     from .options import TokenizeShort
 
@@ -149,7 +150,7 @@ def _media_tokens(name: str, source: Path | BinaryIO, options: TokenizeOptions) 
 def detokenize_file(
     src: str | Path | BinaryIO,
     dst: str | Path | BinaryIO | None = None,
-    model: str | None = None,
+    model: str | Tokenizer | None = None,
     *,
     format: str | None = None,
     synthesis: str | None = None,

@@ -21,10 +21,11 @@ from tokodec.tokenizers.registry import TokenizerKind, register_tokenizer
 TOYS = {
     path.stem: path for path in sorted((Path(__file__).resolve().parent / "toy").glob("*.py"))
 }  # modules of classes by the names of their files
-CLASSES = {"toy_tokenizer": "BlockColours", "toy_sound": "Bands", "toy_video": "Grays"}
+CLASSES = {"toy_tokenizer": "BlockColours", "toy_sound": "Bands", "toy_video": "Grays", "toy_adapted": "ShopVQ"}
 SAVE = """
-import sys, toy_tokenizer, toy_sound, toy_video
-for toy in (toy_tokenizer.BlockColours(), toy_sound.Bands(), toy_video.Grays()):
+import sys, torch, toy_tokenizer, toy_sound, toy_video, toy_adapted
+torch.manual_seed(0)
+for toy in (toy_tokenizer.BlockColours(), toy_sound.Bands(), toy_video.Grays(), toy_adapted.ShopVQ(name="shop")):
     toy.save_pretrained(f"{sys.argv[1]}/{toy.name}")
 """
 COMMANDS = """
@@ -226,6 +227,29 @@ def test_a_benchmark(installed: dict[str, str], model: Path, pictures: Path, tmp
     words = ["bench", "image", pictures, "-m", model, "--against", "jpeg", "--metrics", "psnr", "--limit", 2]
     codec(installed, [*words, "--no-memory", "-o", tmp_path / "out"])
     assert "block-colours" in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_an_adapted_module(installed: dict[str, str], models: Path, pictures: Path, tmp_path: Path) -> None:
+    """An autoencoder around ResidualVQ: its folder is found by the entry point, counted, and its codes come back."""
+    model, tok = models / "shop", tmp_path / "a.tok"
+    told = codec(
+        installed,
+        ["encode", pictures / "0.png", "-m", model, "-o", tok],
+        ["info", tok, "--json"],
+        ["decode", tok, "-m", model, "-o", tmp_path / "a.png"],
+        ["prior", pictures, "-m", model, "--quiet"],
+        ["encode", pictures / "0.png", "-m", model, "-o", tmp_path / "b.tok"],
+        ["info", tmp_path / "b.tok", "--json"],
+        ["decode", tmp_path / "b.tok", "-m", model, "-o", tmp_path / "b.png"],
+        *(["tokenize", tmp_path / f"{name}.tok", "-m", model, "-o", tmp_path / f"{name}.npz"] for name in "ab"),
+    )
+    fixed, counted = map(json.loads, told.splitlines())
+    assert (fixed["model"], fixed["layers"], fixed["stride"]) == ("shop", 3, 8)
+    assert sum(fixed["layer_bytes"]) * 8 == pytest.approx(9 * 11 * 3 * 6, abs=3 * 64)
+    assert counted["bytes"] < fixed["bytes"]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert np.array_equal(a["codes"], b["codes"])
 
 
 # -------------------------------------------------------------------------------------------------------------- sounds

@@ -30,6 +30,7 @@ MAY_ALSO_IMPORT = {
     "tokenizers/graphed.py": {"entropy"},  # graphs are recorded alike
     "tokenizers/video/motion.py": {"entropy"},  # as photo.py
     "tokenizers/weights.py": {"entropy"},  # weights and priors are packed on disk alike
+    "tokenizers/adapters/base.py": {"entropy"},  # as weights.py
 }
 # A file that may use one package more, when it is asked for a generator.
 MAY_ALSO_USE = {
@@ -37,6 +38,8 @@ MAY_ALSO_USE = {
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
     "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there
+    "tokenizers/adapters/fast_vq.py": {"vector_quantize_pytorch"},  # when `accelerate` meets its modules
+    "tokenizers/adapters/fast_codecs.py": {"transformers"},
 }
 # Packages beyond the standard library that the files of a folder may import.
 # Imported for types only; PyTorch brings it.
@@ -120,6 +123,7 @@ class Blocked:
         "torchvision", "torchaudio", "compressai", "accelerate", "huggingface_hub", "yaml", "scipy", "matplotlib",
         "pytorch_msssim", "ssimulacra2", "efficientnet_lite_pytorch", "vector_quantize_pytorch", "tokodec.train",
         "bjontegaard", "pillow_heif", "pillow_jxl", "visqol", "pesq", "pystoi", "onnxruntime", "transformers",
+        "diffusers",
     }
 
     @classmethod
@@ -272,7 +276,8 @@ def test_version_is_that_of_the_package() -> None:
 
 HELPERS = (
     "conftest.py", "golden/make.py", "hostile.py", "motion_model.py", "media_corpus.py", "media_fuzz.py",
-    *(f"toy/toy_{name}.py" for name in ("tokenizer", "sound", "video")),
+    "adapted_models.py",
+    *(f"toy/toy_{name}.py" for name in ("tokenizer", "sound", "video", "adapted")),
 )  # fmt: skip
 
 

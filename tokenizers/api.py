@@ -64,7 +64,8 @@ class Tokenizer(nn.Module, abc.ABC):
     Subclasses take one frozen dataclass as configuration, name it in ``config_class``, and list in ``int8_weights`` the
     prefixes of parameters that are released as int8 per output channel (the rest is released as float16), in
     ``int8_largest`` the largest of these integers, and in ``half_weights`` prefixes among them that stay float16.
-    ``int8_codebooks``: the largest integer of a codeword, which has a step of its own; 0: float16.
+    ``int8_codebooks``: the largest integer of a codeword, which has a step of its own; 0: float16. Those with
+    ``whole_weights`` are released as they are.
 
     What tokens mean is said by class attributes, from which :meth:`spec` is made: ``modality``, ``strides``, ``first``
     (see :class:`~.tokens.TokenSpec`), ``channels`` (meanings that the channels of a signal can have, the usual one
@@ -77,11 +78,12 @@ class Tokenizer(nn.Module, abc.ABC):
     int8_largest: ClassVar[int] = 127
     half_weights: tuple[str, ...] = ()
     int8_codebooks: ClassVar[int] = 0
+    whole_weights: ClassVar[bool] = False
     modality: ClassVar[str]
-    strides: ClassVar[tuple[int, ...]]
+    strides: tuple[int, ...]
     first: ClassVar[int | None] = None
     channels: ClassVar[tuple[str, ...]] = ("rgb",)
-    sample_rate: ClassVar[float | None] = None
+    sample_rate: float | None = None
     varies: ClassVar[tuple[str, ...]] = ()
     rate_control: ClassVar[str] = "levels"  # what sets the rate of encode()
     needs_prior: ClassVar[bool] = False  # whether its codes cannot be coded with fixed lengths
@@ -137,6 +139,11 @@ class Tokenizer(nn.Module, abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.weights_hash = self._weights_hash
+
+    @property
+    def source(self) -> Path | None:
+        """The folder that the weights came from, where its entropy models are too; None if there is none."""
+        return self._source
 
     @property
     def device(self) -> torch.device:
@@ -276,6 +283,7 @@ class Tokenizer(nn.Module, abc.ABC):
                 largest=self.int8_largest,
                 half=self.half_weights,
                 codebooks=self.int8_codebooks,
+                whole=self.whole_weights,
             )
             (beside / CONFIG_FILE).write_text(config_text(self))
             written, weights_hash = weights.load_hashed(beside / weights.WEIGHTS_FILE)

@@ -7,6 +7,8 @@ loads::
     ./mine  runs/mine       a folder: what has a path separator, begins with a dot, or is a :class:`~pathlib.Path`
     hf:user/model           a model of the Hugging Face hub: only this asks the network
 
+A folder may also be one that another library wrote, see :mod:`.adapters`.
+
 Names that files bring along (the header of a `.tok` file, the spec of tokens, the window of a generator) are looked up
 among the releases alone, see :func:`is_release`.
 """
@@ -15,11 +17,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .registry import tokenizer_kinds
+from .registry import foreign_class, tokenizer_kinds
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
@@ -103,13 +106,18 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[str, Any]:
-    """Parsed ``config.json`` of a model of one of these classes, its shape checked. Raises ValueError."""
+    """Parsed ``config.json`` of a model of one of these classes, its shape checked. Raises ValueError.
+
+    That of a folder of another library is what "config" holds, beside the class that reads it and the folder's name.
+    """
     classes = tokenizer_kinds() if classes is None else classes
     path = folder / CONFIG_FILE
     try:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+    if isinstance(found, dict) and "class" not in found and (foreign := foreign_class(found)) in classes:
+        return {"class": foreign, "name": name_of(folder), "config": found}
     keys = {"class", "name", "config"}
     if not isinstance(found, dict) or set(found) - {"base"} != keys or not isinstance(found["config"], dict):
         raise ValueError(f"{path} must hold exactly 'class', 'name' and 'config', and 'base' if it is a variant")
@@ -118,3 +126,12 @@ def read_config(folder: Path, classes: Collection[str] | None = None) -> dict[st
     if found["class"] not in classes:
         raise ValueError(f"{path} names an unknown class {found['class']!r}; known: {', '.join(classes)}")
     return found
+
+
+def name_of(folder: Path) -> str:
+    """What a folder of another library is called in files: "user/model" if it comes from the hub, else its own name."""
+    folder = folder.absolute()
+    name = folder.name
+    if folder.parent.name == "snapshots":  # of the hub's cache: models--user--model/snapshots/COMMIT
+        name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return re.sub(r"[^A-Za-z0-9._/-]", "-", name).lstrip("._/-")[:64] or "model"

@@ -30,11 +30,14 @@ class TokenizerKind:
         modality: "image", "audio" or "video".
         rate_control: what sets the rate, by which its format is chosen: "levels" (a number of them), "quality" or
             "tokens" (their number), or what a format of others is registered for.
+        foreign: a key of `config.json` and its value in folders of another library, which name no class of ours, such
+            as ("model_type", "encodec"); ("", "") if there are none.
     """
 
     module: str
     modality: str
     rate_control: str = "levels"
+    foreign: tuple[str, str] = ("", "")
 
 
 _KINDS = {
@@ -44,6 +47,13 @@ _KINDS = {
     "AudioGRVQ": TokenizerKind(".audio.grvq", "audio"),
     "VideoGrid": TokenizerKind(".video.grid", "video"),
     "VideoMotion": TokenizerKind(".video.motion", "video", "quality"),
+    "VQImage": TokenizerKind(".adapters.vq_pytorch", "image"),
+    "VQAudio": TokenizerKind(".adapters.vq_pytorch", "audio"),
+    "VQVideo": TokenizerKind(".adapters.vq_pytorch", "video"),
+    "Encodec": TokenizerKind(".adapters.encodec", "audio", foreign=("model_type", "encodec")),
+    "Dac": TokenizerKind(".adapters.dac", "audio", foreign=("model_type", "dac")),
+    "Mimi": TokenizerKind(".adapters.mimi", "audio", foreign=("model_type", "mimi")),
+    "VQGAN": TokenizerKind(".adapters.vqgan", "image", foreign=("_class_name", "VQModel")),
 }
 
 K = TypeVar("K")
@@ -78,6 +88,15 @@ def tokenizer_kinds() -> dict[str, TokenizerKind]:
     """All kinds by the names of their classes: ours, registered ones, and those of installed packages."""
     _add_installed()
     return _KINDS
+
+
+def foreign_class(config: dict[str, Any]) -> str | None:
+    """The class of ours that reads a folder of another library, by its `config.json`; None if there is none."""
+    for name, kind in tokenizer_kinds().items():
+        key, value = kind.foreign
+        if key and config.get(key) == value:
+            return name
+    return None
 
 
 def load_class(name: str) -> type[Any]:

@@ -58,13 +58,17 @@ def is_int8(name: str, tensor: Tensor, int8: tuple[str, ...], half: tuple[str, .
 
 def save(
     state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = (),
-    codebooks: int = 0,
+    codebooks: int = 0, whole: bool = False,
 ) -> None:  # fmt: skip
     """Write ``state`` to ``path``, as int8 what :func:`is_int8` says, else as float16.
 
     Args: largest: of the int8 values, see :func:`quantize_int8`.
           codebooks: largest int8 value of the bases of codebooks, each codeword with a step of its own; 0: as float16.
+          whole: write all as it is.
     """
+    if whole:
+        packed.write(path, whole_bytes(state))
+        return
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
@@ -75,6 +79,11 @@ def save(
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor
     packed.write(path, to_bytes({name: tensor.contiguous() for name, tensor in out.items()}))
+
+
+def whole_bytes(state: dict[str, Tensor]) -> bytes:
+    """The file of ``state`` as it is, not packed; tensors that share memory are written one by one."""
+    return to_bytes({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -161,6 +161,9 @@ class NearestOptions:
         bool | None, typer.Option("--compile/--no-compile", help="also torch.compile; on CUDA it is the default")
     ] = None
     step: Annotated[bool, typer.Option("--step", help="also steps of training and inference, end to end")] = False
+    modules: Annotated[
+        bool, typer.Option("--modules", help="also vector-quantize-pytorch alone and by tokodec.accelerate")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from ...tokenizers.api import Tokenizer
     from ...tokenizers.sequence import Sequencer
     from ...tokenizers.tokens import Tokens, TokenSpec
 
@@ -83,7 +84,7 @@ MEGATRON_SUFFIXES = (".bin", ".idx", ".json")
 
 
 def sequencer_maker(
-    pattern: str = "levels", digits: bool = False, model: str | None = None, device: str = "auto"
+    pattern: str = "levels", digits: bool = False, model: str | Tokenizer | None = None, device: str = "auto"
 ) -> Callable[[TokenSpec], Sequencer]:
     """What makes the sequencer for tokens of a spec.
 

@@ -63,7 +63,7 @@ BROKEN_FILE = (
 )  # fmt: skip
 
 
-def tokens_model(spec: TokenSpec, name: str | None, src: str | Path) -> str:
+def tokens_model(spec: TokenSpec, name: str | Tokenizer | None, src: str | Path) -> str | Tokenizer:
     """The model to decode tokens of a file with: ``name`` if one is given, else the release that the file names.
 
     A name that a file brings along only ever means a release: a file must not make us open folders or download.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..container.chunks import ALPH, EXIF, ICCP, XMPP
-from ..container.fields import USUAL_CELLS, USUAL_SPAN, ImageHeader
+from ..container.fields import MAX_SEGMENT, USUAL_CELLS, USUAL_SPAN, ImageHeader
 from ..container.read import TokFile
 from ..errors import ChunkError, FormatError
 from ..media.picture import Picture
@@ -85,7 +85,7 @@ def compress_tokens(tokens: Tokens, model: Model) -> list[list[bytes]]:
 
 def segment_cells(stride: int) -> int:
     """Cells along the edge of a segment of a picture."""
-    return max(USUAL_CELLS, USUAL_SPAN // stride)
+    return min(MAX_SEGMENT, max(USUAL_CELLS, USUAL_SPAN // stride))
 
 
 def image_header(tokens: Tokens, model: Model, layers: int) -> ImageHeader:

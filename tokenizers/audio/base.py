@@ -65,16 +65,19 @@ class AudioTokenizer(Tokenizer):
     A class sets ``sample_rate`` (whole hertz) and ``strides`` (the samples of a frame), and defines ``encode_codes``
     and ``decode_codes`` for signals of whole frames. A long sound goes through them in blocks with ``context`` frames
     of their neighbours on both sides, which are cut off again: as many as a frame's codes and samples depend on. Who
-    carries a state along instead overrides `encoder` and `decoder`, and says ``streaming`` and ``reach``.
+    carries a state along instead overrides `encoder` and `decoder`, and says ``streaming`` and ``reach``. What fills
+    the last frame of a signal is silence, or what `whole_frames` makes of it.
 
     Attributes:
+        block_seconds: that go through the nets at once in encoding.
         streaming: whether samples are the same wherever decoding began, ``reach`` frames before them.
     """
 
     modality = "audio"
     channels = ("mono", "mid-side", "separate")
     varies = ("channels",)
-    context: ClassVar[int] = 16
+    context: int = 16
+    block_seconds: ClassVar[int] = BLOCK_SECONDS
     streaming: ClassVar[bool] = False
 
     @property
@@ -100,6 +103,17 @@ class AudioTokenizer(Tokenizer):
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes ``[B, k, t]``, the first k levels, to signals ``[B, 1, n]``; an ``ABSENT`` code adds nothing."""
 
+    def whole_frames(self, x: Tensor) -> Tensor:
+        """Signals ``[B, 1, n]`` to what `encode_codes` takes at their end."""
+        return F.pad(x, (0, -x.shape[2] % self.stride))
+
+    def level_errors(self, x: Tensor, codes: Tensor) -> Tensor:
+        """Squared error ``[B, K, t]`` of the frames of ``x [B, 1, n]``, of whole ones or of what `whole_frames` makes,
+        after 1, 2, ... levels of ``codes``."""
+        made = (self.decode_codes(codes[:, : k + 1]) for k in range(codes.shape[1]))
+        x = F.pad(x, (0, -x.shape[2] % self.stride))
+        return torch.stack([(x - x_hat).square().unflatten(2, (-1, self.stride)).sum((1, 3)) for x_hat in made], 1)
+
     @torch.no_grad()
     def encode(self, x: Tensor, levels: int | None = None) -> Tokens:
         """Signals ``[B, 1, n]`` in [-1, 1] to tokens ``[B, levels, t]``, all levels if None.
@@ -108,7 +122,7 @@ class AudioTokenizer(Tokenizer):
         """
         x = to_sounds(x, self.device)
         check_samples(x)
-        codes = self.encode_codes(F.pad(x, (0, -x.shape[2] % self.stride)))
+        codes = self.encode_codes(self.whole_frames(x))
         return Tokens(codes[:, : self.check_levels(levels)], self.spec((x.shape[2],)))
 
     @torch.no_grad()
@@ -156,9 +170,9 @@ class _Windows:
             yield self._cut(self.block)
 
     def finish(self) -> Iterator[tuple[Tensor, slice]]:
-        """Windows of what is left, of whole units."""
+        """Windows of what is left; the last unit may lack something."""
         assert self.x is not None, "nothing was pushed"
-        while (left := self.x.shape[-1] // self.unit - self.past) > 0:
+        while (left := -(-self.x.shape[-1] // self.unit) - self.past) > 0:
             yield self._cut(min(left, self.block))
 
     def _cut(self, n: int) -> tuple[Tensor, slice]:
@@ -171,12 +185,12 @@ class _Windows:
 
 
 class WindowEncoder:
-    """See :meth:`AudioTokenizer.encoder`. Errors are those of the samples of each frame."""
+    """See :meth:`AudioTokenizer.encoder`."""
 
     def __init__(self, model: AudioTokenizer, levels: int | None, errors: bool) -> None:
         model.require_float32()
         self.model, self.levels, self.errors = model, levels, errors
-        block = max(1, BLOCK_SECONDS * model.hertz // model.stride)
+        block = max(1, model.block_seconds * model.hertz // model.stride)
         self.windows = _Windows(block, model.context, model.stride)
 
     def code(self, x: Tensor) -> Coded:
@@ -185,7 +199,7 @@ class WindowEncoder:
     def code_rest(self) -> Coded:
         x = self.windows.x
         assert x is not None, "nothing was pushed"
-        self.windows.x = F.pad(x, (0, -x.shape[2] % self.model.stride))
+        self.windows.x = self.model.whole_frames(x)
         return self._joined(x, self.windows.finish())
 
     def _joined(self, x: Tensor, windows: Iterator[tuple[Tensor, slice]]) -> Coded:
@@ -201,9 +215,7 @@ class WindowEncoder:
         codes = self.model.encode_codes(x)[:, : self.levels]
         if not self.errors:
             return Coded(codes[:, :, inside], None)
-        made = (self.model.decode_codes(codes[:, : k + 1]) for k in range(codes.shape[1]))
-        errors = [(x - x_hat).square().unflatten(2, (-1, self.model.stride)).sum((1, 3)) for x_hat in made]
-        return Coded(codes[:, :, inside], torch.stack(errors, 1)[:, :, inside])
+        return Coded(codes[:, :, inside], self.model.level_errors(x, codes)[:, :, inside])
 
 
 class WindowDecoder:

@@ -398,6 +398,10 @@ def bench_nearest(options: NearestOptions) -> dict[str, Any]:
             from . import step as nearest_step
 
             report["step"] = nearest_step.report_steps(nearest_step.SIZES[device], seconds, seed, device, console)
+        if options.modules:
+            from . import modules
+
+            report["modules"] = modules.report_modules(modules.SIZES[device], seconds, seed, device, console)
         write(report)
     return report
 
