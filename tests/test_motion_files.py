@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tokodec.codec.bench.video.ours import prepare_video
 from tokodec.codec.cli import run
@@ -24,7 +25,11 @@ from tokodec.codec.errors import HeaderError, RateError, TokodecError, UsageErro
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.codec.video.motion.encode import next_steps
+from tokodec.codec.video.motion.refine import FrameRefiner
+from tokodec.entropy.hyperprior.net import QUALITY_STEPS
 from tokodec.tests.motion_model import clip, tiny_motion
+from tokodec.tokenizers.image.photo import rate_weight
+from tokodec.tokenizers.video.motion import Near, VideoMotion, read_records
 
 FRAMES = 11  # two groups of 4 and a part of one
 SHAPE = (40, 52)
@@ -175,6 +180,40 @@ def test_low_delay_codes_every_frame_after_the_one_before(folder: Path) -> None:
     assert len(frames) == FRAMES
     with pytest.raises(UsageError, match="low-delay is not an option of"):
         encode_file(folder / "clip.mkv", low_delay=True)
+
+
+def test_effort_makes_each_kind_of_frame_cheaper(folder: Path) -> None:
+    """By bits a pixel and lambda times the squared error, which it descends on."""
+    model = VideoMotion.from_pretrained(folder / "tiny-motion")
+    frames = clip(3, 48, 64)
+    better, steps = FrameRefiner(model, 24, (48, 64)), 6000
+    key = model.shown(frames[0])
+    for near in ([], [Near(key, -1)], [Near(key, -1), Near(model.shown(frames[2]), 1)]):
+        costs = []
+        for by in (None, better):
+            if near:
+                data, found = model.encode_after(frames[1], steps, near, False, by)
+            else:
+                data, found = model.encode_alone(frames[1], steps, by)
+            (record,) = read_records(data, [not near], (48, 64))
+            again = model.decode_after(record, near, (48, 64)) if near else model.decode_alone(record, (48, 64))
+            torch.testing.assert_close(again.x, found.x, rtol=0, atol=0)
+            error = (found.x[0].permute(1, 2, 0) * 255 - torch.from_numpy(frames[1])).square().mean()
+            of = model if near else model.still
+            weight = rate_weight(torch.tensor(record.quality / QUALITY_STEPS), of.config.rate_weights)
+            costs.append(8 * len(data) + 48 * 64 * float(weight * error))
+        assert costs[1] < 0.99 * costs[0]
+
+
+def test_effort_reaches_the_encoder(folder: Path) -> None:
+    plain, more = (
+        encode_file(folder / "clip.mkv", model=str(folder / "tiny-motion"), quality=20, effort=effort)
+        for effort in (0, 1)
+    )
+    assert len(shown(more.data, folder)[0]) == FRAMES
+    assert more.data != plain.data
+    with pytest.raises(UsageError, match=r"effort takes frames of at most 2048 pixels along an edge, got 2064 x 16"):
+        FrameRefiner(VideoMotion.from_pretrained(folder / "tiny-motion"), 4, (16, 2064))
 
 
 def test_a_size_is_met_from_below(folder: Path, encoded: Encoded) -> None:

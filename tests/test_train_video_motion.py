@@ -14,6 +14,8 @@ from PIL import Image
 
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
+from tokodec.entropy.context import net
+from tokodec.entropy.context.net import RoundedLinear
 from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
 from tokodec.entropy.hyperprior.prior import HyperPrior
@@ -66,6 +68,26 @@ def part_of(frames: torch.Tensor, n_groups: int, n: int) -> Part:
 def test_levels_of_a_group() -> None:
     assert [[b.frame for b in level] for level in levels_of(8)] == [[4], [2, 6], [1, 3, 5, 7]]
     assert levels_of(1) == []
+
+
+def test_weights_of_the_entropy_models_are_rounded_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = tiny_codec().eval()  # without noise
+    frames = torch.from_numpy(clip(5, 64, 64)).permute(0, 3, 1, 2).float() / 255
+    part = part_of(frames, 2, 4)
+    layers = [layer for layer in codec.modules() if isinstance(layer, RoundedLinear)]
+    calls, gradients = [], []
+    plain = net.round_weight
+    monkeypatch.setattr(net, "round_weight", lambda *args: calls.append(args[2]) or plain(*args))
+    for coded in (codec, codec._coded):
+        passes, _ = coded(part, nothing(3), True)
+        bits = torch.cat([done.y_bits + done.m_bits for done in passes]).sum()
+        gradients.append(torch.autograd.grad(bits, [layer.weight for layer in layers]))
+        assert not any(layer.once or layer.held for layer in layers)
+    once = len(layers)
+    assert len(set(map(id, calls[:once]))) == once
+    assert set(map(id, calls[once : once + 3])) <= set(map(id, calls[once + 3 :]))  # the first ones come again
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_frames_of_a_level_are_coded_as_one_by_one() -> None:

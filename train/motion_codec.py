@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..entropy.context.net import rounded_once
 from ..entropy.hyperprior.net import QUALITY_STEPS, HyperNet
 from ..entropy.hyperprior.prior import HyperPrior
 from ..entropy.hyperprior.walk import Walk
@@ -74,6 +75,10 @@ class MotionCodec(nn.Module):
 
     def forward(self, part: Part, held: Reference, rounding: bool = False) -> tuple[list[Pass], Reference]:
         """Code a part. held: what rows that go on left; returns the passes, and what rows leave now."""
+        with rounded_once(self):
+            return self._coded(part, held, rounding)
+
+    def _coded(self, part: Part, held: Reference, rounding: bool) -> tuple[list[Pass], Reference]:
         n, n_groups = part.group.shape[1], len(part.group)
         first = self.nets.alone(part.start)
         begins = part.begins[:, None, None, None] > 0.5

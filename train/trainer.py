@@ -32,6 +32,7 @@ from .data.reading import Limits, Reading, default_bytes, read_within
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
 from .recipe import as_values, checked
+from .rescue import LOST, Rescue
 
 T = TypeVar("T")
 Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
@@ -42,6 +43,7 @@ READING, CHECKS, EXPORT = 0.2, 0.1, 0.2
 LEAST = 5.0
 MIDDLE = 256  # edge in pixels of what is evaluated of a picture without a GPU
 FEW_STEPS = 50  # a run of fewer is said to be short
+BACK = "back to weights of before, at half the learning rates"
 LOW_USAGE = 0.3  # of a codebook's words between two checks, below which the log warns
 
 
@@ -367,6 +369,7 @@ class BaseTrainer(TrainingRun):
         if self.args.resume and self.args.minutes:
             self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
         begin, checked_at = self.steps, -1
+        rescue = Rescue(self.net, optimizers)
         for step in pace:
             for phase in self.phases:
                 if not phase.on and pace.share >= phase.begin:
@@ -374,12 +377,16 @@ class BaseTrainer(TrainingRun):
                     self.begin_phase(phase)
                     self.log(f"[{100 * pace.share:5.1f} %] from here on {phase.text}, step {step}")
             inputs, settings = self.gradients(compute)
-            self.losses["norm"] = update()
+            self.losses["norm"] = norm = update()
+            if rescue.needed(step, norm):
+                rescue.back()
+                self.log(f"[{100 * pace.share:5.1f} %] step {step}: {LOST} steps without finite gradients; {BACK}")
             self.after_step(step, pace.share, inputs, settings)
             self.steps = begin + step
             if pace.due:
                 self.check(pace.step, pace.share, pace.seconds)
                 checked_at = step
+                rescue.keep()
         if pace.step > checked_at:
             self.check(pace.step, 1.0, pace.seconds)
         self.accelerator.wait_for_everyone()

@@ -9,20 +9,17 @@ on rate + lambda * distortion, the sum that the model was trained for, window by
 What comes out is rounded and coded as ever, and taken only if its real cost, integer bits + lambda * distortion of the
 decoded 8-bit pixels, is below that of the codes without it.
 
-Source: Campos et al. 2019, "Content adaptive optimization for neural image compression", arXiv:1906.01223; Yang, Bamler
-and Mandt 2020, "Improving inference for neural image compression", arXiv:2006.04240. We differ in what stands in for
-rounding, and in Adam's settings, which are made for few steps.
+How they descend: :mod:`tokodec.entropy.hyperprior.descent`.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...entropy.hyperprior.descent import descend
 from ...entropy.hyperprior.net import QUALITY_STEPS
 from ...entropy.hyperprior.relaxed import RelaxedPrior
 from ...entropy.hyperprior.walk import Walk
@@ -34,10 +31,6 @@ from ..metrics.picture import MS_SSIM_SMALLEST
 from ..progress import SILENT, Progress
 from .canvas import Canvas, grown, pixels_of
 
-RATE = 0.08  # of learning: most steps of the quantiser that a latent moves in one step, at the start
-BETAS = (0.7, 0.9)
-SLIGHT = 0.3  # gradients in bits a step of the quantiser, below which a latent moves less
-NOISE = 0.5  # width of the noise in place of rounding at the end, in steps of the quantiser; it grows from none
 MARGIN = 2  # cells around a window whose pixels count while it descends
 SMALLEST = -(-MS_SSIM_SMALLEST // STRIDE) + 1  # cells of a region, so that MS-SSIM can be taken
 
@@ -92,7 +85,6 @@ class Refiner:
         error = float(self.error(self.canvas.original(region), self.canvas.shown(region, steps)))
         return float(self.model.entropy.bits(walk).sum()) + self.weight(steps) * error
 
-    @torch.enable_grad()
     def descend(self, tile: Tile, steps: int, progress: Progress = SILENT) -> tuple[Tensor, Tensor]:
         """y ``[M, h, w]``, in steps of the quantiser, and z of a window after the descent."""
         canvas, model, device = self.canvas, self.model, self.model.device
@@ -113,23 +105,14 @@ class Refiner:
                 y = y * ~left_out
             z = model.nets.hyper_analysis(y[None])[0]
         x = canvas.original(region)
-        found = [y.requires_grad_(), z.contiguous().requires_grad_()]
-        optimizer = torch.optim.Adam(found, lr=RATE, betas=BETAS, eps=SLIGHT)
-        generator = torch.Generator(device).manual_seed(0)
-        for step in range(self.n_steps):
-            rate = RATE * (0.5 + 0.5 * math.cos(math.pi * step / self.n_steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            width = NOISE * step / max(1, self.n_steps - 1)
-            noise = width * (torch.rand(y.shape, device=device, generator=generator) - 0.5)
-            y_hat, bits = self.relaxed(found[0], found[1], steps, noise, left_out)
+
+        def relaxed(y: Tensor, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            return self.relaxed(y, z, steps, noise, left_out)
+
+        def error(y_hat: Tensor) -> Tensor:
             whole = (around + F.pad(y_hat, fill))[None] * inverse
             x_hat = model.nets.synthesis(whole.contiguous(memory_format=torch.channels_last), quality)
             x_hat = canvas.finished(pixels_of((x_hat + 1) / 2, region, outer, x), x, region)
-            loss = bits + weight * self.error(x, x_hat)
-            # Only by these: the weights' own gradients would take as long again.
-            for tensor, slope in zip(found, torch.autograd.grad(loss, found), strict=True):
-                tensor.grad = slope
-            optimizer.step()
-            progress.update((step + 1) / self.n_steps)
-        return found[0].detach(), found[1].detach()
+            return weight * self.error(x, x_hat)
+
+        return descend(relaxed, error, (y, z), self.n_steps, progress.update)

@@ -16,7 +16,8 @@ Bengio et al. 2013, arXiv:1308.3432); :meth:`LevelNet.export` then writes down t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,9 @@ def weight_bits(weight: Tensor, bias: Tensor, like: RoundedLinear) -> tuple[Tens
 class RoundedLinear(nn.Module):
     """``x @ W.T + b`` with int8 weights on a power-of-two grid for each output, when ``rounding``."""
 
+    once = False  # within :func:`rounded_once`
+    held: tuple[Tensor, Tensor] | None = None
+
     def __init__(self, n_in: int, n_out: int, input_max: int, input_bits: int, output_bits: int) -> None:
         super().__init__()
         self.input_max, self.input_bits, self.output_bits = input_max, input_bits, output_bits
@@ -96,10 +100,18 @@ class RoundedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor, rounding: bool) -> Tensor:
+        return F.linear(x, *self.used(rounding))
+
+    def used(self, rounding: bool) -> tuple[Tensor, Tensor]:
+        """Weight and bias, rounded or as they are."""
         if not rounding:
-            return F.linear(x, self.weight, self.bias)
+            return self.weight, self.bias
+        if self.held is not None:
+            return self.held
         weight, _, bias = round_weight(self.weight, self.bias, self)
-        return F.linear(x, weight, bias)
+        if self.once:
+            self.held = weight, bias
+        return weight, bias
 
     def export(self) -> dict[str, npt.NDArray[np.integer]]:
         return export_linear(self.weight, self.bias, self)
@@ -109,6 +121,19 @@ class RoundedLinear(nn.Module):
         weight, bias = import_linear(arrays, self)
         self.weight.copy_(weight)
         self.bias.copy_(bias)
+
+
+@contextmanager
+def rounded_once(module: nn.Module) -> Iterator[None]:
+    """Within, the maps of a module round their weights once, however often they are used: for one forward pass."""
+    layers = [layer for layer in module.modules() if isinstance(layer, RoundedLinear)]
+    try:
+        for layer in layers:
+            layer.once = True
+        yield
+    finally:
+        for layer in layers:
+            layer.once, layer.held = False, None
 
 
 def round_weight(weight: Tensor, bias: Tensor, like: RoundedLinear) -> tuple[Tensor, Tensor, Tensor]:

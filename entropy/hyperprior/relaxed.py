@@ -36,7 +36,7 @@ from .net import (
     bits,
     compand,
     normal_mass,
-    quality_hats,
+    told,
 )
 from .prior import HyperPrior
 from .windows import places_of
@@ -57,7 +57,7 @@ class RelaxedPrior:
         self.z_bits = lengths.float().to(self.device)  # [hyper, 2 Z_MAX + 1]
 
     def __call__(
-        self, y: Tensor, z: Tensor, steps: int, noise: Tensor, free: Tensor | None = None
+        self, y: Tensor, z: Tensor, steps: int, noise: Tensor, free: Tensor | None = None, kind: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Latents that an encoder could choose to what would be decoded and its bits, both with gradients.
 
@@ -67,16 +67,18 @@ class RelaxedPrior:
             steps: the quality in hundredths.
             noise: ``[M, h, w]``, takes the place of the error of rounding.
             free: ``[h, w]`` bool, cells whose codes are all 0, whatever y is.
+            kind: of the grid, where the model tells some apart.
 
         Returns: y_hat ``[M, h, w]`` and bits of y and z, ``[]``.
         """
         net, (h, w) = self.net, y.shape[1:]
         fill = (0, -w % 4, 0, -h % 4)
         inside = F.pad(y.new_ones(1, h, w), fill).permute(1, 2, 0)[None]  # [1, h, w, 1]
-        told = inside if free is None else inside * F.pad(~free, fill).to(y.dtype)[None, :, :, None]
+        counted = inside if free is None else inside * F.pad(~free, fill).to(y.dtype)[None, :, :, None]
         parts, shifts = (F.pad(x, fill).permute(1, 2, 0)[None].split(net.shape.slices, 3) for x in (y, noise))
         z = F.hardtanh(z, -Z_MAX, Z_MAX)
-        hats = quality_hats(torch.tensor([steps], device=y.device)).to(y.dtype) * 2.0**-Z_BITS
+        about = told(*torch.tensor([[steps], [kind]], device=y.device), net.shape.kinds)
+        hats = about.to(y.dtype) * 2.0**-Z_BITS
         features = net.decoder(z.permute(1, 2, 0)[None], hats, False)
         total = self.bits_of_z(z)
         seen: list[Tensor] = []
@@ -92,7 +94,7 @@ class RelaxedPrior:
             base = inside_stream(layers.base.window(before, features, False))
             done: list[Tensor] = []
             for step, (stream, wanted, valid, moved, open_) in enumerate(
-                zip(*map(places.split, (base, part, inside, shift, told)), strict=True)
+                zip(*map(places.split, (base, part, inside, shift, counted)), strict=True)
             ):
                 if step:
                     known = places.windows(compand(places.merge(done, grid), False), step)

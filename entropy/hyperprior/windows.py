@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..context.net import RoundedLinear, round_weight
+from ..context.net import RoundedLinear
 from ..orders import Order
 
 
@@ -104,10 +104,7 @@ class WindowLinear(RoundedLinear):
 
     def window(self, x: Tensor, extra: Tensor | None, rounding: bool) -> Tensor:
         """``x [B, h, w, C]`` and ``extra [B, h, w, extra]`` to ``[B, h, w, out]``; zeros lie outside the grid."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if rounding:
-            weight, _, bias = round_weight(weight, bias, self)
+        weight, bias = self.used(rounding)
         result = None
         if self.channels:
             rows = weight[:, self.extra :].unflatten(1, (-1, self.channels)).transpose(1, 2)  # [out, C, P]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
 from ...entropy.hyperprior.prior import HyperPrior
-from ...entropy.hyperprior.walk import CODE_MAX
+from ...entropy.hyperprior.walk import CODE_MAX, Walk
 from ..api import Tokenizer
 from ..image.layers import STRIDE, channels_last
 from ..image.photo import WINDOW as STILL_WINDOW
@@ -42,6 +42,7 @@ from .motion_nets import MotionNets, Reference, Seen, VideoMotionConfig
 from .search import search
 
 Pixels = npt.NDArray[np.uint8]
+Walks = list[tuple[Tile, Walk]]
 DEFAULT_QUALITY = 50.0
 ALONE = 2.0  # lambda of a frame that stands alone over that of others
 WINDOW = 128  # cells, as of image-photo
@@ -63,6 +64,16 @@ class Near(NamedTuple):
 
     reference: Reference
     apart: int
+
+
+class Better(Protocol):
+    """An encoder that finds better latents than the analysis net. steps: the quality in hundredths."""
+
+    def alone(self, pixels: Pixels, latents: npt.NDArray[np.float32], walks: Walks, steps: int) -> Walks:
+        """Codes of the windows of a frame that stands alone."""
+
+    def after(self, x: Tensor, seen: Seen, apart: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """y ``[1, M, h, w]`` and z of a frame of which the references tell what is ``seen``."""
 
 
 class VideoMotion(Tokenizer):
@@ -174,11 +185,13 @@ class VideoMotion(Tokenizer):
         return round(QUALITY_STEPS * float(still_quality(np.array(steps / QUALITY_STEPS), *weights)))
 
     @torch.no_grad()
-    def encode_alone(self, pixels: Pixels, steps: int) -> tuple[bytes, Reference]:
+    def encode_alone(self, pixels: Pixels, steps: int, better: Better | None = None) -> tuple[bytes, Reference]:
         """A frame ``[H, W, 3]`` at a quality in hundredths: its bytes, and what it leaves to others."""
         own = self.still_steps(steps)
         latents = self.still.analyse_tiled(torch.from_numpy(np.ascontiguousarray(pixels)))
         walks = self.still.quantise_windows(latents, own)
+        if better is not None:
+            walks = better.alone(pixels, latents, walks, own)
         data = _QUALITY.pack(own) + b"".join(pack_stream(self.still.entropy.payloads(w, 1)[0]) for _, w in walks)
         for tile, walk in walks:
             cut(latents, tile)[:] = walk.latents
@@ -216,17 +229,15 @@ class VideoMotion(Tokenizer):
 
     @torch.no_grad()
     def encode_after(
-        self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True
+        self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True, better: Better | None = None
     ) -> tuple[bytes, Reference]:
         """A frame ``[H, W, 3]`` after one reference or two: its bytes, and what it leaves to others.
 
         Args: steps: quality in hundredths.  may_guess: whether a frame that its references make expect well enough may
-              take two bytes.
+              take two bytes.  better: finds other latents, which are taken if they are better.
         """
         x, (references, apart) = self.padded(pixels), self._references(near)
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
-        guess, data = self.guess(near), _QUALITY.pack(GUESSED)
-        cost = self._cost(x, guess, data, quality)
         with whole_float32(self.device):
             flows = self._search(x, near)
             expected = self.nets.expected(*references, apart)
@@ -234,12 +245,16 @@ class VideoMotion(Tokenizer):
             motion, m_hat = self._code(self.priors[1], self.nets.motion_hyper_analysis, m, steps, len(near) - 1)
             seen = self._see(m_hat, references, expected, apart, quality)
             y = self.nets.analyse(x, seen) * self.nets.gain(quality)
-            streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1)
-            found = self._synthesise(y_hat, quality, seen, apart)
-        pairs = [pack_stream(part) for pair in zip(motion, streams, strict=True) for part in pair]
-        coded = _QUALITY.pack(steps) + b"".join(pairs)
-        coded_is_better = not may_guess or self._cost(x, found, coded, quality) < cost
-        return (coded, found) if coded_is_better else (data, guess)
+            latents: list[tuple[Tensor, Tensor | None]] = [(y, None)]
+            if better is not None:
+                latents.append(better.after(x, seen, apart, y, steps))
+            tries = [(_QUALITY.pack(GUESSED), self.guess(near))] if may_guess else []
+            for y, z in latents:
+                streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z)
+                pairs = [pack_stream(part) for pair in zip(motion, streams, strict=True) for part in pair]
+                found = self._synthesise(y_hat, quality, seen, apart)
+                tries.append((_QUALITY.pack(steps) + b"".join(pairs), found))
+        return min(tries, key=lambda made: self._cost(x, made[1], made[0], quality))
 
     @torch.no_grad()
     def decode_after(self, record: Record, near: Sequence[Near], size: tuple[int, int]) -> Reference:
@@ -304,15 +319,18 @@ class VideoMotion(Tokenizer):
         return found._replace(x=rounded(found.x))
 
     def _code(
-        self, prior: HyperPrior, hyper_analysis: nn.Module, y: Tensor, steps: int, kind: int
+        self, prior: HyperPrior, hyper_analysis: nn.Module, y: Tensor, steps: int, kind: int, z: Tensor | None = None
     ) -> tuple[list[bytes], Tensor]:
-        """Latents ``[1, C, h, w]`` in quantiser steps to a stream for each window, and as they come back."""
+        """Latents ``[1, C, h, w]`` in quantiser steps to a stream for each window, and as they come back.
+
+        z: of a grid that is one window; what the analysis makes of y by default.
+        """
         streams, held = [], np.empty(y.shape[1:], dtype=np.float32)
         for tile in tiles(y.shape[2], y.shape[3], 0, WINDOW):
             t, le, b, r = tile.core
             part = y[:, :, t:b, le:r].contiguous(memory_format=torch.channels_last)
-            z = hyper_analysis(part)
-            walk = prior.quantise(part[0].cpu().numpy(), z[0].cpu().numpy(), steps, kind=kind)
+            hyper = hyper_analysis(part) if z is None else z
+            walk = prior.quantise(part[0].cpu().numpy(), hyper[0].cpu().numpy(), steps, kind=kind)
             cut(held, tile)[:] = walk.latents
             streams.append(prior.payloads(walk, 1)[0])
         return streams, torch.from_numpy(held)[None].to(self.device)

@@ -61,10 +61,10 @@ def prepare_video(
     that there cannot be."""
     model, device, tokenizer = load_ours(model, "video", device, effort)
     if tokenizer.rate_control == "quality":
-        if levels or effort:
-            raise UsageError(f"{tokenizer.name} has no levels and no effort")
+        if levels:
+            raise UsageError(f"{tokenizer.name} has no levels")
         own = rates(kbps) or [Setting("quality", quality) for quality in VIDEO_QUALITIES]
-        return VideoCoder(model, tokenizer.name, tuple(own), device)
+        return VideoCoder(model, tokenizer.name, tuple(own), device, effort)
     most = len(tokenizer.codebook_sizes)
     if not all(1 <= n <= most for n in levels):
         raise UsageError(f"levels of {tokenizer.name} are 1 to {most}")

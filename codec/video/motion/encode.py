@@ -32,6 +32,7 @@ from ...options import EncodeOptions
 from ...progress import SILENT, Progress
 from ..clock import Clock, ClockMaker, clock_fields
 from ..track import code_track, most_bytes, open_video
+from .refine import FrameRefiner
 
 AFTER = 0  # the kind of a first frame of a segment that comes after another one; 1: it stands alone
 GROUP = 8  # frames of a segment
@@ -63,11 +64,13 @@ class Pass:
 class MotionEncoder:
     """The segments of a video, whose frames come one by one.
 
-    Args: period: segments from a frame that stands alone to the next one, at most.
+    Args: period: segments from a frame that stands alone to the next one, at most.  better: finds better latents.
     """
 
-    def __init__(self, model: VideoMotion, steps: int, group: int, period: int) -> None:
-        self.model, self.group, self.period = model, group, period
+    def __init__(
+        self, model: VideoMotion, steps: int, group: int, period: int, better: FrameRefiner | None = None
+    ) -> None:
+        self.model, self.group, self.period, self.better = model, group, period, better
         self.made = Pass(steps)
         self.key: Reference | None = None
         self.before: Pixels | None = None  # the frame that it shows, as it was
@@ -99,7 +102,7 @@ class MotionEncoder:
         return self.key
 
     def _alone(self, pixels: Pixels) -> Reference:
-        data, key = self.model.encode_alone(pixels, self.made.steps)
+        data, key = self.model.encode_alone(pixels, self.made.steps, self.better)
         self.made.keys.append(bytes([1 - AFTER]) + data)
         self.since = 0
         return key
@@ -115,7 +118,7 @@ class MotionEncoder:
     def _after(self, pixels: Pixels, level: int, near: list[Near]) -> tuple[bytes, Reference]:
         cells = -(-pixels.shape[0] // STRIDE) * -(-pixels.shape[1] // STRIDE)
         steps = max(0, self.made.steps - DROP * level)
-        return self.model.encode_after(pixels, steps, near, may_guess=cells <= FREE_CELLS)
+        return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better)
 
     def _between(self, frames: list[Pixels], last: Reference) -> bytes:
         """Frames between the last key and another frame."""
@@ -146,7 +149,7 @@ def encode_motion(source: Source, model: VideoMotion, options: EncodeOptions, pr
     with open_video(source, options) as reader:
         heard = reader.has_sound and options.sound is not None
         made, clock = encode_pass(
-            reader, model, FIRST if rate.searched else steps, options.low_delay, first.part(0, ASIDE if heard else 1)
+            reader, model, FIRST if rate.searched else steps, options, first.part(0, ASIDE if heard else 1)
         )
         pixels = reader.height * reader.width * clock.frames
         notes = list(reader.notes)
@@ -161,7 +164,7 @@ def encode_motion(source: Source, model: VideoMotion, options: EncodeOptions, pr
             if not isinstance(source.data, Path):
                 source.data.seek(0)
             with open_video(source, options) as reader:
-                return encode_pass(reader, model, steps, options.low_delay, part)[0]
+                return encode_pass(reader, model, steps, options, part)[0]
 
         made = search_rate(files, made, most, again, progress.part(0.5, 1))
         if made.steps == BEST and len(files.build(made)) < ENOUGH * most:
@@ -180,13 +183,14 @@ def encode_motion(source: Source, model: VideoMotion, options: EncodeOptions, pr
 
 
 def encode_pass(
-    reader: VideoReader, model: VideoMotion, steps: int, low_delay: bool, progress: Progress = SILENT
+    reader: VideoReader, model: VideoMotion, steps: int, options: EncodeOptions, progress: Progress = SILENT
 ) -> tuple[Pass, Clock]:
     """All frames at a quality in hundredths."""
     clock = ClockMaker(reader.time_base, reader.name)
-    group = group_of(low_delay)
+    group = group_of(options.low_delay)
     period = max(1, round(SECONDS * (reader.rate or Fraction(25)) / group))
-    encoder = MotionEncoder(model, steps, group, period)
+    better = FrameRefiner(model, options.n_steps, (reader.height, reader.width)) if options.n_steps else None
+    encoder = MotionEncoder(model, steps, group, period, better)
     for done, frame in enumerate(reader, start=1):
         clock.add(frame)
         encoder.push(frame.pixels)

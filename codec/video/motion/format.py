@@ -39,7 +39,7 @@ class MotionFormat(TokenlessFormat):
     """See the module's text."""
 
     rates = ("quality", "bpp", "kbps", "bytes")
-    options = frozenset({"low-delay", "start", "end", "track", *SOUND_OPTIONS})
+    options = frozenset({"low-delay", "effort", "start", "end", "track", *SOUND_OPTIONS})
     reason = "codes of a frame mean nothing without the frames that it refers to: there are no tokens of them"
 
     def encode(self, source: Source, model: Model | None, options: EncodeOptions, progress: Progress) -> Encoded:
