@@ -152,8 +152,7 @@ def labelled(
     if len(set(keys)) < len(keys):
         tops = [(source.top or Path(source.name).parent).resolve().name for source in sources]
         keys = [
-            key((Path(top) / source.folder / source.file).as_posix())
-            for top, source in zip(tops, sources, strict=True)
+            key((Path(top) / source.folder / source.file).as_posix()) for top, source in zip(tops, sources, strict=True)
         ]
     return [(label, source.name) for label, source in zip(keys, sources, strict=True)]
 

@@ -194,3 +194,21 @@ class Format(abc.ABC):
                 raise UsageError(f"{name} does not set the rate of {what}: {f'use {use}' if use else 'nothing does'}")
             if name not in RATES and name not in self.options:
                 raise UsageError(f"{name} is not an option of {what}")
+
+
+class Tokenless(Format):
+    """Files whose codes mean nothing outside of them. reason: why."""
+
+    reason: ClassVar[str]
+
+    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
+        raise UsageError(self.reason)
+
+    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
+        raise UsageError(self.reason)
+
+    def pack(self, tokens: Tokens, model: Model) -> bytes:
+        raise UsageError(self.reason)
+
+    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
+        raise UsageError(self.reason)

@@ -24,6 +24,7 @@ from ..tokenizers.folders import as_text
 from ..tokenizers.image.photo import DEFAULT_QUALITY
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from ..tokenizers.tokens import Tokens, TokenSpec
+from .contract import Tokenless
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
@@ -32,7 +33,6 @@ from .formats import format_of
 from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
 from .tokens import tokenize_file
-from .video.format import TokenlessFormat
 
 __all__ = ["SequenceCollate", "TokenDataset"]
 
@@ -274,7 +274,7 @@ def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
 def _smallest_spec(tokenizer: Tokenizer, quality: float | None) -> TokenSpec:
     """The spec of a signal of one cell."""
     wing = format_of(tokenizer)
-    if isinstance(wing, TokenlessFormat):
+    if isinstance(wing, Tokenless):
         raise UsageError(f"{tokenizer.name}: {wing.reason}")
     about = {"quality": DEFAULT_QUALITY if quality is None else quality} if "quality" in tokenizer.varies else {}
     return tokenizer.spec(tokenizer.strides, **about)

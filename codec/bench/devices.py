@@ -25,6 +25,7 @@ from rich.console import Console
 from ..console import number_list
 from ..container.fields import HYPERPRIOR, VideoHeader
 from ..container.read import read_tok
+from ..contract import Tokenless
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
 from ..formats import format_of, needs_model
@@ -35,7 +36,7 @@ from ..options import DecodeOptions
 from ..provenance import origin
 from ..registry import FITTED, MODALITY_NAMES
 from ..settings import Setting
-from ..video.format import AnyVideoFormat, TokenlessFormat
+from ..video.format import AnyVideoFormat
 from .clips import SUFFIXES, files_in
 from .contender import timed
 from .curves import group_by
@@ -285,7 +286,7 @@ class Videos(Comparison):
     def read(self, data: bytes, device: str) -> Codes:
         tok = read_tok(data)
         model = model_for(tok.header, self.model, device)
-        return [] if isinstance(self.wing, TokenlessFormat) else read_codes(tok, model)
+        return [] if isinstance(self.wing, Tokenless) else read_codes(tok, model)
 
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         row, codes = self.measure(path, setting)

@@ -82,9 +82,9 @@ class AudioOptions:
     metrics: Annotated[
         str, typer.Option(help="what to measure, with commas; pesq, stoi and dnsmos are for kind speech")
     ] = "visqol,mel,stft,pesq,stoi,dnsmos,si-sdr"
-    baselines: Annotated[
-        str, typer.Option(help="networks to time with random weights, with commas: encodec, dac")
-    ] = "encodec,dac"
+    baselines: Annotated[str, typer.Option(help="networks to time with random weights, with commas: encodec, dac")] = (
+        "encodec,dac"
+    )
     effort: Effort = 0
     show: Show = ""
     memory: Memory = True

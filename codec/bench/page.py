@@ -87,7 +87,9 @@ class Chart:
 
 
 def draw(
-    curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], rate: str, keys: Sequence[str],
+    curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]],
+    rate: str,
+    keys: Sequence[str],
     shown: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Series of a chart from name, kind and entries of each curve: points with the finite ones of ``keys`` (JSON has no
@@ -98,9 +100,7 @@ def draw(
         points = [{key: entry[key] for key in keys if finite(entry.get(key))} for entry in entries]
         points.sort(key=lambda point: point[rate])
         drawn = kind != "published" or name in shown
-        series.append(
-            {"name": name, "kind": kind, "colour": next(palettes[kind]), "shown": drawn, "points": points}
-        )
+        series.append({"name": name, "kind": kind, "colour": next(palettes[kind]), "shown": drawn, "points": points})
     return series
 
 

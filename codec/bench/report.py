@@ -98,9 +98,7 @@ class _Dashes(Formatter):
         return "-" if value is None else str(super().format_field(value, format_spec))
 
 
-def table_of(
-    entries: Iterable[Mapping[str, Any]], columns: Sequence[Column], group: str = "", wide: int = 0
-) -> Table:
+def table_of(entries: Iterable[Mapping[str, Any]], columns: Sequence[Column], group: str = "", wide: int = 0) -> Table:
     """A row for each entry.
 
     Args:    columns: heads, see :class:`Table`, and what a cell is: a format of the entry's fields, as "{bytes:.0f}",

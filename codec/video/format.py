@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import abc
 from functools import partial
-from typing import ClassVar
 
 from ...tokenizers.tokens import Tokens
 from ..container.read import TokFile
-from ..contract import Decoded, Detokenized, Encoded, Format, Sink, Source, Tokenized
-from ..errors import UsageError
+from ..contract import Decoded, Detokenized, Encoded, Format, Sink, Source, Tokenized, Tokenless
 from ..models import Model, model_for
 from ..options import SOUND_OPTIONS, DecodeOptions, EncodeOptions, TokenizeOptions
 from ..progress import Progress
@@ -43,22 +41,8 @@ class AnyVideoFormat(Format):
         return Decoded(None, tok.header, 1, tok.problems, notes)
 
 
-class TokenlessFormat(AnyVideoFormat):
-    """Files whose codes mean nothing outside of them. reason: why."""
-
-    reason: ClassVar[str]
-
-    def tokenize(self, source: Source, model: Model, options: TokenizeOptions) -> Tokenized:
-        raise UsageError(self.reason)
-
-    def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
-        raise UsageError(self.reason)
-
-    def pack(self, tokens: Tokens, model: Model) -> bytes:
-        raise UsageError(self.reason)
-
-    def render(self, tokens: Tokens, model: Model, sink: Sink | None, synthesis: str | None) -> Detokenized:
-        raise UsageError(self.reason)
+class TokenlessFormat(Tokenless, AnyVideoFormat):
+    """Files of videos that hold no tokens; a subclass says why."""
 
 
 class VideoFormat(AnyVideoFormat):

@@ -153,9 +153,7 @@ class ImageGrid(ResidualGrid, ImageTokenizer):
         return self.decode_codes(tokens.codes.to(self.device), tokens.spec.size, synthesis)
 
     @torch.no_grad()
-    def decode_codes(
-        self, codes: Tensor, size: Sequence[int] | None = None, synthesis: str | None = None
-    ) -> Tensor:
+    def decode_codes(self, codes: Tensor, size: Sequence[int] | None = None, synthesis: str | None = None) -> Tensor:
         """Codes ``[B, k, h, w]`` to pictures ``[B, 3, H, W]`` in [0, 1], by tensors alone.
 
         Args:    size: (H, W); of whole cells, ``(16 h, 16 w)``, if None.

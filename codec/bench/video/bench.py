@@ -136,9 +136,13 @@ class VideoBench(Bench):
             if len(x_hat) != len(x):
                 raise MediaError(f"{clip.name}: {codec.name} gives {len(x_hat)} of {len(x)} frames back")
             kept[codec.name, setting.label] = coded
-            yield row(clip, codec, setting, coded.size) | {"frames": len(x)} | result.seconds | (
-                {"encode_s": None} if isinstance(codec, FileCoder) else {}
-            ) | measure_frames(x, x_hat, self.options.every, self.device)
+            yield (
+                row(clip, codec, setting, coded.size)
+                | {"frames": len(x)}
+                | result.seconds
+                | ({"encode_s": None} if isinstance(codec, FileCoder) else {})
+                | measure_frames(x, x_hat, self.options.every, self.device)
+            )
 
     def report(self, found: Findings) -> dict[str, Any]:
         pairs = compare_clips(found.rows)

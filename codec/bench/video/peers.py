@@ -99,9 +99,7 @@ class VideoPeer(Codec):
         with av.open(io.BytesIO(coded.files[0]), "r", format=self.muxer) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = self.threads
-            return [
-                rgb_pixels(frame, untagged_matrix(frame.height, frame.width)) for frame in container.decode(stream)
-            ]
+            return [rgb_pixels(frame, untagged_matrix(frame.height, frame.width)) for frame in container.decode(stream)]
 
     def spec(self) -> Spec:
         return Spec("video.peers:find_video_peer", {"name": self.name, "threads": self.threads}, middle(self.settings))
