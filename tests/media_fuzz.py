@@ -72,6 +72,9 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # name: Pillow's name, opti
     "a.ppm": ("PPM", {}),
 }
 NAMES = [*VIDEOS, *SOUNDS, *PICTURES]
+_CRC = [i << 24 for i in range(256)]
+for _ in range(8):
+    _CRC = [(crc << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 if crc >> 31 else 0) for crc in _CRC]
 _FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "rawvideo": "yuv444p"}
 
 
@@ -157,7 +160,21 @@ def mutated(data: bytes, seed: int) -> bytes:
             del out[max(16, int(rng.integers(len(out) + 1))) :]
         if not out:
             out += b"\0"
-    return bytes(out)
+    return with_checksums(out) if data.startswith(b"OggS") and seed % 2 else bytes(out)
+
+
+def with_checksums(ogg: bytearray) -> bytes:
+    """Ogg whose pages have the checksums of what is in them (RFC 3533, 6), so that more than those is looked at."""
+    at = ogg.find(b"OggS")
+    while 0 <= at < len(ogg) - 27:
+        page = ogg[at : at + 27 + ogg[at + 26] + sum(ogg[at + 27 : at + 27 + ogg[at + 26]])]
+        page[22:26] = bytes(4)
+        crc = 0
+        for byte in page:
+            crc = (crc << 8 & 0xFFFFFFFF) ^ _CRC[crc >> 24 ^ byte]
+        ogg[at + 22 : at + 26] = crc.to_bytes(4, "little")
+        at = ogg.find(b"OggS", at + 4)
+    return bytes(ogg)
 
 
 def read(data: bytes) -> str:
