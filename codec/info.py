@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .container.chunks import ALPH, AUDL, EXCT, EXIF, ICCP, LAYR, TIME, XMPP
+from .container.chunks import ALPH, AUDL, CNTS, EXCT, EXIF, ICCP, LAYR, TIME, XMPP
 from .container.fields import HYPERPRIOR, VERSION, ImageHeader, VideoHeader, header_fields
 from .container.read import TokFile, read_tok
 from .errors import FormatError
@@ -22,8 +22,9 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
     (nearly, of videos whose frames are not evenly spaced), ``grid``, ``segments``, ``layer_bytes`` (payload bytes of
     each layer over all segments), ``icc_bytes``, ``exif_bytes``, ``xmp_bytes``, ``alpha_bytes``, ``exact_bytes`` (of
     payloads), ``overhead_bytes`` (what is in none of them: the header, the frames of chunks, the index), ``complete``,
-    ``problems``; of videos ``time_bytes`` and ``sound_bytes`` (payloads as well), and if there is sound its
-    ``sound_model``, ``sound_samples``, ``sound_rate`` and ``sound_channels``.
+    ``problems``; ``counts_bytes`` of a file with static tables of its own; of videos ``time_bytes`` and ``sound_bytes``
+    (payloads as well), and if there is sound its ``sound_model``, ``sound_samples``, ``sound_rate`` and
+    ``sound_channels``.
 
     Raises: a FormatError that names the file.
     """
@@ -44,6 +45,7 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
                 found[f.name] = value / 100
             continue
         found[f.name] = value if f.names is None or f.name in ("bit_depth", "alpha") else f.names[value]
+    counts = {"counts_bytes": sizes[CNTS, 0]} if (CNTS, 0, 0) in tok.places else {}
     layers = [sizes[LAYR, k] for k in range(header.layers)]
     parts = {f"{name}_bytes": sizes[kind, 0] for name, kind in PARTS.items()}
     video = {f"{name}_bytes": sizes[kind, 0] for name, kind in VIDEO_PARTS.items()}
@@ -53,8 +55,9 @@ def describe(data: bytes, name: str) -> dict[str, Any]:
         "grid": list(header.grid),
         "segments": header.n_segments,
         "layer_bytes": layers,
-        "overhead_bytes": len(data) - sum(layers) - sum(parts.values()) - sum(video.values()),
+        "overhead_bytes": len(data) - sum(layers) - sum(parts.values()) - sum(video.values()) - sum(counts.values()),
         **parts,
+        **counts,
         **(video if isinstance(header, VideoHeader) else {}),
     }
     if tok.track is not None:

@@ -21,6 +21,7 @@ from .chunks import (
     AHED,
     ALPH,
     AUDL,
+    CNTS,
     EXCT,
     FRAME,
     HEAD,
@@ -41,6 +42,7 @@ from .fields import (
     CELLS_PER_BYTE,
     FREE_CELLS,
     SIGNATURE,
+    STATIC,
     USUAL_CELLS,
     USUAL_SPAN,
     VERSION,
@@ -246,6 +248,8 @@ def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
     header = tok.header
     if kind == LAYR:
         return layer < header.layers and segment < header.n_segments
+    if kind == CNTS:
+        return layer == segment == 0 and header.prior == STATIC
     flags = {ALPH: "alpha", TIME: "times", AHED: "sound", AUDL: "sound"}  # of a header, 0 where it has no such field
     there = kind not in flags or bool(vars(header).get(flags[kind], 0))
     if kind == EXCT:
