@@ -78,7 +78,7 @@ def test_table(here: Path) -> None:
 @pytest.mark.usefixtures("_trains")
 def test_the_example(here: Path, counted_time: Callable[[ModuleType, float], AbstractContextManager[None]]) -> None:
     """A few steps: files of all three kinds decode to the same pixels, and static tables take fewer bytes."""
-    from tokodec.train import adapted
+    from tokodec.train import adapted, prior
 
     rng = np.random.default_rng(0)
     for folder in ("data", "test"):
@@ -86,9 +86,9 @@ def test_the_example(here: Path, counted_time: Callable[[ModuleType, float], Abs
         for i in range(16 if folder == "data" else 2):
             coarse = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
             Image.fromarray(coarse).resize((128, 96), Image.Resampling.BICUBIC).save(here / folder / f"{i}.png")
-    words = ["--data", "data", "--test", "test", "--minutes", "0.1", "--device", "cpu", "--out", "vq"]
-    with counted_time(adapted, 1.0):
-        adapted.main(words)
+    words = ["--data", "data", "--test", "test", "--minutes", "0.1", "--prior-minutes", "0.1", "--device", "cpu"]
+    with counted_time(adapted, 1.0), counted_time(prior, 0.2):
+        adapted.main([*words, "--out", "vq"])
     found = json.loads((here / "vq" / "measured.json").read_text())
     assert found["steps"] == 5
     fixed, static, context = (found[name] for name in ("fixed lengths", "static tables", "context prior"))
