@@ -83,11 +83,11 @@ def test_the_example(here: Path, counted_time: Callable[[ModuleType, float], Abs
     rng = np.random.default_rng(0)
     for folder in ("data", "test"):
         (here / folder).mkdir()
-        for i in range(16 if folder == "data" else 2):
+        for i in range(9 if folder == "data" else 1):
             coarse = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
             Image.fromarray(coarse).resize((128, 96), Image.Resampling.BICUBIC).save(here / folder / f"{i}.png")
     words = ["--data", "data", "--test", "test", "--minutes", "0.1", "--prior-minutes", "0.1", "--device", "cpu"]
-    with counted_time(adapted, 1.0), counted_time(prior, 0.2):
+    with counted_time(adapted, 1.0), counted_time(prior, 0.6):
         adapted.main([*words, "--out", "vq"])
     found = json.loads((here / "vq" / "measured.json").read_text())
     assert found["steps"] == 5

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", nargs="+", required=True, help="folders of pictures to measure with")
     parser.add_argument("--minutes", type=float, default=2.0, help="for the autoencoder")
     parser.add_argument("--prior-minutes", type=float, default=4.0, help="for the context prior, and for its tokens")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--out", type=lambda name: Path(name).resolve(), required=True, help="folder for the model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -140,15 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     count_prior(chosen[:COUNTED], str(arguments.out), device=arguments.device)
     rows["static tables"] = measure(tests, arguments.out, "static", arguments.device)
     prior = arguments.out / "prior"
-    words = [
-        "--tokenizer",
-        str(arguments.out.resolve()),
-        "--out",
-        str(prior),
-        "--minutes",
-        str(arguments.prior_minutes),
-    ]
-    train_prior(["--data", *arguments.data, *words, "--device", arguments.device, "--set", *SMALL_PRIOR])
+    words = ["--tokenizer", str(arguments.out), "--out", str(prior), "--device", arguments.device]
+    words += ["--minutes", str(arguments.prior_minutes), "--set", *SMALL_PRIOR]
+    train_prior(["--data", *arguments.data, *words])
     shutil.move(prior / CONTEXT_FILE, arguments.out / CONTEXT_FILE)
     shutil.rmtree(prior)
     rows["context prior"] = measure(tests, arguments.out, "context", arguments.device)
