@@ -389,3 +389,24 @@ def test_counts_come_back() -> None:
     for payload, sizes in ((packed, [3, 2]), (packed[:-5], [3, 3]), (b"?", [3, 3])):
         with pytest.raises(ChunkError, match="counts of codes"):
             read_counts(payload, sizes)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_context_prior_of_a_codec(models: Path, sounds: Path, tmp_path: Path) -> None:
+    """`train.prior --tokenizer FOLDER`: beside the weights it is what files are made with."""
+    from tokodec.train.prior import main
+
+    small = ["net.width=[16]", "net.hidden=[32]", "net.features=[8]", "net.digit=[8]", "data.views=1", "optim.rows=128"]
+    words = ["--data", sounds, "--tokenizer", models / "dac", "--recipe", "context-audio", "--minutes", 0.3]
+    words += ["--out", tmp_path / "prior", "--device", "cpu", "--set", "data.holdout_every=2", *small]
+    main([str(word) for word in words])
+    model = tmp_path / "dac"
+    shutil.copytree(models / "dac", model)
+    shutil.copyfile(tmp_path / "prior" / "context.safetensors", model / "context.safetensors")
+    encoded = tokodec.encode_file(sounds / "speech_b.wav", tmp_path / "a.tok", model=str(model))
+    decoded = tokodec.decode_file(tmp_path / "a.tok", model=str(model))
+    assert decoded.header.prior == 2
+    fixed = tokodec.encode_file(sounds / "speech_b.wav", tmp_path / "b.tok", model=str(models / "dac"))
+    again = tokodec.decode_file(tmp_path / "b.tok", model=str(models / "dac"))
+    assert np.array_equal(decoded.sound.samples, again.sound.samples)
+    assert encoded.levels == fixed.levels == 3
