@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from .container.chunks import CNTS
 from .container.fields import SIGNATURE
 from .container.read import TokFile, read_tok
 from .contract import Decoded, Format, Sink
@@ -86,7 +87,7 @@ def format_and_model(tok: TokFile, model: str | Tokenizer | None, device: str) -
     """
     if not needs_model(tok.header):
         return fitted_format(), None
-    loaded = model_for(tok.header, model, device)
+    loaded = model_for(tok.header, model, device, counts=tok.payload(CNTS))
     return format_of(loaded.tokenizer), loaded
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from .contract import Encoded, Source
+from .counting import OWN, encode_by_own_tables
 from .errors import UsageError
 from .files import open_output, source_name
 from .formats import fitted_format, format_of
@@ -66,13 +67,16 @@ def encode_file(
         if chosen == FITTED:
             loaded, modality, format = None, "video", fitted_format()
         else:
-            loaded = load_model(chosen, options.device, options.prior)  # 2
+            loaded = load_model(chosen, options.device, None if options.prior == OWN else options.prior)  # 2
             modality, format = loaded.tokenizer.modality, format_of(loaded.tokenizer)
         if modality != kind:
             what = chosen if loaded is None else loaded.tokenizer.name
             raise UsageError(f"{what} is a model for {modality}, and {name} is {MODALITIES[kind].noun}")
         format.check(options.given, FITTED if loaded is None else loaded.tokenizer.name)
-        encoded = format.encode(source, loaded, options, as_progress(progress))  # 3
+        if options.prior == OWN and loaded is not None:
+            encoded = encode_by_own_tables(format, source, loaded.tokenizer, options, as_progress(progress))  # 3
+        else:
+            encoded = format.encode(source, loaded, options, as_progress(progress))  # 3
         if options.strict:
             refuse_damage(encoded.problems, name)
         if file is not None:

@@ -75,7 +75,8 @@ class EncodeFlags(InputFlags):
         int | None, typer.Option(help="most that a sample of a picture may be off, in steps of 8 bits, 1 to 32")
     ] = None
     prior: Annotated[
-        str | None, typer.Option(help="entropy model of a token model: context (smaller files, the default) or static")
+        str | None,
+        typer.Option(help="entropy model of a token model: context (smaller files), static, or file: its own tables"),
     ] = None
     tune: Annotated[
         str | None, typer.Option(help="what photographs are to be best at: psnr (the default) or ms-ssim")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tokenizers.registry import tokenizer_kinds
+from .container.chunks import read_counts
 from .container.fields import FIT, Header
 from .errors import ModelError, UsageError, WeightsMismatchError
 from .registry import FITTED, GENERATOR, MODALITY_NAMES, PRIOR_NAMES, prior_kinds
@@ -171,10 +173,21 @@ def load(name: str | Path = "image-grid", device: str | torch.device = "auto") -
         raise ModelError(" ".join(str(error).split())) from error
 
 
-def model_for(header: Header, name: str | Tokenizer | None, device: str = "auto", option: str = "--model") -> Model:
+def prior_of_counts(payload: bytes, codebook_sizes: Sequence[int]) -> Any:
+    """The static entropy model of a file's own counts, see :func:`~.container.chunks.read_counts`."""
+    from ..entropy.static import StaticPrior
+
+    return StaticPrior.from_counts(read_counts(payload, codebook_sizes)).hashed()
+
+
+def model_for(
+    header: Header, name: str | Tokenizer | None, device: str = "auto", option: str = "--model",
+    counts: bytes | None = None,
+) -> Model:  # fmt: skip
     """The model that a file was made with, from its header; ``name`` overrides where to look.
 
     option: of the command line, in which a name can be given.
+    counts: of codes, if the file brings its static tables along.
 
     A name that a file brings along only ever means a released model: a file must not make us open folders or download.
 
@@ -190,8 +203,11 @@ def model_for(header: Header, name: str | Tokenizer | None, device: str = "auto"
             f"made with the model {header.model}, which does not come with tokodec; give its folder with {option}{hub}"
         )
     wanted = PRIOR_NAMES[header.prior]
-    model = _load(name or header.model, device, wanted, header.prior_hash)
+    model = _load(name or header.model, device, wanted if counts is None else None, header.prior_hash)
     tokenizer, prior = model.tokenizer, model.entropy
+    if counts is not None:
+        prior = prior_of_counts(counts, tokenizer.codebook_sizes)
+        model = Model(tokenizer, prior)
     if tokenizer.modality != MODALITY_NAMES[header.modality]:
         kind = MODALITY_NAMES[header.modality]
         raise ModelError(f"the file is of kind {kind}, {tokenizer.name} is a model for {tokenizer.modality}")

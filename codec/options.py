@@ -177,7 +177,8 @@ class EncodeOptions:
     Attributes:
         rate: what sets the size.
         model: release name, folder, `hf:USER/MODEL` or a tokenizer; the default for the modality if None.
-        prior: name of an entropy model; the best that the model has by default.
+        prior: name of an entropy model; the best that the model has by default. "file": static tables that are counted
+            on the file's own codes and stored in it, if that is smaller than codes of fixed lengths; encodes twice.
         tune: what a picture is to be best at, "psnr" (the default) or "ms-ssim", instead of ``model``.
         effort: 0 to 10, time spent on better codes, see ``EFFORTS``.
         alpha_quality: 0 to 100, how many levels of transparency a picture has; all of them (100) if None.

@@ -50,9 +50,12 @@ class StaticPrior(JointPrior):
 
         It is the same for the same sizes everywhere, so that files made with it need no file to be decoded.
         """
-        prior = cls([frequency_table(np.ones(n, dtype=np.int64)) for n in codebook_sizes])
-        prior.hash = packed.hash_of(prior_bytes(prior.arrays(), cls.wire_id))
-        return prior
+        return cls([frequency_table(np.ones(n, dtype=np.int64)) for n in codebook_sizes]).hashed()
+
+    def hashed(self) -> StaticPrior:
+        """Itself, with the hash that its file would have."""
+        self.hash = packed.hash_of(prior_bytes(self.arrays(), self.wire_id))
+        return self
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> StaticPrior:

@@ -316,3 +316,97 @@ def test_nothing_of_this_is_imported_before_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("modality", ["sound", "picture", "large picture", "clip"])
+def test_static_tables_in_the_file_itself(modality: str, sounds: Path, tmp_path: Path, golden: Path) -> None:
+    """Smaller where that pays, decodable without any other file, and nothing else of the file changes."""
+    from tokodec.codec.container.chunks import CNTS
+    from tokodec.codec.container.read import read_tok
+
+    rng = np.random.default_rng(0)
+    source, model = tmp_path / "a.png", tiny_adapted("image", "ResidualVQ")
+    if modality == "sound":
+        source, model = sounds / "music_a.wav", tiny_adapted("audio", "ResidualVQ")
+    elif modality == "clip":
+        source, model = golden / "video" / "clip.mkv", tiny_adapted("video", "ResidualVQ")
+        write_clip(source := tmp_path / "a.mkv")
+    else:
+        side = 1200 if modality == "large picture" else 200  # several segments have an index
+        coarse = rng.integers(0, 256, (side // 16, side // 16, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(source)
+    fixed = tokodec.encode_file(source, model=model)
+    own = tokodec.encode_file(source, tmp_path / "own.tok", model=model, prior="file")
+    assert len(own.data) < len(fixed.data)
+    tok = read_tok(own.data)
+    assert tok.complete
+    assert not tok.problems
+    assert (CNTS, 0, 0) in tok.places
+    assert tok.indexed == (modality == "large picture")
+    (tmp_path / "fixed.tok").write_bytes(fixed.data)
+    codes = [tokodec.tokenize_file(tmp_path / f"{name}.tok", model=model).tokens.codes for name in ("own", "fixed")]
+    assert torch.equal(*codes)
+    with pytest.raises(tokodec.TokodecError, match="prior file goes with levels, not with bytes"):
+        tokodec.encode_file(source, model=model, prior="file", size=5000)
+    damaged = bytearray(own.data)
+    place = tok.places[CNTS, 0, 0]
+    damaged[place + 20] ^= 1
+    (tmp_path / "damaged.tok").write_bytes(damaged)
+    with pytest.raises(tokodec.TokodecError, match="the file was made with entropy model static"):
+        tokodec.decode_file(tmp_path / "damaged.tok", model=model)
+
+
+def write_clip(path: Path) -> None:
+    """Twenty frames in which a ramp moves."""
+    from fractions import Fraction
+
+    from tokodec.codec.media.write_video import VideoWriter
+
+    rate = Fraction(20)
+    with path.open("wb") as file, VideoWriter(file, ".mkv", "a", 64, 96, time_base=1 / rate, rate=rate) as writer:
+        for i in range(20):
+            ramp = (4 * (np.arange(96) + i) % 256).astype(np.uint8)
+            writer.write(np.broadcast_to(ramp[None, :, None], (64, 96, 3)).copy(), i / rate, 1 / rate)
+
+
+def test_tables_that_do_not_pay_are_left_out(tmp_path: Path, tiny_model: Path) -> None:
+    Image.new("RGB", (16, 16), (9, 99, 199)).save(tmp_path / "a.png")
+    model = tiny_adapted("image", "FSQ", levels=[8, 8, 8])
+    own = tokodec.encode_file(tmp_path / "a.png", model=model, prior="file")
+    assert own.data == tokodec.encode_file(tmp_path / "a.png", model=model).data
+    with pytest.raises(tokodec.TokodecError, match="prior file is for models whose rate is a number of levels"):
+        tokodec.encode_file(tmp_path / "a.png", prior="file", model="image-1d")
+
+
+def test_counts_come_back() -> None:
+    from tokodec.codec.container.chunks import pack_counts, read_counts
+    from tokodec.codec.errors import ChunkError
+
+    for levels in ([[0, 1, 65535], [7]], [[1 << 20, 3, 0], [70000, 2, 16]]):
+        shift = max(0, max(max(level) for level in levels).bit_length() - 16)
+        packed = pack_counts(levels)
+        assert read_counts(packed, [len(level) for level in levels]) == [[n >> shift for n in own] for own in levels]
+    for payload, sizes in ((packed, [3, 2]), (packed[:-5], [3, 3]), (b"?", [3, 3])):
+        with pytest.raises(ChunkError, match="counts of codes"):
+            read_counts(payload, sizes)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_context_prior_of_a_codec(models: Path, sounds: Path, tmp_path: Path) -> None:
+    """`train.prior --tokenizer FOLDER`: beside the weights it is what files are made with."""
+    from tokodec.train.prior import main
+
+    small = ["net.width=[16]", "net.hidden=[32]", "net.features=[8]", "net.digit=[8]", "data.views=1", "optim.rows=128"]
+    words = ["--data", sounds, "--tokenizer", models / "dac", "--recipe", "context-audio", "--minutes", 0.3]
+    words += ["--out", tmp_path / "prior", "--device", "cpu", "--set", "data.holdout_every=2", *small]
+    main([str(word) for word in words])
+    model = tmp_path / "dac"
+    shutil.copytree(models / "dac", model)
+    shutil.copyfile(tmp_path / "prior" / "context.safetensors", model / "context.safetensors")
+    encoded = tokodec.encode_file(sounds / "speech_b.wav", tmp_path / "a.tok", model=str(model))
+    decoded = tokodec.decode_file(tmp_path / "a.tok", model=str(model))
+    assert decoded.header.prior == 2
+    fixed = tokodec.encode_file(sounds / "speech_b.wav", tmp_path / "b.tok", model=str(models / "dac"))
+    again = tokodec.decode_file(tmp_path / "b.tok", model=str(models / "dac"))
+    assert np.array_equal(decoded.sound.samples, again.sound.samples)
+    assert encoded.levels == fixed.levels == 3

@@ -4,7 +4,7 @@
 
 An example, not a codec: it shows that codes of somebody else's quantizer get files, and what entropy models save. After
 training, bytes of the test pictures are told three times: with codes of fixed lengths, with static tables counted on
-training pictures, and with a context prior (:mod:`.prior`) that is trained for the same time.
+training pictures, and with a context prior (:mod:`.prior`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PICTURES = 200  # that are read
 COUNTED = 64  # pictures that tables are counted on
 # For a CPU: the recipe is made for a GPU.
 SMALL_PRIOR = (
-    "net.radius=[2]", "net.features=[16]", "net.width=[64]", "net.hidden=[128]", "net.blocks=[1]", "net.digit=[16]",
-    "conceal.radius=0", "data.views=2", "data.holdout_every=8", "optim.rows=4096",
+    "net.radius=[2]", "net.features=[16]", "net.width=[48]", "net.hidden=[96]", "net.blocks=[1]", "net.digit=[16]",
+    "conceal.radius=0", "data.views=1", "data.holdout_every=8", "optim.rows=512", "optim.warmup_steps=20",
 )  # fmt: skip
 
 
@@ -121,8 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tokodec.train.adapted", description="Train an example and measure it.")
     parser.add_argument("--data", nargs="+", required=True, help="folders of pictures")
     parser.add_argument("--test", nargs="+", required=True, help="folders of pictures to measure with")
-    parser.add_argument("--minutes", type=float, default=2.0, help="for the autoencoder, and for the context prior")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--minutes", type=float, default=2.0, help="for the autoencoder")
+    parser.add_argument("--prior-minutes", type=float, default=4.0, help="for the context prior, and for its tokens")
+    parser.add_argument("--out", type=lambda name: Path(name).resolve(), required=True, help="folder for the model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -139,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     count_prior(chosen[:COUNTED], str(arguments.out), device=arguments.device)
     rows["static tables"] = measure(tests, arguments.out, "static", arguments.device)
     prior = arguments.out / "prior"
-    words = ["--tokenizer", str(arguments.out.resolve()), "--out", str(prior), "--minutes", str(arguments.minutes)]
-    train_prior(["--data", *arguments.data, *words, "--device", arguments.device, "--set", *SMALL_PRIOR])
+    words = ["--tokenizer", str(arguments.out), "--out", str(prior), "--device", arguments.device]
+    words += ["--minutes", str(arguments.prior_minutes), "--set", *SMALL_PRIOR]
+    train_prior(["--data", *arguments.data, *words])
     shutil.move(prior / CONTEXT_FILE, arguments.out / CONTEXT_FILE)
     shutil.rmtree(prior)
     rows["context prior"] = measure(tests, arguments.out, "context", arguments.device)

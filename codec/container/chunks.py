@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import ChunkError, HeaderError, LimitError
-from .fields import AudioHeader, read_header, write_header
+from .fields import STATIC, AudioHeader, read_header, write_header
 
 # Chunk types. As in PNG the case of the first letter says what a reader that does not know the type must do: upper
 # case is critical (refuse the file), lower case is ancillary (skip the chunk).
 HEAD, LAYR, ALPH, EXCT, TEND = b"HEAD", b"LAYR", b"ALPH", b"EXCT", b"TEND"
 ICCP, EXIF, XMPP, INDX = b"iCCP", b"eXIF", b"xMPP", b"iNDX"
 TIME, AHED, AUDL = b"TIME", b"AHED", b"AUDL"  # of videos: uneven times of frames, their sound
+CNTS = b"CNTS"  # counts of codes, of which static tables are made
 MAX_METADATA = 16 << 20  # bytes of an ICC profile, EXIF block or XMP packet after decompression
 FRAME = 12  # bytes of a chunk beside its payload: type, length, CRC-32
 INDEX_ENTRY = struct.Struct("<4sBIQ")  # type, layer, segment, offset of the chunk from the start of the file
@@ -34,6 +35,7 @@ class ChunkKind:
         begins: what its payloads begin with: "" (there is one), "segment", or "layer and segment".
         modality: of the only files that have it, "" for all.
         flag: the field of their header that says whether it is there, "" if none does.
+        prior: of the only files that have it, by its number in their header; 0 for all.
         deflated: whether it is stored compressed.
         late: whether a picture's or a sound's lie behind the first layer, and not before it.
     """
@@ -42,6 +44,7 @@ class ChunkKind:
     begins: str = ""
     modality: str = ""
     flag: str = ""
+    prior: int = 0
     deflated: bool = False
     late: bool = False
 
@@ -58,6 +61,7 @@ CHUNKS = {
     XMPP: ChunkKind("xmp", deflated=True),
     ALPH: ChunkKind("alpha", modality="image", flag="alpha", late=True),
     EXCT: ChunkKind("exact", "segment", modality="image", late=True),
+    CNTS: ChunkKind("counts", prior=STATIC),
     TIME: ChunkKind("time", modality="video", flag="times"),
     AHED: ChunkKind(modality="video", flag="sound"),
     AUDL: ChunkKind("sound", "segment", modality="video", flag="sound"),
@@ -131,6 +135,27 @@ def decompress_metadata(payload: bytes) -> bytes:
     if not inflate.eof:
         raise ChunkError(f"metadata is cut short or larger than {MAX_METADATA >> 20} MiB")
     return data
+
+
+def pack_counts(levels: Sequence[Sequence[int]]) -> bytes:
+    """Payload of CNTS. Args: levels: how often each code of each level occurs; halved until they are below 2^16."""
+    counts = [n for level in levels for n in level]
+    shift = max(0, max(counts).bit_length() - 16)
+    counts = [n >> shift for n in counts]
+    return zlib.compress(bytes(n & 0xFF for n in counts) + bytes(n >> 8 for n in counts), 9)
+
+
+def read_counts(payload: bytes, sizes: Sequence[int]) -> list[list[int]]:
+    """Inverse of :func:`pack_counts` for codebooks of these sizes. Raises ChunkError."""
+    total, inflate = sum(sizes), zlib.decompressobj()
+    try:
+        data = inflate.decompress(payload, 2 * total + 1)
+    except zlib.error as error:
+        raise ChunkError(f"the counts of codes are not a zlib stream: {error}") from error
+    if not inflate.eof or len(data) != 2 * total:
+        raise ChunkError(f"the counts of codes are not of {total} codewords")
+    counts = iter([low | high << 8 for low, high in zip(data[:total], data[total:], strict=True)])
+    return [[next(counts) for _ in range(n)] for n in sizes]
 
 
 _RATE = struct.Struct("<II")

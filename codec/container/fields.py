@@ -35,6 +35,7 @@ MAX_SAMPLES = 1 << 33  # of all channels, default of readers and writers, raised
 
 # Wire constants, see registry.py. Numbers are never reused.
 IMAGE, AUDIO, VIDEO = (MODALITIES[name].wire_id for name in ("image", "audio", "video"))
+STATIC = 1  # tables, beside the model or in the file
 HYPERPRIOR = 3  # files of models whose rate is set by a quality
 FIT = 5  # videos whose segments hold networks of their own
 

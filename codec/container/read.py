@@ -244,6 +244,8 @@ def _valid_place(tok: TokFile, kind: bytes, layer: int, segment: int) -> bool:
     header, row = tok.header, CHUNKS[kind]
     if not row.belongs(MODALITY_NAMES[header.modality]) or (row.flag and not getattr(header, row.flag)):
         return False
+    if row.prior not in (0, header.prior):
+        return False
     layers, segments = header.layers if kind == LAYR else 1, header.n_segments if row.begins else 1
     return layer < layers and (segment < segments or kind == AUDL)  # a sound has segments of its own
 

@@ -10,6 +10,7 @@ from .chunks import (
     AHED,
     AUDL,
     CHUNKS,
+    FRAME,
     HEAD,
     INDEX_ENTRY,
     INDEX_POINTER,
@@ -17,6 +18,7 @@ from .chunks import (
     LAYR,
     TEND,
     TIME,
+    chunk_at,
     compress_metadata,
     pack_chunk,
     pack_layer_prefix,
@@ -65,6 +67,24 @@ def write_video(
             out += pack_chunk(AUDL, pack_segment(sounds) + track.payloads[sounds])
             sounds += 1
     return bytes(out + pack_chunk(TEND, b""))
+
+
+def add_chunk(data: bytes, kind: bytes, payload: bytes) -> bytes:
+    """A file with one more chunk behind its header; the index, if there is one, is told of it."""
+    head = len(SIGNATURE) + 1
+    at = head + FRAME + int.from_bytes(data[head + 4 : head + 8], "little")
+    chunk = pack_chunk(kind, payload)
+    end = chunk_at(data, len(data) - FRAME - INDEX_POINTER.size)
+    if end is None or end[0] != TEND:
+        return data[:at] + chunk + data[at:]
+    (place,) = INDEX_POINTER.unpack(end[1])
+    index = chunk_at(data, place)
+    assert index is not None
+    entries = [(*own, offset + len(chunk) * (offset >= at)) for *own, offset in INDEX_ENTRY.iter_unpack(index[1])]
+    entries.insert(1, (kind, 0, 0, at))
+    packed = b"".join(INDEX_ENTRY.pack(*entry) for entry in entries)
+    pointer = INDEX_POINTER.pack(place + len(chunk))
+    return data[:at] + chunk + data[at:place] + pack_chunk(INDX, packed) + pack_chunk(TEND, pointer)
 
 
 def write_tok(
