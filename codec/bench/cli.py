@@ -86,7 +86,7 @@ def bench_quality_dial(*, options: QualityOptions) -> None:
 @bench_app.command("process")
 def bench_process(
     picture: Annotated[Path | None, typer.Argument(help="a picture")] = None,
-    megapixels: Annotated[float | None, typer.Option(help="make a picture of this size instead", min=1e-6)] = None,
+    megapixels: Annotated[float | None, typer.Option(help="make it so large, or make one", min=1e-6)] = None,
     model: ModelOption = None,
     device: Device = "auto",
 ) -> None:
