@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from tokodec.codec.container.chunks import EXCT
@@ -66,6 +67,21 @@ def test_every_sample_comes_back_from_a_file(tmp_path: Path, bits: int, channels
     again = read_image(out, "back.png", 10**6, deep=True)
     assert again.pixels.dtype == pixels.dtype
     assert np.array_equal(again.pixels, pixels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("rate", [{"lossless": True}, {"max_error": 2}])
+def test_a_gpu_gives_the_same_file_and_samples(bits: int, channels: int, rate: dict[str, Any]) -> None:
+    pixels = photo(channels, bits)
+    alpha: Any = np.random.default_rng(1).integers(0, 1 << bits, pixels.shape[:2]).astype(pixels.dtype)
+    data = [encode_file(file_of(pixels, alpha), model=MODEL, device=d, **rate).data for d in ("cpu", "cuda")]
+    assert data[0] == data[1]
+    shown = [decode_file(io.BytesIO(data[0]), device=device).picture for device in ("cpu", "cuda")]
+    assert np.array_equal(shown[0].pixels, shown[1].pixels)
+    assert rate == {"max_error": 2} or np.array_equal(shown[1].pixels, pixels)
+    assert all(picture.alpha is not None and np.array_equal(picture.alpha, alpha) for picture in shown)
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 1), (8, 4), (16, 1)])
