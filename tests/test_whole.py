@@ -16,10 +16,11 @@ from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import UsageError
 from tokodec.codec.image.exact import unpack_exact
-from tokodec.codec.image.whole import bits_of, pack_whole, unpack_whole
+from tokodec.codec.image.whole import bits_of, pack_whole, pixel_coder, unpack_whole
 from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.write_image import write_image
+from tokodec.entropy.pixels.net import CODED
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MODEL = "image-photo-2"
@@ -105,6 +106,15 @@ def test_photographs_take_less_than_webp_and_drawings_as_much() -> None:
     payload = pack_whole(hatching)
     assert bits_of(payload, (40, 60)) is None
     assert np.array_equal(unpack_exact(payload, (40, 60))[1], hatching)
+
+
+def test_payloads_of_the_nets_alone_are_read() -> None:
+    """Method 1, which was written before there were corrections."""
+    payload = pack_whole(photo())
+    assert payload[1] == 2
+    planes = photo().transpose(2, 0, 1)[list(CODED)].astype(np.uint16)
+    old = payload[:1] + b"\1" + payload[2:13] + pixel_coder().compress(planes, 8)
+    assert np.array_equal(unpack_whole(old, (40, 60), 3), photo())
 
 
 def test_readers_of_blocks_take_it_for_damage() -> None:
