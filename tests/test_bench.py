@@ -19,7 +19,7 @@ from tokodec.codec.bench.clips import Photo
 from tokodec.codec.bench.contender import Coded, Timed
 from tokodec.codec.bench.image.bench import MEANS, aggregate, bench_images
 from tokodec.codec.bench.image.peers import PEERS, PeerSearch, find_peers
-from tokodec.codec.bench.memory import bench_processes, write_synthetic
+from tokodec.codec.bench.memory import bench_processes, mirrored, write_large
 from tokodec.codec.bench.metrics import KEYS
 from tokodec.codec.bench.options import ImageOptions, ProcessOptions
 from tokodec.codec.decode import decode_file
@@ -386,8 +386,15 @@ def test_processes_are_timed_and_weighed(tiny_model: Path) -> None:
         bench_processes(replace(options, megapixels=None, picture=Path("nowhere.png")))
 
 
-def test_the_synthetic_picture_has_the_size_asked_for(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "a.ppm", 0.03)
+def test_a_large_picture_has_the_size_asked_for(tmp_path: Path) -> None:
+    """Made of nothing, or of a picture and its mirror images."""
+    write_large(tmp_path / "a.ppm", 0.03)
     pixels = read_image(tmp_path / "a.ppm", "a.ppm", 1 << 20).pixels
     assert pixels.shape == (150, 200, 3)
     assert pixels.std() > 20
+    assert mirrored(np.arange(7), 3).tolist() == [0, 1, 2, 2, 1, 0, 0]
+    write_large(tmp_path / "b.ppm", 0.12, tmp_path / "a.ppm")
+    larger = read_image(tmp_path / "b.ppm", "b.ppm", 1 << 20).pixels.astype(int)
+    assert larger.shape == (300, 400, 3)
+    assert abs(larger[:150, :200] - pixels).max() == 2
+    assert abs(larger[150:, 200:] - pixels[::-1, ::-1]).max() == 2

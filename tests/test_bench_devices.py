@@ -76,6 +76,19 @@ def test_a_device_beside_itself(
     assert all(r["same_file"] is None and r["encode_s"] is None and r["same_codes"] for r in again["rows"])
 
 
+def test_lossless_files_have_samples_to_compare(pictures: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "files", tmp_path / "found.json"
+    folder.mkdir()
+    digest = hashlib.sha256()
+    for name in NAMES:
+        encode_file(pictures / name, folder / f"{name}.tok", lossless=True, device="cpu")
+        digest.update(np.asarray(Image.open(pictures / name)).astype("<i4").tobytes())
+    assert bench(folder, "-o", out) == 0
+    report: dict[str, Any] = json.loads(out.read_text())
+    assert report["codes_sha256"] == digest.hexdigest()
+    assert all(row["same_codes"] for row in report["rows"])
+
+
 def test_other_codes_are_noticed(
     pictures: Path, photo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

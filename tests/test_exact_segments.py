@@ -15,10 +15,12 @@ from tokodec.codec.container.read import read_tok
 from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import UsageError
+from tokodec.codec.image.canvas import Canvas
 from tokodec.codec.info import describe
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.tokenizers.image.photo import ImagePhoto, rate_weight
+from tokodec.tokenizers.image.tiling import Tile
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MODEL = "image-photo-2"
@@ -114,6 +116,25 @@ def test_windows_are_exact_one_by_one() -> None:
     assert not back.problems
     assert np.array_equal(back.picture.pixels[:, :1024], wide[:, :1024])
     assert 30 < psnr(back.picture.pixels[:, 1024:], photo) < 60
+
+
+def test_a_window_is_decoded_twice_only_where_it_may_be_exact_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding is most of the work on a large photograph with a few simple blocks."""
+    seen: list[Tile] = []
+    decoded = Canvas.decoded
+
+    def counted(canvas: Canvas, tile: Tile, steps: int) -> Pixels:
+        seen.append(tile)
+        return decoded(canvas, tile, steps)
+
+    monkeypatch.setattr(Canvas, "decoded", counted)
+    with Image.open(ASSETS / "kodim23.webp") as whole:
+        photo = np.array(whole.convert("RGB").crop((100, 100, 292, 292)))
+    photo[:64, :64] = graphics()[:64, :64]
+    encode_file(png(photo), model=MODEL, quality=50, device="cpu")
+    assert len(seen) == 1
+    encode_file(png(mixed()), model=MODEL, quality=50, device="cpu")
+    assert len(seen) == 3
 
 
 def test_bytes_that_graphics_do_not_need_are_told() -> None:

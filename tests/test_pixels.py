@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tokodec.entropy.pixels.coder import PIXELS_FILE, PixelCoder, reflected
-from tokodec.entropy.pixels.net import CODED, LEVELS, PixelNets, PixelShape
+from tokodec.entropy.pixels.net import CODED, LEVELS, SIZES, PixelNets, PixelShape, inputs_of
 from tokodec.entropy.pixels.tables import (
     FRACTIONS,
     N_TABLES,
@@ -66,12 +66,36 @@ def test_a_photograph_comes_back(coder: PixelCoder, bits: int, error: int) -> No
     assert len(payload) < planes.size * bits / 8
 
 
+@pytest.mark.parametrize(("bits", "error"), [(8, 0), (8, 2), (16, 0)])
+def test_a_fitted_photograph_comes_back_and_is_smaller(coder: PixelCoder, bits: int, error: int) -> None:
+    """Steps of 1024 values or more have corrections, here those of the finest level alone."""
+    planes = photo(64, 66)
+    if bits == 16:
+        noise = np.random.default_rng(2).integers(0, 200, planes.shape) * (planes > 0)
+        planes = (planes * 257 - noise).astype(np.uint16)
+    plain, fitted = (coder.compress(planes, bits, error, fitted) for fitted in (False, True))
+    side = sum(inputs_of(phase, channel) + 1 + SIZES for phase in range(3) for channel in range(3))
+    assert int.from_bytes(fitted[6:8], "little") == side
+    assert len(fitted) < len(plain)
+    back = coder.decompress(fitted, planes.shape, bits, error, fitted=True)
+    assert np.abs(back.astype(int) - planes).max() <= error
+    with pytest.raises(ValueError, match="payload"):
+        coder.decompress(fitted[:6] + (side - 1).to_bytes(2, "little") + fitted[8:], planes.shape, bits, error, True)
+    with pytest.raises(ValueError, match="payload"):
+        coder.decompress(fitted[: 8 + side - 1], planes.shape, bits, error, True)
+    small = coder.compress(planes[:, :40, :40], bits, error, fitted=True)
+    assert small[6:8] == b"\0\0"
+    assert small[:6] + small[8:] == coder.compress(planes[:, :40, :40], bits, error)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_extremes_come_back(coder: PixelCoder, bits: int) -> None:
     chance = np.random.default_rng(4)
     ends = np.kron(chance.integers(0, 2, (3, 9, 8)), np.ones((1, 3, 3)))
     planes = (ends * ((1 << bits) - 1)).astype(np.uint16)
     assert np.array_equal(coder.decompress(coder.compress(planes, bits), planes.shape, bits), planes)
+    planes = np.tile(planes, (1, 3, 3))[:, :66, :64]
+    assert np.array_equal(coder.decompress(coder.compress(planes, bits, 0, True), planes.shape, bits, 0, True), planes)
 
 
 def test_larger_errors_take_fewer_bytes(coder: PixelCoder) -> None:

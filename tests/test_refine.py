@@ -70,7 +70,7 @@ def refiner_of(model: ImagePhoto, pixels: np.ndarray, n_steps: int, steps: int) 
 
 def held(canvas: Canvas, walks: Walks) -> Canvas:
     for tile, walk in walks:
-        canvas.hold(tile, walk)
+        canvas.hold(tile, walk.latents)
     return canvas
 
 
@@ -178,7 +178,7 @@ def test_windows_of_any_size_are_never_worse(metric: str, size: tuple[int, ...],
     canvas = held(refiner.canvas, walks)
     for (tile, before), walk in zip(walks, after, strict=True):
         least = refiner.cost(before, tile, 5000)
-        canvas.hold(tile, walk)
+        canvas.hold(tile, walk.latents)
         assert refiner.cost(walk, tile, 5000) <= least
     if metric == "mse":  # which adds up over windows
         tiles = [tile for tile, _ in walks]

@@ -36,9 +36,9 @@ SMALL = (
 )
 RECIPE_OF = {
     "audio-24k": "audio", "image-1d": "image_1d", "image-grid": "image", "image-photo": "photo",
-    "image-photo-2": "photo", "image-photo-ms-ssim": "photo", "video-grid": "video", "context": "prior",
-    "context-audio": "prior", "context-video": "prior", "generator-audio": "generator", "generator-image": "generator",
-    "image-lossless": "pixels", "video-motion": "video_motion",
+    "image-photo-2": "photo", "image-photo-ms-ssim": "photo", "image-photo-2-ms-ssim": "photo", "video-grid": "video",
+    "context": "prior", "context-audio": "prior", "context-video": "prior", "generator-audio": "generator",
+    "generator-image": "generator", "image-lossless": "pixels", "video-motion": "video_motion",
 }  # fmt: skip
 
 

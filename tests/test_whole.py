@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from tokodec.codec.container.chunks import EXCT
@@ -15,10 +16,11 @@ from tokodec.codec.decode import decode_file
 from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import UsageError
 from tokodec.codec.image.exact import unpack_exact
-from tokodec.codec.image.whole import bits_of, pack_whole, unpack_whole
+from tokodec.codec.image.whole import bits_of, pack_whole, pixel_coder, unpack_whole
 from tokodec.codec.media.picture import Picture
 from tokodec.codec.media.read_image import read_image
 from tokodec.codec.media.write_image import write_image
+from tokodec.entropy.pixels.net import CODED
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MODEL = "image-photo-2"
@@ -68,6 +70,21 @@ def test_every_sample_comes_back_from_a_file(tmp_path: Path, bits: int, channels
     assert np.array_equal(again.pixels, pixels)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("rate", [{"lossless": True}, {"max_error": 2}])
+def test_a_gpu_gives_the_same_file_and_samples(bits: int, channels: int, rate: dict[str, Any]) -> None:
+    pixels = photo(channels, bits)
+    alpha: Any = np.random.default_rng(1).integers(0, 1 << bits, pixels.shape[:2]).astype(pixels.dtype)
+    data = [encode_file(file_of(pixels, alpha), model=MODEL, device=d, **rate).data for d in ("cpu", "cuda")]
+    assert data[0] == data[1]
+    shown = [decode_file(io.BytesIO(data[0]), device=device).picture for device in ("cpu", "cuda")]
+    assert np.array_equal(shown[0].pixels, shown[1].pixels)
+    assert rate == {"max_error": 2} or np.array_equal(shown[1].pixels, pixels)
+    assert all(picture.alpha is not None and np.array_equal(picture.alpha, alpha) for picture in shown)
+
+
 @pytest.mark.parametrize(("bits", "error"), [(8, 1), (8, 4), (16, 1)])
 def test_no_sample_is_further_off_than_was_allowed(bits: int, error: int) -> None:
     pixels = photo(3, bits)
@@ -89,6 +106,15 @@ def test_photographs_take_less_than_webp_and_drawings_as_much() -> None:
     payload = pack_whole(hatching)
     assert bits_of(payload, (40, 60)) is None
     assert np.array_equal(unpack_exact(payload, (40, 60))[1], hatching)
+
+
+def test_payloads_of_the_nets_alone_are_read() -> None:
+    """Method 1, which was written before there were corrections."""
+    payload = pack_whole(photo())
+    assert payload[1] == 2
+    planes = photo().transpose(2, 0, 1)[list(CODED)].astype(np.uint16)
+    old = payload[:1] + b"\1" + payload[2:13] + pixel_coder().compress(planes, 8)
+    assert np.array_equal(unpack_whole(old, (40, 60), 3), photo())
 
 
 def test_readers_of_blocks_take_it_for_damage() -> None:

@@ -29,6 +29,7 @@ from ..contract import Tokenless
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
 from ..formats import format_of, needs_model
+from ..image.exact_segments import is_whole
 from ..media.kind import Kind, media_kind
 from ..media.read_video import Pixels, VideoReader
 from ..models import Model, load_model, model_for
@@ -192,14 +193,21 @@ class Pictures(Comparison):
         super().__init__(model, device)
         self.groups: dict[tuple[float, int, int], list[bytes]] = {}
 
+    def read(self, data: bytes, device: str) -> Codes:
+        """Codes, or the samples of a lossless file, which has none."""
+        if is_whole(read_tok(data)):
+            return [decode(data, self.model, device).picture.pixels]
+        return super().read(data, device)
+
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         data, other = self.made(path, setting)
-        header = read_tok(data).picture
+        tok = read_tok(data)
+        header = tok.picture
         extent = header.height, header.width
         if extent not in self.seen:
             median_s(decode, data, self.model, self.device, runs=WARM_UP)
         self.seen.add(extent)
-        if header.n_segments == 1 and header.prior == HYPERPRIOR:
+        if header.n_segments == 1 and header.prior == HYPERPRIOR and not is_whole(tok):
             self.groups.setdefault((header.quality / 100, *extent), []).append(data)
         found = compare(data, other, self.read, self.device)
         encode_s = None if other is None else median_s(self.encode, path, setting, self.device)

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from ..errors import TokodecError, UsageError
 from ..settings import Setting
+from .clips import read_photo
 from .contender import Coded, Contender
 from .options import ProcessOptions
 from .report import print_table, table_of
@@ -157,37 +158,48 @@ def run_codec(*arguments: str) -> Run:
     return replace(run_process(f"codec {' '.join(arguments)}", _COMMAND, arguments), command=arguments[0])
 
 
-def write_synthetic(path: Path, megapixels: float) -> None:
-    """Write a PPM of about so many million pixels, 4:3, with gradients, edges and noise in every tile; seed 0.
+def write_large(path: Path, megapixels: float, picture: Path | None = None) -> None:
+    """Write a PPM of about so many million pixels, 4:3, row by row, so that one of any size can be made; seed 0.
 
-    Row by row, so that a picture of any size can be made.
+    It holds a picture beside its mirror images, with a little noise, or gradients, edges and noise.
     """
     height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
     width = max(1, round(megapixels * 1e6 / height))
     rng = np.random.default_rng(0)
     columns = np.arange(width, dtype=np.int64)
+    x = None if picture is None else read_photo(picture).x
     with path.open("wb") as file:
         file.write(f"P6\n{width} {height}\n255\n".encode())
         for row in range(height):
-            base = (columns // 7 + row // 5 + 40 * ((columns // 97 + row // 61) % 3)) % 224
-            pixels = base[:, None] + np.array([0, 8, 16]) + rng.integers(0, 16, (width, 1))
+            if x is None:
+                base = (columns // 7 + row // 5 + 40 * ((columns // 97 + row // 61) % 3)) % 224
+                pixels = base[:, None] + np.array([0, 8, 16]) + rng.integers(0, 16, (width, 1))
+            else:
+                part = x[mirrored(row, x.shape[0])][mirrored(columns, x.shape[1])]
+                pixels = np.clip(part + rng.integers(-2, 3, part.shape), 0, 255)
             file.write(pixels.astype(np.uint8).tobytes())
 
 
-def bench_processes(options: ProcessOptions) -> list[Run]:
-    """Time and measure `codec --help`, `encode`, `info` and `decode` on a file or a synthetic picture; print a table.
+def mirrored(place: Any, n: int) -> Any:
+    """Places of a row that goes on as in a mirror at both ends of its n pixels."""
+    return np.minimum(place % (2 * n), 2 * n - 1 - place % (2 * n))
 
-    Raises: UsageError unless one of a picture and a number of megapixels is given.
+
+def bench_processes(options: ProcessOptions) -> list[Run]:
+    """Time and measure `codec --help`, `encode`, `info` and `decode` on a file, or a picture made of it or of nothing
+    that has so many megapixels; print a table.
+
+    Raises: UsageError if neither is given.
     """
     picture, megapixels = options.picture, options.megapixels
-    if (picture is None) == (megapixels is None):
+    if picture is None and megapixels is None:
         raise UsageError("give a picture or --megapixels")
     more = ["--device", options.device, *(["--model", options.model] if options.model else [])]
     with tempfile.TemporaryDirectory() as folder:
         source = picture
-        if source is None:
-            source = Path(folder) / "synthetic.ppm"
-            write_synthetic(source, megapixels or 0)
+        if source is None or megapixels is not None:
+            source = Path(folder) / "large.ppm"
+            write_large(source, megapixels or 0, picture)
         tok, out = str(Path(folder) / "a.tok"), str(Path(folder) / "a.png")
         runs = [
             run_codec("--help"),

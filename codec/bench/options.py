@@ -139,7 +139,7 @@ class ProcessOptions:
     """Wall-clock seconds and peak memory of whole `codec` processes, start-up included."""
 
     picture: Annotated[Path | None, typer.Argument(help="a picture")] = None
-    megapixels: Annotated[float | None, typer.Option(help="make a picture of this size instead", min=1e-6)] = None
+    megapixels: Annotated[float | None, typer.Option(help="make it so large, or make one", min=1e-6)] = None
     model: ModelOption = None
     device: Device = "auto"
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...entropy.hyperprior.net import MEAN_BITS
-from ...entropy.hyperprior.walk import Walk
 from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut
 from ...tokenizers.image.tiling import Tile, tiles
@@ -56,10 +55,10 @@ class Canvas:
         self.blocks = np.zeros([-(-edge // BLOCK) for edge in pixels.shape[:2]], dtype=bool)
         self.windows = list(tiles(*self.grid, 0, WINDOW))
 
-    def hold(self, tile: Tile, walk: Walk) -> None:
-        """Take a window's codes for what is decoded."""
+    def hold(self, tile: Tile, latents: np.ndarray) -> None:
+        """Take a window's latents ``[M, h, w]``, in steps of the quantiser, for what is decoded."""
         largest = np.iinfo(np.int16).max
-        cut(self.held, tile)[:] = np.clip(walk.latents * 2**MEAN_BITS, -largest, largest)
+        cut(self.held, tile)[:] = np.clip(np.rint(latents * 2**MEAN_BITS), -largest, largest)
 
     def known(self, region: Box) -> np.ndarray:
         """What is decoded of a region, ``[M, h, w]`` float32 in steps of the quantiser."""

@@ -15,7 +15,18 @@ from ...tokenizers.image.tiling import Tile, tiles
 from ..container.chunks import EXCT, LAYR
 from ..container.read import TokFile
 from ..progress import Progress
-from .exact import LARGEST, Blocks, Pixels, blocks_of, choose_exact, pack_exact, paste_exact, simple_blocks, worth
+from .exact import (
+    BLOCK,
+    LARGEST,
+    Blocks,
+    Pixels,
+    blocks_of,
+    choose_exact,
+    pack_exact,
+    paste_exact,
+    simple_blocks,
+    worth,
+)
 from .whole import Samples, bits_of, pack_whole, unpack_whole
 
 GRAPHICS = 0.5  # share of simple blocks from which on a window may be exact as a whole
@@ -24,18 +35,19 @@ GRAPHICS = 0.5  # share of simple blocks from which on a window may be exact as 
 class ExactSegments:
     """Chooses the exact blocks of one picture, at any quality.
 
-    Args: pixels: ``[H, W, C]`` uint8.  latents: ``[M, h, w]``, as :class:`~.quality.PhotoFile` has them.
+    Args: pixels: ``[H, W, C]`` uint8.
     """
 
-    def __init__(self, model: ImagePhoto, pixels: Pixels, latents: np.ndarray) -> None:
-        self.model, self.latents = model, latents
+    def __init__(self, model: ImagePhoto, pixels: Pixels) -> None:
+        self.model = model
         self.pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        self.simple = simple_blocks(self.pixels)
         self.wholes: dict[Tile, bytes | None] = {}
 
     @property
     def possible(self) -> bool:
         """Whether any block has so few colours that it could pay, for a model whose distortion is squared error."""
-        return self.model.config.distortion == "mse" and bool(simple_blocks(self.pixels).any())
+        return self.model.config.distortion == "mse" and bool(self.simple.any())
 
     def _all(self, tile: Tile) -> bytes:
         window = self._window(tile)
@@ -45,18 +57,23 @@ class ExactSegments:
         top, left, bottom, right = (STRIDE * edge for edge in tile.core)
         return self.pixels[top:bottom, left:right]
 
-    def whole(self, tile: Tile, decoded: Pixels, steps: int, bits: float) -> bytes | None:
-        """The payload of a window that is exact as a whole, None where it costs more than what was chosen.
+    def whole(self, tile: Tile) -> bytes | None:
+        """The payload of a window that is exact as a whole, None where it has too few simple blocks for one."""
+        if tile not in self.wholes:
+            rows, columns = (
+                slice(STRIDE * begin // BLOCK, -(-STRIDE * end // BLOCK))
+                for begin, end in ((tile.core[0], tile.core[2]), (tile.core[1], tile.core[3]))
+            )
+            graphics = float(self.simple[rows, columns].mean()) >= GRAPHICS
+            self.wholes[tile] = self._all(tile) if graphics else None
+        return self.wholes[tile]
+
+    def pays(self, whole: bytes, tile: Tile, decoded: Pixels, steps: int, bits: float) -> bool:
+        """Whether a window that is exact as a whole costs no more than what was chosen.
 
         Args: decoded: what the chosen blocks and codes show.  bits: that they take.
         """
-        if tile not in self.wholes:
-            graphics = float(simple_blocks(self._window(tile)).mean()) >= GRAPHICS
-            self.wholes[tile] = self._all(tile) if graphics else None
-        found = self.wholes[tile]
-        if found is None or 8 * len(found) > bits + worth(self._window(tile), decoded, self._weight(steps)):
-            return None
-        return found
+        return 8 * len(whole) <= bits + worth(self._window(tile), decoded, self._weight(steps))
 
     def _weight(self, steps: int) -> float:
         return float(rate_weight(torch.tensor(steps / QUALITY_STEPS), self.model.config.rate_weights))

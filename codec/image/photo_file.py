@@ -53,7 +53,7 @@ class PhotoFile:
     def __init__(self, canvas: Canvas, extras: Extras, n_steps: int = 0, target: Target | None = None) -> None:
         self.canvas, self.extras, self.target = canvas, extras, target
         self.refiner = Refiner(canvas, n_steps) if n_steps else None
-        exact = ExactSegments(canvas.model, canvas.pixels, canvas.latents)
+        exact = ExactSegments(canvas.model, canvas.pixels)
         self.exact = exact if exact.possible else None
         self.tried: dict[tuple[int, bool], Attempt] = {}
 
@@ -80,7 +80,7 @@ class PhotoFile:
         plain, decoded = [], []
         for tile in canvas.windows:
             walk = model.quantise(cut(canvas.latents, tile), steps)
-            canvas.hold(tile, walk)
+            canvas.hold(tile, walk.latents)
             plain.append(walk.coded())
             decoded.append(was_decoded(canvas, tile, walk, steps))
         payloads = {} if self.exact is None else self._choose(self.exact, plain, steps)
@@ -88,12 +88,12 @@ class PhotoFile:
         for i, (tile, walk) in enumerate(zip(canvas.windows, plain, strict=True)):
             free = canvas.free(tile)
             if free is not None and free.all():
-                canvas.hold(tile, model.entropy.expected(walk.grid, steps))
+                canvas.hold(tile, model.entropy.expected(walk.grid, steps).latents)
                 walks.append(None)
                 continue
             if free is not None:
                 walk = model.quantise(cut(canvas.latents, tile), steps, free)
-                canvas.hold(tile, walk)
+                canvas.hold(tile, walk.latents)
                 decoded[i] = was_decoded(canvas, tile, walk, steps)
             if decoded[i]:
                 walk = settle(canvas, tile, walk, steps)
@@ -108,14 +108,19 @@ class PhotoFile:
         canvas, model = self.canvas, self.canvas.model
         payloads: dict[int, bytes] = {}
         for i, (tile, walk) in enumerate(zip(canvas.windows, plain, strict=True)):
-            blocks, payload = exact.choose(tile, canvas.decoded(tile, steps), steps)
+            decoded = canvas.decoded(tile, steps)
+            blocks, payload = exact.choose(tile, decoded, steps)
             if payload:
                 payloads[i], canvas.window_blocks(tile)[:] = payload, blocks
+            whole = exact.whole(tile)
+            if whole is None:
+                continue
+            if payload:
                 walk = model.quantise(cut(canvas.latents, tile), steps, canvas.free(tile))
-                canvas.hold(tile, walk)
+                canvas.hold(tile, walk.latents)
+                decoded = canvas.decoded(tile, steps)
             bits = float(model.entropy.bits(walk).sum()) + 8 * len(payload)
-            whole = exact.whole(tile, canvas.decoded(tile, steps), steps, bits)
-            if whole is not None:
+            if exact.pays(whole, tile, decoded, steps, bits):
                 payloads[i], canvas.window_blocks(tile)[:] = whole, True
         return payloads
 

@@ -58,7 +58,7 @@ class Refiner:
         if bool(torch.isfinite(y).all() and torch.isfinite(z).all()):
             free = self.canvas.free(tile)
             refined = self.model.entropy.quantise(y.cpu().numpy(), z.cpu().numpy(), steps, free)
-            self.canvas.hold(tile, refined)
+            self.canvas.hold(tile, refined.latents)
             if self.cost(refined, tile, steps) < least:
                 return refined
             cut(self.canvas.held, tile)[:] = before

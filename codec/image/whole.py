@@ -2,7 +2,7 @@
 
 A map of no blocks, which says nothing otherwise, says that a method follows::
 
-    map of 0 bits | method 1 | bits a sample, 8 or 16 | largest error | hash of the nets | payload of the coder
+    map of 0 bits | method | bits a sample, 8 or 16 | largest error | hash of the nets | payload of the coder
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...tokenizers.folders import ASSETS
 from .exact import blocks_of, pack_exact
 
 NETS = "image-lossless"  # the release whose nets code pixels
-PIXELS = 1  # the method
+PIXELS, FITTED = 1, 2  # methods: the nets alone, which is not written any more, and corrected for the picture
 _HEAD = struct.Struct("<BBH8s")
 
 Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]  # [H, W, 1 or 3]
@@ -37,8 +37,8 @@ def pack_whole(pixels: Samples, error: int = 0) -> bytes:
     coder = pixel_coder()
     map_bytes, order = _map_bytes(pixels.shape), _order(pixels.shape[2])
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)[order]).astype(np.uint16)
-    head = _HEAD.pack(PIXELS, bits, error, bytes.fromhex(coder.hash))
-    packed = bytes(map_bytes) + head + coder.compress(planes, bits, error)
+    head = _HEAD.pack(FITTED, bits, error, bytes.fromhex(coder.hash))
+    packed = bytes(map_bytes) + head + coder.compress(planes, bits, error, fitted=True)
     if bits > 8:
         return packed
     colour = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8)
@@ -59,12 +59,12 @@ def unpack_whole(payload: bytes, size: tuple[int, int], channels: int) -> Sample
     if len(payload) < at + _HEAD.size:
         raise ValueError("a payload of pixels is cut short")
     method, bits, error, made = _HEAD.unpack_from(payload, at)
-    if method != PIXELS or bits not in (8, 16) or error >= 1 << bits:
+    if method not in (PIXELS, FITTED) or bits not in (8, 16) or error >= 1 << bits:
         raise ValueError(f"pixels are coded by method {method} with {bits} bits, which is unknown")
     coder = pixel_coder()
     if made.hex() != coder.hash:
         raise ValueError(f"pixels are coded with nets {made.hex()}, those of {NETS} are {coder.hash}")
-    planes = coder.decompress(payload[at + _HEAD.size :], (channels, *size), bits, error)
+    planes = coder.decompress(payload[at + _HEAD.size :], (channels, *size), bits, error, method == FITTED)
     return planes[np.argsort(_order(channels))].transpose(1, 2, 0).astype(f"uint{bits}")
 
 

@@ -8,11 +8,14 @@ from ..errors import UsageError
 from .picture import MS_SSIM_SMALLEST, SSIMULACRA2_SMALLEST, as_rgb, decibel, ms_ssim, psnr, ssimulacra2
 
 METRICS = {"psnr": psnr, "ms-ssim": ms_ssim, "ssimulacra2": ssimulacra2}
+LARGEST = 1 << 24  # pixels that are measured as a whole: MS-SSIM takes 240 bytes for each, SSIMULACRA 2 500
 SMALLEST = {"psnr": 1, "ms-ssim": MS_SSIM_SMALLEST, "ssimulacra2": SSIMULACRA2_SMALLEST}
 
 
 def check_measurable(metric: str, size: tuple[int, ...]) -> None:
     """Raise UsageError if a metric cannot be taken of pictures of a height and width, or its package is missing."""
+    if metric != "psnr" and size[0] * size[1] > LARGEST:
+        raise UsageError(f"{metric} is taken of {LARGEST} pixels at most, and this picture has {size[1]} x {size[0]}")
     least = SMALLEST[metric]
     if min(size[:2]) < least:
         raise UsageError(f"{metric} wants {least} pixels a side at least, and this picture has {size[1]} x {size[0]}")

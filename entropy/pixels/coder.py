@@ -3,7 +3,8 @@
 The order and what a step knows are in :mod:`.net`, the tables in :mod:`.tables`. Encoding walks the same steps as
 decoding, since with an error what is known is what was decoded::
 
-    2 bytes a channel: the first pixel, then one stream of the constriction coder:
+    2 bytes a channel: the first pixel;  fitted: 2 bytes, the length of what follows, and corrections (fit.py)
+    then one stream of the constriction coder:
     for each level, channel, phase:  symbols, grouped by table;  random low bits, by number;  what ends of tables left
 
 Raises ValueError for payloads and arrays that are not such.
@@ -24,6 +25,7 @@ from ..coder import IndexedDecoder, IndexedEncoder
 from ..integer import ExactLinear
 from ..prior import read_prior_arrays
 from ..tables import Int64Array
+from .fit import FEWEST, Corrections, Spread, fit
 from .net import (
     CHANNELS,
     GATE_BITS,
@@ -51,6 +53,7 @@ from .tables import FRACTIONS, SCALE_MAX, SCALE_MIN, PixelTables, random_bits, r
 
 PIXELS_FILE = "pixels.safetensors"
 ROWS = 1 << 14  # values that a net takes at once
+_LENGTH = 2  # bytes of the length of the corrections
 REST_BITS = 9  # of what is beyond a table, in one symbol
 POWERS = 2.0 ** -torch.arange(20, dtype=torch.float32)  # of two, exact everywhere
 Planes = npt.NDArray[np.uint16]  # [C, H, W]
@@ -74,23 +77,34 @@ class PixelCoder:
         """The coder of the nets in a folder. Raises ValueError if there are none, or they are damaged."""
         return cls(*read_prior_arrays(folder, PIXELS_FILE))
 
-    def compress(self, planes: Planes, bits: int, error: int = 0) -> bytes:
+    def compress(self, planes: Planes, bits: int, error: int = 0, fitted: bool = False) -> bytes:
         """Payload of ``planes [C, H, W]`` of 1 or 3 channels (green, red, blue) with values below ``2^bits``.
 
-        Args: error: the largest difference of a decoded value; :meth:`decompress` has to be told.
+        Args: error: the largest difference of a decoded value.  fitted: correct the nets for this picture.
+              :meth:`decompress` has to be told both.
         """
-        sink = _Sink(planes)
+        sink = _Sink(planes, fitted)
         self._walk(sink, planes.shape, bits, error)
-        return planes[:, 0, 0].astype("<u2").tobytes() + sink.coder.finish()
+        side = len(sink.side).to_bytes(_LENGTH, "little") + sink.side if fitted else b""
+        return planes[:, 0, 0].astype("<u2").tobytes() + side + sink.coder.finish()
 
-    def decompress(self, payload: bytes, shape: tuple[int, int, int], bits: int, error: int = 0) -> Planes:
+    def decompress(
+        self, payload: bytes, shape: tuple[int, int, int], bits: int, error: int = 0, fitted: bool = False
+    ) -> Planes:
         """Inverse of :meth:`compress`."""
         head = 2 * shape[0]
-        if len(payload) < head:
+        first, corrections = payload[:head], None
+        if len(first) < head:
             raise ValueError("a payload of pixels has no first pixel")
-        source = _Source(payload[head:], np.frombuffer(payload[:head], dtype="<u2"))
+        if fitted:
+            end = head + _LENGTH + int.from_bytes(payload[head : head + _LENGTH], "little")
+            if len(payload) < end:
+                raise ValueError("a payload of pixels lacks a correction")
+            corrections = Corrections(payload[head + _LENGTH : end])
+            head = end
+        source = _Source(payload[head:], np.frombuffer(first, dtype="<u2"), corrections)
         known = self._walk(source, shape, bits, error)
-        source.coder.finish()
+        source.finish()
         return known
 
     def _walk(self, code: _Code, shape: tuple[int, ...], bits: int, error: int) -> Planes:
@@ -116,22 +130,12 @@ class PixelCoder:
                     step = Step([*whole, padded], phase, bases[phase], errors[phase], size)
                     spread = self._nets[channel, phase](step, min(level, LEVELS - 1), bits)
                     true = (channel, slice(top << level, None, 2 << level), slice(left << level, None, 2 << level))
-                    values = code.values(spread, true, error, (1 << bits) - 1)
+                    values = code.values(step, spread, true, error, (1 << bits) - 1)
                     plane[top::2, left::2] = torch.from_numpy(values.astype(np.float32)).view(size)
                     bases[phase].append(step.base)
                     errors[phase].append(torch.from_numpy((values - spread.mean / FRACTIONS).astype(np.float32)))
                 whole.append(plane.index_select(0, rows).index_select(1, columns))
         return known.numpy().astype(np.uint16)
-
-
-class Spread:
-    """How the values of a step spread, int64 ``[n]`` each.
-
-    Attributes: mean, in eighths; scale, in eighths of an octave; tail.
-    """
-
-    def __init__(self, mean: Int64Array, scale: Int64Array, tail: Int64Array) -> None:
-        self.mean, self.scale, self.tail = mean, scale, tail
 
 
 class _Net:
@@ -185,7 +189,7 @@ def _rows(columns: Tensor) -> Tensor:
 class _Code(Protocol):
     first: npt.NDArray[Any]
 
-    def values(self, spread: Spread, true: Any, error: int, most: int) -> Int64Array: ...
+    def values(self, step: Step, spread: Spread, true: Any, error: int, most: int) -> Int64Array: ...
 
 
 class _Layout:
@@ -225,13 +229,18 @@ _REACHES = reaches()
 
 
 class _Sink:
-    def __init__(self, planes: Planes) -> None:
-        self.planes, self.first = planes, planes[:, 0, 0]
+    def __init__(self, planes: Planes, fitted: bool) -> None:
+        self.planes, self.first, self.fitted = planes, planes[:, 0, 0], fitted
         self.coder = IndexedEncoder(PixelTables())
+        self.side = b""  # corrections
 
-    def values(self, spread: Spread, true: Any, error: int, most: int) -> Int64Array:
-        layout = _Layout(spread, error)
+    def values(self, step: Step, spread: Spread, true: Any, error: int, most: int) -> Int64Array:
         values = self.planes[true].astype(np.int64).ravel()
+        if self.fitted and len(values) >= FEWEST:
+            correction = fit(step, spread, values)
+            self.side += correction.pack()
+            spread = correction.apply(step, spread, most)
+        layout = _Layout(spread, error)
         whole = values - layout.origin
         if error:
             whole = (whole + error) // layout.step
@@ -252,11 +261,18 @@ class _Sink:
 
 
 class _Source:
-    def __init__(self, payload: bytes, first: npt.NDArray[Any]) -> None:
-        self.first = first
+    def __init__(self, payload: bytes, first: npt.NDArray[Any], corrections: Corrections | None) -> None:
+        self.first, self.corrections = first, corrections
         self.coder = IndexedDecoder(payload, PixelTables())
 
-    def values(self, spread: Spread, true: Any, error: int, most: int) -> Int64Array:
+    def finish(self) -> None:
+        self.coder.finish()
+        if self.corrections is not None:
+            self.corrections.finish()
+
+    def values(self, step: Step, spread: Spread, true: Any, error: int, most: int) -> Int64Array:
+        if self.corrections is not None and len(spread.mean) >= FEWEST:
+            spread = self.corrections.next(len(step.differences)).apply(step, spread, most)
         layout = _Layout(spread, error)
         inside = np.empty(len(spread.mean), dtype=np.int64)
         inside[layout.order] = np.concatenate([self.coder.pull(n, number) for number, n in layout.groups])
