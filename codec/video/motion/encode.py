@@ -35,9 +35,9 @@ from ..track import code_track, most_bytes, open_video
 from .refine import FrameRefiner
 
 AFTER = 0  # the kind of a first frame of a segment that comes after another one; 1: it stands alone
-GROUP = 8  # frames of a segment
+GROUP = 16  # frames of a segment
 SECONDS = 2  # from a frame that stands alone to the next one, about
-DROP = 300  # hundredths of quality that a frame has less than those of the level above
+DROP = 600  # hundredths of quality that a frame has less than those of the level above
 CUT = 0.9  # a frame whose references leave this part of its own detail stands alone,
 VISIBLE = 0.02  # if that is so much of the range of pixels
 BEST = 10000  # the highest quality, in hundredths
