@@ -24,7 +24,7 @@ from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import HeaderError, RateError, TokodecError, UsageError
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
-from tokodec.codec.video.motion.encode import next_steps
+from tokodec.codec.video.motion.encode import MotionEncoder, next_steps
 from tokodec.codec.video.motion.refine import FrameRefiner
 from tokodec.entropy.hyperprior.net import QUALITY_STEPS
 from tokodec.tests.motion_model import clip, tiny_motion
@@ -161,6 +161,8 @@ def test_records_that_lie_cost_what_is_behind_them(encoded: Encoded, folder: Pat
     for change, said in (
         (lambda: ([b"\2" + keys[0][1:], *keys[1:]], more), "an unknown kind 2"),
         (lambda: (keys, [more[0] + b"\0", *more[1:]]), "1 bytes follow"),
+        (lambda: (keys, [b"\0" + more[0][1:], *more[1:]]), "a step of 0 frames"),
+        (lambda: (keys, [b"\5" + more[0][1:], *more[1:]]), "a step of 5 frames"),
         (lambda: (keys, [more[0][:5], *more[1:]]), "ends in"),
         (lambda: ([b"\0" + keys[1][1:], *keys[1:]], more), "that it refers to is lost"),
     ):
@@ -180,6 +182,24 @@ def test_low_delay_codes_every_frame_after_the_one_before(folder: Path) -> None:
     assert len(frames) == FRAMES
     with pytest.raises(UsageError, match="low-delay is not an option of"):
         encode_file(folder / "clip.mkv", low_delay=True)
+
+
+def test_a_group_has_the_step_that_costs_least(folder: Path) -> None:
+    """Of what every step costs, coded as a whole, by bits and the error of all frames."""
+    model = VideoMotion.from_pretrained(folder / "tiny-motion")
+    frames = list(clip(5, *SHAPE, speed=3))
+    found = {}
+    for steps in ([4, 2, 1], [4], [2], [1]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tokodec.codec.video.motion.encode.steps_of", lambda group, steps=steps: steps)
+            encoder = MotionEncoder(model, 5000, 4, 9)
+            for pixels in frames:
+                encoder.push(pixels)
+            found[tuple(steps)] = encoder.finish().between[0]
+    best = found[4, 2, 1]
+    assert best[0] in (4, 2, 1)
+    assert best == found[best[0],]
+    assert [found[step,][0] for step in (4, 2, 1)] == [4, 2, 1]
 
 
 def test_effort_makes_each_kind_of_frame_cheaper(folder: Path) -> None:

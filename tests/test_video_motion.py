@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tokodec.tests.motion_model import SMALL, clip, tiny_motion
-from tokodec.tokenizers.video.hierarchy import between
+from tokodec.tokenizers.video.hierarchy import between, turns
 from tokodec.tokenizers.video.motion import (
     GUESSED,
     LowDelayDecoder,
@@ -55,6 +55,23 @@ def test_frames_between_two_come_level_by_level() -> None:
             assert b.earlier < b.frame < b.later
             known.add(b.frame)
         assert known == set(range(last + 1))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 16])
+def test_frames_come_after_what_is_known(step: int) -> None:
+    for n in range(1, 20):
+        known = {0, n}
+        for turn in turns(n, step):
+            assert set(turn.references) <= known
+            if len(turn.references) == 1:
+                assert turn.references == (turn.frame - step,)
+                assert turn.level == 1
+            known.add(turn.frame)
+        assert known == set(range(n + 1))
+    assert [(t.frame, t.references, t.level) for t in turns(6, 4)] == [
+        (4, (0,), 1), (2, (0, 4), 2), (1, (0, 2), 3), (3, (2, 4), 3), (5, (4, 6), 2)
+    ]  # fmt: skip
+    assert turns(8, 8) == [(b.frame, (b.earlier, b.later), b.level) for b in between(0, 8)]
 
 
 # ------------------------------------------------------------------------------------------------------------- search

@@ -301,6 +301,10 @@ class VideoMotion(Tokenizer):
         flows = [search(x, n.reference.x, reach_of(n.apart)) for n in near]
         return torch.cat([*flows, *[torch.zeros_like(flows[0])] * (2 - len(near))], 1)
 
+    def cost(self, pixels: Pixels, found: Reference, data: bytes, steps: int) -> float:
+        """Of a frame ``[H, W, 3]`` that came back as ``found``, at a quality in hundredths: see :meth:`_cost`."""
+        return self._cost(self.padded(pixels), found, data, torch.tensor([steps / QUALITY_STEPS], device=self.device))
+
     def _cost(self, x: Tensor, found: Reference, data: bytes, quality: Tensor) -> float:
         """Bits a pixel, and the distortion of 8-bit values in bits."""
         error = 255**2 * (x - found.x).square().mean()

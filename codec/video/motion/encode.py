@@ -18,7 +18,7 @@ import torch
 
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.image.photo import quality_steps
-from ....tokenizers.video.hierarchy import between
+from ....tokenizers.video.hierarchy import Turn, turns
 from ....tokenizers.video.motion import DEFAULT_QUALITY, FARTHEST, Near, VideoMotion
 from ....tokenizers.video.motion_nets import Reference, up8
 from ....tokenizers.video.search import moved, search
@@ -35,9 +35,9 @@ from ..track import code_track, most_bytes, open_video
 from .refine import FrameRefiner
 
 AFTER = 0  # the kind of a first frame of a segment that comes after another one; 1: it stands alone
-GROUP = 8  # frames of a segment
+GROUP = 16  # frames of a segment
 SECONDS = 2  # from a frame that stands alone to the next one, about
-DROP = 300  # hundredths of quality that a frame has less than those of the level above
+DROP = 600  # hundredths of quality that a frame has less than those of the level above
 CUT = 0.9  # a frame whose references leave this part of its own detail stands alone,
 VISIBLE = 0.02  # if that is so much of the range of pixels
 BEST = 10000  # the highest quality, in hundredths
@@ -59,6 +59,16 @@ class Pass:
     steps: int
     keys: list[bytes] = field(default_factory=list)
     between: list[bytes] = field(default_factory=list)
+
+
+@dataclass
+class Turns:
+    """Frames of a group as they were coded with a step, by their number behind the key, and what they cost."""
+
+    step: int
+    known: dict[int, Reference]
+    data: dict[int, bytes] = field(default_factory=dict)
+    cost: float = 0.0
 
 
 class MotionEncoder:
@@ -91,8 +101,8 @@ class MotionEncoder:
         """What is left: the last frame comes after the last key, those in between between them."""
         data = b""
         if self.waiting:
-            data, last = self._after(self.waiting[-1], 0, [Near(self._last_key, -len(self.waiting))])
-            data += self._between(self.waiting[:-1], last)
+            coded, last = self._after(self.waiting[-1], 0, [Near(self._last_key, -len(self.waiting))])
+            data = self._between(self.waiting[:-1], last, coded)
         self.made.between.append(data)
         return self.made
 
@@ -120,14 +130,37 @@ class MotionEncoder:
         steps = max(0, self.made.steps - DROP * level)
         return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better)
 
-    def _between(self, frames: list[Pixels], last: Reference) -> bytes:
-        """Frames between the last key and another frame."""
-        known, data = {0: self._last_key, len(frames) + 1: last}, b""
-        for b in between(0, len(frames) + 1):
-            near = [Near(known[other], other - b.frame) for other in (b.earlier, b.later)]
-            coded, known[b.frame] = self._after(frames[b.frame - 1], b.level, near)
-            data += coded
-        return data
+    def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
+        """Frames between the last key and another frame, behind ``first``: with the step that costs least.
+
+        All steps are tried on the frames that the shortest of them leads over; the others wait for the best one.
+        """
+        n, steps = len(frames) + 1, steps_of(self.group)
+        if not frames and not first:
+            return b""
+        tries = []
+        for step in steps:
+            some = [turn for turn in turns(n, step) if turn.frame % steps[-1] == 0]
+            tries.append(self._turns(frames, some, Turns(step, {0: self._last_key, n: last})))
+        best = min(tries, key=lambda made: made.cost)
+        order = turns(n, best.step)
+        made = self._turns(frames, [turn for turn in order if turn.frame not in best.known], best)
+        return bytes([made.step]) + first + b"".join(made.data[turn.frame] for turn in order)
+
+    def _turns(self, frames: list[Pixels], order: list[Turn], made: Turns) -> Turns:
+        """Code some frames more."""
+        for turn in order:
+            pixels = frames[turn.frame - 1]
+            near = [Near(made.known[other], other - turn.frame) for other in turn.references]
+            data, found = self._after(pixels, turn.level, near)
+            made.data[turn.frame], made.known[turn.frame] = data, found
+            made.cost += self.model.cost(pixels, found, data, self.made.steps)
+        return made
+
+
+def steps_of(group: int) -> list[int]:
+    """Frames from one that comes after another to the next: what a group is tried with, long ones first."""
+    return [max(1, group // n) for n in (1, 2, 4)]
 
 
 @torch.no_grad()

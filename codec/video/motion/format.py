@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....tokenizers.image.layers import STRIDE
-from ....tokenizers.video.hierarchy import between
+from ....tokenizers.video.hierarchy import turns
 from ....tokenizers.video.motion import Near, Record, VideoMotion, only, read_records
 from ....tokenizers.video.motion_nets import Reference
 from ...container.chunks import LAYR
@@ -116,15 +116,18 @@ class MotionFrames:
 
     def decode_between(self, number: int, begin: int, last: int, known: dict[int, Reference]) -> None:
         """Add the frames of layer 1 to ``known``, which has the first one and, if it is a segment's first, the last."""
-        order: list[tuple[int, tuple[int, ...]]] = [] if last in known else [(last, (begin,))]
-        order += [(b.frame, (b.earlier, b.later)) for b in between(begin, last)]
-        records: Iterator[Record] = iter(())
+        payload, step = self.tok.payload(LAYR, 1, number), self.tok.video.segment
         lost = True
-        payload = self.tok.payload(LAYR, 1, number)
-        if payload is None:
+        if not payload:
             self.lost_between(number, begin, "missing or damaged")
+        elif not 1 <= payload[0] <= step:
+            self.lost_between(number, begin, f"a step of {payload[0]} frames")
         else:
-            records, lost = read_records(payload, [False] * len(order), self.size), False
+            step, lost = payload[0], False
+        order = [(begin + t.frame, tuple(begin + other for other in t.references)) for t in turns(last - begin, step)]
+        if last not in known:
+            order.insert(0, (last, (begin,)))
+        records = iter(()) if lost or not payload else read_records(payload[1:], [False] * len(order), self.size)
         for frame, others in order:
             near = [Near(known[other], other - frame) for other in others]
             if not lost:
