@@ -20,6 +20,8 @@ class Cliff(nn.Module):
         self.w = nn.Parameter(torch.full((16, 16), 1.0))
         self.register_buffer("seen", torch.zeros(()))
 
+    seen: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         self.seen += 1
         far = self.w.mean() > EDGE

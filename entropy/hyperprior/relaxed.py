@@ -77,7 +77,8 @@ class RelaxedPrior:
         counted = inside if free is None else inside * F.pad(~free, fill).to(y.dtype)[None, :, :, None]
         parts, shifts = (F.pad(x, fill).permute(1, 2, 0)[None].split(net.shape.slices, 3) for x in (y, noise))
         z = F.hardtanh(z, -Z_MAX, Z_MAX)
-        about = told(*torch.tensor([[steps], [kind]], device=y.device), net.shape.kinds)
+        number, which = torch.tensor([[steps], [kind]], device=y.device).unbind()
+        about = told(number, which, net.shape.kinds)
         hats = about.to(y.dtype) * 2.0**-Z_BITS
         features = net.decoder(z.permute(1, 2, 0)[None], hats, False)
         total = self.bits_of_z(z)
