@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
@@ -77,7 +78,12 @@ def test_weights_of_the_entropy_models_are_rounded_once_a_step(monkeypatch: pyte
     layers = [layer for layer in codec.modules() if isinstance(layer, RoundedLinear)]
     calls, gradients = [], []
     plain = net.round_weight
-    monkeypatch.setattr(net, "round_weight", lambda *args: calls.append(args[2]) or plain(*args))
+
+    def counted(weight: Tensor, bias: Tensor, like: RoundedLinear) -> tuple[Tensor, Tensor, Tensor]:
+        calls.append(like)
+        return plain(weight, bias, like)
+
+    monkeypatch.setattr(net, "round_weight", counted)
     for coded in (codec, codec._coded):
         passes, _ = coded(part, nothing(3), True)
         bits = torch.cat([done.y_bits + done.m_bits for done in passes]).sum()

@@ -41,7 +41,7 @@ class FrameRefiner:
         """Codes that are at least as good as those of a frame ``[H, W, 3]`` that stands alone."""
         canvas = Canvas(self.model.still, pixels, latents)
         for tile, walk in walks:
-            canvas.hold(tile, walk)
+            canvas.hold(tile, walk.latents)
         refiner = Refiner(canvas, self.n_steps)
         return [(tile, refiner.refine(tile, walk, steps)) for tile, walk in walks]
 
