@@ -81,9 +81,9 @@ def test_only_the_command_line_knows_the_benchmarks() -> None:
 
 
 def test_wings_do_not_know_those_who_choose_among_them() -> None:
-    """The front of the codec knows formats; a format knows its wing, and a video the sound that it holds."""
+    """The front of the codec knows formats; a format knows its wing, and a video the sound and stills that it holds."""
     front = {f"codec.{name}" for name in ("encode", "decode", "tokens", "info", "formats", "cli", "datasets")}
-    wings = {"image": set(), "audio": set(), "video": {"audio"}}
+    wings = {"image": set(), "audio": set(), "video": {"audio", "image"}}
     for name, others in ARROWS.items():
         wing = name.split(".")[1] if name.count(".") > 1 else ""
         if name.startswith("codec.") and wing in wings:

@@ -250,7 +250,7 @@ class VideoMotion(Tokenizer):
                 latents.append(better.after(x, seen, apart, y, steps))
             tries = [(_QUALITY.pack(GUESSED), self.guess(near))] if may_guess else []
             for y, z in latents:
-                streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z)
+                streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z=z)
                 pairs = [pack_stream(part) for pair in zip(motion, streams, strict=True) for part in pair]
                 found = self._synthesise(y_hat, quality, seen, apart)
                 tries.append((_QUALITY.pack(steps) + b"".join(pairs), found))
