@@ -33,7 +33,7 @@ PROSE = re.sub(r"```.*?```", "", README, flags=re.S)
 NAMED = sorted({words[1] for words in COMMANDS} | {"bench", "demo", "detokenize", "models"})
 FOLDERS = ("assets", "codec", "entropy", "tests", "tokenizers", "train")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
-WEIGHTS = ("model", "hyperprior", "context", "tail", "pixels")
+WEIGHTS = ("model", "hyperprior", "motion", "context", "tail", "pixels")
 
 
 @pytest.fixture
