@@ -27,7 +27,7 @@ from .canvas import Canvas, grown
 # for pictures that are new, 0.09 to 0.23 for those decoded from codes of the same quality.
 CLOSE = 0.24
 ENOUGH = 200  # codes to tell it by
-ROUNDS = 3
+ROUNDS = 6
 
 
 def was_decoded(canvas: Canvas, tile: Tile, walk: Walk, steps: int) -> bool:
