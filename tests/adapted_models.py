@@ -100,3 +100,13 @@ def saved(model: Any, folder: Path) -> Path:
     """A folder as the library of a model writes it."""
     model.save_pretrained(folder)
     return folder
+
+
+class Encoding:
+    """What a worker does with its samples."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, items: list[tuple[Tensor]]) -> Tensor:
+        return self.model.encode(torch.stack([x for (x,) in items])).codes

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tokodec
 from tokodec.tests.adapted_models import (
     CODECS,
+    Encoding,
     saved,
     signals,
     tiny_adapted,
@@ -352,16 +353,6 @@ def test_copies_are_the_same_and_casts_are_refused(codecs: dict[str, Any]) -> No
         if any(True for _ in model.parameters()):
             with pytest.raises(ValueError, match="float32"):
                 other.half().decode(tokens)
-
-
-class Encoding:
-    """What a worker does with its samples."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(self, items: list[tuple[Tensor]]) -> Tensor:
-        return self.model.encode(torch.stack([x for (x,) in items])).codes
 
 
 @pytest.mark.parametrize("kind", [*CODECS, "ResidualVQ"])
