@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader
 
 from tokodec.codec import cli
 from tokodec.codec.corpus import run
@@ -24,7 +25,8 @@ from tokodec.codec.corpus.manifest import Corpus, finish, read_lines, verify
 from tokodec.codec.corpus.readers import Readers
 from tokodec.codec.corpus.run import Tally, tokenize_corpus
 from tokodec.codec.corpus.sources import expand, list_samples, owner
-from tokodec.codec.errors import MediaError, UsageError
+from tokodec.codec.datasets import ShardSampler, TokenDataset
+from tokodec.codec.errors import MediaError, UsageError, WeightsMismatchError
 from tokodec.codec.models import load_model
 from tokodec.codec.options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
 from tokodec.codec.tokens import tokenize_file
@@ -401,14 +403,15 @@ def test_large_pictures_wait_for_their_turn(tmp_path: Path) -> None:
     assert (found.pixels, found.data) == (None, tmp_path / "a.png")
 
 
+# For a larger trial: CORPUS_PICTURES=20000 CORPUS_KILLS=3 pytest tests/test_corpus_shards.py -k killed
+PICTURES, KILLS = int(os.environ.get("CORPUS_PICTURES", 120)), int(os.environ.get("CORPUS_KILLS", 2))
+SIZE = str(max(7, PICTURES // 200))  # samples in a shard
+
+
 def run_rank(rank: int, sources: str, folder: str, model: str) -> None:
     """In a process that is killed."""
     torch.set_num_threads(1)
-    made(sources, Path(folder), Path(model), rank=rank, world=4, resume=True, shard_size="7")
-
-
-# For the numbers of a larger trial: CORPUS_PICTURES=20000 CORPUS_KILLS=3 pytest tests/test_corpus_shards.py -k killed
-PICTURES, KILLS = int(os.environ.get("CORPUS_PICTURES", 120)), int(os.environ.get("CORPUS_KILLS", 2))
+    made(sources, Path(folder), Path(model), rank=rank, world=4, resume=True, shard_size=SIZE)
 
 
 def test_ranks_that_are_killed_and_go_on_make_every_sample_once(tiny_model: Path, tmp_path: Path) -> None:
@@ -423,7 +426,8 @@ def test_ranks_that_are_killed_and_go_on_make_every_sample_once(tiny_model: Path
             process = context.Process(target=own().run_rank, args=(rank, str(sources), str(out), str(tiny_model)))
             process.start()
             if attempt < KILLS:
-                wanted = len(list(out.glob(f"part-{rank:04}-*.jsonl"))) + 1
+                more = chance.randint(1, max(1, PICTURES // 4 // int(SIZE) // (KILLS + 1)))
+                wanted = len(list(out.glob(f"part-{rank:04}-*.jsonl"))) + more
                 while process.is_alive() and len(list(out.glob(f"part-{rank:04}-*.jsonl"))) < wanted:
                     time.sleep(0.001)
                 time.sleep(chance.uniform(0, 0.02))
@@ -437,3 +441,70 @@ def test_ranks_that_are_killed_and_go_on_make_every_sample_once(tiny_model: Path
     assert codes_of(out) == codes_of(tmp_path / "one")
     assert len(codes_of(out)) == PICTURES
     assert not list(out.glob("*.tmp"))
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def training_set(folders: Any, model: Path) -> TokenDataset:
+    return TokenDataset(folders, str(model), device="cpu")
+
+
+@pytest.mark.parametrize("format", CORPUS_FORMATS)
+def test_a_dataset_reads_shards_of_every_format(format: str, small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Also in several workers, which read from one file at different places."""
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    made(small, tmp_path / "out", tiny_model, format=format, shard_size="4")
+    dataset, files = training_set(tmp_path / "out", tiny_model), training_set(small, tiny_model)
+    assert [len(part) for part in dataset.parts] == [4, 2]
+    _ = dataset[0]  # opened before the workers begin
+    for workers in (0, 2):
+        found = list(DataLoader(dataset, batch_size=None, num_workers=workers))
+        assert len(found) == 6
+        for i, codes in enumerate(found):
+            assert torch.equal(codes, files[i])
+    both = training_set([tmp_path / "out", small], tiny_model)
+    assert len(both) == 12
+    assert torch.equal(both[-1], dataset[5])
+
+
+def test_a_dataset_refuses_shards_of_other_weights(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    made(small, tmp_path / "out", tiny_model)
+    model = load_model(str(tiny_model)).tokenizer
+    type(model)(model.config, "tiny").save_pretrained(tmp_path / "other")
+    with pytest.raises(WeightsMismatchError, match="tokens of tiny"):
+        training_set(tmp_path / "out", tmp_path / "other")
+
+
+def test_an_epoch_is_split_over_ranks_and_each_is_in_another_order(
+    pictures: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    made(pictures, tmp_path / "out", tiny_model)
+    dataset = training_set(tmp_path / "out", tiny_model)
+    samplers = [ShardSampler(dataset, rank=rank, world=4) for rank in range(4)]
+    epochs = [[list(sampler) for sampler in samplers] for _ in range(2)]
+    for epoch in epochs:
+        assert [len(items) for items in epoch] == [37] * 4
+        assert len(set().union(*epoch)) == 148
+    assert epochs[0] != epochs[1]
+    assert list(ShardSampler(dataset, shuffle=False, rank=1, world=3)) == list(range(50, 100))
+    near = [len({i // 20 for i in items}) for items in epochs[0]]
+    assert max(near) <= 4  # of the eight shards
+
+
+def test_training_goes_on_in_the_middle_of_an_epoch(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    made(pictures, tmp_path / "out", tiny_model)
+    dataset = training_set(tmp_path / "out", tiny_model)
+    sampler = ShardSampler(dataset, rank=1, world=2, seed=5)
+    first, second = list(sampler), list(sampler)
+    assert sampler.state_dict() == {"epoch": 2, "taken": 0}
+    stopped = ShardSampler(dataset, rank=1, world=2, seed=5)
+    batches = iter(DataLoader(dataset, batch_sampler=BatchSampler(stopped, 4, False), collate_fn=list, num_workers=1))
+    for _ in range(3):
+        next(batches)
+    assert stopped.state_dict()["taken"] > 12  # the worker reads ahead
+    other = ShardSampler(dataset, rank=1, world=2, seed=5)
+    other.load_state_dict(stopped.state_dict(taken=12))
+    assert list(other) == first[12:]
+    assert list(other) == second

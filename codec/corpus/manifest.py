@@ -18,8 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from ..models import Model
 
 FORMAT = "tokodec shards 1"
+MOST_OPEN = 8  # shards of a corpus
 MANIFEST, SUCCESS, ERRORS = "_manifest.json", "_SUCCESS", "errors.jsonl"
 
 
@@ -140,7 +144,7 @@ def finish(folder: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 class Corpus:
-    """A finished folder of shards, read by number; a shard is opened when it is needed, and the last one is kept.
+    """A finished folder of shards, read by number; a shard is opened when it is needed, and the last ones are kept.
 
     Attributes:
         fingerprint: what its tokens were made with.
@@ -149,6 +153,7 @@ class Corpus:
 
     def __init__(self, folder: str | Path, model: Model | None = None) -> None:
         self.folder = Path(folder)
+        self._held: dict[tuple[int, int], Shard] = {}
         if not (self.folder / SUCCESS).is_file():
             raise UsageError(f"{folder} is not a finished corpus: run its ranks with --resume, or codec corpus merge")
         manifest = read_json(self.folder / MANIFEST)
@@ -157,9 +162,25 @@ class Corpus:
         self.fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.shards: list[tuple[str, int]] = [(str(name), int(n)) for name, n in manifest["shards"]]
         self.model = model
+        self._ends = list(accumulate(n for _, n in self.shards))
 
     def __len__(self) -> int:
         return sum(n for _, n in self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, for other processes."""
+        return {**self.__dict__, "_held": {}}
+
+    def sample(self, i: int) -> tuple[str, Tokens]:
+        """Key and tokens of sample i, counted through all shards. Raises MediaError if it cannot be read."""
+        number = bisect_right(self._ends, i)
+        key = number, os.getpid()  # a forked process would share the place in the file
+        shard = self._held.pop(key, None) or self.shard(number)
+        self._held[key] = shard
+        if len(self._held) > MOST_OPEN:
+            del self._held[next(iter(self._held))]
+        i -= self._ends[number] - self.shards[number][1]
+        return shard.keys[i], shard.tokens(i)
 
     def shard(self, number: int) -> Shard:
         """Raises MediaError if it is missing or damaged."""
