@@ -8,10 +8,14 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import tarfile
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +23,13 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 
+import tokodec
 from tokodec.codec import cli
 from tokodec.codec.corpus import run
 from tokodec.codec.corpus.manifest import Corpus, finish, read_lines, verify
 from tokodec.codec.corpus.readers import Readers
 from tokodec.codec.corpus.run import Tally, tokenize_corpus
-from tokodec.codec.corpus.sources import expand, list_samples, owner
+from tokodec.codec.corpus.sources import Sample, expand, list_samples, owner
 from tokodec.codec.datasets import ShardSampler, TokenDataset
 from tokodec.codec.errors import MediaError, UsageError, WeightsMismatchError
 from tokodec.codec.models import load_model
@@ -98,6 +103,47 @@ def test_every_format_holds_the_tokens_of_each_file_alone(
         assert tokens.spec == alone.spec
         assert torch.equal(tokens.codes, alone.codes)
     assert list(verify(tmp_path / "out", [str(small)], str(tiny_model))) == []
+
+
+def test_others_read_them(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The packages that people train with."""
+    webdataset, parquet = pytest.importorskip("webdataset"), pytest.importorskip("pyarrow.parquet")
+    for format in ("webdataset", "parquet"):
+        made(small, tmp_path / format, tiny_model, format=format)
+    corpus = Corpus(tmp_path / "webdataset")
+    shard = tmp_path / "webdataset" / "part-0000-0000.tar"
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode())
+    table = parquet.read_table(tmp_path / "parquet" / "part-0000-0000.parquet").to_pylist()
+    assert len(samples) == len(table) == 6
+    for i, (sample, row) in enumerate(zip(samples, table, strict=True)):
+        key, tokens = corpus.sample(i)
+        assert sample["__key__"] == row["key"] == key
+        assert torch.equal(torch.from_numpy(sample["codes.npy"]).long(), tokens.codes)
+        assert torch.equal(torch.tensor(row["codes"]).view(row["shape"]), tokens.codes)
+
+
+def test_urls_are_sources(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Pictures and tars that fsspec reads."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    paths = sorted(small.rglob("*.png"))
+    for path in paths:
+        memory.pipe(f"/bucket/{path.name}", path.read_bytes())
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for path in paths[:2]:
+            tar.add(path, path.name)
+    memory.pipe("/bucket/a.tar", (tmp_path / "a.tar").read_bytes())
+    (tmp_path / "urls.txt").write_text("".join(f"memory://bucket/{path.name}\n" for path in paths))
+    done = made([tmp_path / "urls.txt", "memory://bucket/a.tar"], tmp_path / "out", tiny_model)
+    made(small, tmp_path / "local", tiny_model)
+    assert (done.written, done.failed) == (8, 0)
+    found, local = codes_of(tmp_path / "out"), codes_of(tmp_path / "local")
+    for i, path in enumerate(paths):
+        codes = local[str(path.relative_to(small).with_suffix(""))]
+        assert found[f"bucket/{path.stem}"] == codes
+        assert i > 1 or found[f"a/{path.stem}"] == codes
+    (tmp_path / "urls.txt").write_text("nothing://there/a.png\nmemory://bucket/none.png\n")
+    assert made(tmp_path / "urls.txt", tmp_path / "none", tiny_model).failed == 2
 
 
 def test_rows_say_where_a_sample_comes_from(small: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -188,6 +234,19 @@ def test_a_tar_that_breaks_off_is_an_error_and_the_others_go_on(small: Path, tin
     (tmp_path / "a.tar").write_bytes(data)
     done = made([tmp_path / "a.tar", tmp_path / "b.tar"], tmp_path / "out", tiny_model)
     assert (done.written, done.failed, done.exit_code) == (8, 1, 2)
+
+
+def test_a_million_keys() -> None:
+    """A listing takes the memory of its keys, for which a tenth of them stands here."""
+    n = 100_000
+    listing = (Sample(f"class{i % 1000:04}/photo{i:08}", f"photos/photo{i:08}.jpg") for i in range(n))
+    tracemalloc.start()
+    try:
+        windows = run._windows(listing, SimpleNamespace(has=lambda _: False))  # type: ignore[arg-type]
+        assert sum(map(len, windows)) == n
+        assert tracemalloc.get_traced_memory()[1] < 150 * n
+    finally:
+        tracemalloc.stop()
 
 
 def test_each_file_belongs_to_one_rank_and_the_split_is_even(pictures: Path) -> None:
@@ -508,3 +567,25 @@ def test_training_goes_on_in_the_middle_of_an_epoch(pictures: Path, tiny_model: 
     other.load_state_dict(stopped.state_dict(taken=12))
     assert list(other) == first[12:]
     assert list(other) == second
+
+
+def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer tars, and without processes beside this one."""
+    pytest.importorskip("pyarrow")
+    page = (Path(run.__file__).parent / "README.md").read_text()
+    _, shell = re.findall(r"```sh\n(.*?)```", page, re.S)
+    (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "ShardSampler(" in code]
+    small.rename(tmp_path / "photos")
+    for i in range(6):  # of which no crop is cut
+        write_picture(tmp_path / "photos" / "large" / f"{i}.png", 256, 256, i)
+    (tmp_path / "laion").mkdir()
+    for name in ("00000", "00001"):
+        with tarfile.open(tmp_path / "laion" / f"{name}.tar", "w") as tar:
+            tar.add(tmp_path / "photos" / "class0" / "p00000.png", "a.png")
+    monkeypatch.chdir(tmp_path)
+    for line in shell.splitlines():
+        line = line.split("#")[0].removeprefix("srun ").replace("--workers 8", "--workers 0").replace("00999", "00001")
+        name, *arguments = shlex.split(line)
+        assert name == "codec"
+        assert cli.run(arguments) == 0, line
+    exec(python, {"tokodec": tokodec, "DataLoader": DataLoader})

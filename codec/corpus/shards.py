@@ -2,10 +2,10 @@
 
 ::
 
-    webdataset  NAME.tar                         KEY.codes.npy and KEY.json, see the package's other formats in megatron
-    megatron    NAME.bin, NAME.idx, NAME.json    sequences of ids
+    webdataset  NAME.tar                         KEY.codes.npy and KEY.json, see megatron.py
+    megatron    NAME.bin, NAME.idx, NAME.json    sequences of ids, see megatron.py
     parquet     NAME.parquet                     key, codes (list), shape (list: B, K, *grid), spec (JSON)
-    tok         NAME.tar                         KEY.tok: entropy-coded codes, about a quarter smaller
+    tok         NAME.tar                         KEY.tok: entropy-coded codes
 """
 
 from __future__ import annotations
