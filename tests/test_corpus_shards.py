@@ -375,6 +375,11 @@ def test_options_of_shards_are_not_ignored(
     for option in (["--resume"], ["--rank", "0"], ["--shard-size", "5"]):
         assert cli.run(["tokenize", str(small), "-o", str(tmp_path / "x.tar"), *option]) == 2
         assert f"{option[0]} is for shards" in capsys.readouterr().err
+    shards = ["tokenize", str(small), "--format", "webdataset"]
+    assert cli.run([*shards, "-o", str(tmp_path / "out"), "--force"]) == 2
+    assert "shards are not overwritten" in capsys.readouterr().err
+    assert cli.run(shards) == 2
+    assert "name it with -o" in capsys.readouterr().err
     shorts: list[dict[str, Any]] = [{"quality": 5.0}, {"track": 1}]
     for short in shorts:
         options = replace(TokenizeOptions(model=str(tiny_model), device="cpu"), **short)

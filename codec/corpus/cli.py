@@ -36,6 +36,8 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
 
     if out is None:
         raise UsageError("shards want a folder: name it with -o")
+    if flags.force:
+        raise UsageError("shards are not overwritten: --resume goes on with them, or name another folder")
     with progress_bar(out, flags.quiet) as progress:
         done = tokenize_corpus(inputs, out, options, TokenizeOptions(**flags.short), progress)
     rank, world = options.place

@@ -22,6 +22,7 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,8 +136,11 @@ def finish(folder: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
     with atomic_output(folder / ERRORS, force=True) as file:
         for rank in range(world):
             file.write(errors_file(folder, rank).read_bytes())
-    for path in folder.glob(".tokodec-*.tmp"):  # of ranks that were killed
-        path.unlink(missing_ok=True)
+    ended = max(rank_file(folder, rank).stat().st_mtime for rank in range(world))
+    for path in folder.glob(".tokodec-*.tmp"):  # of ranks that were killed; later ones are those of another finish()
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < ended:
+                path.unlink()
     write_json(folder / MANIFEST, manifest)
     with atomic_output(folder / SUCCESS, force=True):
         pass
