@@ -36,6 +36,7 @@ from .console import (
 )
 from .container.fields import IMAGE, SIGNATURE, VERSION
 from .container.read import PEEK, modality_of
+from .corpus.cli import corpus_app, corpus_options, run_tokenize
 from .errors import OUT_OF_MEMORY, ReaderGoneError, TokodecError, UsageError, is_out_of_memory
 from .flags import (
     CorpusFlags,
@@ -57,6 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(corpus_app, name="corpus")
 # typer carries its own copy of click, older ones import it: take the base of their errors from what they export.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -219,7 +221,8 @@ def tokenize(
     inputs: Inputs,
     out: Output = None,
     format: Annotated[
-        str | None, typer.Option(help="npz (the default) or safetensors, where -o does not say it")
+        str | None,
+        typer.Option(help="npz (the default) or safetensors; of shards webdataset, megatron, parquet or tok"),
     ] = None,
     *,
     corpus: CorpusFlags,
@@ -227,10 +230,12 @@ def tokenize(
 ) -> None:
     """Pictures, sounds, videos or .tok files to integer codes, without decoding them: a file each (.npz or
     .safetensors), or all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora
-    take token files as well. Token files that are there already, as they would be made, are left as they are."""
+    take token files as well. Token files that are there already, as they would be made, are left as they are. With
+    --format webdataset, megatron, parquet or tok, -o is a folder for shards, and inputs may be tars and lists."""
     from ..tokenizers.sequence import ROWS
     from .contract import Tokenized
     from .corpus.megatron import CORPUS_SUFFIXES, megatron_paths, megatron_writer, sequencer_maker
+    from .corpus.sources import key_of
     from .corpus.token_files import TOKEN_SUFFIXES
     from .corpus.webdataset import webdataset_writer
     from .files import refuse_overwriting
@@ -239,6 +244,9 @@ def tokenize(
     from .options import TokenizeOptions
     from .tokens import is_tokenized, tokenize_file
 
+    if (shards := corpus_options(format, corpus)) is not None:
+        run_tokenize(inputs, out, shards, flags)
+        return
     wanted = (*SUFFIXES_IN, ".tok")
     suffix = "" if out is None else Path(out).suffix.lower()
     if suffix != ".bin" and (corpus.pattern is not None or corpus.digits):
@@ -288,11 +296,6 @@ def tokenize(
         maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)
         writer = megatron_writer(out, maker, flags.force)
     write_corpus(writer, named, out, lambda src: read(src, None), flags.quiet)
-
-
-def key_of(name: str) -> str:
-    """The key of a file in a WebDataset: its name without suffix and dots."""
-    return str(Path(name).with_suffix("").as_posix()).replace(".", "_")
 
 
 def refuse_equal(named: list[tuple[str, str]], out: str) -> None:

@@ -12,12 +12,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import as_text
@@ -25,6 +26,7 @@ from ..tokenizers.image.photo import DEFAULT_QUALITY
 from ..tokenizers.sequence import Pattern, SequenceBatch, Sequencer, pad_sequences
 from ..tokenizers.tokens import Tokens, TokenSpec
 from .contract import Tokenless
+from .corpus.manifest import MANIFEST, Corpus
 from .corpus.megatron import sequencer_maker
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
@@ -32,9 +34,10 @@ from .files import atomic_output, make_folder
 from .formats import format_of
 from .media.kind import MODALITY_SUFFIXES
 from .models import load_model, pick_device
+from .options import CorpusOptions
 from .tokens import tokenize_file
 
-__all__ = ["SequenceCollate", "TokenDataset"]
+__all__ = ["SequenceCollate", "ShardSampler", "TokenDataset"]
 
 CACHE_SUFFIX = ".tokens"  # a .npz file, not called so: a dataset over a folder around the cache must not find it
 CACHE_VERSION = 1  # another one where the same file would give other codes with the same weights
@@ -44,10 +47,11 @@ class TokenDataset(Dataset[Tensor]):
     """Codes of the files in folders: ``dataset[i]`` is ``[K, *grid]`` int64, ``dataset.tokens(i)`` says what they mean.
 
     Files are pictures, sounds or videos, whichever the model is for, `.tok` files and token files (`.npz`,
-    `.safetensors`) of the model; all others are ignored. An item is a file. Of a sound in stereo it is the middle,
-    (left + right) / 2. Folders come in the order given, the files below each by their path in it. Works with any number
-    of workers, which use the CPU unless ``device`` says otherwise: make the tokens first with :meth:`fill_cache` where
-    there is a GPU.
+    `.safetensors`) of the model; all others are ignored. An item is a file. A folder of shards that `codec tokenize`
+    wrote, in any format, stands for its samples, which come after all files; see :class:`ShardSampler`. Of a sound in
+    stereo an item is the middle, (left + right) / 2. Folders come in the order given, the files below each by their
+    path in it. Works with any number of workers, which use the CPU unless ``device`` says otherwise: make the tokens
+    first with :meth:`fill_cache` where there is a GPU.
 
     Args:
         folders: one or several; files as well.
@@ -97,14 +101,16 @@ class TokenDataset(Dataset[Tensor]):
         self.cache = None if cache is None else Path(cache)
         given = [folders] if isinstance(folders, (str, Path)) else folders
         wanted = (*MODALITY_SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
-        self.files = [path for folder in given for path in _files(Path(folder), wanted)]
+        shards = [folder for folder in given if (Path(folder) / MANIFEST).is_file()]
+        self.corpora = [self._corpus(folder) for folder in shards]
+        self.files = [path for folder in given if folder not in shards for path in _files(Path(folder), wanted)]
         self.left_out: dict[Path, str] = {}
-        if not self.files:
+        if not len(self):
             raise UsageError(f"no files for {tokenizer.name} in {', '.join(map(str, given)) or 'no folder'}")
         self._own: tuple[int, torch.Generator] | None = None
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.files) + sum(map(len, self.corpora))
 
     def __getitem__(self, i: int) -> Tensor:
         return self.tokens(i).codes[0]
@@ -116,13 +122,23 @@ class TokenDataset(Dataset[Tensor]):
 
     def tokens(self, i: int) -> Tokens:
         """Item i with the spec that says what its codes mean, a batch of one."""
-        path = self.files[i]
-        tokens = _one_signal(self._whole(path), path)
+        i = range(len(self))[i]
+        if i < len(self.files):
+            path = self.files[i]
+            tokens = _one_signal(self._whole(path), path)
+        else:
+            path, tokens = self._sample(i - len(self.files))
         if self.levels is not None:
             if tokens.n_levels < self.levels:
                 raise UsageError(f"{path}: holds {tokens.n_levels} of {self.levels} levels")
             tokens = tokens.levels(self.levels)
         return tokens if self.window is None else self._cut(tokens, self.window, path)
+
+    @property
+    def parts(self) -> list[range]:
+        """Numbers of items that lie together: all files, and each shard."""
+        lengths = [len(self.files), *(n for corpus in self.corpora for _, n in corpus.shards)]
+        return [range(end - n, end) for n, end in zip(lengths, accumulate(lengths), strict=True) if n]
 
     def spec(self, grid: Sequence[int]) -> TokenSpec:
         """What codes ``[B, K, *grid]`` of this model mean, whoever made them: so that a generator's can be decoded."""
@@ -159,6 +175,26 @@ class TokenDataset(Dataset[Tensor]):
         return made
 
     # ---------------------------------------------------------------- from file to tokens
+
+    def _corpus(self, folder: str | Path) -> Corpus:
+        corpus = Corpus(folder)
+        made = corpus.fingerprint["model"], corpus.fingerprint["weights_hash"]
+        if made != (self._spec.model, self._spec.weights_hash):
+            own = f"{self._spec.model} {self._spec.weights_hash}"
+            raise WeightsMismatchError(f"{folder}: tokens of {made[0]} {made[1]}, not of {own}")
+        if corpus.fingerprint["format"] == "tok":
+            corpus.model = load_model(self.model)
+        return corpus
+
+    def _sample(self, i: int) -> tuple[Path, Tokens]:
+        """Sample i of all corpora, and what messages call it."""
+        for corpus in self.corpora:
+            if i < len(corpus):
+                break
+            i -= len(corpus)
+        key, tokens = corpus.sample(i)
+        path = corpus.folder / key
+        return path, _one_signal(self._check(tokens, path), path)
 
     def _whole(self, path: Path) -> Tokens:
         """All tokens of a file, from the cache if it has them."""
@@ -233,6 +269,63 @@ class TokenDataset(Dataset[Tensor]):
                 self._own = worker.seed, torch.Generator().manual_seed(seed)
             own = self._own[1]
         return int(torch.randint(room + 1, (), generator=own))
+
+
+class ShardSampler(Sampler[int]):
+    """Items of a :class:`TokenDataset` for one rank, in a new order in each epoch, that goes on where it was stopped.
+
+    Shards come in random order, and so do the items of each, so few shards are open at a time. Each rank has a stretch
+    of this order, all of one length: at most ``world - 1`` items are left out of an epoch. Workers of a DataLoader
+    share what the sampler of their process gives.
+
+    Args: rank, world: as in :class:`~.options.CorpusOptions`.  seed: of all ranks.  shuffle: else in their order.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        rank: int | None = None,
+        world: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.parts, self.seed, self.shuffle = dataset.parts, seed, shuffle
+        self.rank, world = CorpusOptions(rank=rank, world=world).place
+        self.length = len(dataset) // world
+        self.epoch = self.taken = 0
+
+    def __len__(self) -> int:
+        """Items of this rank in a whole epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        begin, end = self.rank * self.length + self.taken, (self.rank + 1) * self.length
+        at = 0
+        for number in self._order(len(self.parts), -1):
+            part = self.parts[number]
+            if at < end and at + len(part) > begin:
+                for i in self._order(len(part), number)[max(0, begin - at) : end - at]:
+                    self.taken += 1
+                    yield part[i]
+            at += len(part)
+        self.epoch, self.taken = self.epoch + 1, 0
+
+    def _order(self, n: int, part: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(n))
+        seed = hashlib.sha256(json.dumps([self.seed, self.epoch, part]).encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+        return torch.randperm(n, generator=generator).tolist()
+
+    def state_dict(self, taken: int | None = None) -> dict[str, int]:
+        """Where the epoch stands. taken: items that were used; by default those that were given out, of which a
+        DataLoader with workers holds some back."""
+        return {"epoch": self.epoch, "taken": self.taken if taken is None else taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next epoch begins there."""
+        self.epoch, self.taken = state["epoch"], state["taken"]
 
 
 class SequenceCollate:

@@ -158,7 +158,7 @@ class PriorFlags(InputFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFlags:
-    """Of `codec tokenize` where all tokens go into one file."""
+    """Of `codec tokenize` where tokens of many files go together, see :class:`~.options.CorpusOptions`."""
 
     pattern: Annotated[
         str | None, typer.Option(help="order of the ids in a .bin corpus: levels (the default) or interleaved")
@@ -166,6 +166,13 @@ class CorpusFlags:
     digits: Annotated[
         bool, typer.Option("--digits", help="large codes as two or three ids of a .bin corpus, a smaller vocabulary")
     ] = False
+    shard_size: Annotated[str | None, typer.Option(help="of a shard: 256MB (the default), or a number of files")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="go on with shards that were begun")] = False
+    rank: Annotated[
+        int | None, typer.Option(help="which part of the shards' files this is; else RANK or SLURM_PROCID")
+    ] = None
+    world: Annotated[int | None, typer.Option(help="how many parts there are; else WORLD_SIZE or SLURM_NTASKS")] = None
+    workers: Annotated[int | None, typer.Option(help="processes that read and decode files for shards")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

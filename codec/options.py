@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -292,6 +293,69 @@ class TokenizeOptions:
         check_levels(self.levels)
         if self.quality is not None and not 0 <= self.quality <= 100:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
+
+
+CORPUS_FORMATS = ("webdataset", "megatron", "parquet", "tok")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """How tokens of many files are stored, and which of them this process makes.
+
+    Attributes:
+        format: one of ``CORPUS_FORMATS``.
+        shard_size: when a shard is full: bytes as "256MB" (the sample that reaches them is the last), or a number of
+            samples.
+        pattern, digits: order and kind of the ids of "megatron", see :func:`~.corpus.megatron.sequencer_maker`.
+        rank, world: which part of how many; from the environment if None (``RANK`` and ``WORLD_SIZE``, or those of
+            Slurm), else all.
+        workers: processes that read and decode media; 0: none beside this one.
+        resume: go on with a folder that was begun with the same options.
+    """
+
+    format: str = "webdataset"
+    shard_size: str = "256MB"
+    pattern: str | None = None
+    digits: bool = False
+    rank: int | None = None
+    world: int | None = None
+    workers: int = 1
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in CORPUS_FORMATS:
+            raise UsageError(f"a corpus is one of {', '.join(CORPUS_FORMATS)}, got {self.format!r}")
+        if self.format != "megatron" and (self.pattern is not None or self.digits):
+            raise UsageError("pattern and digits are those of a megatron corpus")
+        if self.pattern not in (None, "levels", "interleaved"):  # the others have a row of ids a step
+            raise UsageError(f"the pattern of a megatron corpus is levels or interleaved, not {self.pattern}")
+        if (self.rank is None) != (self.world is None):
+            raise UsageError("give rank and world, or neither")
+        if self.workers < 0:
+            raise UsageError(f"workers are 0 or more, got {self.workers}")
+        _ = self.most, self.place
+
+    @property
+    def most(self) -> tuple[float, float]:
+        """Bytes and samples of a full shard, one of them infinite. Raises UsageError."""
+        text = self.shard_size.strip().upper()
+        number, unit = text.rstrip("KMGB"), text[len(text.rstrip("KMGB")) :]
+        if not number.isdecimal() or int(number) < 1 or unit.removesuffix("B") not in _UNITS:
+            raise UsageError(f"a shard has bytes as 256MB, or a number of samples, got {self.shard_size!r}")
+        return (int(number) * _UNITS[unit.removesuffix("B")], math.inf) if unit else (math.inf, int(number))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Rank and world. Raises UsageError."""
+        rank, world = self.rank, self.world
+        if rank is None or world is None:
+            given = ([os.environ.get(name, "") for name in names] for names in _RANKS)
+            rank, world = next((tuple(map(int, pair)) for pair in given if all(map(str.isdecimal, pair))), (0, 1))
+        if not 0 <= rank < world:
+            raise UsageError(f"ranks of a world of {world} are 0 to {world - 1}, got {rank}")
+        return rank, world
 
 
 class RateShort(TypedDict, total=False):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from .container.fields import MAX_PIXELS, MAX_SAMPLES, SIGNATURE
 from .container.read import read_tok
-from .contract import Detokenized, Sink, Source, Tokenized
+from .contract import Detokenized, Format, Sink, Source, Tokenized
 from .corpus.token_files import TOKEN_SUFFIXES, check_weights, dump_tokens, load_tokens, tokens_model
 from .decode import file_tokens
 from .errors import FormatError, MediaError, ModelError, UsageError
@@ -63,8 +63,7 @@ def tokenize_file(
             done = _media_tokens(name, source, options)
         elif given := [option for option in ("quality", "track") if getattr(options, option) is not None]:
             raise UsageError(f"{name}: its codes are made already: {' and '.join(given)} cannot be chosen")
-        if options.levels is not None:
-            done.tokens = done.tokens.levels(min(options.levels, done.tokens.n_levels))
+        done.tokens = first_levels(done.tokens, options.levels)
         if file is not None:
             file.write(dump_tokens(done.tokens, suffix))
     return done
@@ -137,14 +136,25 @@ def _media_tokens(name: str, source: Path | BinaryIO, options: TokenizeOptions) 
     tokenizer = loaded.tokenizer
     if tokenizer.modality != kind:
         raise UsageError(f"{tokenizer.name} is a model for {tokenizer.modality}, and {name} is {MODALITIES[kind].noun}")
-    if options.quality is not None and tokenizer.rate_control != "quality":
-        raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
+    wing = check_tokenizable(tokenizer, options)
     if options.levels is not None:
         options = replace(options, levels=min(options.levels, len(tokenizer.codebook_sizes)))
+    return wing.tokenize(Source(source, name, kind), loaded, options)
+
+
+def check_tokenizable(tokenizer: Tokenizer, options: TokenizeOptions) -> Format:
+    """The format of a tokenizer. Raises UsageError for options that it does not have."""
+    if options.quality is not None and tokenizer.rate_control != "quality":
+        raise UsageError(f"quality does not set the rate of {tokenizer.name}: use {tokenizer.rate_control}")
     wing = format_of(tokenizer)
     if options.track is not None:
         wing.check(["track"], tokenizer.name)
-    return wing.tokenize(Source(source, name, kind), loaded, options)
+    return wing
+
+
+def first_levels(tokens: Tokens, levels: int | None) -> Tokens:
+    """At most so many levels, all if None."""
+    return tokens if levels is None else tokens.levels(min(levels, tokens.n_levels))
 
 
 def detokenize_file(

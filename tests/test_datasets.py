@@ -460,8 +460,8 @@ def test_collate_wants_codes_of_its_sequencer(pictures: Path, tiny_model: Path) 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands and the code of the dataset, on two small pictures; `test_generate.py` runs the Trainer."""
     page = PAGE.read_text()
-    (shell,) = re.findall(r"```sh\n(.*?)```", page, re.S)
-    (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "TokenDataset(" in code]
+    shell = re.findall(r"```sh\n(.*?)```", page, re.S)[0]  # the others are those of `test_corpus_shards.py`
+    python = next(code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "TokenDataset(" in code)
     for seed in range(2):
         write_picture(tmp_path / "pictures" / f"{seed}.png", 256, 300, seed)
     monkeypatch.chdir(tmp_path)

@@ -35,6 +35,8 @@ MAY_ALSO_IMPORT = {
 # A file that may use one package more, when it is asked for a generator.
 MAY_ALSO_USE = {
     "codec/generate/model.py": {"transformers"},
+    "codec/corpus/shards.py": {"pyarrow"},  # for parquet
+    "codec/corpus/sources.py": {"fsspec"},  # for URLs
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
     "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there
@@ -123,7 +125,7 @@ class Blocked:
         "torchvision", "torchaudio", "compressai", "accelerate", "huggingface_hub", "yaml", "scipy", "matplotlib",
         "pytorch_msssim", "ssimulacra2", "efficientnet_lite_pytorch", "vector_quantize_pytorch", "tokodec.train",
         "bjontegaard", "pillow_heif", "pillow_jxl", "visqol", "pesq", "pystoi", "onnxruntime", "transformers",
-        "diffusers",
+        "diffusers", "pyarrow", "fsspec",
     }
 
     @classmethod

@@ -47,8 +47,7 @@ class WebDatasetWriter:
         """Append tokens. Raises UsageError if the key is taken or none: a key is not empty and holds no dot."""
         import numpy as np
 
-        if not re.fullmatch(r"[^/.\x00][^.\x00]*", key) or key.endswith("/") or not _writable(key):
-            raise UsageError(f"{key!r} is not a key: it is a name without dots")
+        check_key(key)
         if key in self._keys:
             raise UsageError(f"the key {key!r} is there twice")
         spec = tokens.spec
@@ -58,9 +57,7 @@ class WebDatasetWriter:
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, codes, version=(1, 0), allow_pickle=False)
         for name, data in ((key + CODES, buffer.getvalue()), (key + SPEC, json.dumps(text).encode())):
-            member = tarfile.TarInfo(name)  # time, owner and group are 0 and empty
-            member.size = len(data)
-            self._tar.addfile(member, io.BytesIO(data))
+            add_member(self._tar, name, data)
         self._keys.add(key)
         self.codes += codes.size
 
@@ -72,6 +69,19 @@ class WebDatasetWriter:
         if not self._keys:
             raise UsageError("a corpus holds the tokens of at least one file")
         self._tar.close()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a file to a tar; its time, owner and group are 0 and empty."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def check_key(key: str) -> None:
+    """Raise UsageError for what is no key: a key is a name without dots."""
+    if not re.fullmatch(r"[^/.\x00][^.\x00]*", key) or key.endswith("/") or not _writable(key):
+        raise UsageError(f"{key!r} is not a key: it is a name without dots")
 
 
 def _writable(name: str) -> bool:
@@ -135,7 +145,7 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
                     key = found
                 parts[dot + suffix] = _member_bytes(tar, member)
                 if len(parts) == 2:
-                    yield key, _member_tokens(parts[CODES], parse_json(parts[SPEC]))
+                    yield key, member_tokens(parts[CODES], parse_json(parts[SPEC]))
                     parts = {}
             if parts:
                 raise ValueError(f"{key} has only one of its two members")
@@ -162,7 +172,7 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _member_tokens(data: bytes, text: dict[str, Any]) -> Tokens:
+def member_tokens(data: bytes, text: dict[str, Any]) -> Tokens:
     """Codes and their spec to tokens."""
     import numpy as np
     import torch

@@ -1,0 +1,97 @@
+"""The commands `codec corpus ...`, and `codec tokenize` where it writes shards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import EXIT_DAMAGED, ModelOption, progress_bar, say
+from ..errors import UsageError
+from ..flags import CorpusFlags, TokenizeFlags
+from ..options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
+
+corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
+Folder = Annotated[Path, typer.Argument(help="folder of the shards", metavar="CORPUS")]
+
+
+def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | None:
+    """What `codec tokenize` was told about shards, None if it is to write none. Raises UsageError."""
+    given = {name: value for name, value in asdict(flags).items() if value is not None}
+    if format in CORPUS_FORMATS:
+        return CorpusOptions(format=format, **given)
+    alone = [name for name in ("shard_size", "rank", "world", "workers") if name in given] + ["resume"] * flags.resume
+    if alone:
+        option = "--" + alone[0].replace("_", "-")
+        raise UsageError(f"{option} is for shards: say --format {', '.join(CORPUS_FORMATS[:-1])} or tok")
+    return None
+
+
+def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, flags: TokenizeFlags) -> None:
+    """Write the shards of a rank. Raises typer.Exit if samples failed, UsageError without a folder."""
+    from .run import tokenize_corpus
+
+    if out is None:
+        raise UsageError("shards want a folder: name it with -o")
+    if flags.force:
+        raise UsageError("shards are not overwritten: --resume goes on with them, or name another folder")
+    with progress_bar(out, flags.quiet) as progress:
+        done = tokenize_corpus(inputs, out, options, TokenizeOptions(**flags.short), progress)
+    rank, world = options.place
+    if not flags.quiet:
+        whole = "" if done.finished or world == 1 else f"rank {rank} of {world}, other ranks are not ready: "
+        say(f"{out}: {whole}{done.written} samples in {len(done.shards)} shards, {done.note}")
+    if done.failed:
+        say(f"codec: {out}: {done.failed} samples failed, see errors-{rank:04}.jsonl")
+        raise typer.Exit(done.exit_code)
+
+
+@corpus_app.command()
+def merge(
+    folder: Folder,
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="folders whose shards are moved there", metavar="OTHER...")
+    ] = None,
+) -> None:
+    """Put the shards of ranks together that wrote to several folders, or whose last one could not."""
+    from .manifest import finish
+
+    manifest = finish(folder, others or ())
+    say(f"{folder}: {manifest['samples']} samples in {len(manifest['shards'])} shards, {manifest['failed']} failed")
+
+
+@corpus_app.command()
+def verify(
+    folder: Folder,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="what it was made of: then nothing may be missing", metavar="SRC...")
+    ] = None,
+    model: ModelOption = None,
+) -> None:
+    """Read all shards: every sample must be there once, with the codes that were written. Exit code 3 says that
+    something is wrong."""
+    from .manifest import verify as problems_of
+
+    problems = 0
+    for problem in problems_of(folder, sources or (), model):
+        say(f"codec: {problem}")
+        problems += 1
+    if problems:
+        raise typer.Exit(EXIT_DAMAGED)
+    say(f"{folder}: all well")
+
+
+@corpus_app.command()
+def show(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False) -> None:
+    """Say what a folder of shards holds, also while it is being made."""
+    from .manifest import summary
+
+    found = summary(folder)
+    if as_json:
+        print(json.dumps(found))
+        return
+    width = max(map(len, found))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))

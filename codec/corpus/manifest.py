@@ -1,0 +1,250 @@
+"""What a folder of shards says of itself: what its tokens were made with, a row for each sample, and what failed.
+
+::
+
+    _manifest.json           written first: all that decides tokens; at the end also the shards and what is in them
+    part-RRRR-SSSS.*         shard S of rank R
+    part-RRRR-SSSS.jsonl     a row for each of its samples; appears last, so a shard with rows is whole
+    _rank-RRRR.json          written when the rank has ended: counts, seconds, machine, versions
+    errors-RRRR.jsonl        samples of the rank that failed: key, source, reason
+    errors.jsonl, _SUCCESS   at the end
+
+A row: ``key``, ``source``, ``sha256`` (of the medium), ``codes`` (:func:`.token_files.checksum` of the tokens),
+``device`` and ``seconds`` (of reading and decoding, and its share of the batch). Model, weights and versions are in the
+manifest: all rows of a corpus share them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MediaError, OutputExistsError, UsageError, one_line
+from ..files import atomic_output
+from ..models import load_model
+from .shards import Shard, open_shard
+from .sources import list_samples
+from .token_files import checksum
+
+if TYPE_CHECKING:
+    from ...tokenizers.tokens import Tokens
+    from ..models import Model
+
+FORMAT = "tokodec shards 1"
+MOST_OPEN = 8  # shards of a corpus
+MANIFEST, SUCCESS, ERRORS = "_manifest.json", "_SUCCESS", "errors.jsonl"
+
+
+def shard_name(rank: int, number: int) -> str:
+    return f"part-{rank:04}-{number:04}"
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"_rank-{rank:04}.json"
+
+
+def errors_file(folder: Path, rank: int) -> Path:
+    return folder / f"errors-{rank:04}.jsonl"
+
+
+def codes_hash(tokens: Tokens) -> str:
+    """Of the spec and the codes, in whatever format they are stored."""
+    import numpy as np
+
+    return checksum(json.dumps(dataclasses.asdict(tokens.spec)), tokens.codes.cpu().numpy().astype(np.int32))
+
+
+def write_json(path: Path, content: dict[str, Any], force: bool = True) -> None:
+    with atomic_output(path, force) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises MediaError if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MediaError(f"cannot read {path}: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise MediaError(f"cannot read {path}: it holds no object")
+    return content
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a file of JSON lines. Raises MediaError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Write the manifest of a new corpus; of one that is there, compare. Ranks may do this at the same time.
+
+    Raises: UsageError in one line if it was begun with anything else.
+    """
+    try:
+        write_json(folder / MANIFEST, {"format": FORMAT, "fingerprint": fingerprint}, force=False)
+        return
+    except OutputExistsError:
+        there = read_json(folder / MANIFEST).get("fingerprint", {})
+    wanted = json.loads(json.dumps(fingerprint))
+    differing = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"{folder} was begun with {name} {there.get(name)}, not {wanted.get(name)}: its tokens would not be alike;"
+            " give the same options, or another folder"
+        )
+
+
+def shards_of(folder: Path, rank: int) -> list[Path]:
+    """Files of rows of the whole shards of a rank, in order."""
+    return sorted(folder.glob(f"part-{rank:04}-*.jsonl"))
+
+
+def finish(folder: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+    """Put the shards of all ranks together, once they have all ended: the whole manifest, errors, and ``_SUCCESS``.
+
+    Args:    others: folders that ranks without a common disk wrote to; their files are moved into this one.
+    Returns: the manifest.
+    Raises:  UsageError if a rank has not ended, or folders are of different corpora.
+    """
+    for other in others:
+        begin(folder, read_json(other / MANIFEST)["fingerprint"])
+        for path in sorted(other.iterdir()):
+            if path.name.startswith(("part-", "errors-", "_rank-")):
+                shutil.move(path, folder / path.name)
+    manifest = read_json(folder / MANIFEST)
+    world = int(manifest["fingerprint"]["world"])
+    if missing := [rank for rank in range(world) if not rank_file(folder, rank).is_file()]:
+        raise UsageError(f"{folder}: of {world} ranks {len(missing)} have not ended, the first is rank {missing[0]}")
+    ranks = [read_json(rank_file(folder, rank)) for rank in range(world)]
+    manifest["shards"] = [shard for rank in ranks for shard in rank["shards"]]
+    manifest["samples"] = sum(n for _, n in manifest["shards"])
+    manifest["failed"] = sum(rank["failed"] for rank in ranks)
+    manifest["seconds"] = sum(rank["seconds"] for rank in ranks)
+    with atomic_output(folder / ERRORS, force=True) as file:
+        for rank in range(world):
+            file.write(errors_file(folder, rank).read_bytes())
+    ended = max(rank_file(folder, rank).stat().st_mtime for rank in range(world))
+    for path in folder.glob(".tokodec-*.tmp"):  # of ranks that were killed; later ones are those of another finish()
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < ended:
+                path.unlink()
+    write_json(folder / MANIFEST, manifest)
+    with atomic_output(folder / SUCCESS, force=True):
+        pass
+    return manifest
+
+
+class Corpus:
+    """A finished folder of shards, read by number; a shard is opened when it is needed, and the last ones are kept.
+
+    Attributes:
+        fingerprint: what its tokens were made with.
+        shards: name and number of samples of each.
+    """
+
+    def __init__(self, folder: str | Path, model: Model | None = None) -> None:
+        self.folder = Path(folder)
+        self._held: dict[tuple[int, int], Shard] = {}
+        if not (self.folder / SUCCESS).is_file():
+            raise UsageError(f"{folder} is not a finished corpus: run its ranks with --resume, or codec corpus merge")
+        manifest = read_json(self.folder / MANIFEST)
+        if manifest.get("format") != FORMAT:
+            raise MediaError(f"{folder}: its format is {manifest.get('format')!r}, not {FORMAT!r}")
+        self.fingerprint: dict[str, Any] = manifest["fingerprint"]
+        self.shards: list[tuple[str, int]] = [(str(name), int(n)) for name, n in manifest["shards"]]
+        self.model = model
+        self._ends = list(accumulate(n for _, n in self.shards))
+
+    def __len__(self) -> int:
+        return sum(n for _, n in self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, for other processes."""
+        return {**self.__dict__, "_held": {}}
+
+    def sample(self, i: int) -> tuple[str, Tokens]:
+        """Key and tokens of sample i, counted through all shards. Raises MediaError if it cannot be read."""
+        number = bisect_right(self._ends, i)
+        key = number, os.getpid()  # a forked process would share the place in the file
+        shard = self._held.pop(key, None) or self.shard(number)
+        self._held[key] = shard
+        if len(self._held) > MOST_OPEN:
+            del self._held[next(iter(self._held))]
+        i -= self._ends[number] - self.shards[number][1]
+        return shard.keys[i], shard.tokens(i)
+
+    def shard(self, number: int) -> Shard:
+        """Raises MediaError if it is missing or damaged."""
+        name, n = self.shards[number]
+        shard = open_shard(self.folder / name, self.fingerprint["format"], self.model)
+        if len(shard.keys) != n:
+            raise MediaError(f"{self.folder / name}: {len(shard.keys)} samples, not the {n} of the manifest")
+        return shard
+
+    def rows(self, number: int) -> Iterable[dict[str, Any]]:
+        return read_lines(self.folder / f"{self.shards[number][0]}.jsonl")
+
+
+def verify(folder: Path, sources: Sequence[str] = (), model: str | None = None) -> Iterator[str]:
+    """What is wrong with a corpus, a line each: nothing, if every sample is there once and its codes have their hash.
+
+    Args:    sources: what it was made of; then every sample of them must be there, or among the errors, and no other.
+             model: of `.tok` shards, if it is no release.
+    Raises:  UsageError if it is not finished. Memory: the keys.
+    """
+    corpus = Corpus(folder)
+    if corpus.fingerprint["format"] == "tok":
+        corpus.model = load_model(model or corpus.fingerprint["model"])
+    failed = [row["key"] for row in read_lines(folder / ERRORS)]
+    keys: set[str] = set()
+    listed = {name for name, _ in corpus.shards}
+    yield from (f"{path.stem}: not in the manifest" for path in folder.glob("part-*.jsonl") if path.stem not in listed)
+    for number, (name, n) in enumerate(corpus.shards):
+        try:
+            rows, shard = list(corpus.rows(number)), corpus.shard(number)
+            if len(rows) != n or [row["key"] for row in rows] != shard.keys:
+                yield f"{name}: its samples are not those of its rows"
+                continue
+            for i, row in enumerate(rows):
+                if row["key"] in keys:
+                    yield f"{name}: {row['key']} is there twice"
+                keys.add(row["key"])
+                if codes_hash(shard.tokens(i)) != row["codes"]:
+                    yield f"{name}: {row['key']}: its codes have another hash"
+        except MediaError as error:
+            yield str(error)
+    if sources:
+        suffixes = tuple(corpus.fingerprint["suffixes"])
+        wanted = {sample.key for sample in list_samples(sources, suffixes)}
+        yield from (f"{key}: missing" for key in sorted(wanted - keys - set(failed)))
+        yield from (f"{key}: not in the sources" for key in sorted(keys - wanted))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a folder of shards holds, also of one that is not finished. Raises MediaError if it is none."""
+    fingerprint = read_json(folder / MANIFEST)["fingerprint"]
+    world = int(fingerprint["world"])
+    shards = [path for rank in range(world) for path in shards_of(folder, rank)]
+    failed = [path for rank in range(world) if (path := errors_file(folder, rank)).is_file()]
+    return {
+        **fingerprint,
+        "finished": (folder / SUCCESS).is_file(),
+        "ranks ended": sum(rank_file(folder, rank).is_file() for rank in range(world)),
+        "shards": len(shards),
+        "samples": sum(1 for path in shards for _ in read_lines(path)),
+        "failed": sum(1 for path in failed for _ in read_lines(path)),
+        "bytes": sum(path.stat().st_size for path in folder.glob("part-*")),
+    }

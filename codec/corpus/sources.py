@@ -1,0 +1,176 @@
+"""Samples of a corpus: media in folders, in WebDataset tars and in lists of paths, in one order, split over ranks.
+
+A listing is read as it is needed: memory is that of the largest folder, never that of all samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import MediaError, UsageError, one_line
+
+LIST_SUFFIXES = (".txt", ".list")
+INSIDE = "!"  # between a tar and the name of its member
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A medium, and what it is called.
+
+    Attributes:
+        key: its name in the corpus, without suffix and dots.
+        source: path or URL; of a member of a tar that of the tar, "!" and the name of the member.
+        place: offset and number of bytes in the tar.
+        problem: why it cannot be read, if that is known already.
+    """
+
+    key: str
+    source: str
+    place: tuple[int, int] | None = None
+    problem: str = ""
+
+    def open(self) -> Path | io.BytesIO:
+        """Where it can be read: a local file itself, anything else in memory. Raises MediaError."""
+        if self.place is None:
+            if "://" not in self.source:
+                return Path(self.source)
+            with open_url(self.source) as file:
+                return io.BytesIO(file.read())
+        offset, size = self.place
+        with open_url(self.source.rpartition(INSIDE)[0]) as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size))
+
+
+def key_of(name: str) -> str:
+    """The key of a file: its name without suffix and dots."""
+    return str(Path(name).with_suffix("").as_posix()).replace(".", "_")
+
+
+def owner(key: str, world: int) -> int:
+    """The rank that a file of this key belongs to: the same on every machine."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % world
+
+
+def open_url(url: str) -> IO[bytes]:
+    """A local file or whatever fsspec reads, for binary reading. Raises OSError, and UsageError without fsspec."""
+    if "://" not in url:
+        return Path(url).open("rb")
+    file: IO[bytes] = filesystem_of(url).open(url, "rb")
+    return file
+
+
+def filesystem_of(url: str) -> Any:
+    """The fsspec file system of a URL. Raises UsageError if there is none."""
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(url)[0]
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]'") from error
+
+
+def list_samples(sources: Sequence[str], wanted: tuple[str, ...], rank: int = 0, world: int = 1) -> Iterator[Sample]:
+    """All samples of a rank, in an order that is the same every time.
+
+    Folders are walked with all folders inside them, links and hidden names left out. Of tars, whose names may hold
+    ranges (`{000..099}`), each belongs to one rank as a whole. A text list has a path or URL on each line, paths from
+    its own folder. A file stands for itself. Where several sources are given, the keys of files in folders begin with
+    the name of the folder; those in a tar always begin with that of the tar.
+
+    Args:    wanted: suffixes of media; others in folders and tars are passed over.
+    Raises:  UsageError for a source that is not there. A tar that breaks off is a sample with a problem.
+    """
+    named = [name for source in sources for name in expand(source)]
+    for name in named:
+        if "://" not in name and not Path(name).exists():
+            raise UsageError(f"no folder, file or list {name}")
+    tars = [name for name in named if name.lower().endswith(".tar")]
+    same = len({Path(name).name for name in tars}) < len(tars)  # then with the folders that they are in
+    for name in named:
+        if name.lower().endswith(".tar"):
+            if tars.index(name) % world == rank:
+                yield from _tar_samples(name, _relative(name) if same else Path(name).name, wanted)
+            continue
+        for key, path in _files(name, wanted, len(sources) > 1):
+            if owner(key, world) == rank:
+                yield Sample(key, path)
+
+
+def expand(source: str) -> list[str]:
+    """Names with one number for each in `{000..099}`; several ranges may be there."""
+    span = re.search(r"\{(\d+)\.\.(\d+)\}", source)
+    if span is None:
+        return [source]
+    first, last = span[1], span[2]
+    names = [source[: span.start()] + f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    return [name + rest for name in names for rest in expand(source[span.end() :])]
+
+
+def _files(source: str, wanted: tuple[str, ...], several: bool) -> Iterator[tuple[str, str]]:
+    """Keys and paths of a folder, a list, or a file alone."""
+    path = Path(source)
+    if "://" not in source and path.is_dir():
+        top = (path.resolve().name,) if several else ()
+        for name in _walk(path, wanted):
+            yield key_of(Path(*top, name.relative_to(path)).as_posix()), str(name)
+    elif path.suffix.lower() in LIST_SUFFIXES:
+        try:
+            with open_url(source) as file:
+                for line in io.TextIOWrapper(file, "utf-8", "surrogateescape"):
+                    if name_in := line.strip():
+                        url = "://" in name_in
+                        place = name_in if url or "://" in source else str(path.parent / name_in)
+                        yield key_of(_relative(name_in)), place
+        except OSError as error:
+            raise UsageError(f"cannot read the list {source}: {one_line(error)}") from error
+    else:
+        yield key_of(path.name), source
+
+
+def _relative(name: str) -> str:
+    """A path or URL as a path below something: no scheme, no root, no way up."""
+    parts = name.rpartition("://")[2].split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def _walk(top: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"cannot read the folder {error.filename}: {one_line(error)}")
+
+    for here, below, names in os.walk(top, onerror=refuse):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            if not name.startswith(".") and path.suffix.lower() in wanted:
+                yield path
+
+
+def _tar_samples(path: str, name: str, wanted: tuple[str, ...]) -> Iterator[Sample]:
+    """Media in a tar, their keys those of WebDataset below the name of the tar."""
+    stem = key_of(name)
+    try:
+        with open_url(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                folder, _, base = member.name.rpartition("/")
+                key, _, suffix = base.partition(".")
+                if not key or not member.isfile() or "." + suffix.lower().rpartition(".")[2] not in wanted:
+                    continue
+                key = "/".join(part for part in (stem, folder.replace(".", "_").strip("/"), key) if part)
+                problem = "a sparse member of a tar" if member.issparse() else ""
+                yield Sample(key, path + INSIDE + member.name, (member.offset_data, member.size), problem)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+                raise ValueError("it breaks off")
+    except (OSError, tarfile.TarError, ValueError, MediaError) as error:
+        yield Sample(stem, path, problem=f"cannot read the tar: {one_line(error)}")
