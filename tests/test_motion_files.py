@@ -202,6 +202,18 @@ def test_a_group_has_the_step_that_costs_least(folder: Path) -> None:
     assert [found[step,][0] for step in (4, 2, 1)] == [4, 2, 1]
 
 
+@pytest.mark.parametrize("n", [2, 3, 8, 13, 16, 17, 18])
+def test_groups_of_any_length_come_back(folder: Path, n: int) -> None:
+    """The last one is what is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokodec.codec.video.motion.encode.GROUP", 16)
+        write_clip(folder / f"{n}.mkv", clip(n, 20, 24))
+        data = encode_file(folder / f"{n}.mkv", model=str(folder / "tiny-motion"), quality=40).data
+    frames, times, problems = shown(data, folder)
+    assert problems == []
+    assert (len(frames), len(times)) == (n, n)
+
+
 def test_effort_makes_each_kind_of_frame_cheaper(folder: Path) -> None:
     """By bits a pixel and lambda times the squared error, which it descends on."""
     model = VideoMotion.from_pretrained(folder / "tiny-motion")

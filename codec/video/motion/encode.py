@@ -133,14 +133,16 @@ class MotionEncoder:
     def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
         """Frames between the last key and another frame, behind ``first``: with the step that costs least.
 
-        All steps are tried on the frames that the shortest of them leads over; the others wait for the best one.
+        All steps are tried on the frames that the shortest of them leads over; the others wait for the best one. In a
+        group that is not whole those depend on others, and all frames are tried.
         """
         n, steps = len(frames) + 1, steps_of(self.group)
+        each = steps[-1] if n == self.group else 1
         if not frames and not first:
             return b""
         tries = []
         for step in steps:
-            some = [turn for turn in turns(n, step) if turn.frame % steps[-1] == 0]
+            some = [turn for turn in turns(n, step) if turn.frame % each == 0]
             tries.append(self._turns(frames, some, Turns(step, {0: self._last_key, n: last})))
         best = min(tries, key=lambda made: made.cost)
         order = turns(n, best.step)
