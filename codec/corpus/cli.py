@@ -43,7 +43,7 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
     rank, world = options.place
     if not flags.quiet:
         whole = "" if done.finished or world == 1 else f"rank {rank} of {world}, other ranks are not ready: "
-        say(f"{out}: {whole}{done.written} samples in {len(done.shards)} shards, {done.note}")
+        say(f"{out}: {whole}{done.written} samples, {len(done.shards)} shards, {done.note}")
     if done.failed:
         say(f"codec: {out}: {done.failed} samples failed, see errors-{rank:04}.jsonl")
         raise typer.Exit(done.exit_code)
@@ -60,7 +60,7 @@ def merge(
     from .manifest import finish
 
     manifest = finish(folder, others or ())
-    say(f"{folder}: {manifest['samples']} samples in {len(manifest['shards'])} shards, {manifest['failed']} failed")
+    say(f"{folder}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {manifest['failed']} failed")
 
 
 @corpus_app.command()

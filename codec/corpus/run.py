@@ -100,7 +100,7 @@ class Tally:
         """Speed, and what takes most of the time."""
         slowest = max(self.waited, key=self.waited.__getitem__, default="readers")
         share = self.waited[slowest] / max(1e-9, self.seconds)
-        return f"{self.made / max(1e-9, self.seconds):.1f} samples/s, {share:.0%} of the time is the {slowest}'s"
+        return f"{self.made / max(1e-9, self.seconds):.1f} samples/s, {share:.0%} of the time in the {slowest}"
 
 
 def tokenize_corpus(
