@@ -26,7 +26,11 @@ from .net import MEAN_BITS, SCALE_BITS, SIZES, Step, bits_of
 UNIT_BITS = 8  # a weight is a multiple of 2^-8
 LARGEST = 127
 FEWEST = 1024  # values of a step that is fitted; smaller ones have no correction
-TRIED = 1024  # values of each m that choose its offset
+TRIED = 8192  # values of each m that choose its offset
+ROUNDS = 4  # of least squares
+CALM = 2.0  # widths of the spread, below which errors weigh alike
+LEAST = -1.5  # octaves, of a width
+RIDGE = 5e-6  # of the mean square of the inputs
 OFFSETS = np.arange(-16, 17)
 
 Coefficients = npt.NDArray[np.int8]
@@ -72,25 +76,41 @@ def _classes(step: Step) -> Int64Array:
 
 
 def fit(step: Step, spread: Spread, values: Int64Array) -> Correction:
-    """The correction of a step whose ``values [n]`` are known, ``FEWEST`` or more."""
-    error, scale = values - spread.mean / (1 << MEAN_BITS), spread.scale / (1 << SCALE_BITS)
+    """The correction of a step whose ``values [n]`` are known, ``FEWEST`` or more.
+
+    Errors have long tails, so that after the first round each weighs less the larger it is.
+    """
+    left, scale = values - spread.mean / (1 << MEAN_BITS), spread.scale / (1 << SCALE_BITS)
     d = step.differences.numpy().astype(np.float64)
     d = np.concatenate([d, np.ones((1, d.shape[1]))])
-    weighted = d * np.exp2(-2 * np.maximum(scale, -1))
-    square = weighted @ d.T
-    square[np.diag_indices(len(d))] += 1e-4 * np.trace(square) / len(d) + 1e-9
-    found = np.linalg.solve(square, weighted @ error)
+    classes, found, width = _classes(step), np.zeros(len(d)), scale
+    error: npt.NDArray[np.float64] = np.zeros(len(left))
+    for k in range(ROUNDS):
+        s = np.exp2(np.maximum(width, LEAST))
+        weighted = d / (s * (np.abs(error) + CALM * s) if k else s**2)
+        square = weighted @ d.T
+        square[np.diag_indices(len(d))] += RIDGE * np.trace(square) / len(d) + 1e-9
+        found = np.linalg.solve(square, weighted @ left)
+        error = left - found @ d
+        width = scale + _offsets(error, scale, spread, classes)[classes] / (1 << SCALE_BITS)
     weights = _bytes(found[:-1] * (1 << UNIT_BITS))
     bias = int(_bytes(found[-1] * (1 << MEAN_BITS)))
-    error -= (moved(weights, step) + bias) / (1 << MEAN_BITS)
-    classes, offsets = _classes(step), np.zeros(SIZES, dtype=np.int8)
+    error = left - (moved(weights, step) + bias) / (1 << MEAN_BITS)
+    return Correction(weights, bias, _offsets(error, scale, spread, classes))
+
+
+def _offsets(
+    error: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], spread: Spread, classes: Int64Array
+) -> Coefficients:
+    """The offset of each class that takes the fewest bits."""
+    offsets = np.zeros(SIZES, dtype=np.int8)
     tries = torch.from_numpy(OFFSETS / (1 << SCALE_BITS)).float()[:, None]
     for m in np.unique(classes):
         some = np.flatnonzero(classes == m)
         some = some[:: -(-len(some) // TRIED)]
         e, s, tail = (torch.from_numpy(part[some]).float() for part in (error, scale, spread.tail))
         offsets[m] = OFFSETS[int(bits_of(e, s + tries, tail).sum(1).argmin())]
-    return Correction(weights, bias, offsets)
+    return offsets
 
 
 def _bytes(x: npt.NDArray[np.float64]) -> Coefficients:
