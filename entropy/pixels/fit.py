@@ -83,7 +83,8 @@ def fit(step: Step, spread: Spread, values: Int64Array) -> Correction:
     left, scale = values - spread.mean / (1 << MEAN_BITS), spread.scale / (1 << SCALE_BITS)
     d = step.differences.numpy().astype(np.float64)
     d = np.concatenate([d, np.ones((1, d.shape[1]))])
-    classes, found, width = _classes(step), np.zeros(len(d)), scale
+    classes, found = _classes(step), np.zeros(len(d))
+    width: npt.NDArray[np.float64] = scale
     error: npt.NDArray[np.float64] = np.zeros(len(left))
     for k in range(ROUNDS):
         s = np.exp2(np.maximum(width, LEAST))
