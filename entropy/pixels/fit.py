@@ -83,9 +83,9 @@ def fit(step: Step, spread: Spread, values: Int64Array) -> Correction:
     left, scale = values - spread.mean / (1 << MEAN_BITS), spread.scale / (1 << SCALE_BITS)
     d = step.differences.numpy().astype(np.float64)
     d = np.concatenate([d, np.ones((1, d.shape[1]))])
-    classes, found = _classes(step), np.zeros(len(d))
-    width: npt.NDArray[np.float64] = scale
-    error: npt.NDArray[np.float64] = np.zeros(len(left))
+    classes, width = _classes(step), scale
+    error: npt.NDArray[np.floating] = np.zeros(len(left))
+    found: npt.NDArray[np.floating] = np.zeros(len(d))
     for k in range(ROUNDS):
         s = np.exp2(np.maximum(width, LEAST))
         weighted = d / (s * (np.abs(error) + CALM * s) if k else s**2)
@@ -101,7 +101,7 @@ def fit(step: Step, spread: Spread, values: Int64Array) -> Correction:
 
 
 def _offsets(
-    error: npt.NDArray[np.float64], scale: npt.NDArray[np.float64], spread: Spread, classes: Int64Array
+    error: npt.NDArray[np.floating], scale: npt.NDArray[np.floating], spread: Spread, classes: Int64Array
 ) -> Coefficients:
     """The offset of each class that takes the fewest bits."""
     offsets = np.zeros(SIZES, dtype=np.int8)
@@ -114,7 +114,7 @@ def _offsets(
     return offsets
 
 
-def _bytes(x: npt.NDArray[np.float64]) -> Coefficients:
+def _bytes(x: npt.NDArray[np.floating]) -> Coefficients:
     return np.clip(np.round(x), -LARGEST, LARGEST).astype(np.int8)
 
 
