@@ -1,6 +1,6 @@
 """Files of strangers there and back: no fault of ours, no length that is off, no colour that is, no wrong refusal.
 
-By hand, it takes an hour: ``python tests/media_corpus.py PACKAGE ... --each 8 --out results.jsonl``.
+By hand, it takes an hour: ``python tests/media_corpus.py PACKAGE ... --each 8 --jobs 2 --out results.jsonl``.
 
 Every file is read, compared with what another reader finds (Pillow, libsndfile, FFmpeg's own count), encoded and
 decoded with the default models, in a child, so that a signal or a hang is seen. Files over the limits are only read.
@@ -20,6 +20,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -342,6 +343,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=1 << 20, help="of a picture that is encoded")
     parser.add_argument("--clip-pixels", type=int, default=1 << 22, help="of all frames of a video that is encoded")
     parser.add_argument("--seconds", type=float, default=20, help="of sound that are encoded")
+    parser.add_argument("--jobs", type=int, default=1, help="children at a time")
     parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -357,10 +359,14 @@ def main() -> int:
     cases = [str(path) for path in files(given.folders, given.each) if str(path) not in known]
     command = [sys.executable, __file__, "--child", "--out", str(given.out)]
     command += ["--pixels", str(limits.pixels), "--clip-pixels", str(limits.clip), "--seconds", str(limits.seconds)]
-    with given.out.open("a") as out:
-        for path, said, well in outcomes(command, cases, SECONDS):
-            results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))
-            print(json.dumps(asdict(results[-1])), file=out, flush=True)
+    with given.out.open("a") as out, ThreadPoolExecutor(given.jobs) as pool:
+
+        def work(part: list[str]) -> None:
+            for path, said, well in outcomes(command, part, SECONDS):
+                results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))
+                print(json.dumps(asdict(results[-1])), file=out, flush=True)
+
+        list(pool.map(work, (cases[i :: given.jobs] for i in range(given.jobs))))
     print("\n".join(report(results)))
     return 1 if any(result.faults for result in results) else 0
 
