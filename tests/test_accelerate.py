@@ -195,8 +195,22 @@ def test_the_benchmark_says_whose_codewords_are_nearer() -> None:
     results = bench_case(Case(64, 16, 8, 2), 0.01, 0, "cpu")
     assert [(r.step, r.who) for r in results] == [(s, w) for s in ("encode", "training") for w in (OURS, ALONE)]
     assert all(r.reason is None and r.ms and (r.differ, r.worse) == (0, 0) for r in results)
+    assert [r.wrong for r in results] == [0, 0, None, None]
     codebook = torch.tensor([[0.0], [1.0], [2.0]])
     x = torch.tensor([[0.1], [0.9], [1.6]])
     pair = [ModuleResult("", 3, "", who, ms=ms) for who, ms in ((OURS, 2.0), (ALONE, 5.0))]
     compare(pair, {OURS: torch.tensor([0, 1, 1]), ALONE: torch.tensor([0, 2, 2])}, x, codebook)
     assert [(r.differ, r.worse, r.over_ours) for r in pair] == [(2, 1, 1.0), (2, 1, 2.5)]
+
+
+def test_the_benchmark_counts_codes_that_are_not_those_of_float64() -> None:
+    """Codewords so near each other that the module's own float32 takes wrong ones, on both levels."""
+    from tokodec.codec.bench.search.modules import count_farther
+
+    torch.manual_seed(0)
+    module: Any = tiny_quantizer("ResidualVQ", num_quantizers=2).eval()
+    module.layers[0]._codebook.embed.copy_(100 + torch.randn(1, 16, 8) * 1e-3)
+    x = 100 + torch.randn(1, 200, 8) * 1e-3
+    assert count_farther(module, x) > 50
+    assert count_farther(tokodec.accelerate(module), x) == 0
+    assert not any(part._forward_hooks for part in module.modules())

@@ -19,12 +19,11 @@ from tokodec.codec.bench.search.nearest import (
     SHAPES,
     Limits,
     bench_case,
-    best_distances,
     count_wrong,
     make_case,
     parse_shapes,
 )
-from tokodec.codec.bench.search.peers import PEERS, Peer, Shape, distances
+from tokodec.codec.bench.search.peers import PEERS, Peer, Shape, best_distances, distances
 from tokodec.codec.bench.timing import Search
 from tokodec.codec.cli import run
 from tokodec.codec.errors import UsageError

@@ -170,3 +170,18 @@ def distances(z: Tensor, codebook: Tensor, indices: Tensor) -> Tensor:
     rows = max(1, (1 << 24) // z.shape[1])
     blocks = zip(z.split(rows), indices.split(rows), strict=True)
     return torch.cat([(block.double() - codebook[chosen].double()).square().sum(-1) for block, chosen in blocks])
+
+
+def best_distances(z: Tensor, codebook: Tensor) -> Tensor:
+    """Squared distance of each row to its nearest codeword, ``[M]`` float64, by brute force.
+
+    The nearest is the argmin of the expansion ``|c|^2 - 2 z.c`` in float64, on centred inputs; its distance is then
+    computed anew as ``sum((z - c)^2)``. The expansion errs by about 2^-52 of the squared norms, so the codeword is the
+    best, or not farther than it by anything that counts, unless distances are below 10^-8 of those norms.
+    """
+    mean = codebook.double().mean(0)  # [D]
+    c = codebook.double() - mean  # [N, D]
+    bias = c.square().sum(-1)  # [N]
+    rows = max(1, (1 << (27 if z.is_cuda else 24)) // len(c))
+    indices = [torch.addmm(bias, block.double() - mean, c.T, alpha=-2).argmin(-1) for block in z.split(rows)]
+    return distances(z, codebook, torch.cat(indices))
