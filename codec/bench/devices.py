@@ -16,15 +16,18 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
+from ...entropy.hyperprior.walk import Walk
+from ...tokenizers.video.motion import VideoMotion
 from ..console import number_list
 from ..container.fields import HYPERPRIOR, VideoHeader
-from ..container.read import read_tok
+from ..container.read import TokFile, read_tok
 from ..contract import Tokenless
 from ..errors import FormatError, UsageError
 from ..files import read_bytes
@@ -283,7 +286,7 @@ class Sounds(Comparison):
 
 class Videos(Comparison):
     """Clips at some settings. The first of every size is measured twice, and the first time thrown away: GPUs choose
-    their kernels then. Of files that are no tokens outside of them only what is shown is compared."""
+    their kernels then. The codes of files that are no tokens outside of them are what their entropy models give."""
 
     options: ClassVar[Mapping[str, Any]] = {"sound": False}
 
@@ -294,7 +297,13 @@ class Videos(Comparison):
     def read(self, data: bytes, device: str) -> Codes:
         tok = read_tok(data)
         model = model_for(tok.header, self.model, device)
-        return [] if isinstance(self.wing, Tokenless) else read_codes(tok, model)
+        if not isinstance(model.tokenizer, VideoMotion):
+            return [] if isinstance(self.wing, Tokenless) else read_codes(tok, model)
+        with decompressed(model.tokenizer) as codes:
+            for segment in self.frames_of(tok, model):
+                for _ in segment:
+                    pass
+        return codes
 
     def row(self, path: Path, setting: Setting | None) -> tuple[Row, Codes]:
         row, codes = self.measure(path, setting)
@@ -326,9 +335,12 @@ class Videos(Comparison):
             "other_pixels": other_pixels, "made": made,
             **dict.fromkeys(("same_codes", "same_bytes", "codes")),
         }  # fmt: skip
+        apart = isinstance(self.wing, Tokenless)  # what is shown comes with the codes, not after them
         for i, where in enumerate(("cpu", "device")):
-            row[where] = {"encode": encode_s[i], "entropy": found.seconds[i], "nets": nets_s[i]}
-        if found.codes:
+            row[where] = {"encode": encode_s[i], "entropy": 0.0 if apart else found.seconds[i], "nets": nets_s[i]}
+        if apart:
+            row["same_codes"] = found.same if found.codes else None
+        elif found.codes:
             row |= self.compare_codes(path, data, other, found, models)
         return row, found.codes
 
@@ -357,16 +369,18 @@ class Videos(Comparison):
     def shown(self, data: bytes, codes: Codes, model: Model) -> Iterator[Pixels]:
         """Frames ``[n, H, W, 3]`` of each segment, maybe with some that only fill its last cell. Raises FormatError."""
         tok = read_tok(data)
-        if codes:
+        if not isinstance(self.wing, Tokenless):
             yield from (paint(part, model, tok.video.height, tok.video.width) for part in codes)
             return
-        assert isinstance(self.wing, AnyVideoFormat)
-        frames_of = self.wing.frames_of(tok, model, DecodeOptions())
-        for segment in range(tok.video.n_segments):
-            frames = list(frames_of(segment))
+        for segment in self.frames_of(tok, model):
+            yield np.stack(list(segment))
             if tok.problems:
                 raise FormatError(f"on {model.tokenizer.device}: {tok.problems[0]}")
-            yield np.stack(frames)
+
+    def frames_of(self, tok: TokFile, model: Model) -> Iterator[Iterator[Pixels]]:
+        """Frames ``[H, W, 3]`` of each segment."""
+        assert isinstance(self.wing, AnyVideoFormat)
+        return map(self.wing.frames_of(tok, model, DecodeOptions()), range(tok.video.n_segments))
 
     def tables(self, rows: Sequence[Row]) -> Iterator[Table]:
         """A line for every clip, and the speed of both devices over all of them."""
@@ -395,6 +409,29 @@ class Videos(Comparison):
         if both:
             differ, codes = (sum(column) for column in zip(*both, strict=True))
             yield f"{differ} of {codes} codes ({differ / codes:.4%}) are others in files made on the device"
+
+
+@contextmanager
+def decompressed(model: VideoMotion) -> Iterator[list[Any]]:
+    """A list of all codes ``[c, h, w]`` that the entropy models of a model decode within, hyper latents first."""
+    codes: list[Any] = []
+
+    def kept(decompress: Callable[..., Walk]) -> Callable[..., Walk]:
+        def work(*arguments: Any) -> Walk:
+            walk = decompress(*arguments)
+            codes.extend((walk.z, walk.codes))
+            return walk
+
+        return work
+
+    priors: list[Any] = [*model.priors, model.still.entropy]
+    for prior in priors:
+        prior.decompress = kept(prior.decompress)
+    try:
+        yield codes
+    finally:
+        for prior in priors:
+            del prior.decompress
 
 
 def read_frames(path: Path, first: int) -> list[Pixels]:
