@@ -25,11 +25,13 @@ from torch.utils.data import BatchSampler, DataLoader
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.corpus import run
+from tokodec.codec.corpus import device, run
+from tokodec.codec.corpus.device import Device
 from tokodec.codec.corpus.manifest import Corpus, finish, read_lines, verify
 from tokodec.codec.corpus.readers import Readers
-from tokodec.codec.corpus.run import Tally, tokenize_corpus
+from tokodec.codec.corpus.run import tokenize_corpus
 from tokodec.codec.corpus.sources import Sample, expand, list_samples, owner
+from tokodec.codec.corpus.tally import Tally
 from tokodec.codec.datasets import ShardSampler, TokenDataset
 from tokodec.codec.errors import MediaError, UsageError, WeightsMismatchError
 from tokodec.codec.models import load_model
@@ -291,18 +293,21 @@ def test_ranks_make_one_corpus(pictures: Path, tiny_model: Path, tmp_path: Path)
 def test_a_run_that_broke_off_goes_on_and_gives_the_same_bytes(
     pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (device, run):
+        monkeypatch.setattr(module, "WINDOW", 64)
     made(pictures, tmp_path / "whole", tiny_model)
-    encode = run._window_tokens
+    after, window = run._next, Device.window
+    yielded: list[str] = []
     windows: list[int] = []
 
     def broken(*args: Any) -> Any:
-        windows.append(len(args[0]))
-        for i, found in enumerate(encode(*args)):
-            if len(windows) == 2 and i == 30:
-                raise MediaError("cannot write: no space left")
-            yield found
+        found = after(*args)
+        yielded.append(found[0].key)
+        if len(yielded) == 64 + 30:
+            raise MediaError("cannot write: no space left")
+        return found
 
-    monkeypatch.setattr(run, "_window_tokens", broken)
+    monkeypatch.setattr(run, "_next", broken)
     with pytest.raises(MediaError, match="no space"):
         made(pictures, tmp_path / "out", tiny_model)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tmp")) == []
@@ -310,15 +315,16 @@ def test_a_run_that_broke_off_goes_on_and_gives_the_same_bytes(
     assert len(kept) == 8  # four shards of 20, with their rows
     with pytest.raises(UsageError, match="has shards of rank 0 already: --resume"):
         made(pictures, tmp_path / "out", tiny_model)
-    windows.clear()
 
     def counted(*args: Any) -> Any:
-        windows.append(len(args[0]))
-        return encode(*args)
+        found = window(*args)
+        windows.append(len(found))
+        return found
 
-    monkeypatch.setattr(run, "_window_tokens", counted)
+    monkeypatch.setattr(run, "_next", after)
+    monkeypatch.setattr(Device, "window", counted)
     done = made(pictures, tmp_path / "out", tiny_model, resume=True)
-    assert windows == [64, 22]  # the first window was there
+    assert windows == [64, 22, 0]  # the first window was there
     assert (done.written, done.made, done.finished) == (150, 70, True)
     assert kept.items() <= shard_bytes(tmp_path / "out").items()
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")

@@ -81,10 +81,12 @@ class Tokens:
             raise ValueError(f"codes of shape {tuple(codes.shape)} do not fit a grid of {spec.grid}")
         if not 1 <= codes.shape[1] <= len(spec.codebook_sizes):
             raise ValueError(f"{codes.shape[1]} levels of codes, the spec has {len(spec.codebook_sizes)}")
-        for k in range(codes.shape[1]):
-            level = codes[:, k]
-            if level.numel() and not ABSENT <= int(level.min()) <= int(level.max()) < spec.codebook_sizes[k]:
-                raise ValueError(f"level {k + 1} holds a code outside [0, {spec.codebook_sizes[k]})")
+        if codes.numel():
+            axes = [0, *range(2, codes.ndim)]
+            ranges = zip(codes.amin(axes).tolist(), codes.amax(axes).tolist(), spec.codebook_sizes, strict=False)
+            for k, (low, high, size) in enumerate(ranges):
+                if not ABSENT <= low <= high < size:
+                    raise ValueError(f"level {k + 1} holds a code outside [0, {size})")
 
     @property
     def n_levels(self) -> int:

@@ -16,7 +16,6 @@ manifest: all rows of a corpus share them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -32,7 +31,7 @@ from ..files import atomic_output
 from ..models import load_model
 from .shards import Shard, open_shard
 from .sources import list_samples
-from .token_files import checksum
+from .token_files import checksum, spec_text
 
 if TYPE_CHECKING:
     from ...tokenizers.tokens import Tokens
@@ -59,7 +58,7 @@ def codes_hash(tokens: Tokens) -> str:
     """Of the spec and the codes, in whatever format they are stored."""
     import numpy as np
 
-    return checksum(json.dumps(dataclasses.asdict(tokens.spec)), tokens.codes.cpu().numpy().astype(np.int32))
+    return checksum(spec_text(tokens.spec), tokens.codes.cpu().numpy().astype(np.int32))
 
 
 def write_json(path: Path, content: dict[str, Any], force: bool = True) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from ..container.fields import SIGNATURE
 from ..errors import OUT_OF_MEMORY, TokodecError, is_out_of_memory, one_line
@@ -25,13 +27,13 @@ from ..media.read_image import read_image
 from .token_files import TOKEN_SUFFIXES
 
 if TYPE_CHECKING:
-    import numpy as np
+    from multiprocessing.connection import Connection
 
     from .sources import Sample
 
-    Pixels = np.ndarray
 
 MOST_PIXELS = 1 << 22  # larger pictures are decoded when it is their turn: few of them would fill the memory
+TOGETHER = 8  # samples that a process gets at once: small pictures take less time than the way there and back
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -50,7 +52,7 @@ class Loaded:
     """
 
     sha256: str = ""
-    pixels: Pixels | None = None
+    pixels: np.ndarray | None = None
     data: Path | BytesIO | None = None
     problem: str = ""
     damaged: bool = False
@@ -101,67 +103,102 @@ def _digest(data: Path | BytesIO) -> tuple[str, bytes]:
 class Readers:
     """Calls of a function in other processes, whose results come in the order of the calls.
 
+    Each process has a thread here that gives it a few items at a time. Pixels come back as they are, beside the rest.
+    A call that raises ends its process, as one that kills it does.
+
     Args: workers: processes; 0: calls happen here.  ahead: calls that are made before their results are taken.
     """
 
     def __init__(self, workers: int, ahead: int) -> None:
         self.workers, self.ahead = workers, ahead
-        self._pool = self._started()
-
-    def _started(self) -> ProcessPoolExecutor | None:
-        if not self.workers:
-            return None
-        context = multiprocessing.get_context("spawn")  # a fork would share the threads and the GPU of PyTorch
-        return ProcessPoolExecutor(self.workers, context, _begin_worker)
+        self._threads = ThreadPoolExecutor(workers) if workers else None
+        self._own = threading.local()
+        self._started: list[_Process] = []
+        self._closed = False
 
     def map(self, call: Callable[[A], B], items: Iterable[A], crashed: B) -> Iterator[tuple[A, B]]:
         """Items with their results. crashed: the result of an item that kills the process."""
-        if self._pool is None:
+        if self._threads is None:
             yield from ((item, call(item)) for item in items)
             return
-        waiting: deque[tuple[A, Future[B]]] = deque()
-        for item in items:
-            waiting.append((item, self._pool.submit(call, item)))
-            if len(waiting) >= self.ahead:
-                yield self._first(call, waiting, crashed)
-        while waiting:
-            yield self._first(call, waiting, crashed)
+        items = iter(items)
+        share = min(TOGETHER, max(1, self.ahead // (2 * self.workers)))
+        waiting: deque[tuple[list[A], Future[list[B]]]] = deque()
+        while True:
+            while len(waiting) * share < self.ahead and (few := list(islice(items, share))):
+                waiting.append((few, self._threads.submit(self._results, call, few, crashed)))
+            if not waiting:
+                return
+            few, future = waiting.popleft()
+            yield from zip(few, future.result(), strict=True)
 
-    def _first(self, call: Callable[[A], B], waiting: deque[tuple[A, Future[B]]], crashed: B) -> tuple[A, B]:
-        """The result that is next. If a process has died, all that wait are begun again, this one alone."""
-        item, future = waiting.popleft()
+    def _results(self, call: Callable[[A], B], items: list[A], crashed: B) -> list[B]:
+        """Of the process of this thread. If it dies, of a new one that gets the items one by one."""
+        if self._closed:
+            return []
+        process: _Process | None = getattr(self._own, "process", None)
+        if process is None:
+            process = self._own.process = _Process()
+            self._started.append(process)
         try:
-            return item, future.result()
-        except BrokenProcessPool:
-            result = self._alone(call, item, crashed)
-            others = [other for other, _ in waiting]
-            waiting.clear()
-            assert self._pool is not None
-            waiting.extend((other, self._pool.submit(call, other)) for other in others)
-            return item, result
-
-    def _alone(self, call: Callable[[A], B], item: A, crashed: B) -> B:
-        self._pool = self._started()
-        assert self._pool is not None
-        try:
-            return self._pool.submit(call, item).result()
-        except BrokenProcessPool:
-            self._pool = self._started()
-            return crashed
+            found: list[B] = process.results(call, items)
+            return found
+        except (EOFError, OSError):
+            process.close()
+            self._started.remove(process)
+            self._own.process = None
+            if len(items) == 1:
+                return [crashed]
+            return [result for item in items for result in self._results(call, [item], crashed)]
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        for process in list(self._started):
+            process.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends when that is gone, however it went."""
+class _Process:
+    """A process that calls functions. It ends when its pipe does, so also when its parent is gone, however it went."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share the threads and the GPU of PyTorch
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,), daemon=True)
+        self._process.start()
+        other.close()
+
+    def results(self, call: Callable[[A], B], items: list[A]) -> Any:
+        """Raises EOFError or OSError if the process dies."""
+        self._pipe.send((call, items))
+        found = []
+        for result, shape in self._pipe.recv():
+            if shape is not None:
+                pixels = np.empty(shape, np.uint8)
+                self._pipe.recv_bytes_into(pixels.data.cast("B"))
+                result = replace(result, pixels=pixels)
+            found.append(result)
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer until nobody asks any more. Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            call, items = pipe.recv()
+            results = [call(item) for item in items]
+            arrays = [result.pixels if isinstance(result, Loaded) else None for result in results]
+            answer = []
+            for result, x in zip(results, arrays, strict=True):
+                answer.append((result, None) if x is None else (replace(result, pixels=None), x.shape))
+            pipe.send(answer)
+            for x in arrays:
+                if x is not None:
+                    pipe.send_bytes(np.ascontiguousarray(x).data.cast("B"))

@@ -2,7 +2,8 @@
 
 ::
 
-    listing -> windows of 64 samples -> readers (processes) -> batches of one size on the device -> writer (a thread)
+    listing -> windows of 512 samples -> readers (processes) -> batches of one size on the device (a thread)
+            -> writer (a thread)
 
 A window is tokenized as a whole, or not at all if all of it is there already. So a batch holds the same samples when a
 run goes on after a crash, and shards come out the same, byte for byte.
@@ -14,27 +15,25 @@ import contextlib
 import functools
 import json
 import os
-import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ... import __version__
-from ..console import EXIT_DAMAGED, EXIT_USER
-from ..errors import UsageError, is_out_of_memory
+from ..errors import UsageError
 from ..files import atomic_outputs, make_folder
-from ..image.format import image_tokenizer
 from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN
 from ..models import Model, load_model, pick_device
 from ..options import CorpusOptions, TokenizeOptions
 from ..progress import SILENT, Progress
 from ..provenance import machine, versions
 from ..registry import MODALITIES
-from ..tokens import check_tokenizable, first_levels, tokenize_file
+from ..tokens import check_tokenizable
+from .device import WINDOW, Device, Pending
 from .manifest import (
     SUCCESS,
     begin,
@@ -47,60 +46,19 @@ from .manifest import (
     shards_of,
     write_json,
 )
-from .readers import MOST_PIXELS, Loaded, Readers, load, reason
+from .readers import Loaded, Readers, load
 from .shards import SHARD_SUFFIXES, ShardWriter, shard_writer
 from .sources import Sample, list_samples
+from .tally import Tally
 from .token_files import TOKEN_SUFFIXES
 from .webdataset import check_key
 
 if TYPE_CHECKING:
     from ...tokenizers.tokens import Tokens
 
-WINDOW = 64  # samples that are batched, written and repeated together
-BEHIND = 64  # samples that wait for the writer
+AHEAD = 256  # samples that are read before it is their turn
+BEHIND = 256  # samples that wait for the writer
 READERS = ("pillow", "soundfile", "soxr", "av")  # whose versions decide samples, and so tokens
-
-
-@dataclass
-class Tally:
-    """What a rank has done.
-
-    Attributes:
-        written: samples in shards, those of earlier runs included.  made: of this run.
-        failed, damaged: samples in the errors.  shards: names and samples.
-        waited: seconds for "readers", "device" and "writer".
-    """
-
-    written: int = 0
-    made: int = 0
-    failed: int = 0
-    damaged: int = 0
-    shards: list[tuple[str, int]] = field(default_factory=list)
-    waited: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    begin: float = field(default_factory=time.monotonic)
-    finished: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
-
-    @property
-    def exit_code(self) -> int:
-        """0; 3 if samples are left out because of damage; 2 if some could not be read at all."""
-        return EXIT_USER if self.failed > self.damaged else EXIT_DAMAGED if self.damaged else 0
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.waited[what] += time.monotonic() - start
-
-    @property
-    def note(self) -> str:
-        """Speed, and what takes most of the time."""
-        slowest = max(self.waited, key=self.waited.__getitem__, default="readers")
-        share = self.waited[slowest] / max(1e-9, self.seconds)
-        return f"{self.made / max(1e-9, self.seconds):.1f} samples/s, {share:.0%} of the time in the {slowest}"
 
 
 def tokenize_corpus(
@@ -135,12 +93,18 @@ def tokenize_corpus(
     listing = list_samples(sources, suffixes, rank, world)
     with errors_file(folder, rank).open("w", encoding="utf-8", buffering=1) as errors:
         writer = _Writer(folder, options, model, tally, errors)
-        with writer, contextlib.closing(Readers(options.workers, WINDOW)) as readers:
-            for sample, loaded, tokens in _tokenized(listing, readers, model, tokenize, writer):
+        with (
+            writer,
+            contextlib.closing(Readers(options.workers, AHEAD)) as readers,
+            contextlib.closing(Device(model, tokenize)) as device,
+        ):
+            for sample, loaded, tokens in _tokenized(listing, readers, device, writer):
                 writer.put(sample, loaded, tokens)
+                tally.computing = device.computing
                 progress.update(note=tally.note)
     about = {"machine": machine(str(model.tokenizer.device)), "versions": versions()}
-    numbers = {name: getattr(tally, name) for name in ("written", "failed", "damaged", "shards", "seconds")}
+    counted = ("written", "failed", "damaged", "shards", "seconds", "computing")
+    numbers = {name: getattr(tally, name) for name in counted}
     write_json(rank_file(folder, rank), {"rank": rank, **numbers, **about})
     if all(rank_file(folder, other).is_file() for other in range(world)):
         finish(folder)
@@ -193,23 +157,26 @@ def _fingerprint(
 
 
 def _tokenized(
-    listing: Iterable[Sample], readers: Readers, model: Model, options: TokenizeOptions, writer: _Writer
+    listing: Iterable[Sample], readers: Readers, device: Device, writer: _Writer
 ) -> Iterator[tuple[Sample, Loaded, Tokens | str]]:
     """Samples with their tokens, or the reason why there are none, in their order."""
-    pictures = model.tokenizer.modality == "image"
-    call = functools.partial(load, pictures=pictures, max_pixels=options.max_pixels)
+    pictures = device.model.tokenizer.modality == "image"
+    call = functools.partial(load, pictures=pictures, max_pixels=device.options.max_pixels)
     crashed = Loaded(problem="the process that read it died: out of memory, or a fault of a decoder")
     samples = (sample for window in _windows(listing, writer) for sample in window)
     results = readers.map(call, samples, crashed)
-    while window := _take(results, writer.tally):
-        with writer.tally.waiting("device"):
-            yield from _window_tokens(window, model, options)
+    behind: deque[Pending] = deque()
+    while window := device.window(results, writer.tally):
+        behind.extend(window)
+        while len(behind) > WINDOW or (behind and behind[0].done):
+            yield _next(behind, writer.tally)
+    while behind:
+        yield _next(behind, writer.tally)
 
 
-def _take(results: Iterator[tuple[Sample, Loaded]], tally: Tally) -> list[tuple[Sample, Loaded]]:
-    """The results of a window. All windows but the last are of one size, so these are the same samples."""
-    with tally.waiting("readers"):
-        return [found for _, found in zip(range(WINDOW), results, strict=False)]
+def _next(behind: deque[Pending], tally: Tally) -> tuple[Sample, Loaded, Tokens | str]:
+    with tally.waiting("device"):
+        return behind.popleft().result()
 
 
 def _windows(listing: Iterable[Sample], writer: _Writer) -> Iterator[list[Sample]]:
@@ -227,65 +194,6 @@ def _windows(listing: Iterable[Sample], writer: _Writer) -> Iterator[list[Sample
             window = []
     if not all(writer.has(sample) for sample in window):
         yield window
-
-
-def _window_tokens(
-    window: Sequence[tuple[Sample, Loaded]], model: Model, options: TokenizeOptions
-) -> Iterator[tuple[Sample, Loaded, Tokens | str]]:
-    made: dict[int, tuple[Loaded, Tokens | str]] = {}
-    sizes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, (sample, loaded) in enumerate(window):
-        if loaded.pixels is not None and model.tokenizer.rate_control == "levels":
-            sizes[loaded.pixels.shape].append(i)
-        else:
-            made[i] = loaded, _single(sample, loaded, model, options)
-    for shape, numbers in sizes.items():
-        most = max(1, MOST_PIXELS // (shape[0] * shape[1]))
-        for k in range(0, len(numbers), most):
-            batch = numbers[k : k + most]
-            start = time.monotonic()
-            tokens = _batch([window[i][1] for i in batch], model, options)
-            share = (time.monotonic() - start) / len(batch)
-            for i, found in zip(batch, tokens, strict=True):
-                made[i] = replace(window[i][1], pixels=None, seconds=window[i][1].seconds + share), found
-    for i, (sample, _) in enumerate(window):
-        yield (sample, *made[i])
-
-
-def _batch(items: Sequence[Loaded], model: Model, options: TokenizeOptions) -> list[Tokens | str]:
-    """Tokens of pictures of one size: those that each has alone."""
-    import torch
-
-    from ...tokenizers.tokens import Tokens
-
-    pixels = [torch.from_numpy(item.pixels) for item in items]
-    try:
-        with torch.no_grad():
-            x = torch.stack(pixels).to(model.tokenizer.device).permute(0, 3, 1, 2)  # [B, C, H, W]
-            made = model.tokenizer.encode(x.expand(-1, 3, -1, -1).float() / 255).to("cpu")
-        made = first_levels(made, options.levels)
-        return [Tokens(made.codes[i : i + 1], made.spec) for i in range(len(items))]
-    except Exception as error:
-        if len(items) > 1 and is_out_of_memory(error):
-            return [tokens for item in items for tokens in _batch([item], model, options)]
-        return [reason(error)] * len(items)
-
-
-def _single(sample: Sample, loaded: Loaded, model: Model, options: TokenizeOptions) -> Tokens | str:
-    """Tokens of what is in no batch."""
-    import torch
-
-    if loaded.problem:
-        return loaded.problem
-    try:
-        if loaded.pixels is not None:
-            tokens = image_tokenizer(model).encode_picture(torch.from_numpy(loaded.pixels), options.quality)
-            return first_levels(tokens, options.levels)
-        assert loaded.data is not None
-        done = tokenize_file(loaded.data, options=options)
-        return done.problems[0] if done.problems else done.tokens
-    except Exception as error:  # as in the readers
-        return reason(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -341,7 +249,7 @@ class _Writer:
         }
         files[0].write((json.dumps(row) + "\n").encode())
         self._samples += 1
-        self.tally.made += 1
+        self.tally.count(tokens.spec)
         size, samples = self.options.most
         if self._samples >= samples or sum(file.tell() for file in files[1:]) >= size:
             self._end()

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import tarfile
@@ -22,7 +21,7 @@ from ..errors import MediaError, UsageError, one_line
 from ..formats import format_of
 from ..tokens import tokenize_file
 from .megatron import MegatronWriter, read_megatron, sequencer_maker
-from .token_files import parse_spec
+from .token_files import parse_spec, spec_text
 from .webdataset import BROKEN_ARCHIVE, CODES, INT16_CODES, SPEC, WebDatasetWriter, add_member, member_tokens
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class ParquetWriter:
 
         kind = np.int16 if max(tokens.spec.codebook_sizes) <= INT16_CODES else np.int32
         codes = tokens.codes.cpu().numpy().astype(kind)
-        self._rows.append((key, codes.ravel(), list(codes.shape), json.dumps(dataclasses.asdict(tokens.spec))))
+        self._rows.append((key, codes.ravel(), list(codes.shape), spec_text(tokens.spec)))
         self._bytes += codes.nbytes
         if self._bytes >= ROW_GROUP:
             self._flush()

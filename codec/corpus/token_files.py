@@ -19,6 +19,7 @@ Memory of reading: 12 bytes a code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -88,13 +89,19 @@ def check_weights(spec: TokenSpec, tokenizer: Tokenizer, name: str = "") -> None
         )
 
 
+@functools.lru_cache(maxsize=1024)
+def spec_text(spec: TokenSpec) -> str:
+    """The fields of a spec as JSON: most samples of a corpus share theirs with many."""
+    return json.dumps(dataclasses.asdict(spec))
+
+
 def dump_tokens(tokens: Tokens, suffix: str) -> bytes:
     """Bytes of a `.npz` or `.safetensors` file; see the module's text for the schema."""
     import numpy as np
     import safetensors.numpy
 
     codes = np.ascontiguousarray(tokens.codes.cpu().numpy(), dtype=np.int32)  # safetensors would mix other layouts up
-    spec = json.dumps(dataclasses.asdict(tokens.spec))
+    spec = spec_text(tokens.spec)
     if suffix == ".safetensors":
         return safetensors.numpy.save({"codes": codes}, metadata={"spec": spec, "sha256": checksum(spec, codes)})
     buffer = BytesIO()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import io
 import json
 import os
@@ -17,7 +17,7 @@ from ...tokenizers.folders import parse_json
 from ..errors import MediaError, UsageError
 from ..files import atomic_output
 from .npy import read_array
-from .token_files import parse_spec
+from .token_files import parse_spec, spec_text
 
 if TYPE_CHECKING:
     from ...tokenizers.tokens import Tokens
@@ -53,10 +53,11 @@ class WebDatasetWriter:
         spec = tokens.spec
         kind = np.int16 if max(spec.codebook_sizes) <= INT16_CODES else np.int32
         codes = np.ascontiguousarray(tokens.codes.cpu().numpy(), dtype=np.dtype(kind).newbyteorder("<"))
-        text = {"spec": dataclasses.asdict(spec), "grid": spec.grid, "levels": tokens.n_levels, "signals": len(codes)}
+        about = f'{{"spec": {spec_text(spec)}, "grid": {json.dumps(spec.grid)}'
+        about += f', "levels": {tokens.n_levels}, "signals": {len(codes)}}}'
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, codes, version=(1, 0), allow_pickle=False)
-        for name, data in ((key + CODES, buffer.getvalue()), (key + SPEC, json.dumps(text).encode())):
+        for name, data in ((key + CODES, buffer.getvalue()), (key + SPEC, about.encode())):
             add_member(self._tar, name, data)
         self._keys.add(key)
         self.codes += codes.size
@@ -75,7 +76,25 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Append a file to a tar; its time, owner and group are 0 and empty."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
+    if name.isascii() and len(name) < tarfile.LENGTH_NAME and len(data) < 8**11:  # what fits into a plain header
+        header = bytearray(_header())
+        header[: len(name)] = name.encode()
+        header[124:136] = b"%011o\0" % len(data)
+        header[148:156] = b"%06o\0 " % (sum(header) + 256)  # as if the sum were spaces itself
+        written = bytes(header) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+        assert tar.fileobj is not None
+        tar.fileobj.write(written)
+        tar.offset += len(written)  # type: ignore[attr-defined]
+        return
     tar.addfile(member, io.BytesIO(data))
+
+
+@functools.cache
+def _header() -> bytes:
+    """Of a member without name and size: making each anew would take most of the time of small samples."""
+    header = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[148:156] = bytes(12), bytes(8)
+    return bytes(header)
 
 
 def check_key(key: str) -> None:
