@@ -28,10 +28,10 @@ from tokodec.codec.tokens import tokenize_file
 RATE = 48000
 
 
-def movie(codec: str, options: dict[str, str], n: int = 20) -> bytes:
-    """An AVI file of ``n`` gray frames that grow brighter, 25 a second."""
+def movie(codec: str, options: dict[str, str], form: str = "avi", n: int = 20) -> bytes:
+    """A file of ``n`` gray frames that grow brighter, 25 a second."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as container:
+    with av.open(buffer, "w", format=form) as container:
         stream: Any = container.add_stream(codec, rate=25, options=options)
         stream.width, stream.height = 64, 48
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -74,6 +74,18 @@ def test_padding_behind_the_end_of_a_file_is_none_of_it() -> None:
     with VideoReader(io.BytesIO(data[: len(data) // 2]), "x") as video:
         assert 0 < len(list(video)) < 20
     assert re.fullmatch("cut off: at least [0-9]+ bytes are missing at its end", video.problems[-1])
+
+
+def test_rubbish_behind_the_last_box_is_no_damage() -> None:
+    """A clip of the web has samples of another file there, whose first bytes would be a box of 4 GB."""
+    data = movie("mpeg4", {}, "mp4")
+    rubbish = struct.pack(">I", 0xEA742FDA) + b"\x91@Ma" + bytes(1000)
+    with VideoReader(io.BytesIO(data + rubbish), "x") as video:
+        assert len(list(video)) == 20
+    assert video.problems == []
+    with VideoReader(io.BytesIO(data + struct.pack(">I", 5000) + b"moof" + bytes(1000)), "x") as video:
+        list(video)
+    assert video.problems[-1] == "cut off: at least 3992 bytes are missing at its end"
 
 
 # ------------------------------------------------------------------------------------------------------------- sounds

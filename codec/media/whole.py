@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import BinaryIO
 
 _PLACEHOLDER = 0x7FFFF000  # sizes from here on were written by a stream that did not know its end
@@ -53,7 +54,7 @@ def extent(file: BinaryIO) -> Extent:
         missing = max(0, _stated(file, begin, head, size) - size)
         whole = 0
         if missing and head[4:8] == b"ftyp":
-            stops = [stop - begin for _, _, stop in boxes(file, begin, begin + size, set())]
+            stops = [stop - begin for _, _, stop in _top_boxes(file, begin, size)]
             whole = max((stop for stop in stops if stop <= size), default=0)
         return Extent(missing, _further(file, begin, head, size), whole)
     finally:
@@ -73,7 +74,7 @@ def _further(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
         at = file.read(_TAG).find(head[:4]) if 0 < end < size else -1
         return size - end - at if at >= 0 else 0
     if head[4:8] == b"ftyp":
-        heads = [start - 8 for kind, start, _ in boxes(file, begin, begin + size, set()) if kind == b"ftyp"]
+        heads = [start - 8 for kind, start, _ in _top_boxes(file, begin, size) if kind == b"ftyp"]
         return begin + size - heads[1] if len(heads) > 1 else 0
     if head[:4] == _EBML:
         heads = [start for kind, start, _ in _elements(file, begin, size) if kind == _EBML]
@@ -104,7 +105,7 @@ def _stated(file: BinaryIO, begin: int, head: bytes, size: int) -> int:
     if head[:4] == _EBML:
         return max((stop for _, _, stop in _elements(file, begin, size)), default=begin) - begin
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        last = max((stop for _, _, stop in boxes(file, begin, begin + size, set())), default=begin)
+        last = max((stop for _, _, stop in _top_boxes(file, begin, size)), default=begin)
         return last - begin
     if head[:4] == b"OggS":
         return _ogg(file, begin, size)
@@ -256,6 +257,11 @@ def _mp3(file: BinaryIO, begin: int, head: bytes) -> int:
         return 0
     stated = int.from_bytes(first[place + 8 + 4 * (flags & 1) :][:4], "big")
     return at - begin + stated - _FRAME
+
+
+def _top_boxes(file: BinaryIO, begin: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Those that are in no other. What has no printable type is none, and what some writers leave behind the last."""
+    return takewhile(lambda box: box[0].isascii() and min(box[0]) >= 0x20, boxes(file, begin, begin + size, set()))
 
 
 def boxes(
