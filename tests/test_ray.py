@@ -329,7 +329,9 @@ def test_ranks_that_a_cluster_has_room_for(device: str, there: dict[str, int], r
             cluster._room(package, needed)
 
 
-def test_what_a_rank_refuses_ends_the_run(machines: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_a_rank_refuses_ends_the_run(
+    machines: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one line, as without Ray; what is there is left as it is, and a corpus that goes on keeps its ranks."""
     sources, out = write_pictures(tmp_path / "media", 12, (16, 16)), tmp_path / "out"
     made(sources, out, tiny_model, rank=0, world=1)
@@ -342,6 +344,10 @@ def test_what_a_rank_refuses_ends_the_run(machines: Any, tiny_model: Path, tmp_p
         on_machines(sources, tmp_path / "other", tiny_model, workers=1000)
     assert shard_bytes(out) == before
     assert (out / "_SUCCESS").is_file()
+    (out / "_manifest.json").write_text("{")
+    monkeypatch.setattr(cluster, "MOST_DEATHS", 1)
+    with pytest.raises(MediaError, match="rank 0 died 1 times in a row without a new shard: cannot read"):
+        on_machines(sources, out, tiny_model, workers=0, world=1, shard_size="20", resume=True)
 
 
 def parent(pid: int) -> int:
@@ -375,7 +381,7 @@ def test_whatever_dies_every_sample_is_made_once(machines: Any, tiny_model: Path
     """Actors by `kill -9`, and machines with all that is on them; the codes are those of undisturbed processes."""
     sources, out = write_pictures(tmp_path / "media", PICTURES, (32, 32)), tmp_path / "out"
     chance = random.Random(0)
-    part = max(1, PICTURES // SIZE // (2 * KILLS + 1))
+    part = max(1, PICTURES // SIZE // (4 * KILLS + 2))  # of the shards: all is killed before half of them are there
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(on_machines, sources, out, tiny_model)
         for kill in range(2 * KILLS):
@@ -383,6 +389,7 @@ def test_whatever_dies_every_sample_is_made_once(machines: Any, tiny_model: Path
             while not done.done():
                 ranks = ranks_at_work()
                 if len(ranks) < WORLD:  # one is being started: the other waits for it
+                    assert not list(out.glob("_rank-*.json"))
                     time.sleep(0.05)
                     continue
                 slice_of_time(ranks)

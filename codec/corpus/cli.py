@@ -40,8 +40,8 @@ def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | No
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     if format in CORPUS_FORMATS:
         return CorpusOptions(format=format, **given)
-    alone = [name for name in ("shard_size", "rank", "world", "workers", "ray") if name in given]
-    alone += ["resume"] * flags.resume
+    names = ("shard_size", "rank", "world", "workers", "ray", *["resume"] * flags.resume)
+    alone = [name for name in names if name in given]
     if alone:
         option = "--" + alone[0].replace("_", "-")
         raise UsageError(f"{option} is for shards: say --format {', '.join(CORPUS_FORMATS[:-1])} or tok")

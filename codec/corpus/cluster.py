@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..options import CorpusOptions, TokenizeOptions
 
 LOCAL = "local"
-MOST_DEATHS = 3  # of a rank one after the other, without a shard between them
+MOST_DEATHS = 4  # of a rank one after the other, without a shard between them
 MOST_ITEMS = 16  # of a task: to begin one takes about a millisecond
 SECONDS = 1.0  # between two looks at the ranks
 A = TypeVar("A")
@@ -87,12 +87,12 @@ def tokenize_on_ray(
 ) -> ClusterTally:
     """Run :func:`.run.tokenize_corpus` for all ranks, on the cluster ``options.ray``.
 
-    Every machine of it needs the same versions of tokodec and of the decoders, and the same sources and folder: a
-    common disk, or URLs. Without ``options.world`` there are as many ranks as the cluster has room for; a run that is
-    resumed keeps those that it had. The shards are those of the same ranks without Ray.
+    Every machine of it needs the same versions of tokodec and of the decoders, and sees the same sources and folder.
+    Without ``options.world`` there are as many ranks as the cluster has room for; a run that is resumed keeps those
+    that it had. The shards are those of the same ranks without Ray.
 
     Raises: UsageError if Ray or the cluster is not there or too small, or as ``tokenize_corpus``; MediaError if a rank
-            died several times and got nothing done, once the others have ended.
+            died ``MOST_DEATHS`` times and got nothing done, once the others have ended.
     """
     ray = _ray()
     if tokenize.model is not None and not isinstance(tokenize.model, str):
@@ -248,8 +248,9 @@ class _Driver:
         except self.ray.exceptions.RayError as error:
             problem = one_line(error)
         deaths = 1 if len(shards_of(self.folder, attempt.rank)) > attempt.shards else attempt.deaths + 1
-        if deaths > MOST_DEATHS:
-            self.failures.append(f"rank {attempt.rank} died {deaths} times and got no shard done: {problem[:300]}")
+        if deaths >= MOST_DEATHS:
+            often = f"rank {attempt.rank} died {deaths} times in a row without a new shard"
+            self.failures.append(f"{often}: {problem[:300]}")
             return
         tally.restarts += 1
         tally.made += attempt.seen
@@ -301,7 +302,8 @@ class TaskReaders(Readers):
         super().__init__(0, ahead)
         self.ray = _ray()
         self.chunk = min(MOST_ITEMS, max(1, ahead // (2 * workers)))
-        place = PlacementGroupSchedulingStrategy(get_current_placement_group())
+        group = get_current_placement_group()
+        place = "DEFAULT" if group is None else PlacementGroupSchedulingStrategy(group)
         self.task = self.ray.remote(call_all).options(num_cpus=1, max_retries=1, scheduling_strategy=place)
 
     def map(self, call: Callable[[A], B], items: Iterable[A], crashed: B) -> Iterator[tuple[A, B]]:
