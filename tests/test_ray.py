@@ -279,7 +279,7 @@ def test_the_example_of_the_page_runs(machines: Any, tiny_model: Path, tmp_path:
         Image.fromarray(x).save(tmp_path / "photos" / name)
     names: dict[str, Any] = {}
     exec(code, names)
-    rows = package.data.read_parquet(str(tmp_path / "tokens")).take_all()
+    rows = names["rows"]
     assert sorted(Path(row["path"]).name for row in rows) == sorted(pixels)
     for row in rows:
         found = ray.to_tokens(row["codes"], row["spec"])
