@@ -313,6 +313,7 @@ class CorpusOptions:
             Slurm), else all.
         workers: processes that read and decode media; 0: none beside this one.
         resume: go on with a folder that was begun with the same options.
+        ray: address of a Ray cluster that runs all ranks, "" for one that is started here; see :mod:`.corpus.cluster`.
     """
 
     format: str = "webdataset"
@@ -323,6 +324,7 @@ class CorpusOptions:
     world: int | None = None
     workers: int = 1
     resume: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in CORPUS_FORMATS:
@@ -331,7 +333,9 @@ class CorpusOptions:
             raise UsageError("pattern and digits are those of a megatron corpus")
         if self.pattern not in (None, "levels", "interleaved"):  # the others have a row of ids a step
             raise UsageError(f"the pattern of a megatron corpus is levels or interleaved, not {self.pattern}")
-        if (self.rank is None) != (self.world is None):
+        if self.ray is not None and self.rank is not None:
+            raise UsageError("Ray runs all ranks: give their number alone, the world")
+        if (self.rank is None) != (self.world is None) and self.ray is None:
             raise UsageError("give rank and world, or neither")
         if self.workers < 0:
             raise UsageError(f"workers are 0 or more, got {self.workers}")
