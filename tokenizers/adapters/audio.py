@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,9 +38,26 @@ class ResidualCodec(ForeignFolder, AudioTokenizer):
         self.sample_rate, self.strides = float(hertz), (stride,)
         self.context = max(1, round(seconds * hertz / stride))
 
+    @property
     @abc.abstractmethod
+    def levels(self) -> Any:
+        """The quantizers of the model, one a level."""
+
+    @abc.abstractmethod
+    def table(self, level: Any) -> Tensor:
+        """The codewords of a level, ``[N, D]``."""
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self.net.config.codebook_size,) * len(self.levels)
+
+    def codewords(self) -> list[npt.NDArray[np.float32]]:
+        return [self.table(level).detach().float().cpu().numpy() for level in self.levels]
+
     def latents(self, x: Tensor) -> Tensor:
         """Signals ``[B, 1, n]`` to what the vectors of the codes add up to, ``[B, D, t]``."""
+        z: Tensor = self.net.encoder(x)
+        return z
 
     @abc.abstractmethod
     def vectors(self, codes: Tensor) -> Iterator[Tensor]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from .audio import ResidualCodec
@@ -28,16 +26,9 @@ class Dac(ResidualCodec):
     def levels(self) -> Any:
         return self.net.quantizer.quantizers
 
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(len(level.codebook.weight) for level in self.levels)
-
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return [level.codebook.weight.detach().float().cpu().numpy() for level in self.levels]
-
-    def latents(self, x: Tensor) -> Tensor:
-        z: Tensor = self.net.encoder(x)
-        return z
+    def table(self, level: Any) -> Tensor:
+        own: Tensor = level.codebook.weight
+        return own
 
     def quantize(self, z: Tensor) -> Tensor:
         before = self.net.quantizer.training

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from .audio import ResidualCodec
@@ -37,19 +35,12 @@ class Encodec(ResidualCodec):
     def levels(self) -> Any:
         return self.net.quantizer.layers
 
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(len(level.codebook.embed) for level in self.levels)
-
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return [level.codebook.embed.detach().float().cpu().numpy() for level in self.levels]
+    def table(self, level: Any) -> Tensor:
+        own: Tensor = level.codebook.embed
+        return own
 
     def whole_frames(self, x: Tensor) -> Tensor:
         return x
-
-    def latents(self, x: Tensor) -> Tensor:
-        z: Tensor = self.net.encoder(x)
-        return z
 
     def quantize(self, z: Tensor) -> Tensor:
         codes: Tensor = self.net.quantizer.encode(z).transpose(0, 1)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -52,12 +50,9 @@ class Mimi(ResidualCodec):
             level.codebook._embed = None  # kept from its first use on, where that was
         return self
 
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(len(level.codebook.embed_sum) for level in self.levels)
-
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return [level.codebook.embed.detach().float().cpu().numpy() for level in self.levels]
+    def table(self, level: Any) -> Tensor:
+        own: Tensor = level.codebook.embed
+        return own
 
     def whole_frames(self, x: Tensor) -> Tensor:
         return x
