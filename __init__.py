@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .codec.registry import PriorKind, register_format, register_prior
     from .codec.tokens import detokenize_file, tokenize_file
     from .tokenizers.adapters.accelerate import accelerate
+    from .tokenizers.adapters.factorized import adapt_compressai
     from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
     from .tokenizers.registry import TokenizerKind, register_tokenizer
@@ -54,6 +55,7 @@ _NAMES = {
     ".codec.registry": ("PriorKind", "register_format", "register_prior"),
     ".codec.tokens": ("detokenize_file", "tokenize_file"),
     ".tokenizers.adapters.accelerate": ("accelerate",),
+    ".tokenizers.adapters.factorized": ("adapt_compressai",),
     ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
@@ -79,6 +81,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "adapt",
+    "adapt_compressai",
     "datasets",
     "decode_file",
     "detokenize_file",

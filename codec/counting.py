@@ -111,6 +111,8 @@ def prior_home(model: str | Tokenizer, device: str = "auto", force: bool = False
         raise ModelError(
             f"static tables are of levels of codes, the rate of {tokenizer.name} is {tokenizer.rate_control}"
         )
+    if tokenizer.needs_prior:
+        raise ModelError(f"the entropy model of {tokenizer.name} is part of its weights")
     if (folder / STATIC_FILE).exists() and not force:
         raise UsageError(
             f"{folder / STATIC_FILE} exists already: files made with it need it; overwrite it with --force"

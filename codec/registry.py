@@ -69,6 +69,7 @@ _PRIORS = {  # best first
     "tail": PriorKind(4, "tail.safetensors", ".entropy.tail:TailPrior"),
     "static": PriorKind(1, "prior.safetensors", ".entropy.static:StaticPrior"),
     "fit": PriorKind(5, "", ""),  # segments hold networks of their own
+    "factorized": PriorKind(6, "", ""),  # tables that are part of a tokenizer
 }
 _ADDED: dict[str, PriorKind] = {}
 OTHERS = range(64, 256)  # wire ids for packages that are not ours

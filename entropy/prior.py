@@ -62,6 +62,14 @@ class Prior(abc.ABC):
             levels: fill only so many, coarse to fine; all of them by default.
         """
 
+    def levels(self, layers: int) -> int:
+        """How many levels the first layers of a file hold at most: as many, where a layer is a level."""
+        return layers
+
+    def layers(self, levels: int) -> int:
+        """How many layers hold so many levels."""
+        return levels
+
     @abc.abstractmethod
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What the prior consists of, for :meth:`save_pretrained`."""

@@ -103,9 +103,11 @@ class TailPrior(Prior):
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self.tables.shape[1],) * len(self.table_of)
 
-    def layers(self, places: int) -> int:
-        """How many layers hold so many places."""
-        return 1 + sum(bound < places for bound in self.bounds)
+    def levels(self, layers: int) -> int:
+        return self.bounds[min(layers, len(self.bounds)) - 1]
+
+    def layers(self, levels: int) -> int:
+        return 1 + sum(bound < levels for bound in self.bounds)
 
     # ---------------------------------------------------------------- payloads
 

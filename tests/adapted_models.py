@@ -89,6 +89,53 @@ def tiny_adapted(modality: str, kind: str, seed: int = 0, **more: Any) -> Any:
     return tokodec.adapt(encoder, quantizer, decoder, modality=modality, strides=strides, sample_rate=rate)
 
 
+class EntropyBottleneck(nn.Module):
+    """What a tokenizer needs of that of CompressAI, with tables of random frequencies, 2^16 in all."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.quantiles = nn.Parameter(torch.randn(channels, 1, 3))
+        for name in ("_offset", "_quantized_cdf", "_cdf_length"):
+            self.register_buffer(name, torch.IntTensor())
+
+    def update(self) -> None:
+        channels = len(self.quantiles)
+        self._offset = -torch.randint(2, 5, (channels,), dtype=torch.int32)
+        lengths = torch.randint(6, 12, (channels,), dtype=torch.int32)  # one more than frequencies
+        cdf = torch.zeros(channels, int(lengths.max()), dtype=torch.int32)
+        for row, n in zip(cdf, lengths.tolist(), strict=True):
+            inner = torch.randperm((1 << 16) - 1)[: n - 2].sort().values + 1
+            row[1 : n - 1], row[n - 1] = inner.int(), 1 << 16
+        self._quantized_cdf, self._cdf_length = cdf, lengths
+
+    def symbols(self, y: Tensor) -> Tensor:
+        """What `compress` gives to its coder, and `decompress` gets back."""
+        return (y - self.quantiles[:, :, 1:2]).round().int()
+
+
+class FactorizedPrior(nn.Module):
+    """What a tokenizer needs of that of CompressAI; two convolutions each way."""
+
+    downsampling_factor = 16
+
+    def __init__(self, N: int, M: int) -> None:
+        super().__init__()
+        self.N, self.M = N, M
+        self.entropy_bottleneck = EntropyBottleneck(M)
+        self.g_a = nn.Sequential(nn.Conv2d(3, N, 4, 4), nn.GELU(), nn.Conv2d(N, M, 4, 4))
+        self.g_s = nn.Sequential(nn.ConvTranspose2d(M, N, 4, 4), nn.GELU(), nn.ConvTranspose2d(N, 3, 4, 4))
+
+
+def tiny_factorized(seed: int = 0) -> Any:
+    """A model with 70 latents, more than a file has layers, of which some exceed their tables."""
+    torch.manual_seed(seed)
+    model = FactorizedPrior(8, 70)
+    model.entropy_bottleneck.update()
+    with torch.no_grad():
+        model.g_a[2].weight *= 40
+    return model.eval()
+
+
 def signals(modality: str, n: int = 2, seed: int = 0) -> Tensor:
     """Noise that is loud here and quiet there, of sizes that fill no whole cells."""
     shape = {"image": (3, 45, 60), "audio": (1, 4321), "video": (3, 5, 20, 30)}[modality]

@@ -31,6 +31,7 @@ MAY_ALSO_IMPORT = {
     "tokenizers/video/motion.py": {"entropy"},  # as photo.py
     "tokenizers/weights.py": {"entropy"},  # weights and priors are packed on disk alike
     "tokenizers/adapters/base.py": {"entropy"},  # as weights.py
+    "tokenizers/adapters/factorized.py": {"entropy"},  # its tables are part of its weights
 }
 # A file that may use one package more, when it is asked for a generator.
 MAY_ALSO_USE = {

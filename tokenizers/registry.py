@@ -53,6 +53,7 @@ _KINDS = {
     "Encodec": TokenizerKind(".adapters.encodec", "audio", foreign=("model_type", "encodec")),
     "Dac": TokenizerKind(".adapters.dac", "audio", foreign=("model_type", "dac")),
     "Mimi": TokenizerKind(".adapters.mimi", "audio", foreign=("model_type", "mimi")),
+    "FactorizedImage": TokenizerKind(".adapters.factorized", "image"),
     "VQGAN": TokenizerKind(".adapters.vqgan", "image", foreign=("_class_name", "VQModel")),
 }
 

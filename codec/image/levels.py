@@ -30,16 +30,13 @@ class LevelsFormat(ImageFormat):
 
     def pixels(self, tok: TokFile, model: Model, options: DecodeOptions, progress: Progress) -> tuple[np.ndarray, int]:
         tokens = self.tokens_of(tok, model, options.levels)
-        held = self.held(tok, tokens, options.levels)
+        held = self.held(tok, tokens, model, options.levels)
         return decode_pixels(tokens, model, tok.picture.channels, options.synthesis, progress), held
 
-    def held(self, tok: TokFile, tokens: Tokens, levels: int | None) -> int:
+    def held(self, tok: TokFile, tokens: Tokens, model: Model, levels: int | None) -> int:
         """The number of layers that every segment has at least, of those that are wanted."""
-        return fewest_levels(tokens)
-
-    def most_levels(self, model: Model, wanted: int) -> int:
-        """Levels of the codes in so many layers."""
-        return wanted
+        layers: int = model.prior.layers(fewest_levels(tokens))
+        return layers
 
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         """Tokens of a file.
@@ -51,7 +48,7 @@ class LevelsFormat(ImageFormat):
         wanted = min(levels or header.layers, header.layers)
         spec = image_tokenizer(model).spec((header.height, header.width))
         check_header_grid(header, spec.grid)
-        codes = np.full((1, self.most_levels(model, wanted), *header.grid), -1, dtype=np.int64)
+        codes = np.full((1, model.prior.levels(wanted), *header.grid), -1, dtype=np.int64)
         lost = []
         for segment in range(header.n_segments):
             top, left, bottom, right = header.segment_box(segment)

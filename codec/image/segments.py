@@ -47,8 +47,9 @@ def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Mo
     y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
     window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
     # Lost neighbours in the window are filled as well, but only to go on from: each has a turn of its own.
-    filled = model.prior.conceal(window, model.tokenizer.codewords(), levels=1)
-    codes[0, top:bottom, left:right] = filled[0, top - y : bottom - y, left - x : right - x]
+    n = model.prior.levels(1)
+    filled = model.prior.conceal(window, model.tokenizer.codewords(), levels=n)
+    codes[:n, top:bottom, left:right] = filled[:n, top - y : bottom - y, left - x : right - x]
 
 
 def picture_of(tok: TokFile, pixels: np.ndarray) -> Picture:

@@ -45,13 +45,10 @@ class SequenceFormat(LevelsFormat):
         data, total = encode_sequence(picture.pixels, model, options.rate, build, progress)
         return Encoded(data, layers, math.prod(picture.pixels.shape[:2]), tokens=total)
 
-    def held(self, tok: TokFile, tokens: Tokens, levels: int | None) -> int:
+    def held(self, tok: TokFile, tokens: Tokens, model: Model, levels: int | None) -> int:
         header = tok.picture
         wanted = min(levels or header.layers, header.layers)
         return min(len(tok.segment_payloads(segment, wanted)) for segment in range(header.n_segments))
-
-    def most_levels(self, model: Model, wanted: int) -> int:
-        return sequence_tokenizer(model).config.tokens
 
     def check_codes(self, tokens: Tokens) -> None:
         """Windows may have few tokens."""
