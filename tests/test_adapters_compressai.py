@@ -31,7 +31,7 @@ def real() -> Any:
     torch.manual_seed(0)
     net = models.FactorizedPrior(16, 70).eval()
     with torch.no_grad():
-        net.g_a[6].weight *= 60
+        net.g_a[6].weight *= 600
     net.update()
     return net
 
@@ -50,7 +50,7 @@ def symbols_of(net: Any, x: Tensor) -> Tensor:
     if hasattr(bottleneck, "symbols"):
         return bottleneck.symbols(y)
     medians = bottleneck._extend_ndims(bottleneck._get_medians(), 2)
-    return bottleneck.quantize(y, "symbols", medians.expand(len(y), *[-1] * (medians.ndim - 1)))
+    return bottleneck.quantize(y, "symbols", medians.expand(len(y), -1, -1, -1))
 
 
 @torch.no_grad()
