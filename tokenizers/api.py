@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 import json
 import operator
 import shutil
@@ -87,6 +88,8 @@ class Tokenizer(nn.Module, abc.ABC):
     varies: ClassVar[tuple[str, ...]] = ()
     rate_control: ClassVar[str] = "levels"  # what sets the rate of encode()
     needs_prior: ClassVar[bool] = False  # whether its codes cannot be coded with fixed lengths
+
+    extra: ClassVar[str] = ""  # of the package, that its class needs
 
     name: str
     #: Prefixes of weights that only decoding uses: codes mean the same without them.
@@ -321,6 +324,26 @@ class Tokenizer(nn.Module, abc.ABC):
         elif priors or source is None:
             warnings.warn(f"{folder} has no entropy model: those of {self._source} are of other codes", stacklevel=3)
 
+    def push_to_hub(self, repo_id: str, **more: Any) -> Any:
+        """Upload what :meth:`save_pretrained` writes, with a model card, to the Hugging Face hub.
+
+        >>> tokenizer.push_to_hub("me/my-vq", private=True, model_card_kwargs={"license": "mit"})
+
+        Args:    more: as `huggingface_hub.ModelHubMixin.push_to_hub` takes it; ``model_card_kwargs`` are fields of the
+                 card's metadata. A README.md in the folder that the model was loaded from is its card.
+        Returns: where it is.
+        Raises:  ValueError if `huggingface_hub` is missing, and its own errors.
+        """
+        try:
+            hub = importlib.import_module(".hub", __package__)
+        except ImportError as error:
+            raise ValueError(f"to publish models, pip install 'tokodec[hub]' ({error})") from error
+        return hub.HubTokenizer(self).push_to_hub(repo_id, **more)
+
+    def load_code(self, name: str) -> str:
+        """What loads this model again, as an expression of Python for its card."""
+        return f'tokodec.load("{name}")'
+
     def save_parts(self, folder: Path) -> None:
         """Write what a model has beside its weights; called before the weights are written."""
 
@@ -328,14 +351,17 @@ class Tokenizer(nn.Module, abc.ABC):
         """Load what :meth:`save_parts` wrote. Raises ValueError if it is missing, damaged or another model's."""
 
     @classmethod
-    def from_pretrained(cls: type[T], name: str | Path) -> T:
+    def from_pretrained(cls: type[T], name: str | Path, **hub: Any) -> T:
         """Load a model by the name of a release (variants as well), a folder, or `hf:USER/MODEL`.
 
+        Args:
+            hub: of a model of the Hugging Face hub, what `snapshot_download` takes: ``revision``, ``token``,
+                ``cache_dir``, ``local_files_only``, ``force_download``.
         Raises:
             FileNotFoundError: nothing of that name; the message lists the released models.
             ValueError: the folder is damaged, or holds another class than ``cls``.
         """
-        folder = find_model(name)
+        folder = find_model(name, **hub)
         found = load_class(read_config(folder)["class"])
         if not issubclass(found, cls):
             raise ValueError(f"{folder} holds a {found.__name__}, not a {cls.__name__}")

@@ -61,12 +61,16 @@ def as_text(name: str | Path) -> str:
     return f"{os.curdir}{os.sep}{name}"
 
 
-def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path:
+def find_model(name: str | Path, classes: Collection[str] | None = None, **hub: Any) -> Path:
     """Find the folder of a model by release name, path or `hf:USER/MODEL`; the module's text says which is which.
 
     Args:   classes: only releases of these count, tokenizers by default; what a folder holds, its reader will tell.
+            hub: for `snapshot_download`, such as ``revision``; other models have none of it.
     Raises: FileNotFoundError, with the way to say what was probably meant. Whatever is not there asks no network.
     """
+    if hub and not str(name).startswith(HUB):
+        said = " and ".join(sorted(hub))
+        raise ValueError(f"{said} of {str(name)!r}: only models of the hub, {HUB}USER/MODEL, have it")
     if is_path(name):
         path = Path(name)
         if (path / CONFIG_FILE).is_file():
@@ -75,7 +79,7 @@ def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path
         raise FileNotFoundError(f"no model in the folder {str(name)!r}: it has no {CONFIG_FILE}{hub}")
     name = str(name)
     if name.startswith(HUB):
-        return _from_hub(name.removeprefix(HUB))
+        return _from_hub(name.removeprefix(HUB), **hub)
     released = released_models(classes)
     if name in released:
         return ASSETS / name
@@ -84,7 +88,7 @@ def find_model(name: str | Path, classes: Collection[str] | None = None) -> Path
     raise FileNotFoundError(f"no model {name!r}: give the path of a folder with a {CONFIG_FILE}{known}{here}")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, **hub: Any) -> Path:
     """Folder of a model of the Hugging Face hub, "user/model". Raises FileNotFoundError."""
     if name.count("/") != 1:
         raise FileNotFoundError(f"no model {HUB + name!r}: models of the Hugging Face hub are {HUB}USER/MODEL")
@@ -94,7 +98,7 @@ def _from_hub(name: str) -> Path:
         hint = "to load models from the Hugging Face hub, pip install 'tokodec[hub]'"
         raise FileNotFoundError(f"no model {HUB + name!r}: {hint}") from None
     # No pickles, no code: only what a model folder may hold.
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "README.md"], **hub))
 
 
 def parse_json(text: str | bytes) -> Any:

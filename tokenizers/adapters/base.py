@@ -135,12 +135,11 @@ class ForeignFolder(Tokenizer):
     """A model of another library, in a folder that this library wrote.
 
     Attributes:
-        module: where its class is, "package.module:Class".  extra: that installs it.  file: of its weights.
+        module: where its class is, "package.module:Class".  file: of its weights.
     """
 
     config_class = Foreign
     module: ClassVar[str]
-    extra: ClassVar[str]
     file: ClassVar[str] = weights.WEIGHTS_FILE
 
     net: Any  # the module of the other library

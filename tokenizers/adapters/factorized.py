@@ -60,7 +60,7 @@ def check_fixed(net: nn.Module) -> None:
 class FactorizedImage(WholeWeights, AdaptedImage):
     """Pictures by a FactorizedPrior of CompressAI, which is ``net``. Its prior is :attr:`entropy`."""
 
-    config_class = FactorizedConfig
+    config_class, extra = FactorizedConfig, EXTRA
     needs_prior = True  # codes of fixed lengths would be of 11 bits and more, nearly all of them unused
 
     def __init__(self, config: FactorizedConfig, name: str = "bmshj2018-factorized", net: Any = None) -> None:

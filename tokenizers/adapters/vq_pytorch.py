@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .. import weights
 from ..api import Output
 from ..audio.base import AudioTokenizer
+from ..folders import HUB, find_model
 from ..precision import whole_float32
 from ..video.base import VideoTokenizer
 from .base import AdaptedImage, WholeWeights
@@ -148,6 +149,7 @@ class VQTokenizer(WholeWeights):
     """A tokenizer of three modules. Somebody else's is a subclass that makes them in :meth:`build`."""
 
     config_class: ClassVar[type[Any]] = AdaptedConfig
+    extra = "vector-quantize"
     analysis: nn.Module
     quantizer: nn.Module
     synthesis: nn.Module
@@ -160,6 +162,13 @@ class VQTokenizer(WholeWeights):
     def build(self) -> Modules:
         """Encoder, quantizer and decoder, by ``self.config``."""
         raise ValueError(f"{type(self).__name__} has no modules: they are code, make it with tokodec.adapt")
+
+    def load_code(self, name: str) -> str:
+        if type(self).build is not VQTokenizer.build:
+            return super().load_code(name)
+        rate = f", sample_rate={self.sample_rate:g}" if self.sample_rate else ""
+        about = f'modality="{self.modality}", strides={self.strides}{rate}'
+        return f'tokodec.adapt(encoder, quantizer, decoder, {about}, weights_from="{name}")'
 
     @property
     def books(self) -> Codebooks:
@@ -239,7 +248,7 @@ def adapt(
         name: that files will have.
         pixels: the range of pixels that encoder and decoder take.
         context: of sounds, frames on both sides that a frame depends on; long sounds are cut into blocks.
-        weights_from: a folder that ``save_pretrained`` of such a tokenizer wrote.
+        weights_from: a folder that ``save_pretrained`` of such a tokenizer wrote, or `hf:USER/MODEL`.
 
     Returns: a tokenizer of the modules themselves, not of copies; in evaluation mode.
     Raises:  ValueError if they do not fit each other, or the folder.
@@ -252,7 +261,8 @@ def adapt(
     made.strides, made.sample_rate = tuple(strides), sample_rate
     made.pixels, made.context = pixels, context
     if weights_from is not None:
-        folder = Path(weights_from)
+        hub = str(weights_from).startswith(HUB)
+        folder = find_model(weights_from) if hub else Path(weights_from)
         state, _ = weights.load_hashed(folder / weights.WEIGHTS_FILE)
         try:
             made.load_state_dict(state)
