@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .tokenizers.adapters.factorized import adapt_compressai
     from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
+    from .tokenizers.processors import processor
     from .tokenizers.registry import TokenizerKind, register_tokenizer
     from .tokenizers.tokens import Tokens, TokenSpec
 
@@ -58,6 +59,7 @@ _NAMES = {
     ".tokenizers.adapters.factorized": ("adapt_compressai",),
     ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
+    ".tokenizers.processors": ("processor",),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
     ".tokenizers.tokens": ("TokenSpec", "Tokens"),
 }
@@ -88,6 +90,7 @@ __all__ = [
     "encode_file",
     "load",
     "load_generator",
+    "processor",
     "ray",
     "register_format",
     "register_prior",
