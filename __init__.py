@@ -101,7 +101,12 @@ __all__ = [
 
 
 # Modules that have a short name: they load on first use, too.
-_MODULES = {"datasets": ".codec.datasets", "ray": ".codec.corpus.ray"}
+_MODULES = {
+    "datasets": ".codec.datasets",
+    "imageio": ".codec.plugins.imageio",
+    "pillow": ".codec.plugins.pillow",
+    "ray": ".codec.corpus.ray",
+}
 
 
 class _Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -42,6 +42,7 @@ MAY_ALSO_USE = {
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
     "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there
+    "codec/plugins/imageio.py": {"imageio"},  # when `tokodec.imageio` is imported
     "tokenizers/processors.py": {"PIL"},  # pictures are what it takes
     "tokenizers/adapters/fast_vq.py": {"vector_quantize_pytorch"},  # when `accelerate` meets its modules
     "tokenizers/adapters/fast_codecs.py": {"transformers"},
