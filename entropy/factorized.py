@@ -39,7 +39,7 @@ class FactorizedPrior(StaticPrior):
     wire_id = 6
     file = ""
 
-    def levels(self, layers: int) -> int:
+    def levels_in(self, layers: int) -> int:
         return len(self.tables)
 
     def layers(self, levels: int) -> int:

@@ -62,7 +62,7 @@ class Prior(abc.ABC):
             levels: fill only so many, coarse to fine; all of them by default.
         """
 
-    def levels(self, layers: int) -> int:
+    def levels_in(self, layers: int) -> int:
         """How many levels the first layers of a file hold at most: as many, where a layer is a level."""
         return layers
 

@@ -103,7 +103,7 @@ class TailPrior(Prior):
     def codebook_sizes(self) -> tuple[int, ...]:
         return (self.tables.shape[1],) * len(self.table_of)
 
-    def levels(self, layers: int) -> int:
+    def levels_in(self, layers: int) -> int:
         return self.bounds[min(layers, len(self.bounds)) - 1]
 
     def layers(self, levels: int) -> int:

@@ -48,7 +48,7 @@ class LevelsFormat(ImageFormat):
         wanted = min(levels or header.layers, header.layers)
         spec = image_tokenizer(model).spec((header.height, header.width))
         check_header_grid(header, spec.grid)
-        codes = np.full((1, model.prior.levels(wanted), *header.grid), -1, dtype=np.int64)
+        codes = np.full((1, model.prior.levels_in(wanted), *header.grid), -1, dtype=np.int64)
         lost = []
         for segment in range(header.n_segments):
             top, left, bottom, right = header.segment_box(segment)

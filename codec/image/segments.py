@@ -47,7 +47,7 @@ def conceal_segment(codes: np.ndarray, box: tuple[int, int, int, int], model: Mo
     y, x = max(0, top - CONCEAL_MARGIN), max(0, left - CONCEAL_MARGIN)
     window = codes[:, y : bottom + CONCEAL_MARGIN, x : right + CONCEAL_MARGIN]
     # Lost neighbours in the window are filled as well, but only to go on from: each has a turn of its own.
-    n = model.prior.levels(1)
+    n = model.prior.levels_in(1)
     filled = model.prior.conceal(window, model.tokenizer.codewords(), levels=n)
     codes[:n, top:bottom, left:right] = filled[:n, top - y : bottom - y, left - x : right - x]
 

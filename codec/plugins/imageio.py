@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from imageio.config.extensions import FileExtension
 from imageio.config.plugins import PluginConfig
-from imageio.core.request import InitializationError, Request
+from imageio.core.request import RETURN_BYTES, InitializationError, Request
 from imageio.core.v3_plugin_api import ImageProperties, PluginV3
 from PIL import Image
 
@@ -52,7 +52,7 @@ class TokPlugin(PluginV3):  # type: ignore[misc]
                 raise OSError(str(error)) from error  # of ours, and damaged
             if not isinstance(self.tok.header, (ImageHeader, VideoHeader)):
                 raise InitializationError("the file holds a sound")
-        elif request.extension != EXTENSION and request.raw_uri != "<bytes>":
+        elif request.extension != EXTENSION and request.raw_uri != RETURN_BYTES:
             raise InitializationError("only .tok files are written")
 
     def read(self, *, index: Any = None, **short: Any) -> Pixels:
@@ -101,7 +101,7 @@ class TokPlugin(PluginV3):  # type: ignore[misc]
         except TokodecError as error:
             raise OSError(str(error)) from error
         self.request.get_file().write(data)
-        return self.request.get_result()  # type: ignore[no-any-return]
+        return data if self.request.raw_uri == RETURN_BYTES else None
 
     def properties(self, index: Any = None) -> ImageProperties:
         """Shape and type, without decoding."""
