@@ -22,6 +22,7 @@ from tokodec.tests.adapted_models import (
     tiny_quantizer,
     tiny_vqgan,
 )
+from tokodec.tokenizers.adapters.vqgan import VQGAN
 
 QUANTIZERS = ("VectorQuantize", "ResidualVQ", "GroupedResidualVQ", "SimVQ", "FSQ", "LFQ", "ResidualFSQ")
 NESTED = ("ResidualVQ", "GroupedResidualVQ", "ResidualFSQ")
@@ -309,7 +310,8 @@ def test_what_does_not_fit(more: dict[str, Any], message: str) -> None:
 
 def every(codecs: dict[str, Any]) -> dict[str, Any]:
     adapted = {kind: tiny_adapted("image", kind) for kind in QUANTIZERS}
-    return {**codecs, **adapted, "sounds": tiny_adapted("audio", "ResidualVQ")}
+    vqgan = VQGAN(tiny_vqgan())
+    return {**codecs, **adapted, "vqgan": vqgan, "sounds": tiny_adapted("audio", "ResidualVQ")}
 
 
 def test_a_batch_is_its_members(codecs: dict[str, Any]) -> None:
@@ -329,6 +331,17 @@ def test_padding_changes_no_codes_of_causal_codecs(codecs: dict[str, Any], kind:
     whole = x.shape[2] // model.stride
     codes = model.encode(x[..., : whole * model.stride]).codes
     assert torch.equal(model.encode(F.pad(x, (0, 5000))).codes[..., :whole], codes)
+
+
+@pytest.mark.parametrize("kind", ["dac", "sounds"])
+def test_padding_changes_codes_only_within_the_context(codecs: dict[str, Any], kind: str) -> None:
+    """Of nets that look ahead."""
+    model = every(codecs)[kind]
+    n = 2 * model.context * model.stride
+    x = torch.randn(1, 1, n, generator=torch.Generator().manual_seed(0)) * 0.3
+    codes = model.encode(x).codes
+    padded = model.encode(F.pad(x, (0, 5000))).codes[..., : codes.shape[2]]
+    assert torch.equal(padded[..., : -model.context], codes[..., : -model.context])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -129,7 +129,7 @@ class Blocked:
         "torchvision", "torchaudio", "compressai", "accelerate", "huggingface_hub", "yaml", "scipy", "matplotlib",
         "pytorch_msssim", "ssimulacra2", "efficientnet_lite_pytorch", "vector_quantize_pytorch", "tokodec.train",
         "bjontegaard", "pillow_heif", "pillow_jxl", "visqol", "pesq", "pystoi", "onnxruntime", "transformers",
-        "diffusers", "pyarrow", "fsspec",
+        "diffusers", "pyarrow", "fsspec", "imageio",
     }
 
     @classmethod

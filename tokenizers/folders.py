@@ -75,8 +75,8 @@ def find_model(name: str | Path, classes: Collection[str] | None = None, **hub: 
         path = Path(name)
         if (path / CONFIG_FILE).is_file():
             return path
-        hub = f"; a model of the Hugging Face hub is {HUB}{name}" if str(name).count("/") == 1 else ""
-        raise FileNotFoundError(f"no model in the folder {str(name)!r}: it has no {CONFIG_FILE}{hub}")
+        hint = f"; a model of the Hugging Face hub is {HUB}{name}" if str(name).count("/") == 1 else ""
+        raise FileNotFoundError(f"no model in the folder {str(name)!r}: it has no {CONFIG_FILE}{hint}")
     name = str(name)
     if name.startswith(HUB):
         return _from_hub(name.removeprefix(HUB), **hub)
