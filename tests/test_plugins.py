@@ -14,8 +14,8 @@ import soundfile
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 import tokodec
-import tokodec.imageio
-import tokodec.pillow
+import tokodec.imageio  # type: ignore[import-not-found]
+import tokodec.pillow  # type: ignore[import-not-found]
 from tokodec.codec.cli import run
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.media.profile import adobe_rgb
