@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from .prior import Codes, JointPrior, check_codes, check_levels, prior_bytes, re
 from .tables import check_table, frequency_table, table_bits
 
 STATIC_FILE = "prior.safetensors"
+
+S = TypeVar("S", bound="StaticPrior")
 
 
 class StaticPrior(JointPrior):
@@ -52,7 +54,7 @@ class StaticPrior(JointPrior):
         """
         return cls([frequency_table(np.ones(n, dtype=np.int64)) for n in codebook_sizes]).hashed()
 
-    def hashed(self) -> StaticPrior:
+    def hashed(self: S) -> S:
         """Itself, with the hash that its file would have."""
         self.hash = packed.hash_of(prior_bytes(self.arrays(), self.wire_id))
         return self

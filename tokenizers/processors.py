@@ -167,7 +167,7 @@ class ImageProcessor:
     def _pixels(self, image: Any, rescale: bool) -> Floats:
         """``[3, H, W]`` in [0, 1]."""
         if isinstance(image, Image.Image):
-            return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+            return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
         found = _array(image)
         if found.ndim == 3 and found.shape[-1] in (1, 3):
             found = found.transpose(2, 0, 1)
@@ -178,7 +178,7 @@ class ImageProcessor:
         x = np.broadcast_to(found, (3, *found.shape[1:])).astype(np.float32)
         if rescale and found.dtype.kind == "f" and x.max() <= 1 and x.max() > 0:
             raise ValueError("these pixels are in [0, 1] already: do_rescale=False")
-        x = x / 255 if rescale else x
+        x = x / np.float32(255) if rescale else x
         if x.min() < 0 or x.max() > 1:
             raise ValueError(f"pixels are in [0, 1] after rescaling, and these are {x.min():.4g} to {x.max():.4g}")
         return np.ascontiguousarray(x)

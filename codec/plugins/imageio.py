@@ -36,7 +36,7 @@ PLUGIN, EXTENSION = "tokodec", ".tok"
 Pixels = npt.NDArray[Any]
 
 
-class TokPlugin(PluginV3):  # type: ignore[misc]
+class TokPlugin(PluginV3):
     """A picture, or the frames of a video. Keywords of reading are those of `decode_file`, of writing `encode_file`."""
 
     def __init__(self, request: Request) -> None:

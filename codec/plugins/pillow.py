@@ -56,6 +56,7 @@ class TokImageFile(ImageFile.ImageFile):
     format, format_description = FORMAT, "tokodec"
 
     def _open(self) -> None:
+        assert self.fp is not None
         data = self.fp.read()
         if not data.startswith(SIGNATURE):
             raise SyntaxError("not a .tok file")
