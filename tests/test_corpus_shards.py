@@ -27,7 +27,7 @@ import tokodec
 from tokodec.codec import cli
 from tokodec.codec.corpus import device, run
 from tokodec.codec.corpus.device import Device
-from tokodec.codec.corpus.manifest import Corpus, finish, read_lines, verify
+from tokodec.codec.corpus.manifest import Corpus, finish, verify
 from tokodec.codec.corpus.readers import Readers
 from tokodec.codec.corpus.run import tokenize_corpus
 from tokodec.codec.corpus.sources import Sample, expand, list_samples, owner
@@ -66,18 +66,22 @@ def made(sources: Any, folder: Path, model: Path, **options: Any) -> Tally:
     return tokenize_corpus(sources, folder, CorpusOptions(**given), TokenizeOptions(model=str(model), device="cpu"))
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def shard_bytes(folder: Path) -> dict[str, str]:
     """Hashes of everything in shards, and of the rows but their times."""
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("part-*") if p.suffix != ".jsonl"}
     for path in folder.glob("part-*.jsonl"):
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(path)]
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(path)]
         found[path.name] = json.dumps(rows)
     return found
 
 
 def codes_of(folder: Path) -> dict[str, str]:
     """Hash of the codes by key; a key that is there twice is refused."""
-    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in read_lines(path)]
+    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in rows_of(path)]
     found = {row["key"]: row["codes"] for row in rows}
     assert len(found) == len(rows)
     return found
@@ -153,7 +157,7 @@ def test_rows_say_where_a_sample_comes_from(small: Path, tiny_model: Path, tmp_p
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["fingerprint"]["weights_hash"] == load_model(str(tiny_model)).tokenizer.weights_hash
     assert manifest["shards"] == [["part-0000-0000", 6]]
-    rows = list(read_lines(tmp_path / "out" / "part-0000-0000.jsonl"))
+    rows = list(rows_of(tmp_path / "out" / "part-0000-0000.jsonl"))
     for row in rows:
         assert row["sha256"] == hashlib.sha256(Path(row["source"]).read_bytes()).hexdigest()
         assert row["device"] == "cpu"
@@ -187,7 +191,7 @@ def test_other_media(sound_model: Path, tiny_model: Path, tmp_path: Path) -> Non
     done = made(folder, tmp_path / "pictures", tiny_model)
     assert (done.written, done.failed) == (3, 1)
     assert len(set(codes_of(tmp_path / "pictures").values())) == 1
-    (error,) = read_lines(tmp_path / "pictures" / "errors.jsonl")
+    (error,) = rows_of(tmp_path / "pictures" / "errors.jsonl")
     assert "is a model for image" in error["reason"]
 
 
@@ -367,7 +371,7 @@ def test_what_cannot_be_read_is_named_and_nothing_else_is_lost(small: Path, tiny
     Image.new("RGB", (16, 16)).save(small / "class2" / "p00002.jpg")  # the key of p00002.png
     done = made(small, tmp_path / "out", tiny_model)
     assert (done.written, done.failed, done.damaged, done.exit_code) == (6, 3, 1, 2)
-    errors = {Path(row["source"]).name: row["reason"] for row in read_lines(tmp_path / "out" / "errors.jsonl")}
+    errors = {Path(row["source"]).name: row["reason"] for row in rows_of(tmp_path / "out" / "errors.jsonl")}
     assert set(errors) == {"bad.png", "cut.png", "p00002.png"}
     assert "there twice" in errors["p00002.png"]
     assert list(verify(tmp_path / "out", [str(small)])) == []

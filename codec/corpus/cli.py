@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from ..flags import CorpusFlags, TokenizeFlags
 from ..options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
-Folder = Annotated[Path, typer.Argument(help="folder of the shards", metavar="CORPUS")]
+Folder = Annotated[str, typer.Argument(help="folder or URL of the shards", metavar="CORPUS")]
 
 
 def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | None:
@@ -53,7 +52,7 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
 def merge(
     folder: Folder,
     others: Annotated[
-        list[Path] | None, typer.Argument(help="folders whose shards are moved there", metavar="OTHER...")
+        list[str] | None, typer.Argument(help="folders or URLs whose shards are moved there", metavar="OTHER...")
     ] = None,
 ) -> None:
     """Put the shards of ranks together that wrote to several folders, or whose last one could not."""

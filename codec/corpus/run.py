@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ... import __version__
 from ..errors import UsageError
-from ..files import atomic_outputs, make_folder
 from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN
 from ..models import Model, load_model, pick_device
 from ..options import CorpusOptions, TokenizeOptions
@@ -35,6 +34,7 @@ from ..registry import MODALITIES
 from ..tokens import check_tokenizable
 from .device import WINDOW, Device, Pending
 from .manifest import (
+    ROWS,
     SUCCESS,
     begin,
     codes_hash,
@@ -46,6 +46,7 @@ from .manifest import (
     shards_of,
     write_json,
 )
+from .places import Place, place_of
 from .readers import Loaded, Readers, load
 from .shards import SHARD_SUFFIXES, ShardWriter, shard_writer
 from .sources import Sample, list_samples
@@ -63,7 +64,7 @@ READERS = ("pillow", "soundfile", "soxr", "av")  # whose versions decide samples
 
 def tokenize_corpus(
     sources: Sequence[str],
-    folder: str | Path,
+    folder: str | Path | Place,
     options: CorpusOptions,
     tokenize: TokenizeOptions,
     progress: Progress = SILENT,
@@ -75,7 +76,7 @@ def tokenize_corpus(
     Raises:  UsageError if the folder holds something else, was begun with other options, or has shards of this rank and
              ``options.resume`` is not set; MediaError if it cannot be written.
     """
-    folder = Path(folder)
+    place = place_of(folder)
     rank, world = options.place
     model = load_model(tokenize.model or _default_model(sources), _device(tokenize.device))
     tokenize = replace(tokenize, model=model.tokenizer, device=str(model.tokenizer.device))
@@ -83,16 +84,16 @@ def tokenize_corpus(
     if options.digits:
         _ = model.trees  # refused now, and not once for each sample
     suffixes = (*MODALITY_SUFFIXES[model.tokenizer.modality], ".tok", *TOKEN_SUFFIXES)
-    make_folder(folder)
-    if not options.resume and (shards_of(folder, rank) or rank_file(folder, rank).is_file()):
-        raise UsageError(f"{folder} has shards of rank {rank} already: --resume goes on with them")
-    begin(folder, _fingerprint(model, options, tokenize, suffixes))
-    for path in (folder / SUCCESS, rank_file(folder, rank)):
-        path.unlink(missing_ok=True)
+    place.make()
+    if not options.resume and (shards_of(place, rank) or place.has(rank_file(rank))):
+        raise UsageError(f"{place.name} has shards of rank {rank} already: --resume goes on with them")
+    begin(place, _fingerprint(model, options, tokenize, suffixes))
+    for name in (SUCCESS, rank_file(rank)):
+        place.remove(name)
     tally = Tally()
     listing = list_samples(sources, suffixes, rank, world)
-    with errors_file(folder, rank).open("w", encoding="utf-8", buffering=1) as errors:
-        writer = _Writer(folder, options, model, tally, errors)
+    with place.log(errors_file(rank)) as errors:
+        writer = _Writer(place, options, model, tally, errors)
         with (
             writer,
             contextlib.closing(Readers(options.workers, AHEAD)) as readers,
@@ -105,9 +106,9 @@ def tokenize_corpus(
     about = {"machine": machine(str(model.tokenizer.device)), "versions": versions()}
     counted = ("written", "failed", "damaged", "shards", "seconds", "computing")
     numbers = {name: getattr(tally, name) for name in counted}
-    write_json(rank_file(folder, rank), {"rank": rank, **numbers, **about})
-    if all(rank_file(folder, other).is_file() for other in range(world)):
-        finish(folder)
+    write_json(place, rank_file(rank), {"rank": rank, **numbers, **about})
+    if len(place.names("_rank-", ".json")) == world:
+        finish(place)
         tally.finished = True
     return tally
 
@@ -202,14 +203,14 @@ def _windows(listing: Iterable[Sample], writer: _Writer) -> Iterator[list[Sample
 class _Writer:
     """Shards of a rank, one after the other, written by a thread; samples that are there already are passed over."""
 
-    def __init__(self, folder: Path, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
-        self.folder, self.options, self.model, self.tally, self.errors = folder, options, model, tally, errors
+    def __init__(self, place: Place, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
+        self.place, self.options, self.model, self.tally, self.errors = place, options, model, tally, errors
         self.rank = options.place[0]
         self._done: set[str] = set()
-        for path in shards_of(folder, self.rank):
-            keys = [row["key"] for row in read_lines(path)]
+        for name in shards_of(place, self.rank):
+            keys = [row["key"] for row in read_lines(place, name)]
             self._done.update(keys)
-            tally.shards.append((path.stem, len(keys)))
+            tally.shards.append((name.removesuffix(ROWS), len(keys)))
             tally.written += len(keys)
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
@@ -261,9 +262,9 @@ class _Writer:
 
     def _begin(self) -> tuple[ExitStack, list[BinaryIO], ShardWriter]:
         name = shard_name(self.rank, len(self.tally.shards))
-        paths = [self.folder / (name + suffix) for suffix in (".jsonl", *SHARD_SUFFIXES[self.options.format])]
+        names = [name + suffix for suffix in (ROWS, *SHARD_SUFFIXES[self.options.format])]
         stack = ExitStack()
-        files = stack.enter_context(atomic_outputs(paths, force=True))
+        files = stack.enter_context(self.place.outputs(names))
         self._open = stack, files, shard_writer(self.options, files[1:], self.model)
         return self._open
 

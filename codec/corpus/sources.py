@@ -13,9 +13,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ..errors import MediaError, UsageError, one_line
+from .remote import is_url, open_url, read_url
 
 LIST_SUFFIXES = (".txt", ".list")
 INSIDE = "!"  # between a tar and the name of its member
@@ -40,12 +41,12 @@ class Sample:
     def open(self) -> Path | io.BytesIO:
         """Where it can be read: a local file itself, anything else in memory. Raises MediaError."""
         if self.place is None:
-            if "://" not in self.source:
-                return Path(self.source)
-            with open_url(self.source) as file:
-                return io.BytesIO(file.read())
+            return io.BytesIO(read_url(self.source)) if is_url(self.source) else Path(self.source)
         offset, size = self.place
-        with open_url(self.source.rpartition(INSIDE)[0]) as file:
+        path = self.source.rpartition(INSIDE)[0]
+        if is_url(path):
+            return io.BytesIO(read_url(path, offset, offset + size))
+        with Path(path).open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
 
@@ -61,22 +62,9 @@ def owner(key: str, world: int) -> int:
     return int.from_bytes(digest[:8], "big") % world
 
 
-def open_url(url: str) -> IO[bytes]:
+def open_source(name: str) -> IO[bytes]:
     """A local file or whatever fsspec reads, for binary reading. Raises OSError, and UsageError without fsspec."""
-    if "://" not in url:
-        return Path(url).open("rb")
-    file: IO[bytes] = filesystem_of(url).open(url, "rb")
-    return file
-
-
-def filesystem_of(url: str) -> Any:
-    """The fsspec file system of a URL. Raises UsageError if there is none."""
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(url)[0]
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]'") from error
+    return open_url(name) if is_url(name) else Path(name).open("rb")
 
 
 def list_samples(sources: Sequence[str], wanted: tuple[str, ...], rank: int = 0, world: int = 1) -> Iterator[Sample]:
@@ -92,7 +80,7 @@ def list_samples(sources: Sequence[str], wanted: tuple[str, ...], rank: int = 0,
     """
     named = [name for source in sources for name in expand(source)]
     for name in named:
-        if "://" not in name and not Path(name).exists():
+        if not is_url(name) and not Path(name).exists():
             raise UsageError(f"no folder, file or list {name}")
     tars = [name for name in named if name.lower().endswith(".tar")]
     same = len({Path(name).name for name in tars}) < len(tars)  # then with the folders that they are in
@@ -119,17 +107,16 @@ def expand(source: str) -> list[str]:
 def _files(source: str, wanted: tuple[str, ...], several: bool) -> Iterator[tuple[str, str]]:
     """Keys and paths of a folder, a list, or a file alone."""
     path = Path(source)
-    if "://" not in source and path.is_dir():
+    if not is_url(source) and path.is_dir():
         top = (path.resolve().name,) if several else ()
         for name in _walk(path, wanted):
             yield key_of(Path(*top, name.relative_to(path)).as_posix()), str(name)
     elif path.suffix.lower() in LIST_SUFFIXES:
         try:
-            with open_url(source) as file:
+            with open_source(source) as file:
                 for line in io.TextIOWrapper(file, "utf-8", "surrogateescape"):
                     if name_in := line.strip():
-                        url = "://" in name_in
-                        place = name_in if url or "://" in source else str(path.parent / name_in)
+                        place = name_in if is_url(name_in) or is_url(source) else str(path.parent / name_in)
                         yield key_of(_relative(name_in)), place
         except OSError as error:
             raise UsageError(f"cannot read the list {source}: {one_line(error)}") from error
@@ -159,7 +146,7 @@ def _tar_samples(path: str, name: str, wanted: tuple[str, ...]) -> Iterator[Samp
     """Media in a tar, their keys those of WebDataset below the name of the tar."""
     stem = key_of(name)
     try:
-        with open_url(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_source(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 folder, _, base = member.name.rpartition("/")
