@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar, cast
 
 from ..errors import TokodecError, UsageError, one_line
@@ -65,6 +65,31 @@ def open_url(url: str) -> IO[bytes]:
     """A file for reading in order, a block at a time. Raises OSError, and UsageError without fsspec."""
     fs, path = filesystem_of(url)
     return cast(IO[bytes], io.BufferedReader(_Steady(retried(lambda: fs.open(path, "rb"))), 1 << 20))
+
+
+def is_folder(url: str) -> bool:
+    """Raises OSError, and UsageError without fsspec."""
+    fs, path = filesystem_of(url)
+    return bool(retried(lambda: fs.isdir(path)))
+
+
+def list_url(url: str) -> Iterator[str]:
+    """Names of the files in a folder and those inside it, below it; folder by folder, sorted, hidden ones left out.
+
+    Raises: UsageError if it is none.
+    """
+    fs, top = filesystem_of(url)
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        try:
+            found = retried(lambda: fs.ls(f"{top.rstrip('/')}/{here}".rstrip("/"), detail=True))  # noqa: B023
+        except OSError as error:
+            raise UsageError(f"cannot read the folder {url}: {one_line(error)}") from error
+        names = {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] == "directory" for entry in found}
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield from (here + name for name in shown if not names[name])
+        waiting += [f"{here}{name}/" for name in reversed(shown) if names[name]]
 
 
 class _Steady(io.RawIOBase):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ... import __version__
 from ..errors import UsageError
-from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN
+from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN, media_kind
 from ..models import Model, load_model, pick_device
 from ..options import CorpusOptions, TokenizeOptions
 from ..progress import SILENT, Progress
@@ -49,7 +49,7 @@ from .manifest import (
 from .places import Place, place_of
 from .readers import Loaded, Readers, load
 from .shards import SHARD_SUFFIXES, ShardWriter, shard_writer
-from .sources import Sample, list_samples
+from .sources import Rows, Sample, list_samples
 from .tally import Tally
 from .token_files import TOKEN_SUFFIXES
 from .webdataset import check_key
@@ -114,8 +114,13 @@ def tokenize_corpus(
 
 
 def _default_model(sources: Sequence[str]) -> str:
-    """The default for what the first medium is, by its suffix. Raises UsageError if there is none."""
+    """The default for what the first medium is: by its suffix, or in a parquet file by its content.
+
+    Raises: UsageError if there is none.
+    """
     for sample in list_samples(sources, SUFFIXES_IN):
+        if sample.row is not None and not sample.problem:
+            return MODALITIES[media_kind(sample.open())[0]].token_model
         suffix = Path(sample.source).suffix.lower()
         for modality, suffixes in MODALITY_SUFFIXES.items():
             if suffix in suffixes:
@@ -164,7 +169,8 @@ def _tokenized(
     pictures = device.model.tokenizer.modality == "image"
     call = functools.partial(load, pictures=pictures, max_pixels=device.options.max_pixels)
     crashed = Loaded(problem="the process that read it died: out of memory, or a fault of a decoder")
-    samples = (sample for window in _windows(listing, writer) for sample in window)
+    rows = Rows()
+    samples = (rows.fill(sample) for window in _windows(listing, writer) for sample in window)
     results = readers.map(call, samples, crashed)
     behind: deque[Pending] = deque()
     while window := device.window(results, writer.tally):
