@@ -111,23 +111,6 @@ def test_every_format_holds_the_tokens_of_each_file_alone(
     assert list(verify(tmp_path / "out", [str(small)], str(tiny_model))) == []
 
 
-def test_others_read_them(small: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """The packages that people train with."""
-    webdataset, parquet = pytest.importorskip("webdataset"), pytest.importorskip("pyarrow.parquet")
-    for format in ("webdataset", "parquet"):
-        made(small, tmp_path / format, tiny_model, format=format)
-    corpus = Corpus(tmp_path / "webdataset")
-    shard = tmp_path / "webdataset" / "part-0000-0000.tar"
-    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode())
-    table = parquet.read_table(tmp_path / "parquet" / "part-0000-0000.parquet").to_pylist()
-    assert len(samples) == len(table) == 6
-    for i, (sample, row) in enumerate(zip(samples, table, strict=True)):
-        key, tokens = corpus.sample(i)
-        assert sample["__key__"] == row["key"] == key
-        assert torch.equal(torch.from_numpy(sample["codes.npy"]).long(), tokens.codes)
-        assert torch.equal(torch.tensor(row["codes"]).view(row["shape"]), tokens.codes)
-
-
 def test_urls_are_sources(small: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Pictures and tars that fsspec reads."""
     fsspec = pytest.importorskip("fsspec")
@@ -397,8 +380,8 @@ def test_options_of_shards_are_not_ignored(
             tokenize_corpus([str(small)], tmp_path / "out", CorpusOptions(), options)
     with pytest.raises(UsageError, match="no digits"):
         made(small, tmp_path / "out", tiny_model, format="megatron", digits=True)
-    with pytest.raises(UsageError, match="levels or interleaved"):
-        CorpusOptions(format="megatron", pattern="delay")
+    with pytest.raises(UsageError, match="use levels, interleaved, delay, parallel"):
+        CorpusOptions(format="megatron", pattern="diagonal")
 
 
 @pytest.mark.parametrize("damage", ["codes", "row", "shard", "twice"])

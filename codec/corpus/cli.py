@@ -11,7 +11,7 @@ import typer
 from ..console import EXIT_DAMAGED, ModelOption, progress_bar, say
 from ..errors import UsageError
 from ..flags import CorpusFlags, TokenizeFlags
-from ..options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
+from ..options import CORPUS_FORMATS, CORPUS_PATTERNS, CorpusOptions, TokenizeOptions
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
 Folder = Annotated[str, typer.Argument(help="folder or URL of the shards", metavar="CORPUS")]
@@ -60,6 +60,26 @@ def merge(
 
     manifest = finish(folder, others or ())
     say(f"{folder}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {manifest['failed']} failed")
+
+
+@corpus_app.command()
+def compose(
+    folders: Annotated[list[str], typer.Argument(help="folders or URLs of shards of one model", metavar="CORPUS...")],
+    out: Annotated[str, typer.Option("--out", "-o", help=".bin file, or its URL; .idx and .json come with it")],
+    pattern: Annotated[str, typer.Option(help=f"order of the ids: {', '.join(CORPUS_PATTERNS)}")] = "levels",
+    digits: Annotated[bool, typer.Option("--digits", help="large codes as two or three ids")] = False,
+    levels: Annotated[int | None, typer.Option(help="only so many levels of codes, coarse to fine", min=1)] = None,
+    model: ModelOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="overwrite")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say nothing")] = False,
+) -> None:
+    """Sequences of ids, in any pattern, from the codes in shards of any format: nothing is tokenized again."""
+    from .compose import compose as write
+
+    with progress_bar(out, quiet) as progress:
+        done = write(folders, out, pattern, digits, levels=levels, model=model, force=force, progress=progress)
+    if not quiet:
+        say(f"{out}: {len(done)} samples, {done.summary()}")
 
 
 @corpus_app.command()

@@ -33,7 +33,7 @@ def filesystem_of(url: str, **options: Any) -> tuple[Any, str]:
         return found
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]', with s3fs for s3:// URLs"
+            f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]', for s3:// 'tokodec[s3]', for hf:// 'tokodec[hub]'"
         ) from error
 
 

@@ -23,7 +23,7 @@ from ..tokens import tokenize_file
 from .megatron import MegatronWriter, read_megatron, sequencer_maker
 from .tables import pyarrow
 from .token_files import parse_spec, spec_text
-from .webdataset import BROKEN_ARCHIVE, CODES, INT16_CODES, SPEC, WebDatasetWriter, add_member, member_tokens
+from .webdataset import BROKEN_ARCHIVE, CODES, INT16_CODES, SPEC, WebDatasetWriter, add_member, check_end, member_tokens
 
 if TYPE_CHECKING:
     from ...tokenizers.tokens import Tokens
@@ -159,15 +159,16 @@ class TarShard:
     def __init__(self, path: Path, suffixes: tuple[str, ...], model: Model | None) -> None:
         self._path, self._suffixes, self._model = path, suffixes, model
         self._places: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(path, "r:", encoding="utf-8") as tar:
+        self._file = path.open("rb")
+        with tarfile.open(fileobj=self._file, mode="r:", encoding="utf-8") as tar:
             for member in tar:
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, suffix = base.partition(".")
                 if dot + suffix in suffixes:
                     place = member.offset_data, member.size
                     self._places.setdefault(folder + slash + stem, {})[dot + suffix] = place
+            check_end(tar, self._file)
         self.keys = list(self._places)
-        self._file = path.open("rb")
 
     def tokens(self, i: int) -> Tokens:
         key = self.keys[i]

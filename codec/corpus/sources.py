@@ -21,6 +21,7 @@ from typing import IO
 from ..errors import MediaError, UsageError, one_line
 from .remote import is_folder, is_url, list_url, open_url, read_url
 from .tables import Table
+from .webdataset import check_end
 
 LIST_SUFFIXES = (".txt", ".list")
 INSIDE = "!"  # between a tar and the name of its member
@@ -256,8 +257,6 @@ def _tar_samples(path: str, name: str, wanted: tuple[str, ...]) -> Iterator[Samp
                 key = "/".join(part for part in (stem, folder.replace(".", "_").strip("/"), key) if part)
                 problem = "a sparse member of a tar" if member.issparse() else ""
                 yield Sample(key, path + INSIDE + member.name, (member.offset_data, member.size), problem=problem)
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
-                raise ValueError("it breaks off")
+            check_end(tar, file)
     except (OSError, tarfile.TarError, ValueError, MediaError) as error:
         yield Sample(stem, path, problem=f"cannot read the tar: {one_line(error)}")
