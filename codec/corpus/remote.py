@@ -33,7 +33,8 @@ def filesystem_of(url: str, **options: Any) -> tuple[Any, str]:
         return found
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]', for s3:// 'tokodec[s3]', for hf:// 'tokodec[hub]'"
+            f"{url} cannot be read: {one_line(error)}; pip install 'tokodec[corpus]', s3:// needs 'tokodec[s3]'"
+            " and hf:// 'tokodec[hub]'"
         ) from error
 
 
