@@ -47,11 +47,11 @@ def test_sounds_are_counted_in_hours(sound_model: Path, tmp_path: Path) -> None:
 def test_crops(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures", 4)
     for name in ("a", "b"):
-        make_crops(tmp_path / "pictures", tmp_path / name, 60, 32, seed=3)
+        make_crops(tmp_path / "pictures", tmp_path / name, 60, 16, seed=3)
     found = [path.read_bytes() for path in sorted((tmp_path / "a").rglob("*.png"))]
     assert len(set(found)) > 20
     assert found == [path.read_bytes() for path in sorted((tmp_path / "b").rglob("*.png"))]
-    assert {Image.open(path).size for path in (tmp_path / "a").rglob("*.png")} == {(32, 32)}
+    assert {Image.open(path).size for path in (tmp_path / "a").rglob("*.png")} == {(16, 16)}
     with pytest.raises(UsageError, match="smaller than 99"):
         make_crops(tmp_path / "pictures", tmp_path / "c", 5, 99, seed=0)
     with pytest.raises(UsageError, match="no pictures or sounds"):

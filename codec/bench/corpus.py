@@ -1,4 +1,4 @@
-"""`codec tokenize` into shards beside the loop that one writes first: samples and hours a second, how busy the device is.
+"""`codec tokenize` into shards beside the loop that one writes first: samples and hours a second, how busy the device.
 
 ::
 
@@ -83,7 +83,7 @@ def bench_corpus(options: CorpusBenchOptions) -> None:
         paths = paths[: options.limit]
         name = options.model or MODALITIES[modality].token_model
         tokenizer = load_model(name, device).tokenizer
-        tokenizer.encode(read(paths[0], tokenizer).to(device))  # the first call of a device takes seconds
+        warm_up(tokenizer)
         listing = scratch / "files.txt"
         listing.write_text("".join(f"{path.resolve()}\n" for path in paths))
         rows = [time_loop(paths[: options.loop], tokenizer, scratch)]
@@ -128,6 +128,12 @@ def make_crops(source: Path, folder: Path, n: int, side: int, seed: int) -> None
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.crop((x, y, x + side, y + side)).save(path)
             made += 1
+
+
+def warm_up(tokenizer: Tokenizer) -> None:
+    """The first call of a device takes seconds."""
+    size = [4 * stride for stride in tokenizer.strides]
+    tokenizer.encode(torch.zeros(1, 3 if tokenizer.modality == "image" else 1, *size, device=tokenizer.device))
 
 
 def read(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
