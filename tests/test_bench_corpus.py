@@ -45,7 +45,7 @@ def test_sounds_are_counted_in_hours(sound_model: Path, tmp_path: Path) -> None:
 
 
 def test_crops(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pictures", 4)
+    write_pictures(tmp_path / "pictures", 4, (64, 64))
     for name in ("a", "b"):
         make_crops(tmp_path / "pictures", tmp_path / name, 60, 16, seed=3)
     found = [path.read_bytes() for path in sorted((tmp_path / "a").rglob("*.png"))]
