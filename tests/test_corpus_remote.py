@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -106,7 +107,7 @@ def uploaded(service: Faulty, media: Path) -> str:
     for path in media.rglob("*"):
         if path.is_file():
             target = f"bucket/{path.relative_to(media).as_posix()}"
-            remote.retried(lambda path=path, target=target: fsspec.filesystem("s3").put_file(str(path), target))
+            remote.retried(functools.partial(fsspec.filesystem("s3").put_file, str(path), target))
     return "s3://bucket"
 
 

@@ -10,6 +10,8 @@ import os
 import random
 import re
 import shlex
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -436,6 +438,20 @@ def test_a_process_that_dies_loses_its_sample_alone() -> None:
     found = [result for _, result in readers.map(eval, items, crashed="crashed")]
     readers.close()
     assert found == [1, 2, "crashed", 4, 5, 6]
+
+
+def test_a_script_without_its_guard_is_told(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Its processes would run it once more."""
+    lines = [
+        "from tokodec.codec.corpus.run import tokenize_corpus",
+        "from tokodec.codec.options import CorpusOptions, TokenizeOptions",
+        f"options = TokenizeOptions(model={str(tiny_model)!r}, device='cpu')",
+        f"tokenize_corpus([{str(small)!r}], {str(tmp_path / 'out')!r}, CorpusOptions(workers=1), options)",
+    ]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("a script runs its work under if __name__ == '__main__'")
 
 
 def test_reading_in_processes_gives_the_same_bytes(small: Path, tiny_model: Path, tmp_path: Path) -> None:

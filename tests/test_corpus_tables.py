@@ -36,7 +36,7 @@ def codes_in_order(folder: Path) -> list[str]:
 def test_columns_of_bytes(paths: list[Path], tiny_model: Path, tmp_path: Path) -> None:
     """Plain, and in the structs of Hugging Face, of which some name a file."""
     data = [path.read_bytes() for path in paths]
-    hugging = [{"bytes": x, "path": None} for x in data]
+    hugging: list[dict[str, Any]] = [{"bytes": x, "path": None} for x in data]
     hugging[3] = {"bytes": None, "path": str(paths[3].relative_to(tmp_path))}
     plain = write(tmp_path / "plain.parquet", 7, label=list(range(30)), jpg=data, caption=["x"] * 30)
     struct = write(tmp_path / "struct.parquet", 7, image=hugging, label=list(range(30)))

@@ -54,8 +54,9 @@ def compose(
     place = place_of(folder or ".")
     if place.has(MANIFEST):
         raise UsageError(f"{place.name} holds a corpus: write the sequences to another folder")
-    with place.outputs([index, schema, data], force) as files:
-        writer = MegatronWriter(*files, sequencer_maker(pattern, digits, model, "cpu"))
+    with place.outputs([index, schema, data], force) as (index_file, schema_file, data_file):
+        maker = sequencer_maker(pattern, digits, model, "cpu")
+        writer = MegatronWriter(index_file, schema_file, data_file, maker)
         for corpus in corpora:
             for i in range(len(corpus)):
                 key, tokens = corpus.sample(i)

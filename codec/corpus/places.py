@@ -235,9 +235,9 @@ class RemotePlace:
                 kept.touch()  # among the last that were used
                 continue
             beside = self._kept / f"{BESIDE}{secrets.token_hex(8)}{TEMPORARY}"
-            fs, path = filesystem_of(f"{self.name}/{name}")
+            fs, remote = filesystem_of(f"{self.name}/{name}")
             try:
-                retried(lambda: fs.get_file(path, str(beside)))  # noqa: B023 (called here)
+                retried(lambda: fs.get_file(remote, str(beside)))  # noqa: B023 (called here)
                 beside.replace(kept)
             except OSError as error:
                 raise MediaError(f"cannot read {self.name}/{name}: {one_line(error)}") from error

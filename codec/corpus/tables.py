@@ -53,7 +53,7 @@ class Table:
         if isinstance(found, dict):
             path = found.get("path")
             return found["bytes"] if found["bytes"] is not None else path
-        return found  # type: ignore[no-any-return]
+        return found
 
     def values(self, groups: list[int] | None = None) -> Iterator[Any]:
         """Of the column, row by row."""

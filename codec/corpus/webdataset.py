@@ -84,7 +84,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         written = bytes(header) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
         assert tar.fileobj is not None
         tar.fileobj.write(written)
-        tar.offset += len(written)  # type: ignore[attr-defined]
+        tar.offset += len(written)
         return
     tar.addfile(member, io.BytesIO(data))
 
@@ -180,7 +180,7 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
 
 def check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
     """Raise ValueError unless the end of a tar is where its last member was read: a damaged header looks like one."""
-    file.seek(tar.offset)  # type: ignore[attr-defined]
+    file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError("it breaks off")
 
