@@ -11,14 +11,18 @@ from PIL import Image
 from tokodec.codec import cli
 from tokodec.codec.bench.corpus import make_crops, media_in
 from tokodec.codec.errors import UsageError
-from tokodec.tests.test_corpus_shards import write_pictures
+from tokodec.codec.options import CORPUS_FORMATS
+from tokodec.tests.test_corpus_shards import SIZES, made, write_pictures
 from tokodec.tests.test_datasets import write_sound
+
+pytest.importorskip("pyarrow")
 
 
 def test_both_ways_are_timed(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures", 6)
     (tmp_path / "pictures" / "bad.png").write_bytes(b"no picture")
     out = tmp_path / "report.json"
+    made(tmp_path / "pictures", tmp_path / "out", tiny_model)
     arguments = ["bench", "corpus", str(tmp_path / "pictures"), "--workers", "0,1", "-m", str(tiny_model)]
     assert cli.run([*arguments, "--device", "cpu", "-o", str(out)]) == 0
     report = json.loads(out.read_text())
@@ -30,6 +34,12 @@ def test_both_ways_are_timed(tiny_model: Path, tmp_path: Path, capsys: pytest.Ca
         assert row["times"] == pytest.approx(row["samples_s"] / report["rows"][0]["samples_s"], rel=1e-5)
         assert 0 < row["busy"] <= 1
         assert row["hours_s"] == 0
+    sizes = {row["format"]: row for row in report["sizes"]}
+    assert list(sizes) == list(CORPUS_FORMATS)
+    assert sizes["webdataset"]["bytes"] == next((tmp_path / "out").glob("*.tar")).stat().st_size
+    cells = sum(-(-h // 16) * -(-w // 16) for h, w in (SIZES[i % 4] for i in range(6)))
+    assert sizes["tok"]["bits"] == pytest.approx(8 * sizes["tok"]["bytes"] / (3 * cells), rel=1e-5)
+    assert sizes["tok"]["packed"] == pytest.approx(8 * sizes["tok"]["bytes"] / ((6 + 5 + 4) * cells), rel=1e-5)
     assert "shards" in capsys.readouterr().out
 
 

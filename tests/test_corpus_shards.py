@@ -110,6 +110,7 @@ def test_every_format_holds_the_tokens_of_each_file_alone(
         alone = tokenize_file(path, model=str(tiny_model), device="cpu").tokens
         assert tokens.spec == alone.spec
         assert torch.equal(tokens.codes, alone.codes)
+        assert torch.equal(corpus.tokens(str(path.relative_to(small).with_suffix(""))).codes, alone.codes)
     assert list(verify(tmp_path / "out", [str(small)], str(tiny_model))) == []
 
 

@@ -5,17 +5,22 @@
     loop      for each file: open it (Pillow, soundfile), tokenizer.encode of it alone, torch.save of the codes
     shards    codec tokenize --workers N: readers in processes, batches on the device, one writer
 
-Both are timed end to end, with the start of the readers; the model is loaded and has run once before.
+Both are timed end to end, with the start of the readers; the model has run once before. Then codes are
+written in every format of shards, beside integers that are packed to ceil(log2 N) bits each.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +28,15 @@ from PIL import Image
 
 from ...tokenizers.api import Tokenizer
 from ..console import whole_numbers
+from ..corpus.manifest import Corpus
 from ..corpus.run import tokenize_corpus
+from ..corpus.shards import SHARD_SUFFIXES, shard_writer
 from ..corpus.sources import list_samples
 from ..corpus.tally import Tally
 from ..errors import TokodecError, UsageError
 from ..media.kind import MODALITY_SUFFIXES
-from ..models import load_model, pick_device
-from ..options import CorpusOptions, TokenizeOptions
+from ..models import Model, load_model, pick_device
+from ..options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
 from ..provenance import origin
 from ..registry import MODALITIES
 from .options import CorpusBenchOptions
@@ -66,6 +73,14 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+SIZES: tuple[Column, ...] = (
+    ("shards", "{format}"),
+    ("bytes", "{bytes}"),
+    ("bits a code", "{bits:.2f}"),
+    ("of packed\nintegers", "{packed:.3f}"),
+)
+
+
 def bench_corpus(options: CorpusBenchOptions) -> None:
     workers = whole_numbers(options.workers, "--workers")
     device = pick_device(options.device)
@@ -82,7 +97,8 @@ def bench_corpus(options: CorpusBenchOptions) -> None:
         modality, paths = media_in(folder)
         paths = paths[: options.limit]
         name = options.model or MODALITIES[modality].token_model
-        tokenizer = load_model(name, device).tokenizer
+        model = load_model(name, device)
+        tokenizer = model.tokenizer
         warm_up(tokenizer)
         listing = scratch / "files.txt"
         listing.write_text("".join(f"{path.resolve()}\n" for path in paths))
@@ -90,11 +106,15 @@ def bench_corpus(options: CorpusBenchOptions) -> None:
         rows += [time_shards(listing, scratch / f"shards-{n}", n, name, device) for n in workers]
         report = {**origin(device), "model": tokenizer.name, "files": len(paths), "seed": options.seed}
         report |= {"crops": options.crops, "side": None if options.crops is None else options.side}
+        shards = Corpus(scratch / f"shards-{workers[0]}")
+        report["sizes"] = sizes(shards, min(len(shards), options.sizes), model, scratch)
         report["rows"] = [asdict(replace(row, times=row.samples_s / rows[0].samples_s)) for row in rows]
         write(report)
     console = plain_console()
     said(console, f"{report['model']} on {where(report)}, {report['files']} files")
     print_table(console, table_of(report["rows"], COLUMNS))
+    if report["sizes"]:
+        print_table(console, table_of(report["sizes"], SIZES))
 
 
 def media_in(folder: Path) -> tuple[str, list[Path]]:
@@ -114,20 +134,24 @@ def make_crops(source: Path, folder: Path, n: int, side: int, seed: int) -> None
         raise UsageError(f"crops are of pictures, and {source} holds sounds")
     chance = random.Random(seed)
     made = small = 0
-    while made < n:
-        with Image.open(chance.choice(paths)) as file:
-            picture = file.convert("RGB")
-        small += min(picture.size) < side
-        if small > len(paths) + 100:
-            raise UsageError(f"the pictures of {source} are smaller than {side} pixels")
-        if min(picture.size) < side:
-            continue
-        for _ in range(min(50, n - made)):
-            x, y = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
-            path = folder / f"{made // 1000:03}" / f"{made:07}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.crop((x, y, x + side, y + side)).save(path)
-            made += 1
+    with ThreadPoolExecutor() as threads:
+        while made < n:
+            with Image.open(chance.choice(paths)) as file:
+                picture = file.convert("RGB")
+            small += min(picture.size) < side
+            if small > len(paths) + 100:
+                raise UsageError(f"the pictures of {source} are smaller than {side} pixels")
+            if min(picture.size) < side:
+                continue
+            saving = []
+            for _ in range(min(50, n - made)):
+                x, y = chance.randint(0, picture.width - side), chance.randint(0, picture.height - side)
+                path = folder / f"{made // 1000:03}" / f"{made:07}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                saving.append(threads.submit(picture.crop((x, y, x + side, y + side)).save, path))
+                made += 1
+            for future in saving:
+                future.result()
 
 
 def warm_up(tokenizer: Tokenizer) -> None:
@@ -181,3 +205,27 @@ def time_shards(listing: Path, out: Path, workers: int, model: str, device: str)
     seconds = time.perf_counter() - begin
     rates = done.made / seconds, done.hours / seconds, done.computing / seconds
     return Row("shards", workers, done.made, done.failed, seconds, *rates)
+
+
+def sizes(corpus: Corpus, samples: int, model: Model, scratch: Path) -> list[dict[str, Any]]:
+    """Bytes of so many samples as one shard of each format whose packages are there, all that belongs to it included."""
+    codes = packed = 0
+    for i in range(samples):
+        _, tokens = corpus.sample(i)
+        codes += tokens.codes.numel()
+        bits = [(n - 1).bit_length() for n in tokens.spec.codebook_sizes[: tokens.n_levels]]
+        packed += sum(bits) * tokens.codes[:, 0].numel()
+    rows: list[dict[str, Any]] = []
+    for format in CORPUS_FORMATS if samples else ():
+        if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+            continue
+        paths = [scratch / f"{format}{suffix}" for suffix in SHARD_SUFFIXES[format]]
+        with ExitStack() as stack:
+            files: list[Any] = [stack.enter_context(path.open("w+b")) for path in paths]
+            writer = shard_writer(CorpusOptions(format=format), files, model)
+            for i in range(samples):
+                writer.add(*corpus.sample(i))
+            writer.close()
+        size = sum(path.stat().st_size for path in paths)
+        rows.append({"format": format, "bytes": size, "bits": 8 * size / codes, "packed": 8 * size / packed})
+    return rows

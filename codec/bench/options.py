@@ -252,6 +252,7 @@ class CorpusBenchOptions:
     side: Annotated[int, typer.Option(help="of a crop, in pixels", min=1)] = 256
     limit: Limit = None
     loop: Annotated[int | None, typer.Option(help="only so many files for the loop, which is slow", min=1)] = None
+    sizes: Annotated[int, typer.Option(help="of so many samples in shards of each format; 0: none", min=0)] = 100
     threads: Threads = None
     seed: Seed = 0
     out: JsonOut = None

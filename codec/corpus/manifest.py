@@ -160,6 +160,7 @@ class Corpus:
     def __init__(self, folder: str | Path | Place, model: Model | None = None) -> None:
         self.place = place_of(folder)
         self._held: dict[tuple[int, int], Shard] = {}
+        self._numbers: dict[str, int] | None = None
         if not self.place.has(SUCCESS):
             raise UsageError(
                 f"{self.place.name} is not a finished corpus: run its ranks with --resume, or codec corpus merge"
@@ -189,6 +190,16 @@ class Corpus:
             del self._held[next(iter(self._held))]
         i -= self._ends[number] - self.shards[number][1]
         return shard.keys[i], shard.tokens(i)
+
+    def tokens(self, key: str) -> Tokens:
+        """Of the sample with a key. The first call reads all rows; keys stay in memory.
+
+        Raises: KeyError if there is none.
+        """
+        if self._numbers is None:
+            keys = (row["key"] for number in range(len(self.shards)) for row in self.rows(number))
+            self._numbers = {found: i for i, found in enumerate(keys)}
+        return self.sample(self._numbers[key])[1]
 
     def shard(self, number: int) -> Shard:
         """Raises MediaError if it is missing or damaged."""
