@@ -588,7 +588,7 @@ def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: 
     """With fewer tars, and without processes beside this one."""
     pytest.importorskip("pyarrow")
     page = (Path(run.__file__).parent / "README.md").read_text()
-    _, shell = re.findall(r"```sh\n(.*?)```", page, re.S)
+    _, shell, remote = re.findall(r"```sh\n(.*?)```", page, re.S)
     (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "ShardSampler(" in code]
     small.rename(tmp_path / "photos")
     for i in range(6):  # of which no crop is cut
@@ -598,7 +598,10 @@ def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: 
         with tarfile.open(tmp_path / "laion" / f"{name}.tar", "w") as tar:
             tar.add(tmp_path / "photos" / "class0" / "p00000.png", "a.png")
     monkeypatch.chdir(tmp_path)
-    for line in shell.splitlines():
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(tmp_path / "photos"), "/bucket/photos", recursive=True)
+    remote = remote.replace("s3://", "memory://").replace("--resume", "--resume --workers 0")
+    for line in [*shell.splitlines(), *remote.splitlines()]:
         line = line.split("#")[0].removeprefix("srun ").replace("--workers 8", "--workers 0").replace("00999", "00001")
         name, *arguments = shlex.split(line)
         assert name == "codec"

@@ -208,7 +208,7 @@ def time_shards(listing: Path, out: Path, workers: int, model: str, device: str)
 
 
 def sizes(corpus: Corpus, samples: int, model: Model, scratch: Path) -> list[dict[str, Any]]:
-    """Bytes of so many samples as one shard of each format whose packages are there, all that belongs to it included."""
+    """Bytes of so many samples as a shard of each format whose packages are there, all that belongs to it included."""
     codes = packed = 0
     for i in range(samples):
         _, tokens = corpus.sample(i)
