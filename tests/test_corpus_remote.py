@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.server
 import itertools
 import json
 import logging
@@ -203,6 +204,27 @@ def test_other_file_systems(scheme: str, media: Path, tiny_model: Path, tmp_path
     made(media / "pictures", tmp_path / "local", tiny_model, shard_size="9")
     assert contents(url) == contents(tmp_path / "local")
     assert len(Corpus(url, load_model(str(tiny_model)))) == 40
+
+
+def test_folders_and_lists_of_a_web_server(media: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Of which fsspec reads the links of a page."""
+    pytest.importorskip("aiohttp")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(media)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        for name in ("pictures", "list.txt", "some.tar"):  # this server gives no parts of files
+            made(f"{url}/{name}", tmp_path / name, tiny_model)
+            made(media / name, tmp_path / f"local-{name}", tiny_model)
+            assert contents(tmp_path / name) == contents(tmp_path / f"local-{name}")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_what_another_attempt_would_not_change_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,21 @@ def retried(call: Callable[[], T]) -> T:
     raise AssertionError
 
 
-def read_url(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of a file, or those from ``start`` to before ``end``. Raises OSError, and UsageError without fsspec."""
+def read_url(url: str, place: tuple[int, int] | None = None) -> bytes:
+    """The bytes of a file, or of a part of it. Raises OSError, and UsageError without fsspec.
+
+    Args: place: offset and number of bytes.
+    """
     fs, path = filesystem_of(url)
-    data: bytes = retried(lambda: fs.cat_file(path, start=start, end=end))
+    if place is None:
+        whole: bytes = retried(lambda: fs.cat_file(path))
+        return whole
+    offset, size = place
+    data: bytes = retried(lambda: fs.cat_file(path, start=offset, end=offset + size))
+    if len(data) > size:  # a web server that gives no parts of files gives all of it
+        data = data[offset : offset + size]
+    if len(data) != size:
+        raise OSError(f"{url} ends early")
     return data
 
 

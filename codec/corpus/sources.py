@@ -56,10 +56,10 @@ class Sample:
                 return rows.fill(self).open()
         if self.place is None:
             return io.BytesIO(read_url(self.source)) if is_url(self.source) else Path(self.source)
-        offset, size = self.place
         path = self.source.rpartition(INSIDE)[0]
         if is_url(path):
-            return io.BytesIO(read_url(path, offset, offset + size))
+            return io.BytesIO(read_url(path, self.place))
+        offset, size = self.place
         with Path(path).open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
