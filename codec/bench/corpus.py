@@ -173,6 +173,15 @@ def read(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
     return torch.from_numpy(mono)[None, None]
 
 
+def row_of(
+    way: str, workers: int | None, samples: int, failed: int, seconds: float, *, hours: float, computing: float
+) -> Row:
+    return Row(
+        way=way, workers=workers, samples=samples, failed=failed, seconds=seconds, samples_s=samples / seconds,
+        hours_s=hours / seconds, busy=computing / seconds,
+    )  # fmt: skip
+
+
 def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row:
     device = str(tokenizer.device)
     computing, hours, failed = 0.0, 0.0, 0
@@ -190,8 +199,7 @@ def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row
             continue
         hours += tokens.spec.size[0] / tokens.spec.sample_rate / 3600 if tokens.spec.sample_rate else 0.0
     seconds = time.perf_counter() - begin
-    done = len(paths) - failed
-    return Row("loop", None, done, failed, seconds, done / seconds, hours / seconds, computing / seconds)
+    return row_of("loop", None, len(paths) - failed, failed, seconds, hours=hours, computing=computing)
 
 
 def time_shards(listing: Path, out: Path, workers: int, model: str, device: str) -> Row:
@@ -203,8 +211,7 @@ def time_shards(listing: Path, out: Path, workers: int, model: str, device: str)
         TokenizeOptions(model=model, device=device),
     )
     seconds = time.perf_counter() - begin
-    rates = done.made / seconds, done.hours / seconds, done.computing / seconds
-    return Row("shards", workers, done.made, done.failed, seconds, *rates)
+    return row_of("shards", workers, done.made, done.failed, seconds, hours=done.hours, computing=done.computing)
 
 
 def sizes(corpus: Corpus, samples: int, model: Model, scratch: Path) -> list[dict[str, Any]]:
