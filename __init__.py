@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .codec import datasets
     from .codec.contract import Decoded, Encoded
+    from .codec.corpus import ray
     from .codec.decode import decode_file, video_frames
     from .codec.encode import encode_file
     from .codec.errors import TokodecError
@@ -84,6 +85,7 @@ __all__ = [
     "encode_file",
     "load",
     "load_generator",
+    "ray",
     "register_format",
     "register_prior",
     "register_tokenizer",
@@ -92,31 +94,39 @@ __all__ = [
 ]
 
 
-class _Datasets(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+# Modules that have a short name: they load on first use, too.
+_MODULES = {"datasets": ".codec.datasets", "ray": ".codec.corpus.ray"}
+
+
+class _Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds `tokodec.datasets`, which is `tokodec.codec.datasets`: so that `from tokodec.datasets import ...` works."""
 
+    def __init__(self) -> None:
+        self.specs: dict[str, ModuleSpec | None] = {}
+
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name == f"{__name__}.datasets" else None
+        package, _, short = name.rpartition(".")
+        return ModuleSpec(name, self) if package == __name__ and short in _MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
-        module = importlib.import_module(".codec.datasets", __name__)
-        self.spec = module.__spec__
+        module = importlib.import_module(_MODULES[spec.name.rpartition(".")[2]], __name__)
+        self.specs[module.__name__] = module.__spec__
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        module.__spec__ = self.spec  # it has been executed, under its own name
+        module.__spec__ = self.specs[module.__name__]  # it has been executed, under its own name
 
 
-sys.meta_path.append(_Datasets())
+sys.meta_path.append(_Modules())
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)
-    if name == "datasets":
-        return importlib.import_module(f"{__name__}.datasets")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "datasets"})
+    return sorted({*globals(), *_HOMES, *_MODULES})

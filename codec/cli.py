@@ -36,7 +36,7 @@ from .console import (
 )
 from .container.fields import IMAGE, SIGNATURE, VERSION
 from .container.read import PEEK, modality_of
-from .corpus.cli import corpus_app, corpus_options, run_tokenize
+from .corpus.cli import WithAddress, corpus_app, corpus_options, run_tokenize
 from .errors import OUT_OF_MEMORY, ReaderGoneError, TokodecError, UsageError, is_out_of_memory
 from .flags import (
     CorpusFlags,
@@ -215,7 +215,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         print(f"    weights {entry['weights_hash']}, {entry['levels']} levels of {entry['tokenizer']}")
 
 
-@app.command()
+@app.command(cls=WithAddress)
 @with_flags
 def tokenize(
     inputs: Inputs,

@@ -174,6 +174,13 @@ class CorpusFlags:
     ] = None
     world: Annotated[int | None, typer.Option(help="how many parts there are; else WORLD_SIZE or SLURM_NTASKS")] = None
     workers: Annotated[int | None, typer.Option(help="processes that read and decode files for shards")] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="run all ranks of shards on a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; alone, on this machine",
+            metavar="[ADDRESS]",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,6 +314,7 @@ class CorpusOptions:
             Slurm), else all.
         workers: processes that read and decode media; 0: none beside this one.
         resume: go on with a folder that was begun with the same options.
+        ray: address of a Ray cluster that runs all ranks, "" for one that is started here; see :mod:`.corpus.cluster`.
     """
 
     format: str = "webdataset"
@@ -324,6 +325,7 @@ class CorpusOptions:
     world: int | None = None
     workers: int = 1
     resume: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in CORPUS_FORMATS:
@@ -332,7 +334,9 @@ class CorpusOptions:
             raise UsageError("pattern and digits are those of a megatron corpus")
         if self.pattern not in (None, *CORPUS_PATTERNS):
             raise UsageError(f"unknown pattern {self.pattern!r}: use {', '.join(CORPUS_PATTERNS)}")
-        if (self.rank is None) != (self.world is None):
+        if self.ray is not None and self.rank is not None:
+            raise UsageError("Ray runs all ranks: give their number alone, the world")
+        if (self.rank is None) != (self.world is None) and self.ray is None:
             raise UsageError("give rank and world, or neither")
         if self.workers < 0:
             raise UsageError(f"workers are 0 or more, got {self.workers}")

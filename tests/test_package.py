@@ -35,6 +35,7 @@ MAY_ALSO_IMPORT = {
 # A file that may use one package more, when it is asked for a generator.
 MAY_ALSO_USE = {
     "codec/generate/model.py": {"transformers"},
+    "codec/corpus/cluster.py": {"ray"},  # for --ray
     "codec/corpus/tables.py": {"pyarrow"},  # for parquet
     "codec/corpus/remote.py": {"fsspec"},  # for URLs
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},

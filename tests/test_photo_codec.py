@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 
 from tokodec.codec import cli
-from tokodec.codec.container.chunks import ALPH, HEAD, LAYR, pack_chunk, pack_layer_prefix
+from tokodec.codec.container.chunks import ALPH, EXCT, HEAD, LAYR, pack_chunk, pack_layer_prefix
 from tokodec.codec.container.fields import SIGNATURE, write_header
 from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_tok
@@ -32,6 +32,7 @@ from tokodec.codec.image.canvas import Canvas
 from tokodec.codec.image.format import Extras
 from tokodec.codec.image.photo_file import LAYERS, PhotoFile, photo_file
 from tokodec.codec.image.search import Within, search
+from tokodec.codec.metrics.picture import as_rgb
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.entropy.hyperprior.export import export_hyperprior
@@ -204,10 +205,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def limits(large: Path, photo_model: Path) -> tuple[int, int]:
-    """Bytes of ``large`` at quality 0 and 100."""
+    """Bytes of ``large`` at quality 0 and 99.99, the highest of codes."""
     return (
         len(encode_file(large, None, model=str(photo_model), quality=0, device="cpu").data),
-        len(encode_file(large, None, model=str(photo_model), quality=100, device="cpu").data),
+        len(encode_file(large, None, model=str(photo_model), quality=99.99, device="cpu").data),
     )
 
 
@@ -226,9 +227,14 @@ def test_bytes_are_a_limit_that_is_nearly_reached(
 def test_rates_beyond_the_range(
     codec: Codec, large: Path, limits: tuple[int, int], tiny: list[str], photo_model: Path, tmp_path: Path
 ) -> None:
-    best = encode_file(large, None, model=str(photo_model), size=10**12, device="cpu")
-    assert (best.quality, len(best.data)) == (100, limits[1])
-    assert encode_file(large, None, model=str(photo_model), bpp=1e300, device="cpu").quality == 100
+    lossless = encode_file(large, None, model=str(photo_model), lossless=True, device="cpu").data
+    for rate in ({"size": 10**12}, {"bpp": 1e300}):
+        assert encode_file(large, None, model=str(photo_model), device="cpu", **rate).data == lossless
+    near = [encode_file(large, None, model=str(photo_model), max_error=error, device="cpu").data for error in (2, 1)]
+    for most, data in ((len(near[0]), near[0]), (len(near[1]), near[1]), (len(lossless) - 1, near[1])):
+        made = encode_file(large, None, model=str(photo_model), size=most, device="cpu")
+        assert made.data == data
+        assert made.lossless is False
     for rate in (("--bytes", limits[0] - 1), ("--bpp", 8 * (limits[0] - 1) / 256**2), ("--bytes", 1)):
         done = codec("encode", large, "-o", tmp_path / "x.tok", *rate, *tiny)
         assert_user_error(done, f"{limits[0]} bytes", str(limits[0] - 1) if rate[1] != 1 else "1")
@@ -245,7 +251,7 @@ def test_the_limit_counts_everything_in_the_file(tmp_path: Path, photo_model: Pa
     for name in ("a.png", "wide.png"):
         low, high = (
             len(encode_file(tmp_path / name, None, model=str(photo_model), quality=q, device="cpu").data)
-            for q in (0, 100)
+            for q in (0, 99.99)
         )
         for most in np.linspace(low, high, 5).round().astype(int).tolist():
             made = encode_file(tmp_path / name, None, model=str(photo_model), size=most, device="cpu")
@@ -256,11 +262,41 @@ def test_few_qualities_are_tried(model: ImagePhoto) -> None:
     """Each costs a walk over the whole picture."""
     pixels = smooth_noise(256, 256)
     y = model.analyse_tiled(torch.from_numpy(pixels))
-    low, high = (len(PhotoFile(Canvas(model, pixels, y), Extras()).at(q).data) for q in (0, 10000))
+    low, high = (len(PhotoFile(Canvas(model, pixels, y), Extras()).at(q).data) for q in (0, 9999))
     for most in np.geomspace(low, high, 7).astype(int).tolist():
         files = PhotoFile(Canvas(model, pixels, y), Extras())
         search(files, Within(most))
         assert len(files.tried) <= 2 + Within.tries
+
+
+def test_the_highest_quality_is_clear(photo_model: Path, tmp_path: Path) -> None:
+    """45 dB or more, whatever the nets can do."""
+    for i, pixels in enumerate((smooth_noise(256, 256), smooth_noise(40, 1100), smooth_noise(40, 50)[..., :1])):
+        Image.fromarray(pixels.squeeze()).save(tmp_path / f"{i}.png")
+        data = encode_file(tmp_path / f"{i}.png", model=str(photo_model), quality=100, device="cpu").data
+        shown = decode_file(io.BytesIO(data), model=str(photo_model), device="cpu").picture.pixels
+        assert psnr(as_rgb(pixels), as_rgb(shown)) >= 45
+        assert np.abs(pixels.reshape(shown.shape).astype(int) - shown).max() <= 2
+        with pytest.raises(UsageError, match="pixels and no codes"):
+            file_tokens(read_tok(data), model=str(photo_model), device="cpu")
+
+
+def test_windows_that_are_clear_keep_their_codes(model: ImagePhoto, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = smooth_noise(40, 1100)
+    canvas = Canvas(model, pixels, model.analyse_tiled(torch.from_numpy(pixels)))
+
+    def windows() -> list[float]:
+        return [psnr(canvas.window_pixels(tile), canvas.decoded(tile, 10000)) for tile in canvas.windows]
+
+    monkeypatch.setattr("tokodec.codec.image.photo_file.CLEAR", 0.0)
+    PhotoFile(canvas, Extras()).at(10000)
+    plain = windows()
+    monkeypatch.setattr("tokodec.codec.image.photo_file.CLEAR", sum(plain) / 2)
+    tok = read_tok(PhotoFile(canvas, Extras()).at(10000).data)
+    worse = int(np.argmin(plain))
+    assert [s for kind, _, s in tok.places if kind == EXCT] == [worse]
+    assert windows()[worse] > max(plain)
+    assert abs(windows()[1 - worse] - plain[1 - worse]) < 0.01  # its neighbour's codes changed
 
 
 # ------------------------------------------------------------------------------------------- what a picture carries
@@ -704,7 +740,7 @@ def test_folders_with_files_of_both_kinds(photo_model: Path, golden: Path, layer
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-@pytest.mark.parametrize("options", [[], ["-q", "20"], ["-q", "100"]])
+@pytest.mark.parametrize("options", [[], ["-q", "20"], ["-q", "99.99"]])
 def test_tokenize_and_detokenize(suffix: str, options: list[str], codec: Codec, tiny: list[str], source: Path) -> None:
     folder = source.parent
     tok, made = source.with_suffix(".tok"), source.with_suffix("." + suffix)

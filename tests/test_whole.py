@@ -97,20 +97,20 @@ def test_no_sample_is_further_off_than_was_allowed(bits: int, error: int) -> Non
 
 
 def test_photographs_take_less_than_webp_and_drawings_as_much() -> None:
-    payload = pack_whole(photo())
+    payload, _ = pack_whole(photo())
     assert bits_of(payload, (40, 60)) == 8
     webp = io.BytesIO()
     Image.fromarray(photo()).save(webp, "WEBP", lossless=True, quality=100, method=6)
     assert len(payload) < len(webp.getvalue())
     hatching = np.kron(np.indices((20, 30)).sum(0)[..., None] % 2 * [255, 0, 90], np.ones((2, 2, 1))).astype(np.uint8)
-    payload = pack_whole(hatching)
+    payload, _ = pack_whole(hatching)
     assert bits_of(payload, (40, 60)) is None
     assert np.array_equal(unpack_exact(payload, (40, 60))[1], hatching)
 
 
 def test_payloads_of_the_nets_alone_are_read() -> None:
     """Method 1, which was written before there were corrections."""
-    payload = pack_whole(photo())
+    payload, _ = pack_whole(photo())
     assert payload[1] == 2
     planes = photo().transpose(2, 0, 1)[list(CODED)].astype(np.uint16)
     old = payload[:1] + b"\1" + payload[2:13] + pixel_coder().compress(planes, 8)
@@ -120,12 +120,12 @@ def test_payloads_of_the_nets_alone_are_read() -> None:
 def test_readers_of_blocks_take_it_for_damage() -> None:
     """As FORMAT.md says of a map without blocks."""
     with pytest.raises(ValueError, match="does not fit its window"):
-        unpack_exact(pack_whole(photo()), (40, 60))
+        unpack_exact(pack_whole(photo())[0], (40, 60))
 
 
 @pytest.mark.parametrize("place", [0, 1, 3, 4, 12])
 def test_payloads_that_are_none_are_refused(place: int) -> None:
-    payload = bytearray(pack_whole(photo()))
+    payload = bytearray(pack_whole(photo())[0])
     assert np.array_equal(unpack_whole(bytes(payload), (40, 60), 3), photo())
     with pytest.raises(ValueError, match="payload"):
         unpack_whole(bytes(payload[: 1 + place]), (40, 60), 3)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
-from typing import Annotated
+from itertools import zip_longest
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..console import EXIT_DAMAGED, ModelOption, progress_bar, say
 from ..errors import UsageError
@@ -14,7 +17,21 @@ from ..flags import CorpusFlags, TokenizeFlags
 from ..options import CORPUS_FORMATS, CORPUS_PATTERNS, CorpusOptions, TokenizeOptions
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
+ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:\d+")
 Folder = Annotated[str, typer.Argument(help="folder or URL of the shards", metavar="CORPUS")]
+
+
+class WithAddress(TyperCommand):
+    """A command whose ``--ray`` may stand without an address."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_address(args))
+
+
+def with_address(arguments: list[str]) -> list[str]:
+    """Arguments with an empty address after each ``--ray`` that none follows."""
+    pairs = zip_longest(arguments, arguments[1:], fillvalue="")
+    return ["--ray=" if a == "--ray" and not ADDRESS.fullmatch(b) else a for a, b in pairs]
 
 
 def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | None:
@@ -22,7 +39,8 @@ def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | No
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     if format in CORPUS_FORMATS:
         return CorpusOptions(format=format, **given)
-    alone = [name for name in ("shard_size", "rank", "world", "workers") if name in given] + ["resume"] * flags.resume
+    names = ("shard_size", "rank", "world", "workers", "ray", *["resume"] * flags.resume)
+    alone = [name for name in names if name in given]
     if alone:
         option = "--" + alone[0].replace("_", "-")
         raise UsageError(f"{option} is for shards: say --format {', '.join(CORPUS_FORMATS[:-1])} or tok")
@@ -37,6 +55,9 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
         raise UsageError("shards want a folder: name it with -o")
     if flags.force:
         raise UsageError("shards are not overwritten: --resume goes on with them, or name another folder")
+    if options.ray is not None:
+        _run_on_ray(inputs, out, options, flags)
+        return
     with progress_bar(out, flags.quiet) as progress:
         done = tokenize_corpus(inputs, out, options, TokenizeOptions(**flags.short), progress)
     rank, world = options.place
@@ -45,6 +66,19 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
         say(f"{out}: {whole}{done.written} samples, {len(done.shards)} shards, {done.note}")
     if done.failed:
         say(f"codec: {out}: {done.failed} samples failed, see errors-{rank:04}.jsonl")
+        raise typer.Exit(done.exit_code)
+
+
+def _run_on_ray(inputs: list[str], out: str, options: CorpusOptions, flags: TokenizeFlags) -> None:
+    """As :func:`run_tokenize`, for all ranks."""
+    from .cluster import tokenize_on_ray
+
+    with progress_bar(out, flags.quiet) as progress:
+        done = tokenize_on_ray(inputs, out, options, TokenizeOptions(**flags.short), progress)
+    if not flags.quiet:
+        say(f"{out}: {done.written} samples, {len(done.shards)} shards, {done.note}")
+    if done.failed:
+        say(f"codec: {out}: {done.failed} samples failed, see errors.jsonl")
         raise typer.Exit(done.exit_code)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 22  # larger pictures are decoded when it is their turn: few of them would fill the memory
 TOGETHER = 8  # samples that a process gets at once: small pictures take less time than the way there and back
+PACKAGES = ("pillow", "soundfile", "soxr", "av")  # whose versions decide samples, and so tokens
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -57,6 +59,17 @@ class Loaded:
     problem: str = ""
     damaged: bool = False
     seconds: float = 0.0
+
+
+def reader_versions() -> dict[str, str | None]:
+    """Versions of the packages that decode media here."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ import functools
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -47,7 +47,7 @@ from .manifest import (
     write_json,
 )
 from .places import Place, place_of
-from .readers import Loaded, Readers, load
+from .readers import Loaded, Readers, load, reader_versions
 from .shards import SHARD_SUFFIXES, ShardWriter, shard_writer
 from .sources import Rows, Sample, list_samples
 from .tally import Tally
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 AHEAD = 256  # samples that are read before it is their turn
 BEHIND = 256  # samples that wait for the writer
-READERS = ("pillow", "soundfile", "soxr", "av")  # whose versions decide samples, and so tokens
 
 
 def tokenize_corpus(
@@ -68,10 +67,13 @@ def tokenize_corpus(
     options: CorpusOptions,
     tokenize: TokenizeOptions,
     progress: Progress = SILENT,
+    *,
+    readers: Callable[[int, int], Readers] = Readers,
 ) -> Tally:
     """Tokenize all samples of a rank into shards; when the last rank has ended, the corpus is finished.
 
     Args:    sources: see :func:`.sources.list_samples`.  tokenize: the model may be left to the first medium.
+             readers: makes what reads the media, see :class:`.readers.Readers`.
     Returns: what was done; samples that fail or are damaged are in `errors-RRRR.jsonl`.
     Raises:  UsageError if the folder holds something else, was begun with other options, or has shards of this rank and
              ``options.resume`` is not set; MediaError if it cannot be written.
@@ -96,10 +98,10 @@ def tokenize_corpus(
         writer = _Writer(place, options, model, tally, errors)
         with (
             writer,
-            contextlib.closing(Readers(options.workers, AHEAD)) as readers,
+            contextlib.closing(readers(options.workers, AHEAD)) as pool,
             contextlib.closing(Device(model, tokenize)) as device,
         ):
-            for sample, loaded, tokens in _tokenized(listing, readers, device, writer):
+            for sample, loaded, tokens in _tokenized(listing, pool, device, writer):
                 writer.put(sample, loaded, tokens)
                 tally.computing = device.computing
                 progress.update(note=tally.note)
@@ -145,7 +147,6 @@ def _fingerprint(
     tokenizer = model.tokenizer
     if not tokenizer.weights_hash:
         raise UsageError(f"the weights of {tokenizer.name} are in no file: save them first, see save_pretrained")
-    installed = versions()
     return {
         "model": tokenizer.name,
         "weights_hash": tokenizer.weights_hash,
@@ -155,7 +156,7 @@ def _fingerprint(
         "world": options.place[1],
         "suffixes": suffixes,
         "tokodec": __version__,
-        "readers": {name: installed.get(name) for name in READERS},
+        "readers": reader_versions(),
     }
 
 

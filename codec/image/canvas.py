@@ -45,6 +45,7 @@ class Canvas:
         held: ``[M, h, w]`` int16, what is decoded, in 16ths of the quantiser's steps; larger ones than it holds, which
             hardly any picture has, are looked at as if they were the largest.
         blocks: ``[ceil(H/64), ceil(W/64)]``, which are exact; see :mod:`.exact`.
+        exact: ``[H, W, C]`` uint8, what exact blocks show: the picture, or nearly.
         windows: of the grid, in raster order.
     """
 
@@ -53,6 +54,7 @@ class Canvas:
         self.grid = (latents.shape[1], latents.shape[2])
         self.held = np.empty(latents.shape, dtype=np.int16)
         self.blocks = np.zeros([-(-edge // BLOCK) for edge in pixels.shape[:2]], dtype=bool)
+        self.exact = pixels
         self.windows = list(tiles(*self.grid, 0, WINDOW))
 
     def hold(self, tile: Tile, latents: np.ndarray) -> None:
@@ -71,10 +73,22 @@ class Canvas:
         return self.blocks[top : top + rows, left : left + columns]
 
     def window_pixels(self, tile: Tile) -> np.ndarray:
-        """The pixels of a window, ``[h, w, 3]`` uint8."""
+        """The pixels of a window, ``[h, w, C]`` uint8."""
         t, le, b, r = (STRIDE * edge for edge in tile.core)
-        part = self.pixels[t:b, le:r]
-        return np.broadcast_to(part, (*part.shape[:2], 3))
+        return self.pixels[t:b, le:r]
+
+    def nothing_exact(self) -> None:
+        """No block is exact from now on."""
+        self.blocks[:] = False
+        self.exact = self.pixels
+
+    def take_exact(self, tile: Tile, shown: np.ndarray) -> None:
+        """Show a window ``[h, w, C]`` in its exact blocks, which are all of them from now on."""
+        if self.exact is self.pixels:
+            self.exact = self.pixels.copy()
+        t, le, b, r = (STRIDE * edge for edge in tile.core)
+        self.exact[t:b, le:r] = shown
+        self.window_blocks(tile)[:] = True
 
     def free(self, tile: Tile) -> np.ndarray | None:
         """The cells ``[h, w]`` of a window that need no codes, None if all do. Windows around it count, too."""
@@ -88,8 +102,11 @@ class Canvas:
 
     def original(self, region: Box) -> Tensor:
         """The picture's pixels in a region, ``[1, 3, H, W]`` in [0, 1]; less than whole cells at its end."""
+        return self._region(self.pixels, region)
+
+    def _region(self, pixels: np.ndarray, region: Box) -> Tensor:
         t, le, b, r = (STRIDE * edge for edge in region)
-        x = torch.from_numpy(np.ascontiguousarray(self.pixels[t:b, le:r])).to(self.model.device)
+        x = torch.from_numpy(np.ascontiguousarray(pixels[t:b, le:r])).to(self.model.device)
         return x.permute(2, 0, 1)[None].expand(-1, 3, -1, -1).float() / 255
 
     def finished(self, x_hat: Tensor, x: Tensor, region: Box) -> Tensor:
@@ -100,7 +117,10 @@ class Canvas:
             (STRIDE * begin + np.arange(n)) // BLOCK for begin, n in zip(region[:2], x.shape[2:], strict=True)
         )
         exact = self.blocks[np.ix_(rows, columns)]
-        return torch.where(torch.from_numpy(exact).to(x.device), x, x_hat) if exact.any() else x_hat
+        if not exact.any():
+            return x_hat
+        shown = x if self.exact is self.pixels else self._region(self.exact, region)
+        return torch.where(torch.from_numpy(exact).to(x.device), shown, x_hat)
 
     @torch.no_grad()
     def shown(self, region: Box, steps: int) -> Tensor:

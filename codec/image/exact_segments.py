@@ -14,7 +14,7 @@ from ...tokenizers.image.photo import WINDOW, ImagePhoto, rate_weight
 from ...tokenizers.image.tiling import Tile, tiles
 from ..container.chunks import EXCT, LAYR
 from ..container.read import TokFile
-from ..progress import Progress
+from ..progress import SILENT, Progress
 from .exact import (
     BLOCK,
     LARGEST,
@@ -88,15 +88,17 @@ class ExactSegments:
         return blocks, pack_exact(window, blocks)
 
 
-def whole_segments(pixels: Samples, grid: tuple[int, ...], error: int, progress: Progress) -> dict[int, bytes]:
-    """Payloads of all segments, each exact as a whole, or with a largest error."""
-    payloads: dict[int, bytes] = {}
+def whole_segments(
+    pixels: Samples, grid: tuple[int, ...], error: int, progress: Progress = SILENT
+) -> tuple[dict[int, bytes], Samples]:
+    """Payloads of all segments, each exact as a whole, or with a largest error; and what they show."""
+    payloads, shown = dict[int, bytes](), pixels.copy()
     segments = list(tiles(grid[0], grid[1], 0, WINDOW))
     for segment, tile in enumerate(segments):
         top, left, bottom, right = (STRIDE * edge for edge in tile.core)
-        payloads[segment] = pack_whole(pixels[top:bottom, left:right], error)
+        payloads[segment], shown[top:bottom, left:right] = pack_whole(pixels[top:bottom, left:right], error)
         progress.update((segment + 1) / len(segments))
-    return payloads
+    return payloads, shown
 
 
 def is_whole(tok: TokFile) -> bool:

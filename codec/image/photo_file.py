@@ -4,6 +4,9 @@ The latents of the picture are computed once. At a quality, window by window::
 
     latents -> quantised -> decoded -> which blocks are exact (exact.py), codes without them, or none at all
             -> if the picture was decoded before, its old codes (settle.py); else with effort, better ones (refine.py)
+
+Codes end at about 42 dB. At quality 100 windows that they leave below ``CLEAR`` dB are coded pixel by pixel, within an
+error that brings them there.
 """
 
 from __future__ import annotations
@@ -15,18 +18,24 @@ from dataclasses import dataclass, replace
 from ...entropy.hyperprior.walk import Walk
 from ...tokenizers.image.layers import STRIDE
 from ...tokenizers.image.photo import WINDOW, ImagePhoto, cut
+from ...tokenizers.image.tiling import Tile
 from ..container.fields import ImageHeader
+from ..metrics.picture import as_rgb, psnr
 from ..metrics.target import measure
 from ..options import Target
 from ..progress import SILENT, Progress
 from .canvas import Canvas
-from .exact_segments import ExactSegments
+from .exact_segments import ExactSegments, whole_segments
 from .format import Extras
 from .refine import Refiner
 from .settle import settle, was_decoded
+from .whole import Samples, pack_whole
 
 # A file of few bytes has few layers, since each costs 18 bytes: (largest mean payload of a segment, layers).
 LAYERS = ((3000, 1), (16000, 2), (32000, 3), (math.inf, 5))
+BEST = 10000  # the highest quality, in hundredths
+CLEAR = 45.0  # dB of PSNR that the highest quality has at least, of models whose distortion is squared error
+WITHIN = 2, 1  # the errors, of which the second has 48 dB whatever the picture
 
 
 @dataclass(frozen=True)
@@ -34,13 +43,14 @@ class Attempt:
     """A finished file.
 
     Attributes: steps: its quality in hundredths.  measured: what it reaches of the target, if there is one.
-                lossless: whether all of it is exact.
+                lossless: whether no pixel is lost.  name: of what was asked for, in notes.
     """
 
     steps: int
     data: bytes
     measured: float | None = None
     lossless: bool = False
+    name: str = f"quality {BEST / 100:g}"
 
 
 class PhotoFile:
@@ -56,6 +66,7 @@ class PhotoFile:
         exact = ExactSegments(canvas.model, canvas.pixels)
         self.exact = exact if exact.possible else None
         self.tried: dict[tuple[int, bool], Attempt] = {}
+        self.clear: dict[Tile, tuple[bytes, Samples]] = {}
 
     def at(self, steps: int, refined: bool = False, progress: Progress = SILENT) -> Attempt:
         """The file of a quality in hundredths. refined: its codes as good as the descent makes them."""
@@ -68,15 +79,25 @@ class PhotoFile:
             measured = None
             if self.target is not None:
                 measured = measure(self.target.metric, self.canvas.pixels, self.canvas.picture(steps))
-            self.tried[key] = Attempt(steps, data, measured, all(walk is None for walk in walks))
+            lossless = self.canvas.exact is self.canvas.pixels and all(walk is None for walk in walks)
+            self.tried[key] = Attempt(steps, data, measured, lossless)
         return self.tried[key]
+
+    def within_error(self, error: int) -> Attempt:
+        """The file without codes whose pixels differ by so much at most."""
+        model, pixels = self.canvas.model, self.canvas.pixels
+        payloads, shown = whole_segments(pixels, self.canvas.grid, error)
+        layers = [[b""] * len(payloads)]
+        data = written(model, layers, BEST, pixels.shape[:2], replace(self.extras, exact=payloads))
+        measured = None if self.target is None else measure(self.target.metric, pixels, shown)
+        return Attempt(BEST, data, measured, not error, f"a largest error of {error}" if error else "lossless coding")
 
     def _codes(
         self, steps: int, refiner: Refiner | None, progress: Progress
     ) -> tuple[list[Walk | None], dict[int, bytes]]:
         """What is coded of each window, None where all of it is exact, and the exact blocks of those that have some."""
         canvas, model = self.canvas, self.canvas.model
-        canvas.blocks[:] = False
+        canvas.nothing_exact()
         plain, decoded = [], []
         for tile in canvas.windows:
             walk = model.quantise(cut(canvas.latents, tile), steps)
@@ -84,6 +105,8 @@ class PhotoFile:
             plain.append(walk.coded())
             decoded.append(was_decoded(canvas, tile, walk, steps))
         payloads = {} if self.exact is None else self._choose(self.exact, plain, steps)
+        if steps == BEST and model.config.distortion == "mse":
+            payloads |= self._cleared(steps)
         walks: list[Walk | None] = []
         for i, (tile, walk) in enumerate(zip(canvas.windows, plain, strict=True)):
             free = canvas.free(tile)
@@ -122,6 +145,22 @@ class PhotoFile:
             bits = float(model.entropy.bits(walk).sum()) + 8 * len(payload)
             if exact.pays(whole, tile, decoded, steps, bits):
                 payloads[i], canvas.window_blocks(tile)[:] = whole, True
+        return payloads
+
+
+    def _cleared(self, steps: int) -> dict[int, bytes]:
+        """Windows that are not clear enough, within an error; the canvas knows them afterwards."""
+        canvas, payloads = self.canvas, {}
+        for i, tile in enumerate(canvas.windows):
+            window = canvas.window_pixels(tile)
+            if psnr(as_rgb(window), canvas.decoded(tile, steps)) >= CLEAR:
+                continue
+            for error in WITHIN if tile not in self.clear else ():
+                self.clear[tile] = pack_whole(window, error)
+                if psnr(as_rgb(window), as_rgb(self.clear[tile][1])) >= CLEAR:
+                    break
+            payloads[i], shown = self.clear[tile]
+            canvas.take_exact(tile, shown)
         return payloads
 
 

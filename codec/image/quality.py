@@ -26,7 +26,7 @@ from ...tokenizers.image.photo import (
 )
 from ...tokenizers.image.tiling import Tile, tiles
 from ...tokenizers.tokens import Tokens
-from ..container.chunks import EXCT
+from ..container.chunks import EXCT, LAYR
 from ..container.read import TokFile, read_tok
 from ..contract import Encoded
 from ..errors import ChunkError, UsageError, too_small
@@ -38,8 +38,8 @@ from ..progress import SILENT, Progress
 from .canvas import Canvas
 from .exact_segments import is_whole, whole_segments
 from .format import Extras, ImageFormat, extras_of
-from .photo_file import Attempt, PhotoFile, photo_file, written
-from .search import BEST, ENOUGH, Reach, Within, search
+from .photo_file import BEST, Attempt, PhotoFile, photo_file, written
+from .search import ENOUGH, TOP, Reach, Within, search
 
 ANALYSED = 0.05  # of the progress, where codes are refined
 
@@ -94,6 +94,8 @@ class QualityFormat(ImageFormat):
     def tokens_of(self, tok: TokFile, model: Model, levels: int | None = None) -> Tokens:
         """Tokens of a file: the channels that all of its segments have."""
         photo, header = photo_model(model), tok.picture
+        if any(tok.payload(LAYR, 0, s) == b"" for s in range(header.n_segments)):
+            raise UsageError("a part of the picture is stored as pixels and no codes: there are no tokens of it")
         walks, _ = read_walks(tok, photo, levels)
         codes = torch.from_numpy(pack_codes(walks, header.grid))
         return Tokens(codes[None], photo.spec((header.height, header.width), quality=header.quality / 100))
@@ -135,24 +137,37 @@ def within(files: PhotoFile, most: int, picture: Picture, progress: Progress) ->
     file = search(files, Within(most), progress)
     if file is None:
         raise too_small(len(files.at(0).data), most, pixels=math.prod(picture.pixels.shape[:2]))
-    unused = file.steps == BEST and len(file.data) < ENOUGH * most
-    more = "no pixel is lost" if file.lossless else "--lossless takes more"
-    note = f"quality 100 takes {len(file.data)} of the {most} bytes; {more}" if unused else ""
-    return encoded(file, picture, note)
+    unused = len(file.data) < ENOUGH * most
+    if file.steps == TOP and unused:
+        for better in ladder(files, picture):
+            if len(better.data) > most:
+                break
+            file, unused = better, len(better.data) < ENOUGH * most
+    note = f"{file.name} takes {len(file.data)} of the {most} bytes" if file.steps >= TOP and unused else ""
+    return encoded(file, picture, f"{note}; no pixel is lost" if note and file.lossless else note)
 
 
 def reaching(files: PhotoFile, target: Target, picture: Picture, progress: Progress) -> Encoded:
-    """The smallest file that reaches a target; a lossless one where no quality does, and 8 bits are all there is."""
-    file = search(files, Reach(target), progress)
+    """The smallest file that reaches a target; where codes do not, the first of the :func:`ladder` that does."""
+    goal = Reach(target)
+    file = search(files, goal, progress)
     if file is not None:
         return encoded(file, picture, metric=target.metric)
+    for file in ladder(files, picture):
+        if goal.met(file):
+            break
+    assert file is not None
+    assert file.measured is not None
+    note = f"{file.name} reaches {target.metric} {file.measured:.5g}, not the {target.least:g} asked for"
+    return encoded(file, picture, "" if goal.met(file) else note, target.metric)
+
+
+def ladder(files: PhotoFile, picture: Picture) -> Iterator[Attempt]:
+    """Files above those of codes, each better than the one before, up to a lossless one if 8 bits are all there is."""
     best = files.at(BEST, True)
-    note = f"quality 100 reaches {target.metric} {best.measured:.5g}, not the {target.least:g} asked for"
-    if picture.bit_depth > 8:
-        return encoded(best, picture, note, target.metric)
-    made = whole(files.canvas.model, picture, Rate(lossless=True), progress)
-    made.notes.append(f"{note}: the file is lossless")
-    return made
+    yield best
+    if not best.lossless:
+        yield from (files.within_error(error) for error in (1, 0)[: 2 if picture.bit_depth == 8 else 1])
 
 
 def whole(model: ImagePhoto, picture: Picture, rate: Rate, progress: Progress) -> Encoded:
@@ -172,7 +187,7 @@ def whole_file(model: ImagePhoto, picture: Picture, rate: Rate, progress: Progre
         raise UsageError("lossless files hold 8 or 16 bits a sample, and this picture has a number between")
     error = (rate.max_error or 0) * (257 if pixels.itemsize == 2 else 1)
     grid = model.spec(size, quality=BEST / 100).grid
-    payloads = whole_segments(pixels, grid, error, progress)
+    payloads, _ = whole_segments(pixels, grid, error, progress)
     return written(model, [[b""] * len(payloads)], BEST, size, replace(extras_of(picture), exact=payloads))
 
 

@@ -4,6 +4,8 @@ Sizes and metrics rise with the quality, nearly along straight lines (the logari
 qualities with the goal between them is narrowed by the line through both, and by halves where that is slow. Codes that
 are refined take long: there each try tells how far refined files are off the others, and the next try is where the
 others are better or worse by that much.
+
+The highest quality is no longer one of codes alone (photo_file.py) and takes much longer, so it is not tried here.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from dataclasses import dataclass, replace
 from ..metrics.target import on_a_line
 from ..options import Target
 from ..progress import SILENT, Progress
-from .photo_file import Attempt, PhotoFile
+from .photo_file import BEST, Attempt, PhotoFile
 
-BEST = 10000  # the highest quality, in hundredths
+TOP = BEST - 1  # the highest quality that is tried
 CLOSE_ENOUGH = 0.985  # a file of this share of the wanted size ends the search
 LIKELY = 0.99  # of the wanted size is what a try aims at
 REFINED_TRIES = 5
@@ -105,7 +107,7 @@ class Reach(Goal):
 
     target: Target
     shift: float = 0.0
-    end, tries, margin = BEST, 30, STEP
+    end, tries, margin = TOP, 30, STEP
 
     def value(self, attempt: Attempt) -> float:
         assert attempt.measured is not None
@@ -136,7 +138,7 @@ def nearest(at: Callable[[int], Attempt], goal: Goal) -> Attempt | None:
     first = at(goal.end)
     if not goal.met(first):
         return None
-    last = at(BEST - goal.end)
+    last = at(TOP - goal.end)
     if goal.met(last):
         return last
     low, high = sorted((first, last), key=lambda attempt: attempt.steps)

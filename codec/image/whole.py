@@ -31,18 +31,19 @@ def pixel_coder() -> PixelCoder:
     return PixelCoder.from_pretrained(ASSETS / NETS)
 
 
-def pack_whole(pixels: Samples, error: int = 0) -> bytes:
-    """The smallest payload of a window, with values that differ from ``pixels`` by at most ``error``."""
-    bits = 8 * pixels.itemsize
-    coder = pixel_coder()
-    map_bytes, order = _map_bytes(pixels.shape), _order(pixels.shape[2])
+def pack_whole(pixels: Samples, error: int = 0) -> tuple[bytes, Samples]:
+    """The smallest payload of a window, and the values it holds, which differ from ``pixels`` by ``error`` at most."""
+    bits, order = 8 * pixels.itemsize, _order(pixels.shape[2])
     planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)[order]).astype(np.uint16)
+    coder = pixel_coder()
+    payload, shown = coder.compressed(planes, bits, error, fitted=True)
     head = _HEAD.pack(FITTED, bits, error, bytes.fromhex(coder.hash))
-    packed = bytes(map_bytes) + head + coder.compress(planes, bits, error, fitted=True)
+    found = bytes(_map_bytes(pixels.shape)) + head + payload, _ordered(shown, bits)
     if bits > 8:
-        return packed
+        return found
     colour = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint8)
-    return min(packed, pack_exact(colour, np.ones(blocks_of(pixels.shape[:2]), dtype=bool), method=5), key=len)
+    webp = pack_exact(colour, np.ones(blocks_of(pixels.shape[:2]), dtype=bool), method=5)
+    return found if len(found[0]) < len(webp) else (webp, pixels)
 
 
 def bits_of(payload: bytes, size: tuple[int, int]) -> int | None:
@@ -65,12 +66,17 @@ def unpack_whole(payload: bytes, size: tuple[int, int], channels: int) -> Sample
     if made.hex() != coder.hash:
         raise ValueError(f"pixels are coded with nets {made.hex()}, those of {NETS} are {coder.hash}")
     planes = coder.decompress(payload[at + _HEAD.size :], (channels, *size), bits, error, method == FITTED)
-    return planes[np.argsort(_order(channels))].transpose(1, 2, 0).astype(f"uint{bits}")
+    return _ordered(planes, bits)
 
 
 def _map_bytes(size: tuple[int, ...]) -> int:
     rows, columns = blocks_of(size[:2])
     return -(-rows * columns // 8)
+
+
+def _ordered(planes: npt.NDArray[np.uint16], bits: int) -> Samples:
+    """``[H, W, C]`` of planes as they are coded."""
+    return planes[np.argsort(_order(len(planes)))].transpose(1, 2, 0).astype(f"uint{bits}")
 
 
 def _order(channels: int) -> list[int]:

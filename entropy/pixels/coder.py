@@ -83,10 +83,14 @@ class PixelCoder:
         Args: error: the largest difference of a decoded value.  fitted: correct the nets for this picture.
               :meth:`decompress` has to be told both.
         """
+        return self.compressed(planes, bits, error, fitted)[0]
+
+    def compressed(self, planes: Planes, bits: int, error: int = 0, fitted: bool = False) -> tuple[bytes, Planes]:
+        """Likewise, and what :meth:`decompress` makes of it."""
         sink = _Sink(planes, fitted)
-        self._walk(sink, planes.shape, bits, error)
+        shown = self._walk(sink, planes.shape, bits, error)
         side = len(sink.side).to_bytes(_LENGTH, "little") + sink.side if fitted else b""
-        return planes[:, 0, 0].astype("<u2").tobytes() + side + sink.coder.finish()
+        return planes[:, 0, 0].astype("<u2").tobytes() + side + sink.coder.finish(), shown
 
     def decompress(
         self, payload: bytes, shape: tuple[int, int, int], bits: int, error: int = 0, fitted: bool = False
