@@ -232,7 +232,6 @@ def tokenize(
     .safetensors), or all in one corpus if -o ends in .tar (WebDataset) or .bin (Megatron, with .idx and .json). Corpora
     take token files as well. Token files that are there already, as they would be made, are left as they are. With
     --format webdataset, megatron, parquet or tok, -o is a folder for shards, and inputs may be tars and lists."""
-    from ..tokenizers.sequence import ROWS
     from .contract import Tokenized
     from .corpus.megatron import CORPUS_SUFFIXES, megatron_paths, megatron_writer, sequencer_maker
     from .corpus.sources import key_of
@@ -289,8 +288,6 @@ def tokenize(
         writer: Any = webdataset_writer(out, flags.force)
     else:
         pattern, model, device = corpus.pattern, flags.model, flags.device
-        if pattern in ROWS:
-            raise UsageError(f"a .bin corpus has one id a step: --pattern is levels or interleaved, not {pattern}")
         if corpus.digits and model is not None:
             _ = load_model(model, pick_device(device)).trees  # refused now, and not once for each file
         maker = sequencer_maker(pattern or "levels", corpus.digits, model, device)

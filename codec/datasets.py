@@ -28,6 +28,8 @@ from ..tokenizers.tokens import Tokens, TokenSpec
 from .contract import Tokenless
 from .corpus.manifest import MANIFEST, Corpus
 from .corpus.megatron import sequencer_maker
+from .corpus.places import place_of
+from .corpus.remote import is_url
 from .corpus.token_files import TOKEN_SUFFIXES, dump_tokens, load_tokens
 from .errors import MediaError, TokodecError, UsageError, WeightsMismatchError
 from .files import atomic_output, make_folder
@@ -47,11 +49,11 @@ class TokenDataset(Dataset[Tensor]):
     """Codes of the files in folders: ``dataset[i]`` is ``[K, *grid]`` int64, ``dataset.tokens(i)`` says what they mean.
 
     Files are pictures, sounds or videos, whichever the model is for, `.tok` files and token files (`.npz`,
-    `.safetensors`) of the model; all others are ignored. An item is a file. A folder of shards that `codec tokenize`
-    wrote, in any format, stands for its samples, which come after all files; see :class:`ShardSampler`. Of a sound in
-    stereo an item is the middle, (left + right) / 2. Folders come in the order given, the files below each by their
-    path in it. Works with any number of workers, which use the CPU unless ``device`` says otherwise: make the tokens
-    first with :meth:`fill_cache` where there is a GPU.
+    `.safetensors`) of the model; all others are ignored. An item is a file. A folder or URL of shards that `codec
+    tokenize` wrote, in any format, stands for its samples, which come after all files; see :class:`ShardSampler`. Of a
+    sound in stereo an item is the middle, (left + right) / 2. Folders come in the order given, the files below each by
+    their path in it. Works with any number of workers, which use the CPU unless ``device`` says otherwise: make the
+    tokens first with :meth:`fill_cache` where there is a GPU.
 
     Args:
         folders: one or several; files as well.
@@ -101,7 +103,7 @@ class TokenDataset(Dataset[Tensor]):
         self.cache = None if cache is None else Path(cache)
         given = [folders] if isinstance(folders, (str, Path)) else folders
         wanted = (*MODALITY_SUFFIXES[self._spec.modality], ".tok", *TOKEN_SUFFIXES)
-        shards = [folder for folder in given if (Path(folder) / MANIFEST).is_file()]
+        shards = [folder for folder in given if is_url(folder) or place_of(folder).has(MANIFEST)]
         self.corpora = [self._corpus(folder) for folder in shards]
         self.files = [path for folder in given if folder not in shards for path in _files(Path(folder), wanted)]
         self.left_out: dict[Path, str] = {}
@@ -123,6 +125,7 @@ class TokenDataset(Dataset[Tensor]):
     def tokens(self, i: int) -> Tokens:
         """Item i with the spec that says what its codes mean, a batch of one."""
         i = range(len(self))[i]
+        path: str | Path
         if i < len(self.files):
             path = self.files[i]
             tokens = _one_signal(self._whole(path), path)
@@ -186,14 +189,14 @@ class TokenDataset(Dataset[Tensor]):
             corpus.model = load_model(self.model)
         return corpus
 
-    def _sample(self, i: int) -> tuple[Path, Tokens]:
+    def _sample(self, i: int) -> tuple[str, Tokens]:
         """Sample i of all corpora, and what messages call it."""
         for corpus in self.corpora:
             if i < len(corpus):
                 break
             i -= len(corpus)
         key, tokens = corpus.sample(i)
-        path = corpus.folder / key
+        path = f"{corpus.place.name}/{key}"
         return path, _one_signal(self._check(tokens, path), path)
 
     def _whole(self, path: Path) -> Tokens:
@@ -214,7 +217,7 @@ class TokenDataset(Dataset[Tensor]):
                 file.write(dump_tokens(tokens, ".npz"))
         return tokens
 
-    def _check(self, tokens: Tokens, path: Path) -> Tokens:
+    def _check(self, tokens: Tokens, path: str | Path) -> Tokens:
         spec, own = tokens.spec, self._spec
         if (spec.model, spec.weights_hash) != (own.model, own.weights_hash):
             raise WeightsMismatchError(
@@ -244,7 +247,7 @@ class TokenDataset(Dataset[Tensor]):
 
     # ---------------------------------------------------------------- windows
 
-    def _cut(self, tokens: Tokens, window: tuple[int, ...], path: Path) -> Tokens:
+    def _cut(self, tokens: Tokens, window: tuple[int, ...], path: str | Path) -> Tokens:
         spec, size = tokens.spec, self.spec(window).size
         codes = tokens.codes
         for axis, (cells, n, wanted) in enumerate(zip(window, spec.size, size, strict=True)):
@@ -390,7 +393,7 @@ def _window(crop: float | tuple[int, ...], spec: TokenSpec) -> tuple[int, ...]:
     raise UsageError(f"a crop of {spec.model} is {what}, got {crop}")
 
 
-def _one_signal(tokens: Tokens, path: Path) -> Tokens:
+def _one_signal(tokens: Tokens, path: str | Path) -> Tokens:
     """The one signal of a file, or the middle of a sound in stereo. Raises UsageError for others."""
     if len(tokens.codes) == 1:
         return tokens

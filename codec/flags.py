@@ -161,7 +161,8 @@ class CorpusFlags:
     """Of `codec tokenize` where tokens of many files go together, see :class:`~.options.CorpusOptions`."""
 
     pattern: Annotated[
-        str | None, typer.Option(help="order of the ids in a .bin corpus: levels (the default) or interleaved")
+        str | None,
+        typer.Option(help="order of the ids of a .bin corpus: levels (the default), interleaved, delay, parallel"),
     ] = None
     digits: Annotated[
         bool, typer.Option("--digits", help="large codes as two or three ids of a .bin corpus, a smaller vocabulary")

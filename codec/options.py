@@ -295,6 +295,7 @@ class TokenizeOptions:
             raise UsageError(f"quality is 0 to 100, got {self.quality:g}")
 
 
+CORPUS_PATTERNS = ("levels", "interleaved", "delay", "parallel")  # of tokenizers/sequence.py
 CORPUS_FORMATS = ("webdataset", "megatron", "parquet", "tok")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -331,8 +332,8 @@ class CorpusOptions:
             raise UsageError(f"a corpus is one of {', '.join(CORPUS_FORMATS)}, got {self.format!r}")
         if self.format != "megatron" and (self.pattern is not None or self.digits):
             raise UsageError("pattern and digits are those of a megatron corpus")
-        if self.pattern not in (None, "levels", "interleaved"):  # the others have a row of ids a step
-            raise UsageError(f"the pattern of a megatron corpus is levels or interleaved, not {self.pattern}")
+        if self.pattern not in (None, *CORPUS_PATTERNS):
+            raise UsageError(f"unknown pattern {self.pattern!r}: use {', '.join(CORPUS_PATTERNS)}")
         if self.ray is not None and self.rank is not None:
             raise UsageError("Ray runs all ranks: give their number alone, the world")
         if (self.rank is None) != (self.world is None) and self.ray is None:

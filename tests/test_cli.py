@@ -813,7 +813,6 @@ def test_corpora_that_are_refused(codec: Codec, tiny: list[str], folder: Path, t
         ([folder, "-o", tar, "--digits"], ["--digits", ".bin"]),
         ([folder / "a.png", "--digits"], ["--digits", ".bin"]),
         ([folder / "a.png", "-o", tmp_path / "x.npz", "--pattern", "levels"], ["--pattern", ".bin"]),
-        ([folder, "-o", bin, "--pattern", "delay"], ["delay", "one id a step"]),
         ([folder, "-o", bin, "--pattern", "diagonal"], ["diagonal", "interleaved"]),
         ([folder, "-o", bin, "--digits"], ["tiny", "digits"]),
         ([folder, tmp_path / "more" / "in", "-o", tar], ["a.png", "a.jpeg", "'in/a'"]),

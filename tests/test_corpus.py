@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -21,11 +22,10 @@ from tokodec.codec.errors import MediaError, ModelError, OutputExistsError, Toko
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import tokenize_file
 from tokodec.tokenizers.quantize.base import ABSENT
-from tokodec.tokenizers.sequence import BEGIN, END, Sequencer
+from tokodec.tokenizers.sequence import BEGIN, END, PATTERNS, Sequencer
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = (64, 32, 16)
-PATTERNS_OF_ONE_ID = ["levels", "interleaved"]
 
 
 def spec_of(size: tuple[int, ...], sizes: tuple[int, ...] = SIZES, **changes: Any) -> TokenSpec:
@@ -190,6 +190,14 @@ def test_bad_webdatasets(tmp_path: Path) -> None:
     for i, members in enumerate(bad):
         with pytest.raises(MediaError, match=rf"{i}\.tar"):
             list(read_webdataset(tar_of(tmp_path / f"{i}.tar", members)))
+    write_webdataset(path, several(), force=True)
+    whole = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[4].offset
+    for damage in (b"x" * 512, bytes([whole[third] ^ 1])):  # a header that tarfile takes for the end
+        (tmp_path / "header.tar").write_bytes(whole[:third] + damage + whole[third + len(damage) :])
+        with pytest.raises(MediaError, match=r"header.tar .* it breaks off"):
+            list(read_webdataset(tmp_path / "header.tar"))
     for data in (b"", b"text", path.read_bytes()[:700], path.read_bytes()[:512]):
         (tmp_path / "cut.tar").write_bytes(data)
         with pytest.raises(MediaError, match=r"cut.tar"):
@@ -201,7 +209,7 @@ def test_bad_webdatasets(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- Megatron
 
 
-@pytest.mark.parametrize("pattern", PATTERNS_OF_ONE_ID)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_megatron_corpus_comes_back(pattern: Any, tmp_path: Path) -> None:
     sequencer = Sequencer(SIZES, pattern)
     assert write_megatron(tmp_path / "x.bin", several(), sequencer) == 6
@@ -217,7 +225,7 @@ def test_a_megatron_corpus_comes_back(pattern: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_model", "sound_model"])
-@pytest.mark.parametrize("pattern", PATTERNS_OF_ONE_ID)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_tokens_of_files_with_digits(
     name: str, pattern: str, golden: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -235,6 +243,22 @@ def test_tokens_of_files_with_digits(
     assert_same(list(corpus), items)
     trees = load_model(str(model)).trees
     assert corpus.schema["sequencer"]["leaves"] == [tree.leaf.tolist() for tree in trees]
+
+
+def test_rows_of_ids_are_one_after_the_other(tmp_path: Path) -> None:
+    """Of the delay pattern, whose steps have an id of each codebook; the schema says how many."""
+    tokens = Tokens(torch.tensor([[[[3, 1]], [[0, 4]]]]), spec_of((16, 32), (4, 5)))
+    write_megatron(tmp_path / "x.bin", [("a", tokens), ("b", tokens.levels(1))], Sequencer((4, 5), "delay"))
+    rows = [[BEGIN, BEGIN], [5 + 3, BEGIN], [5 + 1, 9 + 0], [END, 9 + 4], [END, END]]
+    alone = [BEGIN, 5 + 3, 5 + 1, END]
+    assert np.fromfile(tmp_path / "x.bin", "<u2").tolist() == [*itertools.chain(*rows), *alone]
+    corpus = read_megatron(tmp_path / "x.bin")
+    assert corpus.sequence(0).tolist() == rows
+    assert [(kind["length"], kind["streams"]) for kind in corpus.schema["kinds"]] == [(10, 2), (4, 1)]
+    for streams in (None, 0, -2, 3, "2"):
+        change_json(tmp_path / "x.json", lambda s, streams=streams: s["kinds"][0].update(streams=streams))  # type: ignore[misc]
+        with pytest.raises(MediaError, match=r"x.json"):
+            read_megatron(tmp_path / "x")
 
 
 def test_the_index_byte_by_byte(tmp_path: Path) -> None:
@@ -312,8 +336,6 @@ def test_megatron_corpora_that_are_refused(tmp_path: Path) -> None:
     refused: list[tuple[Any, Any, str]] = [
         ([("a", tokens), ("b", other)], Sequencer(SIZES), "b: tokens of some ffff"),
         ([("a", tokens)], Sequencer((64, 32)), "a: .*other codebooks"),
-        ([("a", tokens)], Sequencer(SIZES, "delay"), "delay"),
-        ([("a", tokens)], Sequencer(SIZES, "parallel"), "parallel"),
         ([("a", tokens)], sequencer_maker("levels", digits=True), "the digits of some"),
         ([], Sequencer(SIZES), "at least one"),
         (fails(), Sequencer(SIZES), "no more"),
@@ -406,6 +428,7 @@ def test_damaged_megatron_corpora(tmp_path: Path) -> None:
         lambda s: s["kinds"][0]["spec"].update(model="other"),
         lambda s: s["kinds"][0]["spec"].update(size=[0, 1]),
         lambda s: s["kinds"][0].update(signals=2),
+        lambda s: s["kinds"][0].update(streams=2),
         lambda s: s["sequencer"].update(pattern="diagonal"),
         lambda s: s["sequencer"].update(vocabulary_size=9),
         lambda s: s["sequencer"].update(codebook_sizes=[64.0, 32, 16]),

@@ -10,6 +10,8 @@ import os
 import random
 import re
 import shlex
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -27,7 +29,7 @@ import tokodec
 from tokodec.codec import cli
 from tokodec.codec.corpus import device, run
 from tokodec.codec.corpus.device import Device
-from tokodec.codec.corpus.manifest import Corpus, finish, read_lines, verify
+from tokodec.codec.corpus.manifest import Corpus, finish, verify
 from tokodec.codec.corpus.readers import Readers
 from tokodec.codec.corpus.run import tokenize_corpus
 from tokodec.codec.corpus.sources import Sample, expand, list_samples, owner
@@ -66,18 +68,22 @@ def made(sources: Any, folder: Path, model: Path, **options: Any) -> Tally:
     return tokenize_corpus(sources, folder, CorpusOptions(**given), TokenizeOptions(model=str(model), device="cpu"))
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def shard_bytes(folder: Path) -> dict[str, str]:
     """Hashes of everything in shards, and of the rows but their times."""
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("part-*") if p.suffix != ".jsonl"}
     for path in folder.glob("part-*.jsonl"):
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(path)]
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(path)]
         found[path.name] = json.dumps(rows)
     return found
 
 
 def codes_of(folder: Path) -> dict[str, str]:
     """Hash of the codes by key; a key that is there twice is refused."""
-    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in read_lines(path)]
+    rows = [row for path in sorted(folder.glob("part-*.jsonl")) for row in rows_of(path)]
     found = {row["key"]: row["codes"] for row in rows}
     assert len(found) == len(rows)
     return found
@@ -104,24 +110,8 @@ def test_every_format_holds_the_tokens_of_each_file_alone(
         alone = tokenize_file(path, model=str(tiny_model), device="cpu").tokens
         assert tokens.spec == alone.spec
         assert torch.equal(tokens.codes, alone.codes)
+        assert torch.equal(corpus.tokens(str(path.relative_to(small).with_suffix(""))).codes, alone.codes)
     assert list(verify(tmp_path / "out", [str(small)], str(tiny_model))) == []
-
-
-def test_others_read_them(small: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """The packages that people train with."""
-    webdataset, parquet = pytest.importorskip("webdataset"), pytest.importorskip("pyarrow.parquet")
-    for format in ("webdataset", "parquet"):
-        made(small, tmp_path / format, tiny_model, format=format)
-    corpus = Corpus(tmp_path / "webdataset")
-    shard = tmp_path / "webdataset" / "part-0000-0000.tar"
-    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False).decode())
-    table = parquet.read_table(tmp_path / "parquet" / "part-0000-0000.parquet").to_pylist()
-    assert len(samples) == len(table) == 6
-    for i, (sample, row) in enumerate(zip(samples, table, strict=True)):
-        key, tokens = corpus.sample(i)
-        assert sample["__key__"] == row["key"] == key
-        assert torch.equal(torch.from_numpy(sample["codes.npy"]).long(), tokens.codes)
-        assert torch.equal(torch.tensor(row["codes"]).view(row["shape"]), tokens.codes)
 
 
 def test_urls_are_sources(small: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -153,7 +143,7 @@ def test_rows_say_where_a_sample_comes_from(small: Path, tiny_model: Path, tmp_p
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["fingerprint"]["weights_hash"] == load_model(str(tiny_model)).tokenizer.weights_hash
     assert manifest["shards"] == [["part-0000-0000", 6]]
-    rows = list(read_lines(tmp_path / "out" / "part-0000-0000.jsonl"))
+    rows = list(rows_of(tmp_path / "out" / "part-0000-0000.jsonl"))
     for row in rows:
         assert row["sha256"] == hashlib.sha256(Path(row["source"]).read_bytes()).hexdigest()
         assert row["device"] == "cpu"
@@ -187,7 +177,7 @@ def test_other_media(sound_model: Path, tiny_model: Path, tmp_path: Path) -> Non
     done = made(folder, tmp_path / "pictures", tiny_model)
     assert (done.written, done.failed) == (3, 1)
     assert len(set(codes_of(tmp_path / "pictures").values())) == 1
-    (error,) = read_lines(tmp_path / "pictures" / "errors.jsonl")
+    (error,) = rows_of(tmp_path / "pictures" / "errors.jsonl")
     assert "is a model for image" in error["reason"]
 
 
@@ -367,7 +357,7 @@ def test_what_cannot_be_read_is_named_and_nothing_else_is_lost(small: Path, tiny
     Image.new("RGB", (16, 16)).save(small / "class2" / "p00002.jpg")  # the key of p00002.png
     done = made(small, tmp_path / "out", tiny_model)
     assert (done.written, done.failed, done.damaged, done.exit_code) == (6, 3, 1, 2)
-    errors = {Path(row["source"]).name: row["reason"] for row in read_lines(tmp_path / "out" / "errors.jsonl")}
+    errors = {Path(row["source"]).name: row["reason"] for row in rows_of(tmp_path / "out" / "errors.jsonl")}
     assert set(errors) == {"bad.png", "cut.png", "p00002.png"}
     assert "there twice" in errors["p00002.png"]
     assert list(verify(tmp_path / "out", [str(small)])) == []
@@ -393,8 +383,8 @@ def test_options_of_shards_are_not_ignored(
             tokenize_corpus([str(small)], tmp_path / "out", CorpusOptions(), options)
     with pytest.raises(UsageError, match="no digits"):
         made(small, tmp_path / "out", tiny_model, format="megatron", digits=True)
-    with pytest.raises(UsageError, match="levels or interleaved"):
-        CorpusOptions(format="megatron", pattern="delay")
+    with pytest.raises(UsageError, match="use levels, interleaved, delay, parallel"):
+        CorpusOptions(format="megatron", pattern="diagonal")
 
 
 @pytest.mark.parametrize("damage", ["codes", "row", "shard", "twice"])
@@ -449,6 +439,20 @@ def test_a_process_that_dies_loses_its_sample_alone() -> None:
     found = [result for _, result in readers.map(eval, items, crashed="crashed")]
     readers.close()
     assert found == [1, 2, "crashed", 4, 5, 6]
+
+
+def test_a_script_without_its_guard_is_told(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Its processes would run it once more."""
+    lines = [
+        "from tokodec.codec.corpus.run import tokenize_corpus",
+        "from tokodec.codec.options import CorpusOptions, TokenizeOptions",
+        f"options = TokenizeOptions(model={str(tiny_model)!r}, device='cpu')",
+        f"tokenize_corpus([{str(small)!r}], {str(tmp_path / 'out')!r}, CorpusOptions(workers=1), options)",
+    ]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("a script runs its work under if __name__ == '__main__'")
 
 
 def test_reading_in_processes_gives_the_same_bytes(small: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -584,7 +588,7 @@ def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: 
     """With fewer tars, and without processes beside this one."""
     pytest.importorskip("pyarrow")
     page = (Path(run.__file__).parent / "README.md").read_text()
-    _, shell = re.findall(r"```sh\n(.*?)```", page, re.S)
+    _, shell, remote = re.findall(r"```sh\n(.*?)```", page, re.S)
     (python,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "ShardSampler(" in code]
     small.rename(tmp_path / "photos")
     for i in range(6):  # of which no crop is cut
@@ -594,7 +598,10 @@ def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: 
         with tarfile.open(tmp_path / "laion" / f"{name}.tar", "w") as tar:
             tar.add(tmp_path / "photos" / "class0" / "p00000.png", "a.png")
     monkeypatch.chdir(tmp_path)
-    for line in shell.splitlines():
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(tmp_path / "photos"), "/bucket/photos", recursive=True)
+    remote = remote.replace("s3://", "memory://").replace("--resume", "--resume --workers 0")
+    for line in [*shell.splitlines(), *remote.splitlines()]:
         line = line.split("#")[0].removeprefix("srun ").replace("--workers 8", "--workers 0").replace("00999", "00001")
         name, *arguments = shlex.split(line)
         assert name == "codec"

@@ -37,8 +37,8 @@ MAY_ALSO_IMPORT = {
 MAY_ALSO_USE = {
     "codec/generate/model.py": {"transformers"},
     "codec/corpus/cluster.py": {"ray"},  # for --ray
-    "codec/corpus/shards.py": {"pyarrow"},  # for parquet
-    "codec/corpus/sources.py": {"fsspec"},  # for URLs
+    "codec/corpus/tables.py": {"pyarrow"},  # for parquet
+    "codec/corpus/remote.py": {"fsspec"},  # for URLs
     "codec/metrics/features.py": {"efficientnet_lite_pytorch"},
     "codec/metrics/picture.py": {"ssimulacra2"},
     "codec/media/read_image.py": {"pillow_heif"},  # if it is there

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "nearest": (options.NearestOptions, ".search.nearest:bench_nearest"),
     "prior": (options.PriorOptions, ".entropy.prior:bench_prior"),
     "generator": (options.GeneratorOptions, ".entropy.generator:bench_generator"),
+    "corpus": (options.CorpusBenchOptions, ".corpus:bench_corpus"),
     "devices": (options.DeviceOptions, ".devices:bench_devices"),
     "conceal": (options.ConcealOptions, ".entropy.conceal:bench_conceal"),
 }

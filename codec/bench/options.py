@@ -241,6 +241,24 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorpusBenchOptions:
+    """`codec tokenize` into shards beside a loop over files: samples and hours a second, and how busy the device is."""
+
+    folder: Annotated[Path, typer.Argument(help="folder with pictures or sounds, also in folders inside it")]
+    model: ModelOption = None
+    device: Device = "auto"
+    workers: Annotated[str, typer.Option(help="processes that read, with commas: a run for each number")] = "2"
+    crops: Annotated[int | None, typer.Option(help="so many crops of the pictures in their place", min=1)] = None
+    side: Annotated[int, typer.Option(help="of a crop, in pixels", min=1)] = 256
+    limit: Limit = None
+    loop: Annotated[int | None, typer.Option(help="only so many files for the loop, which is slow", min=1)] = None
+    sizes: Annotated[int, typer.Option(help="of so many samples in shards of each format; 0: none", min=0)] = 100
+    threads: Threads = None
+    seed: Seed = 0
+    out: JsonOut = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConcealOptions:
     """Lost codes filled by the priors and by simple means: how far PSNR drops."""
 

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import asdict
 from itertools import zip_longest
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +14,11 @@ from typer.core import TyperCommand
 from ..console import EXIT_DAMAGED, ModelOption, progress_bar, say
 from ..errors import UsageError
 from ..flags import CorpusFlags, TokenizeFlags
-from ..options import CORPUS_FORMATS, CorpusOptions, TokenizeOptions
+from ..options import CORPUS_FORMATS, CORPUS_PATTERNS, CorpusOptions, TokenizeOptions
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
 ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:\d+")
-Folder = Annotated[Path, typer.Argument(help="folder of the shards", metavar="CORPUS")]
+Folder = Annotated[str, typer.Argument(help="folder or URL of the shards", metavar="CORPUS")]
 
 
 class WithAddress(TyperCommand):
@@ -87,7 +86,7 @@ def _run_on_ray(inputs: list[str], out: str, options: CorpusOptions, flags: Toke
 def merge(
     folder: Folder,
     others: Annotated[
-        list[Path] | None, typer.Argument(help="folders whose shards are moved there", metavar="OTHER...")
+        list[str] | None, typer.Argument(help="folders or URLs whose shards are moved there", metavar="OTHER...")
     ] = None,
 ) -> None:
     """Put the shards of ranks together that wrote to several folders, or whose last one could not."""
@@ -95,6 +94,26 @@ def merge(
 
     manifest = finish(folder, others or ())
     say(f"{folder}: {manifest['samples']} samples, {len(manifest['shards'])} shards, {manifest['failed']} failed")
+
+
+@corpus_app.command()
+def compose(
+    folders: Annotated[list[str], typer.Argument(help="folders or URLs of shards of one model", metavar="CORPUS...")],
+    out: Annotated[str, typer.Option("--out", "-o", help=".bin file, or its URL; .idx and .json come with it")],
+    pattern: Annotated[str, typer.Option(help=f"order of the ids: {', '.join(CORPUS_PATTERNS)}")] = "levels",
+    digits: Annotated[bool, typer.Option("--digits", help="large codes as two or three ids")] = False,
+    levels: Annotated[int | None, typer.Option(help="only so many levels of codes, coarse to fine", min=1)] = None,
+    model: ModelOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="overwrite")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="say nothing")] = False,
+) -> None:
+    """Sequences of ids, in any pattern, from the codes in shards of any format: nothing is tokenized again."""
+    from .compose import compose as write
+
+    with progress_bar(out, quiet) as progress:
+        done = write(folders, out, pattern, digits, levels=levels, model=model, force=force, progress=progress)
+    if not quiet:
+        say(f"{out}: {len(done)} samples, {done.summary()}")
 
 
 @corpus_app.command()

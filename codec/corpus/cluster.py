@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import MediaError, ModelError, UsageError, one_line
 from ..progress import SILENT, Progress
 from .manifest import MANIFEST, read_json, shards_of
+from .places import Place, place_of
 from .readers import Loaded, Readers, reader_versions
 from .tally import Tally
 
@@ -102,7 +103,7 @@ def tokenize_on_ray(
     with _connected(ray, options):
         needed = _bundles(ray, options, tokenize)
         room = _room(ray, needed)
-        world = options.world or _world(Path(folder), options) or room
+        world = options.world or _world(place_of(folder), options) or room
         tokenize = replace(tokenize, device="cuda" if "GPU" in needed[0] else "cpu")
         return _Driver(ray, (list(sources), str(folder), options, tokenize), needed).run(world, progress)
 
@@ -166,11 +167,11 @@ def _room(ray: Any, needed: list[dict[str, float]]) -> int:
     return int(rooms[scarce])
 
 
-def _world(folder: Path, options: CorpusOptions) -> int:
+def _world(place: Place, options: CorpusOptions) -> int:
     """Ranks of the corpus that is gone on with; 0 if there is none."""
-    if not options.resume or not (folder / MANIFEST).is_file():
+    if not options.resume or not place.has(MANIFEST):
         return 0
-    return int(read_json(folder / MANIFEST)["fingerprint"]["world"])
+    return int(read_json(place, MANIFEST)["fingerprint"]["world"])
 
 
 @dataclass
@@ -196,7 +197,7 @@ class _Driver:
 
     def __init__(self, ray: Any, plan: tuple[list[str], str, CorpusOptions, TokenizeOptions], needed: Any) -> None:
         self.ray, self.plan, self.needed = ray, plan, needed
-        self.folder = Path(plan[1])
+        self.place = place_of(plan[1])
         self.running: dict[Any, _Attempt] = {}
         self.failures: list[str] = []
 
@@ -230,7 +231,7 @@ class _Driver:
         sources, folder, options, tokenize = self.plan
         options = replace(options, ray=None, rank=rank, world=world, resume=resume)
         result = actor.run.remote(sources, folder, options, tokenize)
-        shards = len(shards_of(self.folder, rank))
+        shards = len(shards_of(self.place, rank))
         attempt = _Attempt(rank, deaths, shards, actor=actor, group=group, asked=actor.samples.remote())
         self.running[result] = attempt
 
@@ -247,7 +248,7 @@ class _Driver:
             problem = one_line(error.cause)
         except self.ray.exceptions.RayError as error:
             problem = one_line(error)
-        deaths = 1 if len(shards_of(self.folder, attempt.rank)) > attempt.shards else attempt.deaths + 1
+        deaths = 1 if len(shards_of(self.place, attempt.rank)) > attempt.shards else attempt.deaths + 1
         if deaths >= MOST_DEATHS:
             often = f"rank {attempt.rank} died {deaths} times in a row without a new shard"
             self.failures.append(f"{often}: {problem[:300]}")

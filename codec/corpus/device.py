@@ -95,7 +95,8 @@ class Device:
                 found = next(results, None)
             if found is None:
                 break
-            item = Pending(*found)
+            sample, loaded = found
+            item = Pending(replace(sample, data=None), loaded)
             window.append(item)
             if item.loaded.pixels is None or not self.batches:
                 self._submit(tally, [item], functools.partial(self._single, item.sample, item.loaded))

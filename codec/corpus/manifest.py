@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MediaError, OutputExistsError, UsageError, one_line
-from ..files import atomic_output
 from ..models import load_model
-from .shards import Shard, open_shard
+from .places import Place, move, place_of
+from .shards import SHARD_SUFFIXES, Shard, open_shard
 from .sources import list_samples
 from .token_files import checksum, spec_text
 
@@ -40,18 +40,19 @@ if TYPE_CHECKING:
 FORMAT = "tokodec shards 1"
 MOST_OPEN = 8  # shards of a corpus
 MANIFEST, SUCCESS, ERRORS = "_manifest.json", "_SUCCESS", "errors.jsonl"
+ROWS = ".jsonl"  # after the name of a shard
 
 
 def shard_name(rank: int, number: int) -> str:
     return f"part-{rank:04}-{number:04}"
 
 
-def rank_file(folder: Path, rank: int) -> Path:
-    return folder / f"_rank-{rank:04}.json"
+def rank_file(rank: int) -> str:
+    return f"_rank-{rank:04}.json"
 
 
-def errors_file(folder: Path, rank: int) -> Path:
-    return folder / f"errors-{rank:04}.jsonl"
+def errors_file(rank: int) -> str:
+    return f"errors-{rank:04}.jsonl"
 
 
 def codes_hash(tokens: Tokens) -> str:
@@ -61,87 +62,87 @@ def codes_hash(tokens: Tokens) -> str:
     return checksum(spec_text(tokens.spec), tokens.codes.cpu().numpy().astype(np.int32))
 
 
-def write_json(path: Path, content: dict[str, Any], force: bool = True) -> None:
-    with atomic_output(path, force) as file:
+def write_json(place: Place, name: str, content: dict[str, Any], force: bool = True) -> None:
+    with place.outputs([name], force) as (file,):
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(place: Place, name: str) -> dict[str, Any]:
     """Raises MediaError if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MediaError(f"cannot read {path}: {one_line(error)}") from error
+    with place.open(name) as file:
+        try:
+            content = json.loads(file.read())
+        except (OSError, ValueError) as error:
+            raise MediaError(f"cannot read {place.name}/{name}: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise MediaError(f"cannot read {path}: it holds no object")
+        raise MediaError(f"cannot read {place.name}/{name}: it holds no object")
     return content
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(place: Place, name: str) -> Iterator[dict[str, Any]]:
     """Objects of a file of JSON lines. Raises MediaError."""
-    try:
-        with path.open(encoding="utf-8") as file:
+    with place.open(name) as file:
+        try:
             yield from map(json.loads, file)
-    except (OSError, ValueError) as error:
-        raise MediaError(f"cannot read {path}: {one_line(error)}") from error
+        except (OSError, ValueError) as error:
+            raise MediaError(f"cannot read {place.name}/{name}: {one_line(error)}") from error
 
 
-def begin(folder: Path, fingerprint: dict[str, Any]) -> None:
+def begin(place: Place, fingerprint: dict[str, Any]) -> None:
     """Write the manifest of a new corpus; of one that is there, compare. Ranks may do this at the same time.
 
     Raises: UsageError in one line if it was begun with anything else.
     """
-    try:
-        write_json(folder / MANIFEST, {"format": FORMAT, "fingerprint": fingerprint}, force=False)
-        return
-    except OutputExistsError:
-        there = read_json(folder / MANIFEST).get("fingerprint", {})
+    with suppress(OutputExistsError):
+        if not place.has(MANIFEST):
+            write_json(place, MANIFEST, {"format": FORMAT, "fingerprint": fingerprint}, force=False)
+    there = read_json(place, MANIFEST).get("fingerprint", {})  # that of another rank, which may have been quicker
     wanted = json.loads(json.dumps(fingerprint))
     differing = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
     if differing:
         name = differing[0]
         raise UsageError(
-            f"{folder} was begun with {name} {there.get(name)}, not {wanted.get(name)}: its tokens would not be alike;"
-            " give the same options, or another folder"
+            f"{place.name} was begun with {name} {there.get(name)}, not {wanted.get(name)}: its tokens would not be"
+            " alike; give the same options, or another folder"
         )
 
 
-def shards_of(folder: Path, rank: int) -> list[Path]:
+def shards_of(place: Place, rank: int) -> list[str]:
     """Files of rows of the whole shards of a rank, in order."""
-    return sorted(folder.glob(f"part-{rank:04}-*.jsonl"))
+    return place.names(f"part-{rank:04}-", ROWS)
 
 
-def finish(folder: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
+def finish(folder: str | Path | Place, others: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Put the shards of all ranks together, once they have all ended: the whole manifest, errors, and ``_SUCCESS``.
 
-    Args:    others: folders that ranks without a common disk wrote to; their files are moved into this one.
+    Args:    folder: or URL.  others: those that ranks without a common disk wrote to; their files are moved.
     Returns: the manifest.
     Raises:  UsageError if a rank has not ended, or folders are of different corpora.
     """
-    for other in others:
-        begin(folder, read_json(other / MANIFEST)["fingerprint"])
-        for path in sorted(other.iterdir()):
-            if path.name.startswith(("part-", "errors-", "_rank-")):
-                shutil.move(path, folder / path.name)
-    manifest = read_json(folder / MANIFEST)
+    place = place_of(folder)
+    for other in map(place_of, others):
+        begin(place, read_json(other, MANIFEST)["fingerprint"])
+        names = [name for start in ("part-", "errors-", "_rank-") for name in other.names(start)]
+        for name in sorted(names, key=lambda name: (name.startswith("_rank-"), name.endswith(ROWS))):
+            move(name, other, place)
+    manifest = read_json(place, MANIFEST)
     world = int(manifest["fingerprint"]["world"])
-    if missing := [rank for rank in range(world) if not rank_file(folder, rank).is_file()]:
-        raise UsageError(f"{folder}: of {world} ranks {len(missing)} have not ended, the first is rank {missing[0]}")
-    ranks = [read_json(rank_file(folder, rank)) for rank in range(world)]
+    ended = place.names("_rank-", ".json")
+    if missing := [rank for rank in range(world) if rank_file(rank) not in ended]:
+        first = f"of {world} ranks {len(missing)} have not ended, the first is rank {missing[0]}"
+        raise UsageError(f"{place.name}: {first}")
+    ranks = [read_json(place, rank_file(rank)) for rank in range(world)]
     manifest["shards"] = [shard for rank in ranks for shard in rank["shards"]]
     manifest["samples"] = sum(n for _, n in manifest["shards"])
     manifest["failed"] = sum(rank["failed"] for rank in ranks)
     manifest["seconds"] = sum(rank["seconds"] for rank in ranks)
-    with atomic_output(folder / ERRORS, force=True) as file:
+    with place.outputs([ERRORS]) as (errors,):
         for rank in range(world):
-            file.write(errors_file(folder, rank).read_bytes())
-    ended = max(rank_file(folder, rank).stat().st_mtime for rank in range(world))
-    for path in folder.glob(".tokodec-*.tmp"):  # of ranks that were killed; later ones are those of another finish()
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < ended:
-                path.unlink()
-    write_json(folder / MANIFEST, manifest)
-    with atomic_output(folder / SUCCESS, force=True):
+            with place.open(errors_file(rank)) as file:
+                shutil.copyfileobj(file, errors)
+    place.tidy()
+    write_json(place, MANIFEST, manifest)
+    with place.outputs([SUCCESS]):
         pass
     return manifest
 
@@ -149,19 +150,24 @@ def finish(folder: Path, others: Sequence[Path] = ()) -> dict[str, Any]:
 class Corpus:
     """A finished folder of shards, read by number; a shard is opened when it is needed, and the last ones are kept.
 
+    Args: folder: or URL.  model: of `.tok` shards, if it is no release.
+
     Attributes:
         fingerprint: what its tokens were made with.
         shards: name and number of samples of each.
     """
 
-    def __init__(self, folder: str | Path, model: Model | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | Place, model: Model | None = None) -> None:
+        self.place = place_of(folder)
         self._held: dict[tuple[int, int], Shard] = {}
-        if not (self.folder / SUCCESS).is_file():
-            raise UsageError(f"{folder} is not a finished corpus: run its ranks with --resume, or codec corpus merge")
-        manifest = read_json(self.folder / MANIFEST)
+        self._numbers: dict[str, int] | None = None
+        if not self.place.has(SUCCESS):
+            raise UsageError(
+                f"{self.place.name} is not a finished corpus: run its ranks with --resume, or codec corpus merge"
+            )
+        manifest = read_json(self.place, MANIFEST)
         if manifest.get("format") != FORMAT:
-            raise MediaError(f"{folder}: its format is {manifest.get('format')!r}, not {FORMAT!r}")
+            raise MediaError(f"{self.place.name}: its format is {manifest.get('format')!r}, not {FORMAT!r}")
         self.fingerprint: dict[str, Any] = manifest["fingerprint"]
         self.shards: list[tuple[str, int]] = [(str(name), int(n)) for name, n in manifest["shards"]]
         self.model = model
@@ -185,19 +191,31 @@ class Corpus:
         i -= self._ends[number] - self.shards[number][1]
         return shard.keys[i], shard.tokens(i)
 
+    def tokens(self, key: str) -> Tokens:
+        """Of the sample with a key. The first call reads all rows; keys stay in memory.
+
+        Raises: KeyError if there is none.
+        """
+        if self._numbers is None:
+            keys = (row["key"] for number in range(len(self.shards)) for row in self.rows(number))
+            self._numbers = {found: i for i, found in enumerate(keys)}
+        return self.sample(self._numbers[key])[1]
+
     def shard(self, number: int) -> Shard:
         """Raises MediaError if it is missing or damaged."""
         name, n = self.shards[number]
-        shard = open_shard(self.folder / name, self.fingerprint["format"], self.model)
+        format = self.fingerprint["format"]
+        folder = self.place.local([name + suffix for suffix in SHARD_SUFFIXES[format]])
+        shard = open_shard(folder / name, format, self.model)
         if len(shard.keys) != n:
-            raise MediaError(f"{self.folder / name}: {len(shard.keys)} samples, not the {n} of the manifest")
+            raise MediaError(f"{self.place.name}/{name}: {len(shard.keys)} samples, not the {n} of the manifest")
         return shard
 
     def rows(self, number: int) -> Iterable[dict[str, Any]]:
-        return read_lines(self.folder / f"{self.shards[number][0]}.jsonl")
+        return read_lines(self.place, self.shards[number][0] + ROWS)
 
 
-def verify(folder: Path, sources: Sequence[str] = (), model: str | None = None) -> Iterator[str]:
+def verify(folder: str | Path, sources: Sequence[str] = (), model: str | None = None) -> Iterator[str]:
     """What is wrong with a corpus, a line each: nothing, if every sample is there once and its codes have their hash.
 
     Args:    sources: what it was made of; then every sample of them must be there, or among the errors, and no other.
@@ -207,10 +225,11 @@ def verify(folder: Path, sources: Sequence[str] = (), model: str | None = None) 
     corpus = Corpus(folder)
     if corpus.fingerprint["format"] == "tok":
         corpus.model = load_model(model or corpus.fingerprint["model"])
-    failed = [row["key"] for row in read_lines(folder / ERRORS)]
+    failed = [row["key"] for row in read_lines(corpus.place, ERRORS)]
     keys: set[str] = set()
     listed = {name for name, _ in corpus.shards}
-    yield from (f"{path.stem}: not in the manifest" for path in folder.glob("part-*.jsonl") if path.stem not in listed)
+    there = [name.removesuffix(ROWS) for name in corpus.place.names("part-", ROWS)]
+    yield from (f"{name}: not in the manifest" for name in there if name not in listed)
     for number, (name, n) in enumerate(corpus.shards):
         try:
             rows, shard = list(corpus.rows(number)), corpus.shard(number)
@@ -232,18 +251,17 @@ def verify(folder: Path, sources: Sequence[str] = (), model: str | None = None) 
         yield from (f"{key}: not in the sources" for key in sorted(keys - wanted))
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def summary(folder: str | Path) -> dict[str, Any]:
     """What a folder of shards holds, also of one that is not finished. Raises MediaError if it is none."""
-    fingerprint = read_json(folder / MANIFEST)["fingerprint"]
-    world = int(fingerprint["world"])
-    shards = [path for rank in range(world) for path in shards_of(folder, rank)]
-    failed = [path for rank in range(world) if (path := errors_file(folder, rank)).is_file()]
+    place = place_of(folder)
+    fingerprint = read_json(place, MANIFEST)["fingerprint"]
+    rows = place.names("part-", ROWS)
     return {
         **fingerprint,
-        "finished": (folder / SUCCESS).is_file(),
-        "ranks ended": sum(rank_file(folder, rank).is_file() for rank in range(world)),
-        "shards": len(shards),
-        "samples": sum(1 for path in shards for _ in read_lines(path)),
-        "failed": sum(1 for path in failed for _ in read_lines(path)),
-        "bytes": sum(path.stat().st_size for path in folder.glob("part-*")),
+        "finished": place.has(SUCCESS),
+        "ranks ended": len(place.names("_rank-", ".json")),
+        "shards": len(rows),
+        "samples": sum(1 for name in rows for _ in read_lines(place, name)),
+        "failed": sum(1 for name in place.names("errors-", ROWS) for _ in read_lines(place, name)),
+        "bytes": sum(map(place.size, place.names("part-"))),
     }

@@ -14,8 +14,9 @@ source without its suffix, its dots as "_". The same tokens in the same order gi
 
 Megatron, `NAME.bin`, `NAME.idx` and `NAME.json`
 ------------------------------------------------
-Ids of a :class:`~...tokenizers.sequence.Sequencer`, one a step, as Megatron-LM's IndexedDataset reads them. A signal is
-a sequence from begin to end, the signals of one file are a document::
+Ids of a :class:`~...tokenizers.sequence.Sequencer`, as Megatron-LM's IndexedDataset reads them: one a step, or for the
+patterns delay and parallel the row of each step, one after the other. A signal is a sequence from begin to end, the
+signals of one file are a document::
 
     NAME.bin        the ids of all sequences after each other: uint16, int32 if the vocabulary has 65500 ids or more
     NAME.idx        offset  size
@@ -35,7 +36,8 @@ a sequence from begin to end, the signals of one file are a document::
         dtype           of the ids
         sequences, ids  how many there are
         kinds           what documents are, each kind once: "spec" (the fields of TokenSpec), "grid", "levels" (how many
-                        of the K codebooks are kept), "signals" (how many sequences), "length" (ids of each of them)
+                        of the K codebooks are kept), "signals" (how many sequences), "length" (ids of each of them),
+                        "streams" (ids in the row of a step, of patterns that have rows)
         documents       [name of the source, index of its kind] of each document, in order
 
 All tokens of a corpus are of one model. `NAME.idx` appears last: if it is there, all three are.
@@ -139,7 +141,7 @@ class MegatronWriter:
         self._first: TokenSpec | None = None
         self._lengths = array("q")
         self._ends = array("q", [0])  # sequences before each document, and all
-        self._kinds: dict[tuple[TokenSpec, int, int, int], int] = {}
+        self._kinds: dict[tuple[TokenSpec, int, int, int, int], int] = {}
         self._documents: list[tuple[str, int]] = []
         self.ids = 0
 
@@ -161,11 +163,9 @@ class MegatronWriter:
         """Append the sequences of the tokens as one document.
 
         Args:    name: of the source, for the schema.
-        Raises:  UsageError if the tokens are of another model than those before, if they have no sequence (codes
-                 without digits), or if the pattern has several ids a step.
+        Raises:  UsageError if the tokens are of another model than those before, or have no sequence (codes without
+                 digits).
         """
-        from ...tokenizers.sequence import ROWS
-
         spec = tokens.spec
         if self._first is not None and _model_of(spec) != _model_of(self._first):
             first = f"{self._first.model} {self._first.weights_hash}"
@@ -173,19 +173,18 @@ class MegatronWriter:
         if not len(tokens.codes):
             raise UsageError(f"{name}: no signals")
         made = self._sequencer or (self._make(spec) if callable(self._make) else self._make)
-        if made.pattern in ROWS:
-            raise UsageError(f"a .bin corpus has one id a step, the pattern {made.pattern!r} has a row of them")
         try:
             ids = made.flatten(tokens)
         except ValueError as error:
             raise UsageError(f"{name}: {error}") from error
         self._sequencer = made
-        signals, length = ids.shape
+        signals, streams = len(ids), ids.shape[2] if ids.ndim == 3 else 0
+        length = ids[0].numel()
         self._files[2].write(ids.cpu().numpy().astype(DTYPES[self.dtype]).tobytes())
         self._first = self._first or spec
         self._lengths.extend([length] * signals)
         self._ends.append(len(self._lengths))
-        kind = self._kinds.setdefault((spec, tokens.n_levels, signals, length), len(self._kinds))
+        kind = self._kinds.setdefault((spec, tokens.n_levels, signals, length, streams), len(self._kinds))
         self._documents.append((name, kind))
         self.ids += ids.numel()
 
@@ -216,8 +215,9 @@ class MegatronWriter:
                 "levels": levels,
                 "signals": signals,
                 "length": length,
+                **({"streams": streams} if streams else {}),
             }
-            for spec, levels, signals, length in self._kinds
+            for spec, levels, signals, length, streams in self._kinds
         ]
         return {
             "format": FORMAT,
@@ -261,8 +261,8 @@ def write_megatron(
 ) -> int:
     """Write tokens by name of their source as sequences, in the order given; returns the number of documents.
 
-    Raises: UsageError for tokens of several models, a pattern with several ids a step, or no items at all;
-            OutputExistsError without ``force``. Nothing is left if there is an error in between.
+    Raises: UsageError for tokens of several models, or no items at all; OutputExistsError without ``force``. Nothing
+            is left if there is an error in between.
     """
     with megatron_writer(path, sequencer, force) as writer:
         for name, tokens in items:
@@ -283,7 +283,7 @@ class MegatronCorpus:
     def __init__(self, path: str | Path) -> None:
         import numpy as np
 
-        from ...tokenizers.sequence import Sequencer
+        from ...tokenizers.sequence import ROWS, Sequencer
 
         data, index, schema = megatron_paths(path)
         self.path = data
@@ -311,6 +311,11 @@ class MegatronCorpus:
                 raise ValueError("it has a document of an unknown kind")
             signals = np.array([n for _, n in kinds], np.int64)[of]
             lengths = np.array([kind["length"] for kind in self.schema["kinds"]], np.int64)[of]
+            streams = [kind.get("streams", 0) for kind in self.schema["kinds"]]
+            rows = self.sequencer.pattern in ROWS
+            whole = all(type(n) is int and n >= rows and bool(n) == rows for n in streams)
+            if not whole or (rows and (lengths % np.array(streams)[of]).any()):
+                raise ValueError("it has a sequence without whole rows")
             if not np.array_equal(signals, np.diff(self._ends)):
                 raise ValueError("the index has other documents")
             if not np.array_equal(np.repeat(lengths, signals), self.lengths):
@@ -318,6 +323,7 @@ class MegatronCorpus:
         except BROKEN_ARCHIVE as error:
             raise MediaError(f"{schema} is not the schema of this corpus: {error}") from error
         self._specs = [kinds[kind][0] for kind in of]
+        self._streams = np.repeat(np.array(streams, np.int64)[of], signals)
         self._begins = np.cumsum(self.lengths) - self.lengths
         self._ids: npt.NDArray[Any] = np.memmap(data, self._dtype, "r") if size else np.zeros(0, self._dtype)
 
@@ -330,12 +336,14 @@ class MegatronCorpus:
         return self._specs[i]
 
     def sequence(self, i: int) -> Tensor:
-        """Ids of sequence i, ``[L]`` int64."""
+        """Ids of sequence i, int64: ``[L]``, or ``[L, S]`` where a step has a row of them."""
         import numpy as np
         import torch
 
         begin = int(self._begins[i])
-        return torch.from_numpy(self._ids[begin : begin + int(self.lengths[i])].astype(np.int64))
+        ids = torch.from_numpy(self._ids[begin : begin + int(self.lengths[i])].astype(np.int64))
+        streams = int(self._streams[i])
+        return ids.view(-1, streams) if streams else ids
 
     def document(self, i: int) -> range:
         """Sequences of document i."""

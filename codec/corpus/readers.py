@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..container.fields import SIGNATURE
-from ..errors import OUT_OF_MEMORY, TokodecError, is_out_of_memory, one_line
+from ..errors import OUT_OF_MEMORY, TokodecError, UsageError, is_out_of_memory, one_line
 from ..image.prepare import prepare
 from ..media.kind import media_kind
 from ..media.read_image import read_image
@@ -173,7 +173,10 @@ class Readers:
 
 
 class _Process:
-    """A process that calls functions. It ends when its pipe does, so also when its parent is gone, however it went."""
+    """A process that calls functions. It ends when its pipe does, so also when its parent is gone, however it went.
+
+    Raises: UsageError if it does not start.
+    """
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the threads and the GPU of PyTorch
@@ -181,6 +184,12 @@ class _Process:
         self._process = context.Process(target=_serve, args=(other,), daemon=True)
         self._process.start()
         other.close()
+        try:
+            self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise UsageError(
+                "a process that reads could not start; a script runs its work under if __name__ == '__main__'"
+            ) from error
 
     def results(self, call: Callable[[A], B], items: list[A]) -> Any:
         """Raises EOFError or OSError if the process dies."""
@@ -204,6 +213,7 @@ def _serve(pipe: Connection) -> None:
     """Answer until nobody asks any more. Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, OSError):
+        pipe.send("ready")
         while True:
             call, items = pipe.recv()
             results = [call(item) for item in items]

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ... import __version__
 from ..errors import UsageError
-from ..files import atomic_outputs, make_folder
-from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN
+from ..media.kind import MODALITY_SUFFIXES, SUFFIXES_IN, media_kind
 from ..models import Model, load_model, pick_device
 from ..options import CorpusOptions, TokenizeOptions
 from ..progress import SILENT, Progress
@@ -35,6 +34,7 @@ from ..registry import MODALITIES
 from ..tokens import check_tokenizable
 from .device import WINDOW, Device, Pending
 from .manifest import (
+    ROWS,
     SUCCESS,
     begin,
     codes_hash,
@@ -46,9 +46,10 @@ from .manifest import (
     shards_of,
     write_json,
 )
+from .places import Place, place_of
 from .readers import Loaded, Readers, load, reader_versions
 from .shards import SHARD_SUFFIXES, ShardWriter, shard_writer
-from .sources import Sample, list_samples
+from .sources import Rows, Sample, list_samples
 from .tally import Tally
 from .token_files import TOKEN_SUFFIXES
 from .webdataset import check_key
@@ -62,7 +63,7 @@ BEHIND = 256  # samples that wait for the writer
 
 def tokenize_corpus(
     sources: Sequence[str],
-    folder: str | Path,
+    folder: str | Path | Place,
     options: CorpusOptions,
     tokenize: TokenizeOptions,
     progress: Progress = SILENT,
@@ -77,7 +78,7 @@ def tokenize_corpus(
     Raises:  UsageError if the folder holds something else, was begun with other options, or has shards of this rank and
              ``options.resume`` is not set; MediaError if it cannot be written.
     """
-    folder = Path(folder)
+    place = place_of(folder)
     rank, world = options.place
     model = load_model(tokenize.model or _default_model(sources), _device(tokenize.device))
     tokenize = replace(tokenize, model=model.tokenizer, device=str(model.tokenizer.device))
@@ -85,16 +86,16 @@ def tokenize_corpus(
     if options.digits:
         _ = model.trees  # refused now, and not once for each sample
     suffixes = (*MODALITY_SUFFIXES[model.tokenizer.modality], ".tok", *TOKEN_SUFFIXES)
-    make_folder(folder)
-    if not options.resume and (shards_of(folder, rank) or rank_file(folder, rank).is_file()):
-        raise UsageError(f"{folder} has shards of rank {rank} already: --resume goes on with them")
-    begin(folder, _fingerprint(model, options, tokenize, suffixes))
-    for path in (folder / SUCCESS, rank_file(folder, rank)):
-        path.unlink(missing_ok=True)
+    place.make()
+    if not options.resume and (shards_of(place, rank) or place.has(rank_file(rank))):
+        raise UsageError(f"{place.name} has shards of rank {rank} already: --resume goes on with them")
+    begin(place, _fingerprint(model, options, tokenize, suffixes))
+    for name in (SUCCESS, rank_file(rank)):
+        place.remove(name)
     tally = Tally()
     listing = list_samples(sources, suffixes, rank, world)
-    with errors_file(folder, rank).open("w", encoding="utf-8", buffering=1) as errors:
-        writer = _Writer(folder, options, model, tally, errors)
+    with place.log(errors_file(rank)) as errors:
+        writer = _Writer(place, options, model, tally, errors)
         with (
             writer,
             contextlib.closing(readers(options.workers, AHEAD)) as pool,
@@ -107,16 +108,21 @@ def tokenize_corpus(
     about = {"machine": machine(str(model.tokenizer.device)), "versions": versions()}
     counted = ("written", "failed", "damaged", "shards", "seconds", "computing")
     numbers = {name: getattr(tally, name) for name in counted}
-    write_json(rank_file(folder, rank), {"rank": rank, **numbers, **about})
-    if all(rank_file(folder, other).is_file() for other in range(world)):
-        finish(folder)
+    write_json(place, rank_file(rank), {"rank": rank, **numbers, **about})
+    if len(place.names("_rank-", ".json")) == world:
+        finish(place)
         tally.finished = True
     return tally
 
 
 def _default_model(sources: Sequence[str]) -> str:
-    """The default for what the first medium is, by its suffix. Raises UsageError if there is none."""
+    """The default for what the first medium is: by its suffix, or in a parquet file by its content.
+
+    Raises: UsageError if there is none.
+    """
     for sample in list_samples(sources, SUFFIXES_IN):
+        if sample.row is not None and not sample.problem:
+            return MODALITIES[media_kind(sample.open())[0]].token_model
         suffix = Path(sample.source).suffix.lower()
         for modality, suffixes in MODALITY_SUFFIXES.items():
             if suffix in suffixes:
@@ -164,7 +170,8 @@ def _tokenized(
     pictures = device.model.tokenizer.modality == "image"
     call = functools.partial(load, pictures=pictures, max_pixels=device.options.max_pixels)
     crashed = Loaded(problem="the process that read it died: out of memory, or a fault of a decoder")
-    samples = (sample for window in _windows(listing, writer) for sample in window)
+    rows = Rows()
+    samples = (rows.fill(sample) for window in _windows(listing, writer) for sample in window)
     results = readers.map(call, samples, crashed)
     behind: deque[Pending] = deque()
     while window := device.window(results, writer.tally):
@@ -203,14 +210,14 @@ def _windows(listing: Iterable[Sample], writer: _Writer) -> Iterator[list[Sample
 class _Writer:
     """Shards of a rank, one after the other, written by a thread; samples that are there already are passed over."""
 
-    def __init__(self, folder: Path, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
-        self.folder, self.options, self.model, self.tally, self.errors = folder, options, model, tally, errors
+    def __init__(self, place: Place, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
+        self.place, self.options, self.model, self.tally, self.errors = place, options, model, tally, errors
         self.rank = options.place[0]
         self._done: set[str] = set()
-        for path in shards_of(folder, self.rank):
-            keys = [row["key"] for row in read_lines(path)]
+        for name in shards_of(place, self.rank):
+            keys = [row["key"] for row in read_lines(place, name)]
             self._done.update(keys)
-            tally.shards.append((path.stem, len(keys)))
+            tally.shards.append((name.removesuffix(ROWS), len(keys)))
             tally.written += len(keys)
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
@@ -262,9 +269,9 @@ class _Writer:
 
     def _begin(self) -> tuple[ExitStack, list[BinaryIO], ShardWriter]:
         name = shard_name(self.rank, len(self.tally.shards))
-        paths = [self.folder / (name + suffix) for suffix in (".jsonl", *SHARD_SUFFIXES[self.options.format])]
+        names = [name + suffix for suffix in (ROWS, *SHARD_SUFFIXES[self.options.format])]
         stack = ExitStack()
-        files = stack.enter_context(atomic_outputs(paths, force=True))
+        files = stack.enter_context(self.place.outputs(names))
         self._open = stack, files, shard_writer(self.options, files[1:], self.model)
         return self._open
 

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from ..errors import MediaError, UsageError, one_line
+from ..errors import MediaError, one_line
 from ..formats import format_of
 from ..tokens import tokenize_file
 from .megatron import MegatronWriter, read_megatron, sequencer_maker
+from .tables import pyarrow
 from .token_files import parse_spec, spec_text
-from .webdataset import BROKEN_ARCHIVE, CODES, INT16_CODES, SPEC, WebDatasetWriter, add_member, member_tokens
+from .webdataset import BROKEN_ARCHIVE, CODES, INT16_CODES, SPEC, WebDatasetWriter, add_member, check_end, member_tokens
 
 if TYPE_CHECKING:
     from ...tokenizers.tokens import Tokens
@@ -72,21 +73,11 @@ class TokWriter:
         self._tar.close()
 
 
-def _pyarrow() -> Any:
-    """The package with its parquet files. Raises UsageError without it."""
-    try:
-        import pyarrow.parquet
-
-        return pyarrow
-    except ImportError as error:
-        raise UsageError(f"parquet needs pyarrow ({one_line(error)}): pip install 'tokodec[corpus]'") from error
-
-
 class ParquetWriter:
     """A row for each sample, in groups of about a megabyte."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._pa, self._file = _pyarrow(), file
+        self._pa, self._file = pyarrow(), file
         self._writer: Any = None
         self._rows: list[tuple[str, Any, list[int], str]] = []
         self._bytes = 0
@@ -168,15 +159,16 @@ class TarShard:
     def __init__(self, path: Path, suffixes: tuple[str, ...], model: Model | None) -> None:
         self._path, self._suffixes, self._model = path, suffixes, model
         self._places: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(path, "r:", encoding="utf-8") as tar:
+        self._file = path.open("rb")
+        with tarfile.open(fileobj=self._file, mode="r:", encoding="utf-8") as tar:
             for member in tar:
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, suffix = base.partition(".")
                 if dot + suffix in suffixes:
                     place = member.offset_data, member.size
                     self._places.setdefault(folder + slash + stem, {})[dot + suffix] = place
+            check_end(tar, self._file)
         self.keys = list(self._places)
-        self._file = path.open("rb")
 
     def tokens(self, i: int) -> Tokens:
         key = self.keys[i]
@@ -202,7 +194,7 @@ class ParquetShard:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = _pyarrow().parquet.ParquetFile(path)
+        self._file = pyarrow().parquet.ParquetFile(path)
         self.keys: list[str] = self._file.read(["key"])["key"].to_pylist()
         groups = range(self._file.num_row_groups)
         self._rows = [(group, row) for group in groups for row in range(self._file.metadata.row_group(group).num_rows)]

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ...tokenizers.folders import parse_json
 from ..errors import MediaError, UsageError
@@ -84,7 +84,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
         written = bytes(header) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
         assert tar.fileobj is not None
         tar.fileobj.write(written)
-        tar.offset += len(written)  # type: ignore[attr-defined]
+        tar.offset += len(written)
         return
     tar.addfile(member, io.BytesIO(data))
 
@@ -166,6 +166,7 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
                 if len(parts) == 2:
                     yield key, member_tokens(parts[CODES], parse_json(parts[SPEC]))
                     parts = {}
+            check_end(tar, file)
             if parts:
                 raise ValueError(f"{key} has only one of its two members")
             if not key:
@@ -175,6 +176,13 @@ def read_webdataset(path: str | Path) -> Iterator[tuple[str, Tokens]]:
     except (*BROKEN_ARCHIVE, tarfile.TarError, EOFError) as error:
         detail = " ".join(str(error).split())[:200]
         raise MediaError(f"{path} is not a WebDataset of tokens: {key + ': ' if key else ''}{detail}") from error
+
+
+def check_end(tar: tarfile.TarFile, file: IO[bytes]) -> None:
+    """Raise ValueError unless the end of a tar is where its last member was read: a damaged header looks like one."""
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError("it breaks off")
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
