@@ -208,6 +208,9 @@ class Trainer(BaseTrainer):
         self.losses["discriminators"] = self.judge_step(inputs, rounding)
         self.judge_update()
 
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {"discriminators": self.discriminators}
+
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
         results: tuple[Tensor, Tensor, Tensor]

@@ -40,7 +40,8 @@ from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import optimizers_of, run_script
 from .prior import codewords_of
 from .recipe import Optim
-from .trainer import EXPORT, BaseTrainer, Row, trainer_arguments
+from .sizes import EXPORT
+from .trainer import BaseTrainer, Row, trainer_arguments
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ class Recipe:
 class Media:
     """Where windows come from: codes of random crops, of what is held out, and of whole media.
 
-    Attributes: text: how much there is.  held: media that are not trained on.
+    Attributes: text: how much there is.  held: media that are not trained on.  store: of the others.
     """
 
     text: str
     held: list[Tensor]
+    store: CropStore | SoundStore
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
         self.tokenizer, self.levels = tokenizer, recipe.model.levels
@@ -193,6 +195,7 @@ class Trainer(BaseTrainer):
         if type(tokenizer) not in kinds:
             raise ValueError(f"{tokenizer.name} makes no codes for generators: use image-grid or audio-24k")
         self.source = kinds[type(tokenizer)](tokenizer, self.recipe, self)
+        self.store = self.source.store
         self.model = new_generator(self.recipe, tokenizer, self.folder)
         if args.resume:
             resumed = Generator.from_pretrained(args.resume)

@@ -32,6 +32,7 @@ from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim
+from .state import Attributes
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
 STAGES = ("faithful", "sharp")
@@ -302,6 +303,15 @@ class Trainer(BaseTrainer):
             self.may_act = self.guard.update(float(self.accelerator.reduce(self.right, reduction="mean")))
         self.losses |= {"right": self.guard.accuracy, "held": float(self.guard.held_steps), "weight": self.weight}
 
+    def parts(self) -> dict[str, Any]:
+        """The whole model: what stage 2 leaves as it is comes from stage 1."""
+        parts = super().parts() | {"net": self.model}
+        if self.adversarial is not None:
+            guard = Attributes(self.guard, *vars(self.guard))
+            parts["judge"] = [self.discriminator, self.discriminator_optimizers, guard]
+            parts["acting"] = Attributes(self, "may_act", "adapt", "weight", "ramp", "right")
+        return parts
+
     def loss(self, *inputs: Any) -> Tensor:
         """That of the stage."""
         return self.faithful(inputs[0]) if self.stage == "faithful" else self.sharp(inputs[0])
@@ -352,13 +362,15 @@ class Trainer(BaseTrainer):
         self.plan()
         stages = [s for s in STAGES if s in self.args.stages and s in self.net_of]
         shares = {s: getattr(self.recipe, s).share for s in stages}
-        total, seconds = sum(shares.values()), self.seconds_left()
+        total, found = sum(shares.values()), self.states.found
+        if found is not None:
+            stages = stages[stages.index(found["common"]["trainer"]["stage"]) :]
         for self.stage in stages:
             self.best, self.losses, self.shown_nets = -math.inf, {}, (self.net_of[self.stage],)
             getattr(self, f"begin_{self.stage}")()
             self.run_net = torch.compile(self.net) if self.args.compile else self.net
             self.phases = [self.adversarial] if self.adversarial else []
-            self.train(seconds * shares[self.stage] / total)
+            self.train(shares[self.stage] / total)
             # The next stage and the export start from the best weights of this one.
             best = self.load_best()
             self.model.load_state_dict(best.state_dict())

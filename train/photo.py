@@ -57,7 +57,8 @@ from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import as_released, optimizers_of, psnr, run_script
 from .low_rank import LowRank, base_of
 from .recipe import Optim, Rounding
-from .trainer import CHECKS, EXPORT, BaseTrainer, Phase, Row, trainer_arguments
+from .sizes import CHECKS, EXPORT
+from .trainer import BaseTrainer, Phase, Row, trainer_arguments
 
 CHECKPOINT = "checkpoint.safetensors"
 QUICK_QUALITIES = (15, 50, 85)
@@ -268,6 +269,9 @@ class Trainer(BaseTrainer):
         if self.drawn is not None and drawn:
             x = torch.cat([x, self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
+
+    def own_parts(self) -> dict[str, Any]:
+        return super().own_parts() | {"drawn": self.drawn.parts() if self.drawn else None}
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that are in training, as the codec computes with them."""

@@ -149,6 +149,7 @@ class Trainer(BaseTrainer):
             stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,
             layers=data.layers,
         )  # fmt: skip
+        self.store = store
         self.log(f"{len(store)} clips and {len(pictures)} pictures to train on, {len(self.held)} held out")
 
         self.still_model = ImagePhoto.from_pretrained(find_base(self.out, self.recipe.model.still))
@@ -234,6 +235,9 @@ class Trainer(BaseTrainer):
 
     def inputs(self) -> tuple[Tensor, ...]:
         return tuple(self.streams.next())
+
+    def own_parts(self) -> dict[str, Any]:
+        return super().own_parts() | {"streams": self.streams, "under way": self.state}
 
     def code(self, part: Part, held: Reference, rounding: bool) -> Any:
         """Passes and what they leave, of weights as a release rounds them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,10 @@ class SoundStore:
         self.room = (lengths - 2 * size // 3).clamp(min=1).to(self.device)
         self.weight = self.room.double()
         self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def parts(self) -> dict[str, Any]:
+        """What a state of the run holds, see :mod:`..state`."""
+        return {"generator": self.generator}
 
     def crops(self, batch: int) -> Tensor:
         """``[batch, size]`` float in [-1, 1], as they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,10 @@ class CropStore:
 
     def __len__(self) -> int:
         return self.start.numel()
+
+    def parts(self) -> dict[str, Any]:
+        """What a state of the run holds, see :mod:`..state`."""
+        return {"generators": [self.generator, self.host_generator]}
 
     def _rand(self, n: int) -> Tensor:
         return torch.rand(n, device=self.device, generator=self.generator)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,16 +74,22 @@ class Reading:
         return kept, held
 
 
-def read_within(paths: Sequence[Path], read: Callable[[Path], Tensor], limits: Limits, seed: int = 0) -> Reading:
+def read_within(
+    paths: Sequence[Path], read: Callable[[Path], Tensor], limits: Limits, seed: int = 0,
+    these: Sequence[int] | None = None,
+) -> Reading:  # fmt: skip
     """Decode media until all are there or a limit is reached.
 
     The order is random, so that a part of a folder is a fair sample of it; the first medium is among them always.
     Files that cannot be read are left out with a note.
 
-    Raises: ValueError if none can be read.
+    Args:   these: places of the media to read, without regard to limits.
+    Raises: ValueError if none can be read, or not all of these.
     """
     order = [i + 1 for i in torch.randperm(len(paths) - 1, generator=torch.Generator().manual_seed(seed)).tolist()]
     order.insert(0, 0)
+    if these is not None:
+        order, limits = list(these), Limits(sys.maxsize, math.inf)
     media: dict[int, Tensor] = {}
     failures: list[str] = []
     begin, size = time.monotonic(), 0
@@ -102,8 +110,8 @@ def read_within(paths: Sequence[Path], read: Callable[[Path], Tensor], limits: L
                     media[i] = medium
                     size += medium.numel() * medium.element_size()
             del order[:WORKERS]
-    if not media:
-        raise ValueError(f"none of {len(paths)} files can be read: {failures[0]}")
+    if not media or (these is not None and failures):
+        raise ValueError(f"none of {len(paths)} files can be read: {failures[0]}" if not media else failures[0])
     notes = []
     if failures:
         notes.append(f"note: {len(failures)} of {len(paths)} files cannot be read and are left out: {failures[0]}")
@@ -113,4 +121,4 @@ def read_within(paths: Sequence[Path], read: Callable[[Path], Tensor], limits: L
             f"note: {left} of {len(paths)} files, drawn at random, are left out:"
             f" {size / 1e9:.2f} GB reach the limit of {limit}"
         )
-    return Reading(dict(sorted(media.items())), notes)
+    return Reading(dict(sorted(media.items())), [] if these is not None else notes)

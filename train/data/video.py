@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,6 +194,10 @@ class ClipStore:
 
     def __len__(self) -> int:
         return self.start.numel()
+
+    def parts(self) -> dict[str, Any]:
+        """What a state of the run holds, see :mod:`..state`."""
+        return {"generator": self.generator, "pictures": self.pictures.parts() if self.pictures else None}
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape, device=self.device, generator=self.generator)
