@@ -247,18 +247,18 @@ class Pace:
         self.look, self.saved = self.step, state["passed"]
 
     def over(self) -> bool:
-        """Whether the budget is used up, by the clock if it is to be looked at before this step."""
+        """Whether the budget is used up or the run was told to end, by the clock if it is time to look at it."""
         looking, self.save = self.step >= self.look, False
         if looking:
             self.share = self.clock.read()
             slow = self.clock.passed / max(1, self.step) / SECONDS_A_CHECK  # the same on all processes
             self.look = self.step + max(1, min(STEPS_A_CHECK, int(1 / max(slow, 1e-9)))) if self.step else 1
-            self.save = self.told or (self.step > 0 and self.clock.passed - self.saved >= self.often)
+            self.save = self.step > 0 and self.clock.passed - self.saved >= self.often
             self.saved = self.clock.passed if self.save else self.saved
         if self.steps is not None:
             self.share = self.step / max(1, self.steps)
-            return self.step >= self.steps
-        return looking and (self.none or (self.share >= 1 and self.step > 0))
+            return self.told or self.step >= self.steps
+        return self.told or (looking and (self.none or (self.share >= 1 and self.step > 0)))
 
     def __iter__(self) -> Iterator[int]:
         while not self.over():

@@ -1,10 +1,10 @@
 """The whole state of a training run, so that the same command goes on where a run ended too early.
 
-``OUT/state/NUMBER.RANK.safetensors``: a file for each process, tensors as safetensors and all else as JSON in its
-metadata. What is the same in all processes (weights, optimizers, schedules, the time that has passed) is in the file of
-the first one; the others hold random numbers and the place in the data. A state counts once the files of all processes
-are there; then those before it go. ``save_state`` of accelerate pickles optimizers and random numbers, and nothing here
-is ever unpickled.
+``OUT/state/NUMBER.RANK-of-PROCESSES.safetensors`` are a file for each process, tensors as safetensors and all else as
+JSON in its metadata. What is the same in all processes (weights, optimizers, schedules, the time that has passed) is in
+the file of the first one; the others hold random numbers and the place in the data. A state counts once the files of
+all processes are there; then those before it go. ``save_state`` of accelerate pickles optimizers and random numbers,
+and nothing here is ever unpickled.
 
 Tensors are loaded into the memory where they are, so that what was recorded as a CUDA graph still sees them.
 """
@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FOLDER = "state"
+NAME = r"(\d+)\.(\d+)-of-(\d+)\.safetensors"  # of a file: number, rank and number of processes
 TENSOR = "$tensor"  # in JSON, where a tensor belongs: its name
 ABOUT = "state"  # name of the JSON in the metadata
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -256,7 +257,7 @@ class States:
     def __init__(self, out: Path, identity: dict[str, Any], rank: int, processes: int, restart: bool = False) -> None:
         self.folder, self.rank, self.processes = out / FOLDER, rank, processes
         self.identity = json.loads(json.dumps(identity))
-        self.number = max((number for number, _ in self._files()), default=0)
+        self.number = max((number for number, *_ in self._files().values()), default=0)
         self.found: dict[str, Any] | None = None
         complete = {} if restart else self._complete()
         if not complete:
@@ -273,25 +274,17 @@ class States:
                 " give another --out, or --restart to start anew"
             )
 
-    def _files(self) -> Iterator[tuple[int, int]]:
-        """Number and rank of every file."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if match := re.fullmatch(r"(\d+)\.(\d+)\.safetensors", path.name):
-                    yield int(match[1]), int(match[2])
-
-    def _path(self, number: int, rank: int) -> Path:
-        return self.folder / f"{number:06d}.{rank}.safetensors"
+    def _files(self) -> dict[Path, tuple[int, int, int]]:
+        """Number, rank and number of processes of every file."""
+        names = {path: re.fullmatch(NAME, path.name) for path in self.folder.glob("*.safetensors")}
+        return {path: (int(m[1]), int(m[2]), int(m[3])) for path, m in names.items() if m}
 
     def _complete(self) -> dict[str, Path]:
         """The files of the last complete state: that of the first process, and that of this one."""
-        files = set(self._files())
-        for number in sorted({number for number, rank in files if rank == 0}, reverse=True):
-            first = self._path(number, 0)
-            with safe_open(str(first), "pt") as file:
-                processes = json.loads(file.metadata()[ABOUT])["processes"]
-            if all((number, rank) in files for rank in range(processes)):
-                return {"common": first, "own": self._path(number, min(self.rank, processes - 1))}
+        places = {place: path for path, place in self._files().items()}
+        for number, rank, n in sorted(places, reverse=True):
+            if rank == 0 and all((number, other, n) in places for other in range(n)):
+                return {"common": places[number, 0, n], "own": places[number, min(self.rank, n - 1), n]}
         return {}
 
     def _read(self, read: Callable[[Path], Any]) -> dict[str, Any]:
@@ -306,14 +299,16 @@ class States:
         """Write a state, all processes together, and then remove those before it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.number += 1
-        first = {"processes": self.processes, "common": {"identity": self.identity, **state_of(common)}}
-        write_tree((first if not self.rank else {}) | {"own": state_of(own)}, self._path(self.number, self.rank))
+        tree = {"own": state_of(own)}
+        if not self.rank:
+            tree["common"] = {"identity": self.identity, **state_of(common)}
+        write_tree(tree, self.folder / f"{self.number:06d}.{self.rank}-of-{self.processes}.safetensors")
         if self.processes > 1:
             torch.distributed.barrier()
         if not self.rank:
-            for number, rank in set(self._files()):
+            for path, (number, *_) in self._files().items():
                 if number != self.number:
-                    self._path(number, rank).unlink()
+                    path.unlink()
 
     def clear(self) -> None:
         """Remove all states: the run came to its end."""

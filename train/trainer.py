@@ -143,7 +143,7 @@ class BaseTrainer(SizedRun):
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
         self.losses: dict[str, float | Tensor] = {}
-        self.steps = 0
+        self.steps, self.before, self.checked_at = 0, 0, -1  # in all; before this stage; of this stage
         self.stage = ""  # name of what is trained, in runs that train several things in turn
         self.budget: tuple[float, int] | None = None  # seconds and steps to train
         self.costs: list[float] = []  # seconds that an evaluation takes, one of the export, and a count of codes
@@ -355,11 +355,12 @@ class BaseTrainer(SizedRun):
                 self.rescue.keep()
             if pace.save:
                 self.save_state(pace)
-        if pace.step > self.checked_at:
+        if not pace.told and pace.step > self.checked_at:
             self.check(pace.step, 1.0, pace.seconds)
             self.checked_at = pace.step
+            pace.clock.read()  # whether it was told to end since then
         if pace.step:
-            self.save_state(pace)  # an export that ends too early begins anew
+            self.save_state(pace)  # from which an export begins anew that ends too early
 
     # ---- the state, see :mod:`.state`
 
