@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokodec.codec.metrics.distortion import distortion
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape, SliceNet
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.image.layers import channels_last
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
@@ -338,6 +339,13 @@ def test_a_codec_can_be_trained_in_all_its_parts(rounding: bool) -> None:
 
 def command(*words: str) -> list[str]:
     return ["photo", "--precision", "no", "--set", *SMALL.split(), *words]
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, tmp_path: Path) -> None:
+    """With Muon, and an entropy model that rounds at the end."""
+    sets = ["optim.muon=1", "data.synthetic=0", "rounding.share=0.5"]
+    assert_goes_on(script.main, script.Trainer, command(*sets, "--data", str(folder))[1:], tmp_path, (3,))
 
 
 @pytest.mark.usefixtures("_trains")

@@ -23,6 +23,7 @@ from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.static import StaticPrior
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
 from tokodec.train import prior as prior_script
@@ -239,6 +240,12 @@ def test_one_command_trains_and_reports(
     monkeypatch.setattr(sys, "argv", command(*words))
     script.main()
     assert VideoGrid.from_pretrained(again).weights_hash == model.weights_hash
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = command("data.stills=0.5", "rounding.share=0.5", "--data", str(folder), "--stills", str(pictures))[1:]
+    assert_goes_on(script.main, script.Trainer, words, tmp_path, (2, 2))
 
 
 @pytest.mark.usefixtures("_trains")
