@@ -142,24 +142,24 @@ def test_a_state_counts_once_all_processes_have_written(tmp_path: Path) -> None:
     def files() -> list[str]:
         return sorted(path.name for path in (tmp_path / FOLDER).iterdir())
 
-    first = States(tmp_path, {"--seed": 1}, 0, 1)
+    first = States(tmp_path / FOLDER, {"--seed": 1})
     assert first.found is None
     first.save({"x": 1}, {"y": 2})
     first.save({"x": 3}, {"y": 4})
     assert files() == ["000002.0-of-1.safetensors"]
     # One process of two was killed before it wrote the next one.
     write_tree({"common": {"identity": {"--seed": 1}}, "own": {}}, tmp_path / FOLDER / "000003.0-of-2.safetensors")
-    again = States(tmp_path, {"--seed": 1}, 0, 1)
+    again = States(tmp_path / FOLDER, {"--seed": 1})
     assert again.found is not None
     assert (again.found["common"]["x"], again.load()["own"]["y"], again.found) == (3, 4, None)
-    with pytest.raises(ValueError, match=r"holds the state of a run with another --seed: give another --out"):
-        States(tmp_path, {"--seed": 2}, 0, 1)
-    assert States(tmp_path, {"--seed": 2}, 0, 1, restart=True).found is None
+    with pytest.raises(ValueError, match=r"is the state of a run with another --seed: give another --out"):
+        States(tmp_path / FOLDER, {"--seed": 2})
+    assert States(tmp_path / FOLDER, {"--seed": 2}, restart=True).found is None
     again.save({"x": 5}, {"y": 6})
     assert files() == ["000004.0-of-1.safetensors"]
     (tmp_path / FOLDER / "000004.0-of-1.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged: --restart starts anew"):
-        States(tmp_path, {"--seed": 1}, 0, 1)
+        States(tmp_path / FOLDER, {"--seed": 1})
     again.clear()
     assert not (tmp_path / FOLDER).exists()
 
@@ -224,14 +224,14 @@ def test_only_the_same_command_goes_on(folder: Path, tmp_path: Path, capsys: pyt
         (["--seed", "1"], "a run with another --seed"),
         (["optim.lr=1e-4"], "a run with another recipe"),
         (["--steps", "7"], "a run with another --steps"),
-        (["--data", str(tmp_path / "others")], "a run with other pictures"),
+        (["--data", str(tmp_path / "others")], "a run with other media"),
     ):
         ends = [command[:2], command[2:]]
         given = [*command, *change] if change[0].startswith("--") else [*ends[0], *ends[1][:-4], *change, *ends[1][-4:]]
         with pytest.raises(SystemExit) as caught:
             run(image.main, *given, "--out", out)
         assert caught.value.code == 2
-        assert f"{out} holds the state of {what}: give another --out, or --restart" in capsys.readouterr().err
+        assert f"{out / FOLDER} is the state of {what}: give another --out, or --restart" in capsys.readouterr().err
     run(image.main, *command, "--seed", 1, "--out", out, "--restart")
     assert json.loads((out / "training.json").read_text())["seed"] == 1
     with pytest.raises(SystemExit):  # it is finished now

@@ -44,10 +44,7 @@ def training_arguments(text: str | None, recipe: str, media: str = "pictures") -
     budget.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
     budget.add_argument("--steps", type=int, help="budget in steps, however long these take")
     parser.add_argument("--resume", help="model to start from: a folder or the name of a release")
-    parser.add_argument("--restart", action="store_true", help="start anew, whatever unfinished run --out holds")
-    parser.add_argument(
-        "--save-minutes", type=float, default=5, metavar="N", help="save the state of the run so often; 0: at its end"
-    )
+    state_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the trained model")
     parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
     # Most CPUs compute in bfloat16 many times slower than in float32.
@@ -55,6 +52,14 @@ def training_arguments(text: str | None, recipe: str, media: str = "pictures") -
     parser.add_argument("--precision", default=default, choices=["no", "bf16"], help=f"here {default} if not given")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def state_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about the state of a run, see :mod:`.state`."""
+    parser.add_argument("--restart", action="store_true", help="start anew, whatever unfinished run --out holds")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5, metavar="N", help="save the state of the run so often; 0: at its end"
+    )
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,9 +137,8 @@ class TrainingRun:
         identity = {"kind of training": Path(inspect.getfile(type(self))).stem, "recipe": values}
         identity |= {f"--{name}": getattr(args, name) for name in names}
         identity["number of processes"] = self.accelerator.num_processes
-        self.states = States(
-            self.out, identity, self.process, self.accelerator.num_processes, restart=args.restart
-        )  # fmt: skip
+        folder, processes = self.out / FOLDER, self.accelerator.num_processes
+        self.states = States(folder, identity, self.process, processes, restart=args.restart)
         set_seed(args.seed)  # the same weights in all processes
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

@@ -61,10 +61,7 @@ class SizedRun(TrainingRun):
         if self.states.found is not None:
             before = self.states.found["own"]["read"]["was_read"][len(self.was_read)]
             if before["files"] != files:
-                raise ValueError(
-                    f"{self.out} holds the state of a run with other {self.what}:"
-                    " give another --out, or --restart to start anew"
-                )
+                raise self.states.of_another("other media")
             these = before["these"]
         reading = read_within(paths, read, limits, self.args.seed, these)
         self.was_read.append({"files": files, "these": list(reading.media)})

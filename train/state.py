@@ -243,19 +243,21 @@ def read_tree(path: Path) -> Any:
 
 
 class States:
-    """The states in the output folder of a run.
+    """The states of a run in a folder of their own.
 
     Args:
-        out: that folder.  identity: what must be the same for a run to go on, by what it is called.
-        rank, processes: of this run.  restart: leave states that are there alone, and go with the next one.
+        identity: what must be the same for a run to go on, by what it is called.
+        rank, processes: of this run.  restart: do not go on from a state that is there.
 
     Attributes: found: plain values of the state to go on from: ``common`` and ``own``; None if there is none.
 
     Raises: ValueError if the state there is that of another run, or damaged.
     """
 
-    def __init__(self, out: Path, identity: dict[str, Any], rank: int, processes: int, restart: bool = False) -> None:
-        self.folder, self.rank, self.processes = out / FOLDER, rank, processes
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], rank: int = 0, processes: int = 1, restart: bool = False
+    ) -> None:
+        self.folder, self.rank, self.processes = folder, rank, processes
         self.identity = json.loads(json.dumps(identity))
         self.number = max((number for number, *_ in self._files().values()), default=0)
         self.found: dict[str, Any] | None = None
@@ -267,12 +269,18 @@ class States:
             self.found = self._read(read_plain)
         except Exception as error:  # whatever a damaged file leads to
             raise ValueError(f"{self.folder} is damaged: --restart starts anew ({error})") from error
-        others = [name for name, value in self.identity.items() if self.found["common"]["identity"].get(name) != value]
-        if others:
-            raise ValueError(
-                f"{out} holds the state of a run with another {' and another '.join(others)}:"
-                " give another --out, or --restart to start anew"
-            )
+        self.refuse_others(self.found["common"]["identity"])
+
+    def refuse_others(self, identity: dict[str, Any]) -> None:
+        """Raise ValueError if a state is of another run."""
+        if others := [name for name, value in self.identity.items() if identity.get(name) != value]:
+            raise self.of_another(f"another {' and another '.join(others)}")
+
+    def of_another(self, what: str) -> ValueError:
+        """The error about a state that is of a run with something else."""
+        return ValueError(
+            f"{self.folder} is the state of a run with {what}: give another --out, or --restart to start anew"
+        )
 
     def _files(self) -> dict[Path, tuple[int, int, int]]:
         """Number, rank and number of processes of every file."""
