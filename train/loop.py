@@ -149,6 +149,15 @@ class TrainingRun:
         set_seed(self.args.seed + self.process)
         self.generator = torch.Generator(self.device).manual_seed(self.args.seed + 7 * self.process)
 
+    @torch.no_grad()
+    def agree(self, module: nn.Module) -> None:
+        """Give all processes the weights of the first one: what they read in a limited time may differ."""
+        if self.accelerator.num_processes > 1:
+            for own in (*module.parameters(), *module.buffers()):
+                first = own.contiguous()
+                torch.distributed.broadcast(first, 0)
+                own.copy_(first)
+
     def log(self, text: str) -> None:
         if self.main:
             print(text, flush=True)

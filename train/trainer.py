@@ -313,6 +313,7 @@ class BaseTrainer(SizedRun):
         found, trains = self.states.found, bool(self.args.minutes)
         if found is not None:
             self.load_state_dict(found["common"]["trainer"])
+        self.agree(self.net)
         self.model.train()
         compute = GraphedStep(self.net, self.loss, self.inputs(), self.graphs and not self.args.eager)
         update = GraphedUpdate(compute, self.trained_by, self.optim["grad_clip"])
