@@ -134,9 +134,10 @@ class Trainer(BaseTrainer):
         self.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
         reading = self.read(list_sounds(args.data), lambda path: read_mono(path, SAMPLE_RATE, longest), 1 / copies)
         self.media, self.held = reading.split(data.holdout_every)
-        played = at_speeds(self.media, data.speeds)
+        stream = self.stream(reading, data.holdout_every, expand=lambda sound: at_speeds([sound], data.speeds))
         self.store = SoundStore(
-            played, size, self.device, mixed=data.mixed, coloured=data.coloured, seed=self.seed
+            self.media if stream else at_speeds(self.media, data.speeds), size, self.device,
+            mixed=data.mixed, coloured=data.coloured, seed=self.seed, stream=stream,
         )  # fmt: skip
         minutes = sum(map(len, self.media)) / SAMPLE_RATE / 60
         self.log(f"{len(self.media)} sounds, {minutes:.1f} minutes, {len(self.held)} held out, on {self.device}")

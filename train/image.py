@@ -26,7 +26,7 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.base import Gradient
-from .data.images import CropStore, as_input, list_images, read_rgb
+from .data.images import as_input, list_images, read_rgb
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
@@ -179,8 +179,7 @@ class Trainer(BaseTrainer):
         super().__init__(recipe, args)
         data = self.recipe.data
         self.test_on(list_images, read_rgb)
-        self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
-        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
+        self.store = self.picture_store(data.crop, data.holdout_every, zoom=data.zoom)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
         self.media, self.held = self.middles(self.media, self.held)
         if args.resume:

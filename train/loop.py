@@ -98,12 +98,16 @@ def run_script(parser: argparse.ArgumentParser, trainer: Callable[[dict[str, Any
         run.run()
     except TokodecError as error:  # training that came to nothing
         parser.error(" ".join(str(error).split()))
+    finally:
+        run.close()
 
 
 class Runs(Protocol):
     """What :func:`run_script` can run."""
 
     def run(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TrainingRun:
@@ -161,6 +165,9 @@ class TrainingRun:
     def log(self, text: str) -> None:
         if self.main:
             print(text, flush=True)
+
+    def close(self) -> None:
+        """Called at the end, however it comes."""
 
     def parts(self) -> dict[str, Any]:
         """What a state holds of the run and is the same in all processes, by name: see :func:`~.state.state_of`."""

@@ -223,9 +223,8 @@ class Trainer(BaseTrainer):
 
     def read_pictures(self, data: Data) -> None:
         """What is trained on and what is held out, photographs and drawn pictures."""
-        self.media, held = self.read(list_images(self.args.data), read_rgb).split(data.holdout_every)
-        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
-        synthetic, self.drawn = list[Tensor](), None
+        self.store = self.picture_store(data.crop, data.holdout_every, zoom=data.zoom)
+        held, synthetic, self.drawn = list[Any](self.held), list[Tensor](), None
         if data.synthetic:
             drawn = drawn_pictures(data.drawn, SYNTHETIC_SEEDS[0] + self.process)
             self.drawn = CropStore(drawn, data.crop, self.device, data.zoom / 2, seed=self.seed)

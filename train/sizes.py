@@ -8,12 +8,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from .data.reading import Limits, Reading, default_bytes, read_within
+from .data.images import CropStore, list_images, read_rgb
+from .data.reading import Limits, Reading, Source, bytes_of, default_bytes, read_within
+from .data.stream import Stream
 from .loop import TrainingRun
 from .state import Attributes
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 # LEAST seconds each, and training gets half of the time whatever the others took.
 READING, CHECKS, EXPORT = 0.2, 0.1, 0.2
 LEAST = 5.0
+REUSE = 8  # crops of a medium that is read on the way, before another takes its place
 MIDDLE = 256  # edge in pixels of what is evaluated of a picture without a GPU
 
 
@@ -31,8 +33,12 @@ class SizedRun(TrainingRun):
 
     Attributes:
         memory: bytes of decoded media, at most.
+        media, held: what is trained on and was read first, and what is held out.
         was_read: of every set of media a hash of its files, and which of them were read: a state has to know.
     """
+
+    media: Sequence[Any]
+    held: Sequence[Any]
 
     def __init__(self, recipe: Any, args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
@@ -40,7 +46,7 @@ class SizedRun(TrainingRun):
             raise ValueError(f"--memory is above 0, got {args.memory:g}")
         self.memory = default_bytes(self.device) if args.memory is None else 1e9 * args.memory
         self.was_read: list[dict[str, Any]] = []
-        self.tests: Sequence[Path] = ()
+        self.tests: Sequence[Source] = ()
 
     @property
     def timed(self) -> bool:
@@ -50,26 +56,50 @@ class SizedRun(TrainingRun):
     def own_parts(self) -> dict[str, Any]:
         return super().own_parts() | {"read": Attributes(self, "was_read")}
 
-    def read(self, paths: Sequence[Path], read: Callable[[Path], Tensor], part: float = 1.0) -> Reading:
+    def read(self, paths: Sequence[Source], read: Callable[[Source], Tensor], part: float = 1.0) -> Reading:
         """Decode media within the limits of memory and time. part: of the memory, for these media.
 
         Raises: ValueError if the state to go on from was made with other files.
         """
         files = files_hash(paths)
         seconds = max(2 * LEAST, READING * 60 * self.args.minutes) if self.timed else math.inf
-        limits, these = Limits(max(1, int(part * self.memory)), seconds), None
+        limits, again = Limits(max(1, int(part * self.memory)), seconds), None
         if self.states.found is not None:
             before = self.states.found["own"]["read"]["was_read"][len(self.was_read)]
             if before["files"] != files:
                 raise self.states.of_another("other media")
-            these = before["these"]
-        reading = read_within(paths, read, limits, self.args.seed, these)
-        self.was_read.append({"files": files, "these": list(reading.media)})
+            again = before["tried"], before["failed"]
+        reading = read_within(paths, read, limits, self.args.seed, again)
+        self.was_read.append({"files": files, "tried": reading.tried, "failed": list(reading.failed)})
         for note in reading.notes:
             self.log(note)
         return reading
 
-    def test_on(self, list_media: Callable[[Sequence[str]], list[Path]], read: Callable[[Path], Tensor]) -> None:
+    def picture_store(self, size: int, every: int, **how: float) -> CropStore:
+        """Read the pictures of ``--data``: what is held out, and a store of crops of the others.
+
+        Args: size, how: of a :class:`CropStore`.  every: pictures at every such place are held out.
+        """
+        reading = self.read(list_images(self.args.data), read_rgb)
+        self.media, self.held = reading.split(every)
+        stream = self.stream(reading, every)
+        return CropStore(self.media, size, self.device, seed=self.seed, stream=stream, **how)
+
+    def stream(
+        self, reading: Reading, every: int, part: float = 1.0, expand: Callable[[Tensor], list[Tensor]] | None = None
+    ) -> Stream | None:
+        """What was not read, for a store of ``part`` of the memory; None if nothing is left.
+
+        Args: every: media at every such place are held out.  expand: a medium to all that is made of it.
+        """
+        if not reading.left:
+            return None
+        return Stream(
+            reading, every, int(part * self.memory), reuse=self.args.reuse or REUSE, seed=self.args.seed,
+            ranks=(self.process, self.accelerator.num_processes), expand=expand,
+        )  # fmt: skip
+
+    def test_on(self, list_media: Callable[[Sequence[str]], list[Source]], read: Callable[[Source], Tensor]) -> None:
         """List the media of ``--test`` before anything is trained. Raises FileNotFoundError if there are none."""
         self.tests, self.read_test = list_media([self.args.test]) if self.args.test else [], read
 
@@ -111,9 +141,9 @@ class SizedRun(TrainingRun):
         return time.monotonic() - begin
 
 
-def files_hash(paths: Sequence[Path]) -> str:
+def files_hash(paths: Sequence[Source]) -> str:
     """A hash of the names and sizes of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{path.name} {bytes_of(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

@@ -47,7 +47,10 @@ def trainer_arguments(
     """The arguments of every script whose run is a :class:`BaseTrainer`, see :func:`.loop.training_arguments`."""
     parser = training_arguments(text, recipe, media)
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="of decoded media at most; a sample is taken of more"
+        "--memory", type=float, metavar="GB", help="of decoded media at most; more are read on the way"
+    )
+    parser.add_argument(
+        "--reuse", type=float, metavar="N", help="crops of a medium that is read on the way, before the next; 8"
     )
     if graphs:
         parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
@@ -132,8 +135,6 @@ class BaseTrainer(SizedRun):
 
     model: Any
     net: nn.Module
-    media: Sequence[Any]
-    held: Sequence[Any]
     store: Any
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
@@ -382,6 +383,9 @@ class BaseTrainer(SizedRun):
 
     def own_parts(self) -> dict[str, Any]:
         return super().own_parts() | {"store": self.store.parts()}
+
+    def close(self) -> None:
+        self.store.close()
 
     def check(self, step: int, share: float, seconds: float) -> None:
         """Measure the held-out media, log, and keep the weights if they are the best so far."""
