@@ -71,36 +71,43 @@ class Store:
         rows = medium.reshape(-1, *self.unit)
         return torch.cat([rows, rows.new_zeros(self.gap, *self.unit)]) if self.gap else rows
 
-    def length(self, medium: Tensor) -> int:
+    def rows_of(self, medium: Tensor) -> int:
         """How many rows that are."""
         return medium.numel() // math.prod(self.unit) + self.gap
 
-    def fitted(self, medium: Tensor) -> Tensor | None:
-        """A medium, its end cut off where a shelf would not hold it; None if it is of no use."""
-        if not len(medium):
-            return None
-        part = medium[: max(0, self.most - self.gap) // max(1, medium[0].numel() // math.prod(self.unit))]
-        return part if self.usable(part) else None
+    def fitted(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """What of one file can be used, its ends cut off where one shelf would not hold it."""
+        parts: list[Tensor] = []
+        rows = 0
+        for medium in made:
+            if len(medium):
+                room = max(0, self.most - rows - self.gap)
+                part = medium[: room // max(1, medium[0].numel() // math.prod(self.unit))]
+                if self.usable(part):
+                    parts.append(part)
+                    rows += self.rows_of(part)
+        return parts
 
     def _fill(self, media: Sequence[Tensor], stream: Stream) -> None:
         """Put what was read first on shelves: ``SHELVES``, or fewer if one would not hold the largest medium."""
+        made = list(stream.pool.map(stream.expand, media))
         per_row = math.prod(self.unit) * media[0].element_size()
-        n = min(SHELVES, max(2, stream.bytes // per_row // max(map(self.length, media))))
+        n = min(SHELVES, max(2, stream.bytes // per_row // max(sum(map(self.rows_of, own)) for own in made)))
         self.most = max(1, stream.bytes // n // per_row)
         self.buffer = torch.zeros(n * self.most, *self.unit, dtype=media[0].dtype, device=self.device)
         self.files, self.shapes = [[] for _ in range(n)], [[] for _ in range(n)]
         files: list[int] = []
         parts: list[Tensor] = []
         shelf = rows = 0
-        for i, medium in zip(stream.first, media, strict=True):
-            own = [part for each in stream.expand(medium) if (part := self.fitted(each)) is not None]
-            size = sum(map(self.length, own))
+        for i, all_of_it in zip(stream.first, made, strict=True):
+            own = self.fitted(all_of_it)
+            size = sum(map(self.rows_of, own))
             if parts and rows + size > self.most:
                 self._put(shelf, load_of(files, parts, self, (0, 0)))
                 files, parts, rows, shelf = [], [], 0, shelf + 1
                 if shelf == n:
                     break
-            if own and size <= self.most:
+            if own:
                 files, parts, rows = [*files, i], parts + own, rows + size
         if parts:
             self._put(shelf, load_of(files, parts, self, (0, 0)))
@@ -139,6 +146,11 @@ class Store:
             self.turn, self.end = (self.turn + 1) % len(self.files), load.end
             self._index()
 
+    @property
+    def waited(self) -> float:
+        """Seconds that training has waited for media."""
+        return self.stream.waited if self.stream is not None else 0.0
+
     def close(self) -> None:
         """Read no further."""
         if self.stream is not None:
@@ -150,7 +162,7 @@ class Store:
 
     def state_dict(self) -> dict[str, Any]:
         """What lies on the shelves, by the places of files."""
-        return {"files": self.files, "turn": self.turn, "served": self.served, "end": self.end}
+        return {"files": list(self.files), "turn": self.turn, "served": self.served, "end": self.end}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Read again what lay on the shelves. Raises ValueError if it can no longer be read."""

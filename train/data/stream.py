@@ -30,13 +30,13 @@ class Shelf(Protocol):
 
     most: int  # rows of a shelf
 
-    def fitted(self, medium: Tensor) -> Tensor | None:
-        """A medium as the store takes it, None if it does not."""
+    def fitted(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """What it takes of what was made of a file."""
 
     def flat(self, medium: Tensor) -> Tensor:
         """Its rows in the buffer."""
 
-    def length(self, medium: Tensor) -> int:
+    def rows_of(self, medium: Tensor) -> int:
         """How many they are."""
 
 
@@ -123,13 +123,13 @@ class Stream:
                 i, after = next(self.files)
                 self.ahead.append((i, after, self.pool.submit(self.decoded, i)))
             i, after, future = self.ahead[0]
-            fitted = [own for medium in future.result() if (own := shelf.fitted(medium)) is not None]
-            size = sum(map(shelf.length, fitted))
+            fitted = shelf.fitted(future.result())
+            size = sum(map(shelf.rows_of, fitted))
             if files and rows + size > shelf.most:
                 break
             self.ahead.popleft()
             end, useless = after, 0 if fitted else useless + 1
-            if useless > len(self.reading.paths):
+            if useless > 2 * len(self.reading.paths):  # the rest of a pass, and a whole one
                 raise ValueError("none of the files that are left can be used: they are damaged, or too small")
             if fitted:
                 files.append(i)
@@ -148,9 +148,8 @@ class Stream:
 
     def again(self, files: Sequence[int], shelf: Shelf) -> Load:
         """What was on a shelf before. Raises ValueError if it can no longer be read."""
-        found = [own for media in self.pool.map(self.decoded, files) for medium in media
-                 if (own := shelf.fitted(medium)) is not None]  # fmt: skip
-        return load_of(list(files), found, shelf, (0, 0))
+        made = self.pool.map(self.decoded, files)
+        return load_of(list(files), [part for own in made for part in shelf.fitted(own)], shelf, (0, 0))
 
     def close(self) -> None:
         self.closed = True
