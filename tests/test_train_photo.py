@@ -481,7 +481,8 @@ def test_media_are_bounded_by_memory(
     monkeypatch.setattr(sys, "argv", command(*rest))
     script.main()
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"note: [34] of 6 files, drawn at random, are read on the way: .* --memory", line) for line in lines)
+    note = r"note: [34] of 6 files, drawn at random, are read on the way: .* --memory"
+    assert any(re.match(note, line) for line in lines)
 
 
 def test_an_unknown_distortion_is_refused() -> None:
