@@ -24,12 +24,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..codec.metrics.spectrogram import QUIET, levels, spectrogram
 from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
@@ -262,6 +264,14 @@ class Trainer(BaseTrainer):
         if self.adversarial.on:
             with together(self.out) as beside:
                 save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Spectrograms, on one scale."""
+        x = medium[:LONGEST].to(self.device).float()[None, None] / 32768
+        pair = [own[0, 0].cpu().numpy() for own in (x, self.model.decode(self.model.encode(x)))]
+        loudest = max(float(levels(pair[0]).max()), QUIET)
+        first, second = (np.asarray(spectrogram(own, loudest).convert("RGB")) for own in pair)
+        return first, second
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim
 from .state import Attributes
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
+from .watch import pixels
 
 STAGES = ("faithful", "sharp")
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
@@ -333,6 +335,10 @@ class Trainer(BaseTrainer):
         for level in folded.codebooks:
             level.fold()
         folded.save_pretrained(self.out)
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        x = as_input(medium, self.device)
+        return pixels(x), pixels(self.model.decode(self.model.encode(x), self.shown_nets[-1]))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         x = as_input(medium, self.device)

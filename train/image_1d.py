@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from .data.images import as_input, list_images, read_rgb
 from .loop import optimizers_of, psnr, run_script
 from .recipe import Optim
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
+from .watch import pixels
 
 TEST_TOKENS = (16, 32, 64, 128, 256)
 STARTS = 40  # batches whose latents the codebook starts from
@@ -148,6 +150,10 @@ class Trainer(BaseTrainer):
         square = (x - x_hat).square().mean((1, 2, 3))
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        x = as_input(medium, self.device)
+        return pixels(x), pixels(self.model.decode(self.model.encode(x)))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         x = as_input(medium, self.device)

@@ -59,6 +59,7 @@ from .low_rank import LowRank, base_of
 from .recipe import Optim, Rounding
 from .sizes import CHECKS, EXPORT
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
+from .watch import pixels
 
 CHECKPOINT = "checkpoint.safetensors"
 QUICK_QUALITIES = (15, 50, 85)
@@ -269,6 +270,14 @@ class Trainer(BaseTrainer):
             x = torch.cat([x, self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
 
+    def sample(self, medium: Medium) -> tuple[np.ndarray, np.ndarray]:
+        """At quality 50."""
+        x = as_input(medium[0], self.device)
+        quality = torch.tensor([0.5], device=self.device)
+        with self.autocast():
+            x_hat, _ = functional_call(self.model, self.weights(), (padded(x), quality, self.phases[0].on))
+        return pixels(x), pixels(x_hat[:, :, : x.shape[2], : x.shape[3]])
+
     def own_parts(self) -> dict[str, Any]:
         return super().own_parts() | {"drawn": self.drawn.parts() if self.drawn else None}
 
@@ -447,16 +456,6 @@ def resume(codec: PhotoCodec, folder: str) -> None:
         raise ValueError(f"{folder} has other sizes than the recipe")
     codec.nets.load_state_dict(model.nets.state_dict())
     codec.entropy.load_export(model.entropy.arrays())
-
-
-def release(
-    codec: PhotoCodec, name: str, skip: int, counts: tuple[npt.NDArray[Any] | None, list[Any] | None] = (None, None)
-) -> ImagePhoto:
-    """The model that users load, on the CPU, from what is trained."""
-    model = ImagePhoto(codec.nets.config, name)
-    model.nets.load_state_dict(codec.nets.state_dict())
-    model.set_entropy(HyperPrior(export_hyperprior(codec.entropy, counts[0], counts[1], skip)))
-    return model.eval()
 
 
 class CodeCounts:

@@ -10,30 +10,28 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..codec.errors import UsageError
 from ..codec.provenance import as_json
-from ..entropy.static import StaticPrior
-from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.codebook import CodebookQuantizer
 from .card import CARD, write_card
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, released, training_arguments
+from .measuring import Row, evaluating, histograms, mean_rows, static_prior
 from .recipe import as_values, checked
 from .rescue import LOST, Rescue
 from .sizes import CHECKS, EXPORT, LEAST, SizedRun
 from .state import Attributes
-
-Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
+from .watch import SAMPLES, Sample, Watch
 
 FEW_STEPS = 50  # a run of fewer is said to be short
 BACK = "back to weights of before, at half the learning rates"
@@ -67,45 +65,6 @@ class Phase:
     text: str
     begin: float
     on: bool = False
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, no gradients and no training behaviour; cuDNN tries no kernels, since media have sizes of their own."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-            yield
-    finally:
-        model.train(training)
-
-
-def mean_rows(rows_of_media: Iterable[Iterable[Row]]) -> list[Row]:
-    """Means over media of the rows that measure the same; a number that some media lack is the mean of the others."""
-    sums: dict[tuple[tuple[str, Any], ...], dict[str, list[float]]] = {}
-    for rows in rows_of_media:
-        for row in rows:
-            same = sums.setdefault(tuple((k, v) for k, v in row.items() if not isinstance(v, float)), {})
-            for key, value in row.items():
-                if isinstance(value, float):
-                    same.setdefault(key, []).append(value)
-    return [dict(about) | {key: sum(v) / len(v) for key, v in values.items()} for about, values in sums.items()]
-
-
-def histograms(model: Tokenizer, inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Count the codes of inputs, as ``encode`` takes them: how often each codeword is used, ``[N_k]`` a codebook."""
-    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
-    with evaluating(model):
-        for x in inputs:
-            for count, codes in zip(counts, model.encode(x).codes.cpu().unbind(1), strict=True):
-                count += torch.bincount(codes.flatten(), minlength=len(count))
-    return counts
-
-
-def static_prior(counts: Sequence[Tensor]) -> StaticPrior:
-    """The static prior of histograms."""
-    return StaticPrior.from_counts([count.numpy() for count in counts])
 
 
 class BaseTrainer(SizedRun):
@@ -144,6 +103,7 @@ class BaseTrainer(SizedRun):
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
         self.losses: dict[str, float | Tensor] = {}
+        self.watch = Watch(self.out, f"{self.recipe.name}: {self.out.name}", self.log)
         self.steps, self.before, self.checked_at = 0, 0, -1  # in all; before this stage; of this stage
         self.stage = ""  # name of what is trained, in runs that train several things in turn
         self.budget: tuple[float, int] | None = None  # seconds and steps to train
@@ -204,10 +164,20 @@ class BaseTrainer(SizedRun):
         for q in levels:
             q.usage.reset()
         sizes = self.model.codebook_sizes
-        if any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True)):
-            self.log("warning: a codebook uses few of its codewords (see usage): it may be collapsing")
+        low = any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True))
         bits = [math.log2(max(1.0, report.perplexity)) for report in reports]
-        return {"bits": bits, "usage": [report.usage for report in reports]}
+        return {"bits": bits, "usage": [report.usage for report in reports], "collapse": low}
+
+    def sample(self, medium: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pictures of a held-out medium before and after, for those who watch: uint8 ``[H, W, 3]``; None: not shown."""
+        return None
+
+    def samples(self) -> Iterator[Sample]:
+        """Some media with what :meth:`sample` makes of them."""
+        with evaluating(self.model):
+            for i, medium in enumerate(self.on_the_way[:SAMPLES]):
+                if pair := self.sample(medium):
+                    yield f"{self.what} {i + 1}", *pair
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """Write the prior of the codes of some media into ``out``; returns it and what to report of it."""
@@ -332,6 +302,8 @@ class BaseTrainer(SizedRun):
         self.before, self.checked_at = self.steps, -1
         self.rescue = Rescue(self.net, self.trained_by)
         self.go_on(pace)
+        if self.main:
+            self.watch.begin()
         with self.told.listening():
             self.steps_of(pace, compute, update)
         self.accelerator.wait_for_everyone()
@@ -346,6 +318,8 @@ class BaseTrainer(SizedRun):
                     self.log(f"[{100 * pace.share:5.1f} %] from here on {phase.text}, step {step}")
             inputs, settings = self.gradients(compute)
             self.losses["norm"] = norm = update()
+            if self.main:
+                self.watch.follow((self.before + step, pace.clock.passed, pace.share, self.stage), self.losses)
             if self.rescue.needed(step, norm):
                 self.rescue.back()
                 self.log(f"[{100 * pace.share:5.1f} %] step {step}: {LOST} steps without finite gradients; {BACK}")
@@ -378,7 +352,7 @@ class BaseTrainer(SizedRun):
     def parts(self) -> dict[str, Any]:
         return super().parts() | {
             "trainer": self, "net": self.net, "optimizers": self.trained_by, "beside": self.beside,
-            "rescue": self.rescue,
+            "rescue": self.rescue, "watch": self.watch,
         }  # fmt: skip
 
     def own_parts(self) -> dict[str, Any]:
@@ -386,6 +360,7 @@ class BaseTrainer(SizedRun):
 
     def close(self) -> None:
         self.store.close()
+        self.watch.close()
 
     def check(self, step: int, share: float, seconds: float) -> None:
         """Measure the held-out media, log, and keep the weights if they are the best so far."""
@@ -415,8 +390,8 @@ class BaseTrainer(SizedRun):
             + "".join(f"  {name} " + " ".join(f"{v:.2f}" for v in values) for name, values in lists.items())
             + (" kept" if kept else "")
         )
-        if not all(map(math.isfinite, losses.values())):
-            self.log("warning: a loss is not finite; steps without finite gradients are left out. Lower optim.lr")
+        about = self.before + step, seconds, share, self.stage
+        self.watch.checked(about, entry, self.samples(), self.store.waited / max(seconds, 1.0))
 
     def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
         """Means over media of :meth:`rows`."""

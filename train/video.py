@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from .loop import call_as_released, optimizers_of, psnr, run_script
 from .rate import lambdas, no_penalties, set_penalties
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
+from .watch import pixels
 
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
 ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
@@ -208,6 +210,11 @@ class Trainer(BaseTrainer):
         square = (x - x_hat).square().mean((1, 2, 3, 4))
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The last frame of a group of pictures."""
+        x = medium[:LONGEST].to(self.device).permute(3, 0, 1, 2)[None]
+        return pixels(x[0, :, -1] / 255), pixels(self.model.decode(self.model.encode(x))[0, :, -1])
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         """The groups of pictures of a clip."""
