@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,9 @@ import torch.multiprocessing
 from PIL import Image
 from torch import Tensor
 
-from tokodec.tests.resuming import outcome
+from tokodec.tests.resuming import outcome, run, stopped
 from tokodec.tokenizers.quantize.vq import EMAVQ, VQ
+from tokodec.train import image
 from tokodec.train.state import FOLDER
 
 WORLD = 2
@@ -95,35 +92,32 @@ def test_averages_are_those_of_one_process_with_all_batches(name: str, left: lis
     assert np.array_equal(counts, quantizer.usage.counts.numpy())
 
 
-def test_two_processes_that_are_told_to_end_go_on(tmp_path: Path) -> None:
-    """Through torchrun, as on several machines: one of the two is told, both write the state, both go on."""
+SMALL = (
+    "model.channels=[8,8,8] model.analysis_blocks=[1,1,1] model.synthesis_blocks=[1,1,1] model.dim=4"
+    " model.codebook_sizes=[16] model.synthesis=[plain] export.bpp_limits=[9.0] data.holdout_every=2 data.crop=176"
+    " optim.batch=1 optim.warmup_steps=2"
+)
+
+
+def trains(rank: int, port: int, folder: str) -> None:
+    """What torchrun starts: a run in one piece, one that is told to end in one of the processes, and its end."""
+    torch.set_num_threads(1)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (rank, rank, WORLD, WORLD, "127.0.0.1", port)
+    os.environ.update(zip(names, map(str, values), strict=True))
+    words = ["--data", f"{folder}/pictures", "--steps", "6", "--precision", "no", "--set", *SMALL.split()]
+    run(image.main, *words, "--out", f"{folder}/whole")
+    stopped(image.main, image.Trainer, 3 if rank else -1, *words, "--out", f"{folder}/parts")
+    assert len(list(Path(folder, "parts", FOLDER).glob("*-of-2.safetensors"))) == WORLD
+    assert not Path(folder, "parts", "training.json").exists()
+    torch.distributed.barrier()
+    run(image.main, *words, "--out", f"{folder}/parts")
+
+
+def test_two_processes_of_which_one_is_told_to_end_go_on(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (180, 176, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
-    sets = (
-        "model.channels=[8,8,8] model.analysis_blocks=[1,1,1] model.synthesis_blocks=[1,1,1] model.dim=4"
-        " model.codebook_sizes=[16] model.synthesis=[plain] export.bpp_limits=[9.0] data.holdout_every=2 data.crop=176"
-        " optim.batch=1 optim.warmup_steps=2"
-    )
-
-    def started(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(WORLD), "--master_port", str(free_port())]
-        words = ["--data", str(tmp_path / "pictures"), "--steps", "30", "--out", str(out), "--set", *sets.split()]
-        return subprocess.Popen(
-            [sys.executable, *launch, "-m", "tokodec.train.image", *words, "--precision", "no", *more],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert started(whole).wait(120) == 0
-    process = started(parts, "--save-minutes", "0.00001")
-    while not list((parts / FOLDER).glob("*.1-of-2.safetensors")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) != 0
-    assert len(list((parts / FOLDER).glob("*-of-2.safetensors"))) == WORLD
-    assert not (parts / "training.json").exists()
-    assert started(parts, "--save-minutes", "0.00001").wait(120) == 0
-    assert outcome(whole) == outcome(parts)
+    torch.multiprocessing.spawn(trains, (free_port(), str(tmp_path)), nprocs=WORLD)
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")

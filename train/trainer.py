@@ -280,7 +280,14 @@ class BaseTrainer(SizedRun):
     def train(self, share: float = 1.0) -> None:
         """Steps until a share of the budget is used up; the best weights on the way lie in ``out``."""
         self.out.mkdir(parents=True, exist_ok=True)
+        with self.told.listening():
+            self.steps_of(*self.prepared(share))
+        self.accelerator.wait_for_everyone()
+
+    def prepared(self, share: float) -> tuple[Pace, GraphedStep, GraphedUpdate]:
+        """All that steps take, as it was if the run goes on."""
         self.trained_by, self.beside = self.optimizers(), self.side_optimizers()
+        self.before, self.checked_at = self.steps, -1
         found, trains = self.states.found, bool(self.args.minutes)
         if found is not None:
             self.load_state_dict(found["common"]["trainer"])
@@ -293,20 +300,15 @@ class BaseTrainer(SizedRun):
         if self.budget is None:
             seconds = float(broadcast(torch.tensor(self.seconds_left(), device=self.device)))  # of one clock
             self.budget = seconds, self.args.steps or 0
-        pace = Pace(
-            self, [*self.trained_by, *self.beside], self.evaluations,
-            (share * self.budget[0], round(share * self.budget[1])),
-        )  # fmt: skip
+        budget = share * self.budget[0], round(share * self.budget[1])
+        pace = Pace(self, [*self.trained_by, *self.beside], self.evaluations, budget)
         if self.args.resume and trains and found is None:
             self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
-        self.before, self.checked_at = self.steps, -1
         self.rescue = Rescue(self.net, self.trained_by)
         self.go_on(pace)
         if self.main:
             self.watch.begin()
-        with self.told.listening():
-            self.steps_of(pace, compute, update)
-        self.accelerator.wait_for_everyone()
+        return pace, compute, update
 
     def steps_of(self, pace: Pace, compute: GraphedStep, update: GraphedUpdate) -> None:
         """The steps of :meth:`train`."""
@@ -335,7 +337,7 @@ class BaseTrainer(SizedRun):
             self.check(pace.step, 1.0, pace.seconds)
             self.checked_at = pace.step
             pace.clock.read()  # whether it was told to end since then
-        if pace.step:
+        if pace.step or pace.told:
             self.save_state(pace)  # from which an export begins anew that ends too early
 
     # ---- the state, see :mod:`.state`
