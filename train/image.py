@@ -43,6 +43,7 @@ MSSSIM_EVERY = 4  # the MS-SSIM loss looks at every 4th crop of a batch
 COUNTED = 200  # training pictures that the rate weight is chosen with
 LEAST_SIMILARITY = 1e-4  # of a scale, below which MS-SSIM has no gradient
 EXPORT_CHOICE = 0.1  # of the time, for choosing the rate weight, at most
+ACTING = ("may_act", "adapt", "weight", "ramp", "right")  # what a state holds of the adversarial term
 GUARDED_EVERY = 10  # steps, after which the guard and the adaptive weight look at the discriminator
 
 
@@ -310,7 +311,7 @@ class Trainer(BaseTrainer):
         if self.adversarial is not None:
             guard = Attributes(self.guard, *vars(self.guard))
             parts["judge"] = [self.discriminator, self.discriminator_optimizers, guard]
-            parts["acting"] = Attributes(self, "may_act", "adapt", "weight", "ramp", "right")
+            parts["acting"] = Attributes(self, *ACTING)
         return parts
 
     def loss(self, *inputs: Any) -> Tensor:

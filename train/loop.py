@@ -191,8 +191,10 @@ class TrainingRun:
         state = self.states.load()
         restore({"pace": pace, **self.parts()}, state["common"])
         restore(self.own_parts(), state["own"])
-        left = f"{(pace.clock.seconds - pace.seconds) / 60:.1f} minutes" if pace.steps is None else ""
-        left = left or f"{pace.steps - pace.step} steps"
+        if pace.steps is None:
+            left = f"{(pace.clock.seconds - pace.seconds) / 60:.1f} minutes"
+        else:
+            left = f"{pace.steps - pace.step} steps"
         self.log(f"goes on from {self.states.folder} after step {pace.step}: {left} left to train")
 
 

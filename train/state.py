@@ -56,12 +56,12 @@ def restore(part: Any, state: Any) -> None:
 
 
 @state_of.register
-def _(part: dict) -> Any:  # type: ignore[type-arg]
+def _(part: dict) -> Any:
     return {name: state_of(own) for name, own in part.items()}
 
 
 @restore.register
-def _(part: dict, state: Any) -> None:  # type: ignore[type-arg]
+def _(part: dict, state: Any) -> None:
     for name, own in part.items():
         restore(own, state[name])
 

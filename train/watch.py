@@ -89,7 +89,7 @@ class Watch:
         except ImportError:
             return
         last = self.points[-1][0] + 1 if self.points else 0
-        self.board = SummaryWriter(str(self.out / BOARD), purge_step=last)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(self.out / BOARD), purge_step=last)
 
     def _add(self, points: Sequence[Point]) -> None:
         points = [(step, round(seconds, 2), round(share, 5), *rest) for step, seconds, share, *rest in points]
