@@ -24,7 +24,7 @@ from tokodec.codec.cli import app
 from tokodec.train import image, loop
 from tokodec.train import prior as prior_script
 from tokodec.train.card import card_text, write_card
-from tokodec.train.data.reading import Limits, list_media, read_within
+from tokodec.train.data.reading import Limits, Source, list_media, read_within
 from tokodec.train.graphed import GraphedStep
 from tokodec.train.recipe import RECIPES, Optim, as_values, change, checked, read_recipe
 from tokodec.train.trainer import BaseTrainer, mean_rows
@@ -56,11 +56,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def number(path: Path) -> Tensor:
+def number(path: Source) -> Tensor:
     """A medium of 100 bytes that says which it is."""
-    if path.stem == "4":
+    if path.name == "4.bin":
         raise ValueError("damaged")
-    return torch.full((100,), int(path.stem), dtype=torch.uint8)
+    return torch.full((100,), int(path.name.removesuffix(".bin")), dtype=torch.uint8)
 
 
 def test_reading_stops_at_the_limit_of_memory_and_says_so() -> None:

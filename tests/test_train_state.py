@@ -132,7 +132,7 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
     own = Attributes(Holder, "numpy", "torch", "array")
     write_tree(state_of([RandomNumbers(), own]), tmp_path / "x.safetensors")
     wanted = drawn()
-    Holder.array = np.zeros(3)
+    Holder.array = np.zeros(3, dtype=np.int64)
     restore([RandomNumbers(), own], read_tree(tmp_path / "x.safetensors"))
     assert drawn() == wanted
     assert Holder.array.tolist() == [0, 1, 2]

@@ -146,11 +146,12 @@ def test_a_stream_of_which_nothing_can_be_used_ends() -> None:
             raise ValueError("damaged")
         return torch.zeros(20, 24, 3, dtype=torch.uint8)
 
-    reading = Reading({1: read(Path("1.png"))}, [], paths_of(8), read, list(range(2, 8)), 2, [0])
+    paths = paths_of(8)
+    reading = Reading({1: read(Path("1.png"))}, [], paths, read, list(range(2, 8)), 2, [0])
     store = CropStore([reading.media[1]], 16, "cpu", stream=Stream(reading, 0, MEMORY, 1.0))
     seen(store, 1)
     assert 1 in store.files[0]
-    reading.paths[1:2] = [Path("9.png")]
+    paths[1:2] = [Path("9.png")]
     with pytest.raises(ValueError, match="none of the files that are left can be used"):
         seen(store, 40)
     store.close()

@@ -30,6 +30,7 @@ from ..entropy.pixels.coder import PIXELS_FILE, PixelCoder
 from ..entropy.pixels.net import CODED, PixelNets, PixelShape
 from ..entropy.prior import read_prior_arrays, save_prior
 from .data.images import CropStore, list_images, read_rgb
+from .data.reading import Source
 from .loop import Pace, TrainingRun, run_script, training_arguments
 from .recipe import Optim, Rounding, checked
 from .state import Attributes, RandomNumbers
@@ -142,7 +143,7 @@ class PixelTrainer(TrainingRun):
             self.log(f"{name:<12} {row['webp']:8.3f} {row['ours']:8.3f} {100 * (1 - row['ours'] / row['webp']):6.1f} %")
 
 
-def reduced(path: Path, data: Data, chance: random.Random) -> Tensor:
+def reduced(path: Source, data: Data, chance: random.Random) -> Tensor:
     """A picture made smaller, softer and with colours of half the resolution by chance, uint8 ``[H, W, 3]``."""
     image = Image.fromarray(read_rgb(path).numpy())
     factor, first = chance.uniform(*data.reduce), chance.uniform(data.soften, 1)

@@ -137,12 +137,12 @@ class Source:
     Attributes: views: of a tokenizer, a medium, a number of views and a generator to codes ``[K, *grid]`` each.
     """
 
-    listed: Callable[[Iterable[str | Path]], list[Path]]
-    read: Callable[[Path, Tokenizer], Tensor]
+    listed: Callable[[Iterable[str | Path]], Sequence[Any]]
+    read: Callable[[Any, Tokenizer], Tensor]
     views: Callable[[Any, Tensor, int, torch.Generator], list[Codes]]
 
 
-def mono(path: Path, tokenizer: Tokenizer) -> Tensor:
+def mono(path: Any, tokenizer: Tokenizer) -> Tensor:
     """A sound at the rate of its tokenizer."""
     rate = tokenizer.spec(tokenizer.strides).sample_rate
     assert rate is not None

@@ -221,10 +221,11 @@ class BaseTrainer(SizedRun):
             return
         found = self.states.found
         self.costs = found["common"]["trainer"]["costs"] if found else self.measured_costs()
-        self.cost, self.export_cost, count = self.costs
+        self.cost: float = self.costs[0]
+        self.export_cost: float = self.costs[1]
         self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
         self.tested = self.some(self.held, EXPORT, self.export_cost)
-        self.exported = self.some(self.media, EXPORT, count)
+        self.exported = self.some(self.media, EXPORT, self.costs[2])
         self.reserve = self.export_cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
         counted, there = len(self.exported), len(self.media)
         if counted < there:
