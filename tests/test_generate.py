@@ -23,6 +23,7 @@ from tokodec.codec import cli
 from tokodec.codec.generate.files import SampleOptions, drawn, fit, generate_files, sheet
 from tokodec.codec.generate.model import Generator
 from tokodec.codec.media.picture import Picture
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.tokens import Tokens
 from tokodec.train import generator as script
@@ -133,6 +134,12 @@ def test_resuming_starts_from_the_weights(
     before, after = (Generator.from_pretrained(p).state_dict() for p in (trained["image"], tmp_path / "again"))
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    words = ["--recipe", "generator-image", "--set", *PICTURES.split(), "--tokenizer", str(tiny_model)]
+    assert_goes_on(script.main, script.Trainer, [*words, "--data", str(pictures)], tmp_path, (2,))
 
 
 @pytest.mark.usefixtures("_trains")

@@ -31,6 +31,7 @@ from tokodec.codec.media.picture import Picture
 from tokodec.codec.metrics.picture import psnr
 from tokodec.codec.provenance import as_json
 from tokodec.codec.tokens import detokenize_file, tokenize_file
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.image.sequence import (
     CORE,
@@ -47,8 +48,6 @@ from tokodec.tokenizers.image.sequence import (
 from tokodec.tokenizers.quantize.base import ABSENT
 from tokodec.tokenizers.sequence import Sequencer
 from tokodec.train import image_1d as script
-from tokodec.train import loop
-from tokodec.train.loop import Clock
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "sequence"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "expected.json").read_text())
@@ -440,6 +439,13 @@ def test_an_untrained_net_is_a_transform() -> None:
 
 
 @pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, tmp_path: Path) -> None:
+    """Before and after latents are quantized."""
+    words = ["--precision", "no", "--data", str(folder), "--set", *WORDS.split(), "quantized_from=0.5"]
+    assert_goes_on(script.main, script.Trainer, words, tmp_path, (2, 3))
+
+
+@pytest.mark.usefixtures("_trains")
 def test_codewords_start_when_quantizing_does(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -451,17 +457,9 @@ def test_codewords_start_when_quantizing_does(
         starts.append((rows, found := kmeans(rows, n)))
         return found
 
-    class Quarters(Clock):
-        """Time that passes by looking at it: on a busy machine the first look would be the last one."""
-
-        def read(self) -> float:
-            self.share += 0.25
-            return self.share
-
     monkeypatch.setattr(script, "kmeans", watched)
-    monkeypatch.setattr(loop, "Clock", Quarters)
     words = ["image_1d", "--precision", "no", "--set", *WORDS.split(), "quantized_from=0.5", "--data", str(folder)]
-    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.05", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "4", "--out", str(tmp_path / "out")])
     script.main()
     ((rows, words_found),) = starts
     assert rows.shape == (min(16 * 16, 40 * 2 * 20), 4)

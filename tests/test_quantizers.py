@@ -599,16 +599,6 @@ def test_dropped_levels_do_not_count() -> None:
     torch.testing.assert_close(quantizer.levels[1].codebook, before, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vq", "ema"])
-def test_several_processes_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match="one process"):
-        MAKERS[name]().train()(latents())
-    MAKERS[name]().eval()(latents())
-    VQ(N, D, kmeans_iterations=0, dead_below=0).train()(latents())
-
-
 def usage_after_training(quantizer: Any, scale: float = 20.0, steps: int = 300) -> UsageReport:
     """Usage of a codebook of 4 channels that was trained on latents far wider than its start."""
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.1)

@@ -16,6 +16,7 @@ import torch
 
 from tokodec.codec.metrics.hearing import BANDS, band_levels, hearing_distance
 from tokodec.codec.metrics.spectra import mel_distance, si_sdr
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.audio.grvq import FRAME, HOP, RATE, AudioGRVQ, AudioGRVQConfig
 from tokodec.train import audio as script
 from tokodec.train import loop
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sounds_are_mixed_and_resampled(folder: Path) -> None:
     paths = list_sounds([folder])
-    assert [p.stem for p in paths] == [f"s{i}" for i in range(6)]
+    assert [p.name.partition(".")[0] for p in paths] == [f"s{i}" for i in range(6)]
     for i, sound in enumerate(read_mono(path, RATE) for path in paths):
         assert sound.dtype == torch.int16
         assert len(sound) == RATE // 2
@@ -314,6 +315,12 @@ def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
         optimizer.step()
         distances.append(float(distance.detach()))
     assert distances[-1] < 0.75 * distances[0]
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, tmp_path: Path) -> None:
+    words = command("loss.adversarial_from=0.4", "rounding.share=0.3", "--data", str(folder))[1:]
+    assert_goes_on(script.main, script.Trainer, words, tmp_path, (2, 2))
 
 
 @pytest.mark.usefixtures("_trains")

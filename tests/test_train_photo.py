@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokodec.codec.metrics.distortion import distortion
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape, SliceNet
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.image.layers import channels_last
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
@@ -341,6 +342,13 @@ def command(*words: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, tmp_path: Path) -> None:
+    """With Muon, and an entropy model that rounds at the end."""
+    sets = ["optim.muon=1", "data.synthetic=0", "rounding.share=0.5"]
+    assert_goes_on(script.main, script.Trainer, command(*sets, "--data", str(folder))[1:], tmp_path, (3,))
+
+
+@pytest.mark.usefixtures("_trains")
 @pytest.mark.parametrize("muon", [0, 1])
 def test_one_command_trains_and_reports(
     muon: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -473,7 +481,8 @@ def test_media_are_bounded_by_memory(
     monkeypatch.setattr(sys, "argv", command(*rest))
     script.main()
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"note: [34] of 6 files, drawn at random, are left out: .* --memory", line) for line in lines)
+    note = r"note: [34] of 6 files, drawn at random, are read on the way: .* --memory"
+    assert any(re.match(note, line) for line in lines)
 
 
 def test_an_unknown_distortion_is_refused() -> None:

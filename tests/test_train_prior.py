@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from tokodec.tokenizers.api import Tokenizer
 from tokodec.tokenizers.audio.grvq import FRAME, RATE, AudioGRVQ
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
 from tokodec.train import prior as script
+from tokodec.train import prior_data
 from tokodec.train.data.tokens import LevelSampler, TokenStore, read_token_files, sound_views
 
 ASSETS = Path(tokodec.__file__).parent / "assets"
@@ -157,6 +162,44 @@ def test_a_resumed_prior_is_not_given_up_for_a_worse_one(
     again = train(tmp_path / "again", folder, 0.03, "--resume", str(out), sets=harm)
     assert sum(again["held-out"]["float"]) > 1.05 * sum(log["held-out"]["float"])
     assert again["held-out"]["integers"] == log["held-out"]["integers"]
+
+
+@pytest.mark.parametrize("source", ["tokens", "data"])
+def test_a_run_that_is_told_to_end_goes_on(
+    source: str, folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In the float stage and in that which rounds; media are tokenized once."""
+    words = ["--steps", "60", "--device", "cpu", "--save-minutes", "0", "--set", *SMALL, "rounding.share=0.5"]
+    if source == "tokens":
+        words = ["--tokens", str(folder), "--tokenizer", "none", *words]
+    else:
+        (tmp_path / "pictures").mkdir()
+        for i in range(7):
+            pixels = np.random.default_rng(i).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+        words = ["--data", str(tmp_path / "pictures"), "--tokenizer", str(tiny_model), *words, "data.views=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    script.main([*words, "--out", str(whole)])
+    step_where_finite, steps = script.step_where_finite, itertools.count()
+
+    def told(*given: Any) -> None:
+        step_where_finite(*given)
+        if next(steps) in (30, 120):  # each network steps alone
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(script, "step_where_finite", told)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            script.main([*words, "--out", str(parts)])
+        assert ended.value.code == 128 + signal.SIGTERM
+    monkeypatch.setattr(prior_data, "tokenize", None)
+    script.main([*words, "--out", str(parts)])
+    assert capsys.readouterr().out.count("\ngoes on from") == 2
+    assert (whole / CONTEXT_FILE).read_bytes() == (parts / CONTEXT_FILE).read_bytes()
+    logs = [json.loads((out / "training.json").read_text()) for out in (whole, parts)]
+    assert logs[0] == logs[1]
+    assert {path.name for path in parts.iterdir()} == {CONTEXT_FILE, "training.json"}
 
 
 def test_only_some_networks_are_trained(

@@ -23,13 +23,15 @@ from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.static import StaticPrior
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
 from tokodec.train import prior as prior_script
 from tokodec.train import video as script
 from tokodec.train.data import video as data
+from tokodec.train.data.images import CropStore
 from tokodec.train.data.tokens import clip_views
-from tokodec.train.data.video import ClipStore, list_clips, moved, pack, read_clip
+from tokodec.train.data.video import ClipStore, Stills, list_clips, moved, pack, read_clip
 
 SMALL = (
     "model.channels=[6,8,8] model.analysis_blocks=[1,1,1] model.analysis_time=[1,1] model.synthesis_blocks=[1,1,1] "
@@ -178,9 +180,9 @@ def test_crops_are_those_of_the_clips() -> None:
         places = [whole[:, t : t + 32, l : l + 32] for t in range(9) for l in range(17)]  # noqa: E741
         assert any(torch.equal(shown, place) or torch.equal(shown, place.flip(2)) for place in places)
     assert seen == {1, 2, 4, -1, -2, -4}  # 30 is more than the clip has
-    for wrong in ({"frames": 0}, {"speeds": ()}, {"size": 64}, {"stills": 0.5}):
+    for wrong in ({"frames": 0}, {"speeds": ()}, {"size": 64}):
         settings = {"frames": 5, "size": 32, **wrong}
-        with pytest.raises(ValueError, match=r"a crop has frames|no clip has|there are none"):
+        with pytest.raises(ValueError, match=r"a crop has frames|no clip has"):
             ClipStore([clip], device="cpu", **settings)  # type: ignore[arg-type]
 
 
@@ -198,7 +200,8 @@ def test_a_camera_moves_over_pictures() -> None:
     assert torch.allclose(x[:, :, 3], picture.rot90(1, (2, 3)), atol=1e-4) or torch.allclose(
         x[:, :, 3], picture.rot90(-1, (2, 3)), atol=1e-4
     )
-    store = ClipStore([moving(5, 32, 32)], 5, 32, "cpu", [moving(1, 50, 60)[0]], 0.5)
+    stills = Stills(CropStore([moving(1, 50, 60)[0]], 32, "cpu"), 0.5)
+    store = ClipStore([moving(5, 32, 32)], 5, 32, "cpu", stills)
     batch = store.batch(6)
     assert batch.shape == (6, 3, 5, 32, 32)
     assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
@@ -239,6 +242,12 @@ def test_one_command_trains_and_reports(
     monkeypatch.setattr(sys, "argv", command(*words))
     script.main()
     assert VideoGrid.from_pretrained(again).weights_hash == model.weights_hash
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = command("data.stills=0.5", "rounding.share=0.5", "--data", str(folder), "--stills", str(pictures))[1:]
+    assert_goes_on(script.main, script.Trainer, words, tmp_path, (2, 2))
 
 
 @pytest.mark.usefixtures("_trains")

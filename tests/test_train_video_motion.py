@@ -21,6 +21,7 @@ from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
 from tokodec.entropy.hyperprior.prior import HyperPrior
 from tokodec.tests.motion_model import SMALL, awake, clip, shape
+from tokodec.tests.resuming import assert_goes_on
 from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.video.motion import MotionPrior, Near, VideoMotion
 from tokodec.tokenizers.video.motion_nets import MotionNets, Reference
@@ -258,6 +259,13 @@ def test_one_command_trains_and_exports(
     (again / "checkpoint.safetensors").unlink()
     third = run(folder, "third", "--resume", str(again), monkeypatch=monkeypatch)
     assert VideoMotion.from_pretrained(third).weights_hash
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_run_that_is_told_to_end_goes_on(folder: Path) -> None:
+    """Clips that were under way go on, too."""
+    words = ["--data", str(folder / "clips"), "--stills", str(folder / "pictures"), "--set", *SETTINGS.split()]
+    assert_goes_on(script.main, script.Trainer, words, folder, (2,))
 
 
 def test_the_nets_start_as_those_of_a_photo_codec(photo_model: Path) -> None:

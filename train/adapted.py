@@ -131,11 +131,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{arguments.out} exists already")
     torch.manual_seed(arguments.seed)
     order = torch.randperm(len(paths := list_images(arguments.data))).tolist()
-    chosen = [paths[i] for i in order[:PICTURES]]
+    chosen = [path for i in order[:PICTURES] if isinstance(path := paths[i], Path)]
     model = ExampleVQ(name="example-vq").to(arguments.device)
     steps = train(model, in_parallel(read_rgb, chosen), arguments.minutes, arguments.seed, arguments.device)
     model.save_pretrained(arguments.out)
-    tests = list_images(arguments.test)
+    tests = [path for path in list_images(arguments.test) if isinstance(path, Path)]
     rows = {"fixed lengths": measure(tests, arguments.out, "static", arguments.device)}
     count_prior(chosen[:COUNTED], str(arguments.out), device=arguments.device)
     rows["static tables"] = measure(tests, arguments.out, "static", arguments.device)

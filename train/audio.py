@@ -24,12 +24,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
+from ..codec.metrics.spectrogram import QUIET, levels, spectrogram
 from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
@@ -134,9 +136,10 @@ class Trainer(BaseTrainer):
         self.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
         reading = self.read(list_sounds(args.data), lambda path: read_mono(path, SAMPLE_RATE, longest), 1 / copies)
         self.media, self.held = reading.split(data.holdout_every)
-        played = at_speeds(self.media, data.speeds)
+        stream = self.stream(reading, data.holdout_every, expand=lambda sound: at_speeds([sound], data.speeds))
         self.store = SoundStore(
-            played, size, self.device, mixed=data.mixed, coloured=data.coloured, seed=self.seed
+            self.media if stream else at_speeds(self.media, data.speeds), size, self.device,
+            mixed=data.mixed, coloured=data.coloured, seed=self.seed, stream=stream,
         )  # fmt: skip
         minutes = sum(map(len, self.media)) / SAMPLE_RATE / 60
         self.log(f"{len(self.media)} sounds, {minutes:.1f} minutes, {len(self.held)} held out, on {self.device}")
@@ -208,6 +211,9 @@ class Trainer(BaseTrainer):
         self.losses["discriminators"] = self.judge_step(inputs, rounding)
         self.judge_update()
 
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {"discriminators": self.discriminators}
+
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
         results: tuple[Tensor, Tensor, Tensor]
@@ -258,6 +264,14 @@ class Trainer(BaseTrainer):
         if self.adversarial.on:
             with together(self.out) as beside:
                 save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Spectrograms, on one scale."""
+        x = medium[:LONGEST].to(self.device).float()[None, None] / 32768
+        pair = [own[0, 0].cpu().numpy() for own in (x, self.model.decode(self.model.encode(x)))]
+        loudest = max(float(levels(pair[0]).max()), QUIET)
+        first, second = (np.asarray(spectrogram(own, loudest).convert("RGB")) for own in pair)
+        return first, second
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768

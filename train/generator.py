@@ -40,7 +40,8 @@ from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import optimizers_of, run_script
 from .prior import codewords_of
 from .recipe import Optim
-from .trainer import EXPORT, BaseTrainer, Row, trainer_arguments
+from .sizes import EXPORT
+from .trainer import BaseTrainer, Row, trainer_arguments
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ class Recipe:
 class Media:
     """Where windows come from: codes of random crops, of what is held out, and of whole media.
 
-    Attributes: text: how much there is.  held: media that are not trained on.
+    Attributes: text: how much there is.  held: media that are not trained on.  store: of the others.
     """
 
     text: str
     held: list[Tensor]
+    store: CropStore | SoundStore
 
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
         self.tokenizer, self.levels = tokenizer, recipe.model.levels
@@ -110,10 +112,9 @@ class Pictures(Media):
         if len(window) != 2 or window[0] != window[1] or window[0] < STRIDE or window[0] % STRIDE:
             raise ValueError(f"a window of pictures is square, with sides of whole cells of {STRIDE} pixels")
         run.test_on(list_images, read_rgb)
-        kept, self.held = run.read(list_images(run.args.data), read_rgb).split(conf.holdout_every)
-        self.store = CropStore(
-            kept, window[0], tokenizer.device, zoom=conf.zoom, max_zoom=conf.max_zoom, seed=run.seed, turned=0.0
-        )  # fmt: skip
+        crops = {"zoom": conf.zoom, "max_zoom": conf.max_zoom, "turned": 0.0}
+        self.store = run.picture_store(window[0], conf.holdout_every, **crops)
+        self.held = list(run.held)
         self.text = f"{len(self.store)} pictures to train on, {len(self.held)} held out"
 
     def windows(self, n: int) -> Tensor:
@@ -140,7 +141,8 @@ class Sounds(Media):
         run.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
         reading = run.read(list_sounds(run.args.data), lambda path: read_mono(path, SAMPLE_RATE, longest))
         kept, self.held = reading.split(recipe.data.holdout_every)
-        self.store = SoundStore(kept, window[0], tokenizer.device, mixed=0.0, seed=run.seed)
+        stream = run.stream(reading, recipe.data.holdout_every)
+        self.store = SoundStore(kept, window[0], tokenizer.device, mixed=0.0, seed=run.seed, stream=stream)
         minutes = sum(map(len, kept)) / SAMPLE_RATE / 60
         self.text = f"{len(kept)} sounds to train on, {minutes:.1f} minutes, {len(self.held)} held out"
 
@@ -193,6 +195,7 @@ class Trainer(BaseTrainer):
         if type(tokenizer) not in kinds:
             raise ValueError(f"{tokenizer.name} makes no codes for generators: use image-grid or audio-24k")
         self.source = kinds[type(tokenizer)](tokenizer, self.recipe, self)
+        self.store = self.source.store
         self.model = new_generator(self.recipe, tokenizer, self.folder)
         if args.resume:
             resumed = Generator.from_pretrained(args.resume)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,13 +27,15 @@ from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..tokenizers.image.grid import ImageGrid, ImageGridConfig
 from ..tokenizers.image.layers import STRIDE, channels_last
 from ..tokenizers.quantize.base import Gradient
-from .data.images import CropStore, as_input, list_images, read_rgb
+from .data.images import as_input, list_images, read_rgb
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import learning_rate, optimizers_of, psnr, run_script, set_rate
 from .losses.adversarial import AdversarialGuard, PatchDiscriminator, adaptive_weight, hinge_discriminator
 from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim
+from .state import Attributes
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
+from .watch import pixels
 
 STAGES = ("faithful", "sharp")
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
@@ -40,6 +43,7 @@ MSSSIM_EVERY = 4  # the MS-SSIM loss looks at every 4th crop of a batch
 COUNTED = 200  # training pictures that the rate weight is chosen with
 LEAST_SIMILARITY = 1e-4  # of a scale, below which MS-SSIM has no gradient
 EXPORT_CHOICE = 0.1  # of the time, for choosing the rate weight, at most
+ACTING = ("may_act", "adapt", "weight", "ramp", "right")  # what a state holds of the adversarial term
 GUARDED_EVERY = 10  # steps, after which the guard and the adaptive weight look at the discriminator
 
 
@@ -178,8 +182,7 @@ class Trainer(BaseTrainer):
         super().__init__(recipe, args)
         data = self.recipe.data
         self.test_on(list_images, read_rgb)
-        self.media, self.held = self.read(list_images(args.data), read_rgb).split(data.holdout_every)
-        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
+        self.store = self.picture_store(data.crop, data.holdout_every, zoom=data.zoom)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
         self.media, self.held = self.middles(self.media, self.held)
         if args.resume:
@@ -302,6 +305,15 @@ class Trainer(BaseTrainer):
             self.may_act = self.guard.update(float(self.accelerator.reduce(self.right, reduction="mean")))
         self.losses |= {"right": self.guard.accuracy, "held": float(self.guard.held_steps), "weight": self.weight}
 
+    def parts(self) -> dict[str, Any]:
+        """The whole model: what stage 2 leaves as it is comes from stage 1."""
+        parts = super().parts() | {"net": self.model}
+        if self.adversarial is not None:
+            guard = Attributes(self.guard, *vars(self.guard))
+            parts["judge"] = [self.discriminator, self.discriminator_optimizers, guard]
+            parts["acting"] = Attributes(self, *ACTING)
+        return parts
+
     def loss(self, *inputs: Any) -> Tensor:
         """That of the stage."""
         return self.faithful(inputs[0]) if self.stage == "faithful" else self.sharp(inputs[0])
@@ -324,6 +336,10 @@ class Trainer(BaseTrainer):
         for level in folded.codebooks:
             level.fold()
         folded.save_pretrained(self.out)
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        x = as_input(medium, self.device)
+        return pixels(x), pixels(self.model.decode(self.model.encode(x), self.shown_nets[-1]))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         x = as_input(medium, self.device)
@@ -352,13 +368,15 @@ class Trainer(BaseTrainer):
         self.plan()
         stages = [s for s in STAGES if s in self.args.stages and s in self.net_of]
         shares = {s: getattr(self.recipe, s).share for s in stages}
-        total, seconds = sum(shares.values()), self.seconds_left()
+        total, found = sum(shares.values()), self.states.found
+        if found is not None:
+            stages = stages[stages.index(found["common"]["trainer"]["stage"]) :]
         for self.stage in stages:
             self.best, self.losses, self.shown_nets = -math.inf, {}, (self.net_of[self.stage],)
             getattr(self, f"begin_{self.stage}")()
             self.run_net = torch.compile(self.net) if self.args.compile else self.net
             self.phases = [self.adversarial] if self.adversarial else []
-            self.train(seconds * shares[self.stage] / total)
+            self.train(shares[self.stage] / total)
             # The next stage and the export start from the best weights of this one.
             best = self.load_best()
             self.model.load_state_dict(best.state_dict())

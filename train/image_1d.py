@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -25,10 +26,11 @@ from ..entropy.tail import TailPrior
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
 from ..tokenizers.quantize.simvq import SimVQ
 from ..tokenizers.quantize.vq import kmeans
-from .data.images import CropStore, as_input, list_images, read_rgb
+from .data.images import as_input, list_images, read_rgb
 from .loop import optimizers_of, psnr, run_script
 from .recipe import Optim
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
+from .watch import pixels
 
 TEST_TOKENS = (16, 32, 64, 128, 256)
 STARTS = 40  # batches whose latents the codebook starts from
@@ -99,8 +101,8 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         self.test_on(list_images, read_rgb)
-        self.media, self.held = self.read(list_images(args.data), read_rgb).split(self.recipe.data.holdout_every)
-        self.store = CropStore(self.media, CORE + 2 * MARGIN, self.device, self.recipe.data.zoom, seed=self.seed)
+        data = self.recipe.data
+        self.store = self.picture_store(CORE + 2 * MARGIN, data.holdout_every, zoom=data.zoom)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
         self.media, self.held = self.middles(self.media, self.held)
         model = ImageSequence(self.recipe.model, self.recipe.name)
@@ -148,6 +150,10 @@ class Trainer(BaseTrainer):
         square = (x - x_hat).square().mean((1, 2, 3))
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        x = as_input(medium, self.device)
+        return pixels(x), pixels(self.model.decode(self.model.encode(x)))
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         x = as_input(medium, self.device)

@@ -1,10 +1,12 @@
-"""What training scripts are made of: arguments, a budget of time, optimizers and their rate over that time, PSNR."""
+"""What training scripts are made of: arguments, a budget of time or steps, optimizers and their rate over it, PSNR."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -22,7 +24,8 @@ from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import CONFIG_FILE
 from ..tokenizers.weights import dequantize_int8, is_int8, quantize_int8
 from .muon import Muon
-from .recipe import change, read_recipe
+from .recipe import as_values, change, read_recipe
+from .state import FOLDER, Attributes, RandomNumbers, States, Told, restore
 
 TokenizerT = TypeVar("TokenizerT", bound=Tokenizer)
 
@@ -37,8 +40,11 @@ def training_arguments(text: str | None, recipe: str, media: str = "pictures") -
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=3e-4")
     parser.add_argument("--data", nargs="+", required=True, help=f"folders with training {media}")
     parser.add_argument("--test", help=f"folder with test {media}; looked at once, at the end")
-    parser.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, default=25, help="wall-clock budget")
+    budget.add_argument("--steps", type=int, help="budget in steps, however long these take")
     parser.add_argument("--resume", help="model to start from: a folder or the name of a release")
+    state_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the trained model")
     parser.add_argument("--force", action="store_true", help="overwrite a model in --out")
     # Most CPUs compute in bfloat16 many times slower than in float32.
@@ -46,6 +52,14 @@ def training_arguments(text: str | None, recipe: str, media: str = "pictures") -
     parser.add_argument("--precision", default=default, choices=["no", "bf16"], help=f"here {default} if not given")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def state_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments about the state of a run, see :mod:`.state`."""
+    parser.add_argument("--restart", action="store_true", help="start anew, whatever unfinished run --out holds")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5, metavar="N", help="save the state of the run so often; 0: at its end"
+    )
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,10 +77,12 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
     """Exit with one line and code 2 for what a user does wrong: no pictures, no such model, settings without sense."""
-    if (Path(args.out) / CONFIG_FILE).exists() and not args.force:
+    unfinished = (Path(args.out) / FOLDER).is_dir()
+    if (Path(args.out) / CONFIG_FILE).exists() and not (args.force or unfinished):
         parser.error(f"{args.out} holds a model already: give another --out, or --force")
-    if args.minutes < 0:
-        parser.error(f"--minutes is 0 or more, got {args.minutes:g}")
+    for name in ("minutes", "steps", "save_minutes"):
+        if (getattr(args, name) or 0) < 0:
+            parser.error(f"--{name.replace('_', '-')} is 0 or more, got {getattr(args, name):g}")
     try:
         yield
     except (OSError, ValueError, TokodecError) as error:
@@ -82,12 +98,16 @@ def run_script(parser: argparse.ArgumentParser, trainer: Callable[[dict[str, Any
         run.run()
     except TokodecError as error:  # training that came to nothing
         parser.error(" ".join(str(error).split()))
+    finally:
+        run.close()
 
 
 class Runs(Protocol):
     """What :func:`run_script` can run."""
 
     def run(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TrainingRun:
@@ -99,6 +119,7 @@ class TrainingRun:
         begin: when the run began, by :func:`time.monotonic`.
         optim: settings of the optimizers by name.
         out: folder for the model.
+        states: of the run, see :mod:`.state`.  told: whether it is to end.
         benchmark: whether cuDNN tries its kernels at every new size, which pays where sizes are few.
     """
 
@@ -114,6 +135,14 @@ class TrainingRun:
         self.main = self.accelerator.is_main_process
         self.seed = args.seed * 1000 + self.process
         self.out = Path(args.out)
+        self.told = Told()
+        names = ("seed", "minutes", "steps", "resume", "precision")
+        values = recipe if isinstance(recipe, dict) else as_values(recipe)
+        identity = {"kind of training": Path(inspect.getfile(type(self))).stem, "recipe": values}
+        identity |= {f"--{name}": getattr(args, name) for name in names}
+        identity["number of processes"] = self.accelerator.num_processes
+        folder, processes = self.out / FOLDER, self.accelerator.num_processes
+        self.states = States(folder, identity, self.process, processes, restart=args.restart)
         set_seed(args.seed)  # the same weights in all processes
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -124,21 +153,69 @@ class TrainingRun:
         set_seed(self.args.seed + self.process)
         self.generator = torch.Generator(self.device).manual_seed(self.args.seed + 7 * self.process)
 
+    @torch.no_grad()
+    def agree(self, module: nn.Module) -> None:
+        """Give all processes the weights of the first one: what they read in a limited time may differ."""
+        if self.accelerator.num_processes > 1:
+            for own in (*module.parameters(), *module.buffers()):
+                first = own.contiguous()
+                torch.distributed.broadcast(first, 0)
+                own.copy_(first)
+
     def log(self, text: str) -> None:
         if self.main:
             print(text, flush=True)
 
+    def close(self) -> None:
+        """Called at the end, however it comes."""
+
+    def parts(self) -> dict[str, Any]:
+        """What a state holds of the run and is the same in all processes, by name: see :func:`~.state.state_of`."""
+        return {}
+
+    def own_parts(self) -> dict[str, Any]:
+        """What a state holds of this process alone: random numbers, and the place in the data."""
+        return {"random": RandomNumbers(), "generator": self.generator}
+
+    def save_state(self, pace: Pace) -> None:
+        """Write the state after a step; ends the run if it was told to end."""
+        self.states.save({"pace": pace, **self.parts()}, self.own_parts())
+        if pace.told:
+            self.log(f"told to end after step {pace.step}: the same command goes on from {self.states.folder}")
+            raise SystemExit(128 + (self.told.signal or signal.SIGTERM))
+
+    def go_on(self, pace: Pace) -> None:
+        """Go on from the state that was found, if there is one."""
+        if self.states.found is None:
+            return
+        state = self.states.load()
+        restore({"pace": pace, **self.parts()}, state["common"])
+        restore(self.own_parts(), state["own"])
+        if pace.steps is None:
+            left = f"{(pace.clock.seconds - pace.seconds) / 60:.1f} minutes"
+        else:
+            left = f"{pace.steps - pace.step} steps"
+        self.log(f"goes on from {self.states.folder} after step {pace.step}: {left} left to train")
+
 
 class Clock:
-    """Share of a stage's time that has passed, agreed by all ranks."""
+    """The time of a stage, as all processes agree on it.
 
-    def __init__(self, accelerator: Accelerator, seconds: float) -> None:
-        self.accelerator, self.seconds, self.begin, self.share = accelerator, seconds, time.monotonic(), 0.0
+    Attributes: passed: seconds of it; share: the same, of its seconds; told: whether a process was told to end.
+    """
+
+    def __init__(self, run: TrainingRun, seconds: float) -> None:
+        self.run, self.seconds, self.begin = run, seconds, time.monotonic()
+        self.passed, self.share, self.told = 0.0, 0.0, False
 
     def read(self) -> float:
-        passed = (time.monotonic() - self.begin) / max(self.seconds, 1e-3)
-        share = torch.tensor(passed, device=self.accelerator.device)
-        self.share = float(broadcast(share))
+        own = [time.monotonic() - self.begin if self.run.main else 0.0, float(self.run.told.signal != 0)]
+        both = torch.tensor(own, device=self.run.device)
+        if self.run.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(both)
+        self.passed, told = both.tolist()
+        self.told = told > 0
+        self.share = self.passed / max(self.seconds, 1e-3)
         return self.share
 
 
@@ -146,49 +223,71 @@ class Pace:
     """The steps of a run until its time is over, as an iterator; sets the rates of ``optimizers`` before each.
 
     All processes look at one clock, every ``STEPS_A_CHECK`` steps, or more often where steps are slow. Without any
-    minutes there is no step, otherwise at least one.
+    minutes there is no step, otherwise at least one. A run of so many steps takes the time that it takes.
 
-    Args:   evaluations: at even shares of the time, besides the one at the end.
-            seconds: of the run; ``args.minutes`` if None.
+    Args:   evaluations: at even shares of the budget, besides the one at the end.
+            budget: seconds and, if ``args.steps`` is given, steps; all of what the arguments say if None.
 
     Attributes:
-        step: how many were begun; share: of the time that had passed when the clock was last looked at.
-        due: whether the step at hand is one to evaluate after.
+        step: how many were begun; share: of the budget that was used up when the clock was last looked at, or of the
+            steps before the one at hand.
+        due: whether the step at hand is one to evaluate after; save: one after which to save the state.
     """
 
     def __init__(
         self, run: TrainingRun, optimizers: Sequence[torch.optim.Optimizer], evaluations: int,
-        seconds: float | None = None,
+        budget: tuple[float, int] | None = None,
     ) -> None:  # fmt: skip
+        seconds, steps = budget or (60 * run.args.minutes, run.args.steps)
         self.optim, self.optimizers, self.evaluations = run.optim, optimizers, evaluations
+        self.steps: int | None = None if run.args.steps is None else steps
         self.none = not run.args.minutes
-        self.clock = Clock(run.accelerator, 60 * run.args.minutes if seconds is None else seconds)
+        self.clock = Clock(run, seconds)
+        self.often = 60 * run.args.save_minutes or math.inf
         self.step, self.look, self.due, self.next = 0, 0, False, 1 / evaluations
-
-    @property
-    def share(self) -> float:
-        return self.clock.share
+        self.save, self.saved, self.share = False, 0.0, 0.0
 
     @property
     def seconds(self) -> float:
         """Since the beginning."""
         return time.monotonic() - self.clock.begin
 
+    @property
+    def told(self) -> bool:
+        """Whether the run was told to end."""
+        return self.clock.told
+
+    def state_dict(self) -> dict[str, Any]:
+        return Attributes(self, "step", "next", "share").state_dict() | {
+            "passed": self.seconds, "seconds": self.clock.seconds, "steps": self.steps,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on: the time that has passed counts."""
+        self.step, self.next, self.share, self.steps = (state[name] for name in ("step", "next", "share", "steps"))
+        self.clock.begin, self.clock.seconds = time.monotonic() - state["passed"], state["seconds"]
+        self.look, self.saved = self.step, state["passed"]
+
     def over(self) -> bool:
-        """Whether the time is over, by the clock if it is to be looked at before this step."""
-        if self.step < self.look:
-            return False
-        over = self.none or (self.clock.read() >= 1 and self.step > 0)
-        slow = self.share * self.clock.seconds / max(1, self.step) / SECONDS_A_CHECK  # the same on all processes
-        self.look = self.step + max(1, min(STEPS_A_CHECK, int(1 / max(slow, 1e-9)))) if self.step else 1
-        return over
+        """Whether the budget is used up or the run was told to end, by the clock if it is time to look at it."""
+        looking, self.save = self.step >= self.look, False
+        if looking:
+            self.share = self.clock.read()
+            slow = self.clock.passed / max(1, self.step) / SECONDS_A_CHECK  # the same on all processes
+            self.look = self.step + max(1, min(STEPS_A_CHECK, int(1 / max(slow, 1e-9)))) if self.step else 1
+            self.save = self.step > 0 and self.clock.passed - self.saved >= self.often
+            self.saved = self.clock.passed if self.save else self.saved
+        if self.steps is not None:
+            self.share = self.step / max(1, self.steps)
+            return self.told or self.step >= self.steps
+        return self.told or (looking and (self.none or (self.share >= 1 and self.step > 0)))
 
     def __iter__(self) -> Iterator[int]:
         while not self.over():
             factor = learning_rate(self.step, self.share, self.optim["warmup_steps"], self.optim["cooldown"])
             set_rate(self.optimizers, factor)
             self.step += 1
-            self.due = self.share >= self.next and self.step >= self.look
+            self.due = self.share >= self.next and (self.steps is not None or self.step >= self.look)
             if self.due:
                 self.next = (math.floor(self.share * self.evaluations) + 1) / self.evaluations
             yield self.step

@@ -26,6 +26,7 @@ from ..tokenizers.video.motion_nets import MotionNets, Reference
 from ..tokenizers.video.search import search
 from .data.video import ClipStore
 from .photo import CodeCounts, PhotoCodec
+from .state import Attributes
 
 
 class Part(NamedTuple):
@@ -147,6 +148,9 @@ class MotionCodec(nn.Module):
         return y_hat, y_bits.sum(1) + z_bits
 
 
+UNDER_WAY = ("random", "left", "at", "quality", "drop", "clips", "first")  # what a state holds of streams
+
+
 class Streams:
     """Clips under way.
 
@@ -172,6 +176,15 @@ class Streams:
         self.clips = torch.zeros(total, store.frames, 3, size, size, dtype=torch.uint8, device=device)
         self.first = torch.zeros(total, 3, size, size, device=device)
         self.stock: list[tuple[Tensor, Tensor, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of :mod:`.state`; that of the store is not among it."""
+        return Attributes(self, *UNDER_WAY).state_dict() | {"stock": [list(own) for own in self.stock]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        Attributes(self, *UNDER_WAY).load_state_dict(state)
+        device = self.clips.device
+        self.stock = [(clip.to(device), first.to(device), quality) for clip, first, quality in state["stock"]]
 
     def starts(self) -> None:
         """Draw clips and code their first frames, as many as there are rows: in one batch, which is what is cheap."""

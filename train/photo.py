@@ -57,7 +57,9 @@ from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import as_released, optimizers_of, psnr, run_script
 from .low_rank import LowRank, base_of
 from .recipe import Optim, Rounding
-from .trainer import CHECKS, EXPORT, BaseTrainer, Phase, Row, trainer_arguments
+from .sizes import CHECKS, EXPORT
+from .trainer import BaseTrainer, Phase, Row, trainer_arguments
+from .watch import pixels
 
 CHECKPOINT = "checkpoint.safetensors"
 QUICK_QUALITIES = (15, 50, 85)
@@ -222,9 +224,8 @@ class Trainer(BaseTrainer):
 
     def read_pictures(self, data: Data) -> None:
         """What is trained on and what is held out, photographs and drawn pictures."""
-        self.media, held = self.read(list_images(self.args.data), read_rgb).split(data.holdout_every)
-        self.store = CropStore(self.media, data.crop, self.device, data.zoom, seed=self.seed)
-        synthetic, self.drawn = list[Tensor](), None
+        self.store = self.picture_store(data.crop, data.holdout_every, zoom=data.zoom)
+        held, synthetic, self.drawn = list[Any](self.held), list[Tensor](), None
         if data.synthetic:
             drawn = drawn_pictures(data.drawn, SYNTHETIC_SEEDS[0] + self.process)
             self.drawn = CropStore(drawn, data.crop, self.device, data.zoom / 2, seed=self.seed)
@@ -268,6 +269,17 @@ class Trainer(BaseTrainer):
         if self.drawn is not None and drawn:
             x = torch.cat([x, self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
+
+    def sample(self, medium: Medium) -> tuple[np.ndarray, np.ndarray]:
+        """At quality 50."""
+        x = as_input(medium[0], self.device)
+        quality = torch.tensor([0.5], device=self.device)
+        with self.autocast():
+            x_hat, _ = functional_call(self.model, self.weights(), (padded(x), quality, self.phases[0].on))
+        return pixels(x), pixels(x_hat[:, :, : x.shape[2], : x.shape[3]])
+
+    def own_parts(self) -> dict[str, Any]:
+        return super().own_parts() | {"drawn": self.drawn.parts() if self.drawn else None}
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that are in training, as the codec computes with them."""
@@ -444,16 +456,6 @@ def resume(codec: PhotoCodec, folder: str) -> None:
         raise ValueError(f"{folder} has other sizes than the recipe")
     codec.nets.load_state_dict(model.nets.state_dict())
     codec.entropy.load_export(model.entropy.arrays())
-
-
-def release(
-    codec: PhotoCodec, name: str, skip: int, counts: tuple[npt.NDArray[Any] | None, list[Any] | None] = (None, None)
-) -> ImagePhoto:
-    """The model that users load, on the CPU, from what is trained."""
-    model = ImagePhoto(codec.nets.config, name)
-    model.nets.load_state_dict(codec.nets.state_dict())
-    model.set_entropy(HyperPrior(export_hyperprior(codec.entropy, counts[0], counts[1], skip)))
-    return model.eval()
 
 
 class CodeCounts:

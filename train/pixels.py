@@ -17,7 +17,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,10 @@ from ..entropy.pixels.coder import PIXELS_FILE, PixelCoder
 from ..entropy.pixels.net import CODED, PixelNets, PixelShape
 from ..entropy.prior import read_prior_arrays, save_prior
 from .data.images import CropStore, list_images, read_rgb
+from .data.reading import Source
 from .loop import Pace, TrainingRun, run_script, training_arguments
 from .recipe import Optim, Rounding, checked
+from .state import Attributes, RandomNumbers
 
 EVALUATIONS = 8
 QUICK = 12  # held-out pictures that they look at
@@ -76,39 +77,51 @@ class PixelTrainer(TrainingRun):
         self.held = [middle(reduced(p, data, chance)) for p in held]
         train = [reduced(p, data, chance) for p in paths if p not in set(held)]
         self.store = CropStore(train, data.crop, "cpu", zoom=0, seed=self.seed, turned=0.5)
-        self.best = math.inf
+        self.best, self.recent = math.inf, 0.0  # bits a value: of the best integers, and of the last batches
         self.history: list[dict[str, float]] = []
 
     def run(self) -> None:
         nets, optim = self.nets, self.recipe.optim
-        optimizer = torch.optim.Adam(nets.parameters(), lr=optim.lr, betas=optim.betas)
-        for group in optimizer.param_groups:
+        self.optimizer = torch.optim.Adam(nets.parameters(), lr=optim.lr, betas=optim.betas)
+        for group in self.optimizer.param_groups:
             group["base"] = optim.lr
-        pace = Pace(self, [optimizer], EVALUATIONS)
+        pace = Pace(self, [self.optimizer], EVALUATIONS)
         weights = sum(p.numel() for p in nets.parameters())
         self.log(f"{len(self.store)} pictures, {len(self.held)} held out, {weights} weights")
-        recent = 0.0
-        for step in pace:
-            x = coded(self.store.batch(optim.batch))
-            loss = nets(x, pace.share > 1 - self.recipe.rounding.share).sum() / x.numel()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(nets.parameters(), optim.grad_clip)
-            optimizer.step()
-            recent += (loss.item() - recent) / min(step, 50)
-            if pace.due:
-                self.evaluate(step, pace.seconds, recent)
-        self.evaluate(pace.step, pace.seconds, recent)
+        self.go_on(pace)
+        with self.told.listening():
+            for step in pace:
+                x = coded(self.store.batch(optim.batch))
+                loss = nets(x, pace.share > 1 - self.recipe.rounding.share).sum() / x.numel()
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(nets.parameters(), optim.grad_clip)
+                self.optimizer.step()
+                self.recent += (loss.item() - self.recent) / min(step, 50)
+                if pace.due:
+                    self.evaluate(step, pace.seconds)
+                if pace.save:
+                    self.save_state(pace)
+            if pace.step:
+                self.save_state(pace)
+        self.evaluate(pace.step, pace.seconds)
         self.report(pace.step)
+        self.states.clear()
 
-    def evaluate(self, step: int, seconds: float, loss: float) -> None:
+    def parts(self) -> dict[str, Any]:
+        return {"run": Attributes(self, "best", "history", "recent"), "nets": self.nets, "optimizer": self.optimizer}
+
+    def own_parts(self) -> dict[str, Any]:
+        return {"random": RandomNumbers(), "store": self.store.parts()}
+
+    def evaluate(self, step: int, seconds: float) -> None:
         """Measure the integers, and keep them if they are the best so far."""
         held = self.held[:: -(-len(self.held) // QUICK)]
         with torch.no_grad():
             bits = sum(float(self.nets(coded(x[None].permute(0, 3, 1, 2) / 255), True).sum()) for x in held)
         bits /= sum(x.numel() for x in held)
-        self.log(f"step {step}, {seconds:.0f} s: {loss:.3f} bits a value, held-out {bits:.4f}")
-        self.history.append({"step": step, "seconds": round(seconds), "loss": loss, "bits": bits})
+        self.log(f"step {step}, {seconds:.0f} s: {self.recent:.3f} bits a value, held-out {bits:.4f}")
+        self.history.append({"step": step, "seconds": round(seconds), "loss": self.recent, "bits": bits})
         if bits < self.best:
             self.best = bits
             self.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +142,7 @@ class PixelTrainer(TrainingRun):
             self.log(f"{name:<12} {row['webp']:8.3f} {row['ours']:8.3f} {100 * (1 - row['ours'] / row['webp']):6.1f} %")
 
 
-def reduced(path: Path, data: Data, chance: random.Random) -> Tensor:
+def reduced(path: Source, data: Data, chance: random.Random) -> Tensor:
     """A picture made smaller, softer and with colours of half the resolution by chance, uint8 ``[H, W, 3]``."""
     image = Image.fromarray(read_rgb(path).numpy())
     factor, first = chance.uniform(*data.reduce), chance.uniform(data.soften, 1)

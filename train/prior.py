@@ -38,14 +38,16 @@ from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
 from .data.tokens import Codes, LevelSampler, TokenStore
-from .loop import learning_rate, set_rate, step_where_finite
-from .prior_data import Data, Ranks, read_grids
+from .loop import learning_rate, set_rate, state_arguments, step_where_finite
+from .prior_data import Data, Keeper, Ranks, read_grids
 from .recipe import as_values, change, checked, read_recipe
+from .state import FOLDER, Attributes, restore, state_of
 
 STEPS_A_CHECK = 10
 EVALUATIONS = 4  # a stage
 EVALUATION_ROWS = 16384
 LEAST_RATE = 0.01  # of the full learning rate
+COUNTERS = ("rounding", "step", "steps", "passed", "due", "budget")  # that a state holds
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ class Trainer:
         levels: numbers of the networks that are trained here; the filler's is the last.
         best: fewest bits per code on the held-out tokens so far, of each of them as integers.
         arrays: the integers that reached it.
+        floats: bits per code without rounding, as measured after the float stage.
+        budget: seconds and, if they are given, steps of both stages.
     """
 
     def __init__(
@@ -172,25 +176,40 @@ class Trainer:
         self.loss = {k: 1.0 if net.names[k] == CONCEAL else recipe.data.loss for k in levels}
         self.best = dict.fromkeys(self.levels, math.inf)
         self.arrays: dict[int, dict[str, npt.NDArray[np.integer]]] = {}
-        self.steps = 0
+        self.floats: dict[str, npt.NDArray[Any]] = {}
+        self.steps, self.step, self.rounding, self.passed = 0, 0, False, 0.0
+        self.budget: tuple[float, int | None] = (0.0, None)
+        self.due = 1 / EVALUATIONS
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}
 
-    def stage(self, store: TokenStore, held: TokenStore, seconds: float, rounding: bool) -> None:
-        """Train for ``seconds``, evaluate and keep the best on the way."""
-        optim = self.recipe.optim
-        lr = self.recipe.rounding.lr if rounding else optim.lr
-        cooldown = 1.0 if rounding else optim.cooldown
+    def begin(self, rounding: bool) -> None:
+        """Make the optimizers of a stage."""
+        optim, lr = self.recipe.optim, self.recipe.rounding.lr if rounding else self.recipe.optim.lr
         adamw = functools.partial(
             torch.optim.AdamW, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )  # fmt: skip
-        optimizers = {k: adamw([{"params": self.net.nets[k].parameters(), "base": lr}]) for k in self.levels}
+        self.optimizers = {k: adamw([{"params": self.net.nets[k].parameters(), "base": lr}]) for k in self.levels}
+        self.rounding, self.step, self.passed, self.due = rounding, 0, 0.0, 1 / EVALUATIONS
+
+    def left(self) -> str:
+        """What is left of the budget."""
+        return f"{self.budget[0]:.0f} s" if self.budget[1] is None else f"{self.budget[1] - self.steps} steps"
+
+    def stage(self, store: TokenStore, held: TokenStore, keeper: Keeper) -> None:
+        """Train until the stage's share of the budget is used up, evaluate and keep the best on the way."""
+        optim, rounding = self.recipe.optim, self.rounding
+        part = self.recipe.rounding.share if rounding else 1 - self.recipe.rounding.share
+        seconds, steps = part * self.budget[0], None if self.budget[1] is None else round(part * self.budget[1])
+        cooldown = 1.0 if rounding else optim.cooldown
         half = self.device.type == "cuda" and not rounding
         dtype = torch.bfloat16 if half else torch.float32
-        begin, step, count, share, due = time.monotonic(), 0, 0, 0.0, 1 / EVALUATIONS
+        begin, count, saved = time.monotonic() - self.passed, 0, self.passed
+        share = self.passed / max(seconds, 1e-3) if steps is None else self.step / max(1, steps)
         sums = {k: torch.zeros((), device=self.device) for k in self.levels}
         while share < 1:
-            factor = max(LEAST_RATE, learning_rate(step, share, optim.warmup_steps, cooldown))
-            set_rate(optimizers.values(), min(factor, (step + 1) / optim.warmup_steps))
-            for k, optimizer in optimizers.items():
+            factor = max(LEAST_RATE, learning_rate(self.step, share, optim.warmup_steps, cooldown))
+            set_rate(self.optimizers.values(), min(factor, (self.step + 1) / optim.warmup_steps))
+            for k, optimizer in self.optimizers.items():
                 level = self.net.nets[k]
                 at = store.sample(optim.rows)
                 indices, leaf = self.samplers[k].examples(store, at, self.loss[k])
@@ -201,24 +220,50 @@ class Trainer:
                 step_where_finite([optimizer], torch.nn.utils.clip_grad_norm_(level.parameters(), optim.grad_clip))
                 sums[k] += bits.detach()
             count += 1
-            step += 1
-            if step % STEPS_A_CHECK:
+            self.step += 1
+            self.steps += 1
+            if self.step % STEPS_A_CHECK and steps is None:
                 continue
-            trained = {k: float(total) / count for k, total in sums.items()}  # waits, so that the clock means something
-            share = (time.monotonic() - begin) / max(seconds, 1e-3)
-            if share >= due:
-                due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
+            if not self.step % STEPS_A_CHECK:
+                torch.stack(list(sums.values())).tolist()  # waits, so that the clock means something
+            self.passed = time.monotonic() - begin
+            share = self.passed / max(seconds, 1e-3) if steps is None else self.step / steps
+            if share >= self.due:
+                self.due = (math.floor(share * EVALUATIONS) + 1) / EVALUATIONS
                 found = self.evaluate(held, rounding)
                 kind = "rounding" if rounding else "float"
                 shown = "; ".join(
-                    f"{self.net.names[k]}: {trained[k]:.3f}, held-out {found[k]:.3f}" for k in self.levels
+                    f"{self.net.names[k]}: {float(sums[k]) / count:.3f}, held-out {found[k]:.3f}" for k in self.levels
                 )
-                print(f"{kind} {100 * share:5.1f} %, step {step}: {shown}", flush=True)
+                print(f"{kind} {100 * share:5.1f} %, step {self.step}: {shown}", flush=True)
                 for total in sums.values():
                     total.zero_()
                 count = 0
                 self.keep(found if rounding else self.evaluate(held, True))
-        self.steps += step
+            if keeper.told.signal or self.passed - saved >= keeper.often:
+                saved = self.passed
+                keeper.save(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of :mod:`.state`."""
+        return {
+            **Attributes(self, *COUNTERS).state_dict(),
+            "best": list(self.best.values()),
+            "arrays": {str(k): own for k, own in self.arrays.items()},
+            "floats": self.floats,
+            **state_of(self._parts()),
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        return {"nets": [self.net.nets[k] for k in self.levels], "optimizers": list(self.optimizers.values())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begin(state["rounding"])
+        Attributes(self, *COUNTERS).load_state_dict(state)
+        self.best = dict(zip(self.levels, state["best"], strict=True))
+        self.arrays = {int(k): {n: v.numpy() for n, v in own.items()} for k, own in state["arrays"].items()}
+        self.floats = {name: value.numpy() for name, value in state["floats"].items()}
+        restore(self._parts(), {name: state[name] for name in self._parts()})
 
     def keep(self, found: dict[int, float]) -> None:
         """Remember the present integers of every level that is better than before."""
@@ -274,7 +319,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", nargs="+", help="folders to test on at the end, of the same kind")
     parser.add_argument("--tokenizer", default="image-grid", help="release name, folder, or none (codewords unknown)")
     parser.add_argument("--recipe", default="context", help="name in train/recipes or a path")
-    parser.add_argument("--minutes", type=float, required=True)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="wall-clock budget, reading and tokenizing included")
+    budget.add_argument("--steps", type=int, help="budget in steps, however long these take")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, help="folder with a context.safetensors to go on from")
     parser.add_argument("--only", nargs="+", default=[], help="train only these networks of --resume, e.g. conceal")
@@ -284,8 +331,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. optim.lr=1e-3"
     )
     parser.add_argument("--force", action="store_true", help="overwrite a prior in --out")
+    state_arguments(parser)
     arguments = parser.parse_args(argv)
-    if (arguments.out / CONTEXT_FILE).exists() and not arguments.force:
+    if (arguments.out / CONTEXT_FILE).exists() and not (arguments.force or (arguments.out / FOLDER).is_dir()):
         parser.error(f"{arguments.out} holds a context prior already: give another --out, or --force")
     try:
         values = read_recipe(arguments.recipe)
@@ -306,7 +354,8 @@ def run(arguments: argparse.Namespace, recipe: Recipe) -> None:
     torch.manual_seed(arguments.seed)
     torch.backends.cuda.matmul.allow_tf32 = True  # training only; the prior's own products refuse TF32
     arguments.out.mkdir(parents=True, exist_ok=True)
-    grids, spec, tokenizer = read_grids(arguments, recipe.data, device, ranks)
+    keeper = Keeper(arguments, as_values(recipe), ranks)
+    grids, spec, tokenizer = read_grids(arguments, recipe.data, device, ranks, keeper.tokens)
     stores = {name: TokenStore(own, device, arguments.seed + ranks.rank) for name, own in grids.items()}
     train, held = stores["train"], stores["held-out"]
     sizes = spec.codebook_sizes
@@ -324,28 +373,34 @@ def run(arguments: argparse.Namespace, recipe: Recipe) -> None:
     if before:  # what it goes on from is only given up for what is better
         trainer.keep(trainer.evaluate(held, True))
     spent = time.monotonic() - begin
-    left = 60 * arguments.minutes - spent
-    if left <= 0:
+    left = 60 * arguments.minutes - spent if arguments.steps is None else math.inf
+    if left <= 0 and keeper.states.found is None:
         raise ValueError(f"reading and tokenizing took {spent:.1f} s: nothing is left of --minutes to train in")
+    trainer.budget = left, arguments.steps
+    trainer.begin(rounding=False)
+    keeper.go_on(trainer, stores)
     if ranks.rank == 0:
         shown = " ".join(f"{b:.3f}" for b in static_bits(order0, held))
         size = sum(p.numel() for p in net.parameters())
         print(
             f"{len(grids['train'])} grids of {len(train)} cells, {len(grids['held-out'])} held out, {size} parameters,"
-            f" {left:.0f} s to train; order-0 held-out {shown}",
+            f" {trainer.left()} to train; order-0 held-out {shown}",
             flush=True,
         )
-    share = recipe.rounding.share
-    trainer.stage(train, held, left * (1 - share), False)
-    parent = {name: trainer.evaluate(stores[name], False) for name in ("held-out", "test") if name in stores}
-    collect(trainer, before, chosen, ranks, arguments.out)
-    trainer.stage(train, held, left * share, True)
+    with keeper.told.listening():
+        if not trainer.rounding:
+            trainer.stage(train, held, keeper)
+            found = {name: trainer.evaluate(stores[name], False) for name in ("held-out", "test") if name in stores}
+            trainer.floats = {f"{name}/{k}": np.array(bits) for name, own in found.items() for k, bits in own.items()}
+            collect(trainer, before, chosen, ranks, arguments.out)
+            trainer.begin(rounding=True)
+        trainer.stage(train, held, keeper)
     trainer.keep(trainer.evaluate(held, True))
     prior = collect(trainer, before, chosen, ranks, arguments.out)
-    floats = {f"{name}/{k}": np.array(bits) for name, found in parent.items() for k, bits in found.items()}
-    floats = ranks.share(arguments.out, "floats", floats)
+    floats = ranks.share(arguments.out, "floats", trainer.floats)
     if prior is not None:
         report(arguments, recipe, prior, floats, grids=grids, stores=stores, order0=order0, steps=trainer.steps)
+        keeper.clear()
 
 
 def collect(

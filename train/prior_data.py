@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,9 @@ from ..tokenizers.tokens import TokenSpec
 from .data.audio import list_sounds, read_mono
 from .data.images import list_images, read_rgb
 from .data.reading import WORKERS, in_parallel
-from .data.tokens import Codes, clip_views, picture_views, read_token_files, sound_views
+from .data.tokens import Codes, TokenStore, clip_views, picture_views, read_token_files, sound_views
 from .data.video import list_clips, read_clip
+from .state import FOLDER, RandomNumbers, States, Told, read_tree, restore, write_tree
 
 FPS = Fraction(25)  # of clips, in choosing their segments
 TOKENIZING = 0.5  # of --minutes, at most
@@ -64,6 +67,69 @@ class Ranks:
         return merged
 
 
+class Keeper:
+    """The state of a run whose processes share nothing but the tokens that they learn from, see :mod:`.state`.
+
+    Attributes:
+        states: of this process.  tokens: file of the tokens of media, so that these are tokenized once.
+        told: whether the run is to end.  often: seconds from one state to the next.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, recipe: dict[str, Any], ranks: Ranks) -> None:
+        names = ("seed", "minutes", "steps", "data", "tokens", "test", "tokenizer", "resume", "only")
+        identity = {f"--{name}": as_text(getattr(arguments, name)) for name in names}
+        identity |= {"recipe": recipe, "number of processes": ranks.world}
+        self.top = arguments.out / FOLDER
+        self.states = States(self.top / str(ranks.rank), identity, restart=arguments.restart)
+        self.told, self.often = Told(), 60 * arguments.save_minutes or math.inf
+        self.tokens = Tokens(self.top / "tokens.safetensors", self.states, arguments.restart)
+        self.own: dict[str, Any] = {"random": RandomNumbers()}
+
+    def save(self, trainer: Any) -> None:
+        """Write the state; ends the run if it was told to end."""
+        self.states.save({"trainer": trainer}, self.own)
+        if self.told.signal:
+            print(f"told to end: the same command goes on from {self.top}", flush=True)
+            raise SystemExit(128 + self.told.signal)
+
+    def go_on(self, trainer: Any, stores: dict[str, TokenStore]) -> None:
+        """Go on from the state that was found, if there is one. stores: whose random numbers belong to it."""
+        self.own |= {name: store.generator for name, store in stores.items()}
+        if self.states.found is not None:
+            state = self.states.load()
+            trainer.load_state_dict(state["common"]["trainer"])
+            restore(self.own, state["own"])
+            print(f"goes on from {self.states.folder} after step {trainer.steps}", flush=True)
+
+    def clear(self) -> None:
+        """Remove all states: the run came to its end."""
+        shutil.rmtree(self.top, ignore_errors=True)
+
+
+class Tokens:
+    """The codes of media, kept as a part of the state of a run."""
+
+    def __init__(self, path: Path, states: States, restart: bool) -> None:
+        self.path, self.states, self.restart = path, states, restart
+
+    def read(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Those of this run, None if there are none. Raises ValueError if they are those of another run."""
+        if self.restart or not self.path.is_file():
+            return None
+        tree = read_tree(self.path)
+        self.states.refuse_others(tree["identity"])
+        return {name: codes.numpy() for name, codes in tree["codes"].items()}
+
+    def write(self, codes: dict[str, npt.NDArray[Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_tree({"identity": self.states.identity, "codes": codes}, self.path)
+
+
+def as_text(value: Any) -> Any:
+    """Arguments as JSON has them: paths as texts."""
+    return str(value) if isinstance(value, Path) else value
+
+
 @dataclass(frozen=True)
 class Source:
     """How the media of one modality become codes.
@@ -71,12 +137,12 @@ class Source:
     Attributes: views: of a tokenizer, a medium, a number of views and a generator to codes ``[K, *grid]`` each.
     """
 
-    listed: Callable[[Iterable[str | Path]], list[Path]]
-    read: Callable[[Path, Tokenizer], Tensor]
+    listed: Callable[[Iterable[str | Path]], Sequence[Any]]
+    read: Callable[[Any, Tokenizer], Tensor]
     views: Callable[[Any, Tensor, int, torch.Generator], list[Codes]]
 
 
-def mono(path: Path, tokenizer: Tokenizer) -> Tensor:
+def mono(path: Any, tokenizer: Tokenizer) -> Tensor:
     """A sound at the rate of its tokenizer."""
     rate = tokenizer.spec(tokenizer.strides).sample_rate
     assert rate is not None
@@ -103,7 +169,7 @@ SOURCES = {
 
 
 def read_grids(
-    arguments: argparse.Namespace, data: Data, device: torch.device, ranks: Ranks
+    arguments: argparse.Namespace, data: Data, device: torch.device, ranks: Ranks, tokens: Tokens
 ) -> tuple[dict[str, list[Codes]], TokenSpec, Tokenizer | None]:
     """Grids "train", "held-out" and maybe "test", what they are tokens of, and the tokenizer if it is known."""
     tokenizer = None if arguments.tokenizer == "none" else Tokenizer.from_pretrained(arguments.tokenizer).to(device)
@@ -111,25 +177,18 @@ def read_grids(
         return *stored_grids(arguments, data, tokenizer), tokenizer
     if tokenizer is None or tokenizer.modality not in SOURCES or len(tokenizer.codebook_sizes) > MOST_LEVELS:
         raise ValueError("pictures, sounds and videos want a tokenizer for them; for other tokens use --tokens")
-    codes: dict[str, npt.NDArray[Any]] = {}
-    seconds = TOKENIZING * 60 * arguments.minutes
-    tokenize(
-        tokenizer, arguments.data, data, codes, rank=ranks.rank, world=ranks.world, seed=arguments.seed, seconds=seconds
-    )
-    if arguments.test:
-        whole = Data(0, 0, 0.0)
-        tokenize(
-            tokenizer,
-            arguments.test,
-            whole,
-            codes,
-            rank=ranks.rank,
-            world=ranks.world,
-            seed=arguments.seed,
-            seconds=math.inf,
-        )
+    shared = tokens.read()
+    if shared is None:
+        codes: dict[str, npt.NDArray[Any]] = {}
+        seconds = TOKENIZING * 60 * arguments.minutes if arguments.steps is None else math.inf
+        share = functools.partial(tokenize, tokenizer, codes=codes, rank=ranks.rank, world=ranks.world)
+        share(arguments.data, data, seed=arguments.seed, seconds=seconds)
+        if arguments.test:
+            share(arguments.test, Data(0, 0, 0.0), seed=arguments.seed, seconds=math.inf)
+        shared = ranks.share(arguments.out, "tokens", codes)
+        if ranks.rank == 0:
+            tokens.write(shared)
     grids: dict[str, list[Codes]] = {}
-    shared = ranks.share(arguments.out, "tokens", codes)
     for name in sorted(shared):
         grids.setdefault(name.split(".")[0], []).append(shared[name].astype(np.int64))
     return grids, tokenizer.spec(tokenizer.strides), tokenizer

@@ -7,9 +7,12 @@ no step has others, a run would spend the rest of its time so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .state import restore
 
 LOST = 32  # steps in a row without finite gradients
 LOOK = 16  # steps from one look at how many to the next: a look waits for the device
@@ -27,6 +30,13 @@ class Rescue:
         self.good: dict[str, Tensor] = {}
         self.lost, self.missed = torch.zeros(2, dtype=torch.int64, device=next(net.parameters()).device)
         self.keep()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of :mod:`.state`."""
+        return {"good": self.good, "lost": self.lost, "missed": self.missed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore(self.state_dict(), state)
 
     @torch.no_grad()
     def keep(self) -> None:

@@ -9,41 +9,33 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..codec.errors import UsageError
 from ..codec.provenance import as_json
-from ..entropy.static import StaticPrior
-from ..tokenizers.api import Tokenizer
 from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.codebook import CodebookQuantizer
 from .card import CARD, write_card
-from .data.reading import Limits, Reading, default_bytes, read_within
 from .graphed import GraphedStep, GraphedUpdate
-from .loop import Pace, TokenizerT, TrainingRun, released, training_arguments
+from .loop import Pace, TokenizerT, released, training_arguments
+from .measuring import Row, evaluating, histograms, mean_rows, static_prior
 from .recipe import as_values, checked
 from .rescue import LOST, Rescue
+from .sizes import CHECKS, EXPORT, LEAST, SizedRun
+from .state import Attributes
+from .watch import SAMPLES, Sample, Watch
 
-T = TypeVar("T")
-Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
-
-# Shares of --minutes, where measuring would take more of them: reading, evaluations on the way, export. But not below
-# LEAST seconds each, and training gets half of the time whatever the others took.
-READING, CHECKS, EXPORT = 0.2, 0.1, 0.2
-LEAST = 5.0
-MIDDLE = 256  # edge in pixels of what is evaluated of a picture without a GPU
 FEW_STEPS = 50  # a run of fewer is said to be short
 BACK = "back to weights of before, at half the learning rates"
+COUNTERS = ("stage", "steps", "before", "checked_at", "best", "history", "budget", "costs")  # that a state holds
 LOW_USAGE = 0.3  # of a codebook's words between two checks, below which the log warns
 
 
@@ -53,7 +45,10 @@ def trainer_arguments(
     """The arguments of every script whose run is a :class:`BaseTrainer`, see :func:`.loop.training_arguments`."""
     parser = training_arguments(text, recipe, media)
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="of decoded media at most; a sample is taken of more"
+        "--memory", type=float, metavar="GB", help="of decoded media at most; more are read on the way"
+    )
+    parser.add_argument(
+        "--reuse", type=float, metavar="N", help="crops of a medium that is read on the way, before the next; 8"
     )
     if graphs:
         parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
@@ -72,46 +67,7 @@ class Phase:
     on: bool = False
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, no gradients and no training behaviour; cuDNN tries no kernels, since media have sizes of their own."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-            yield
-    finally:
-        model.train(training)
-
-
-def mean_rows(rows_of_media: Iterable[Iterable[Row]]) -> list[Row]:
-    """Means over media of the rows that measure the same; a number that some media lack is the mean of the others."""
-    sums: dict[tuple[tuple[str, Any], ...], dict[str, list[float]]] = {}
-    for rows in rows_of_media:
-        for row in rows:
-            same = sums.setdefault(tuple((k, v) for k, v in row.items() if not isinstance(v, float)), {})
-            for key, value in row.items():
-                if isinstance(value, float):
-                    same.setdefault(key, []).append(value)
-    return [dict(about) | {key: sum(v) / len(v) for key, v in values.items()} for about, values in sums.items()]
-
-
-def histograms(model: Tokenizer, inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Count the codes of inputs, as ``encode`` takes them: how often each codeword is used, ``[N_k]`` a codebook."""
-    counts = [torch.zeros(n, dtype=torch.int64) for n in model.codebook_sizes]
-    with evaluating(model):
-        for x in inputs:
-            for count, codes in zip(counts, model.encode(x).codes.cpu().unbind(1), strict=True):
-                count += torch.bincount(codes.flatten(), minlength=len(count))
-    return counts
-
-
-def static_prior(counts: Sequence[Tensor]) -> StaticPrior:
-    """The static prior of histograms."""
-    return StaticPrior.from_counts([count.numpy() for count in counts])
-
-
-class BaseTrainer(TrainingRun):
+class BaseTrainer(SizedRun):
     """One run of a recipe.
 
     A subclass sets ``model``, ``net`` (the module whose parameters get gradients), ``media`` (trained on) and ``held``
@@ -119,7 +75,7 @@ class BaseTrainer(TrainingRun):
     :meth:`loss`, :meth:`optimizers`, :meth:`views` and :meth:`rows`.
 
     Attributes:
-        recipe_class: dataclass of its recipes.  memory: bytes of decoded media, at most.
+        recipe_class: dataclass of its recipes.  store: what training examples come from.
         evaluations: on the way; quick: held-out media that they look at, at most.
         what, unit: media and training examples, in the log.
         columns: how numbers of a row are shown; brief: those that evaluations on the way show.
@@ -138,22 +94,20 @@ class BaseTrainer(TrainingRun):
 
     model: Any
     net: nn.Module
-    media: Sequence[Any]
-    held: Sequence[Any]
+    store: Any
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(checked(self.recipe_class, recipe), args)
-        if args.memory is not None and args.memory <= 0:
-            raise ValueError(f"--memory is above 0, got {args.memory:g}")
-        self.memory = default_bytes(self.device) if args.memory is None else 1e9 * args.memory
         self.phases: list[Phase] = []
         self.rounding: Phase | None = None  # that of weights as a release rounds them, if there is one
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
         self.losses: dict[str, float | Tensor] = {}
-        self.steps = 0
-        self.tests: Sequence[Path] = ()
+        self.watch = Watch(self.out, f"{self.recipe.name}: {self.out.name}", self.log)
+        self.steps, self.before, self.checked_at = 0, 0, -1  # in all; before this stage; of this stage
         self.stage = ""  # name of what is trained, in runs that train several things in turn
+        self.budget: tuple[float, int] | None = None  # seconds and steps to train
+        self.costs: list[float] = []  # seconds that an evaluation takes, one of the export, and a count of codes
 
     # ---- what a trainer is
 
@@ -210,10 +164,20 @@ class BaseTrainer(TrainingRun):
         for q in levels:
             q.usage.reset()
         sizes = self.model.codebook_sizes
-        if any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True)):
-            self.log("warning: a codebook uses few of its codewords (see usage): it may be collapsing")
+        low = any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True))
         bits = [math.log2(max(1.0, report.perplexity)) for report in reports]
-        return {"bits": bits, "usage": [report.usage for report in reports]}
+        return {"bits": bits, "usage": [report.usage for report in reports], "collapse": low}
+
+    def sample(self, medium: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pictures of a held-out medium before and after, for those who watch: uint8 ``[H, W, 3]``; None: not shown."""
+        return None
+
+    def samples(self) -> Iterator[Sample]:
+        """Some media with what :meth:`sample` makes of them."""
+        with evaluating(self.model):
+            for i, medium in enumerate(self.on_the_way[:SAMPLES]):
+                if pair := self.sample(medium):
+                    yield f"{self.what} {i + 1}", *pair
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """Write the prior of the codes of some media into ``out``; returns it and what to report of it."""
@@ -234,42 +198,7 @@ class BaseTrainer(TrainingRun):
         """What is done with the best weights before they are measured: returns them and what to report of it."""
         return model, {}
 
-    # ---- data and start
-
-    def read(self, paths: Sequence[Path], read: Callable[[Path], Tensor], part: float = 1.0) -> Reading:
-        """Decode media within the limits of memory and time. part: of the memory, for these media."""
-        seconds = max(2 * LEAST, READING * 60 * self.args.minutes) if self.args.minutes else math.inf
-        reading = read_within(paths, read, Limits(max(1, int(part * self.memory)), seconds), self.args.seed)
-        for note in reading.notes:
-            self.log(note)
-        return reading
-
-    def test_on(self, list_media: Callable[[Sequence[str]], list[Path]], read: Callable[[Path], Tensor]) -> None:
-        """List the media of ``--test`` before anything is trained. Raises FileNotFoundError if there are none."""
-        self.tests, self.read_test = list_media([self.args.test]) if self.args.test else [], read
-
-    def test_media(self) -> list[Any]:
-        """The media of ``--test``, whole. Those that cannot be read are left out with a note."""
-        if not self.tests:
-            return []
-        try:
-            reading = read_within(self.tests, self.read_test, Limits(sys.maxsize, math.inf))
-        except ValueError as error:  # a model that was trained is not given up for it
-            self.log(f"note: no test: {error}")
-            return []
-        for note in reading.notes:
-            self.log(note)
-        return list(reading.media.values())
-
-    def middles(self, *sets: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """What is evaluated and counted of sets of pictures, uint8 ``[H, W, 3]``: all; without a GPU their middle."""
-        whole = self.device.type == "cuda" or not self.args.minutes
-        if not whole:
-            self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
-        for pictures in sets:
-            corners = [[0 if whole else max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
-            edge = None if whole else MIDDLE
-            yield [p[y:, x:][:edge, :edge] for p, (y, x) in zip(pictures, corners, strict=True)]
+    # ---- start
 
     def resumed(self, model: TokenizerT) -> TokenizerT:
         """``model`` with the weights of ``--resume``. Raises ValueError if these have other sizes."""
@@ -286,51 +215,49 @@ class BaseTrainer(TrainingRun):
 
     # ---- sizes for the machine and the time
 
-    def some(self, media: Sequence[T], share: float, each: float) -> list[T]:
-        """As many media, evenly spaced, as a share of the budget allows at ``each`` seconds; one at least."""
-        n = len(media)
-        if self.args.minutes:
-            n = min(n, max(1, int(max(LEAST, share * 60 * self.args.minutes) / max(each, 1e-4))))
-        return [media[i * len(media) // n] for i in range(n)]
-
-    def seconds_of(self, work: Callable[[], object]) -> float:
-        """How long it takes; the first time on a GPU, which is that of its libraries, does not count."""
-        for _ in range(1 + (self.device.type == "cuda")):
-            begin = time.monotonic()
-            work()
-        return time.monotonic() - begin
-
     def plan(self) -> None:
         """Time an evaluation and a count of codes; choose what evaluations on the way and the export look at."""
         if not self.main:
             return
-        self.cost = self.seconds_of(lambda: self.measure(self.model, self.held[:1]))
+        found = self.states.found
+        self.costs = found["common"]["trainer"]["costs"] if found else self.measured_costs()
+        self.cost: float = self.costs[0]
+        self.export_cost: float = self.costs[1]
         self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
-        model, self.export_cost = self.exportable(), self.cost
-        if model is not self.model:
-            self.export_cost = self.seconds_of(lambda: self.measure(model, self.held[:1]))
         self.tested = self.some(self.held, EXPORT, self.export_cost)
-        self.exported = self.some(self.media, EXPORT, self.seconds_of(lambda: self.count(model, self.media[:1])))
+        self.exported = self.some(self.media, EXPORT, self.costs[2])
         self.reserve = self.export_cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
         counted, there = len(self.exported), len(self.media)
         if counted < there:
             self.log(f"note: the export counts the codes of {counted} of {there} {self.what}, evenly spaced")
+
+    def measured_costs(self) -> list[float]:
+        """Seconds that an evaluation takes, one of the export, and a count of the codes of a medium."""
+        cost = self.seconds_of(lambda: self.measure(self.model, self.held[:1]))
+        model, of_export = self.exportable(), cost
+        if model is not self.model:
+            of_export = self.seconds_of(lambda: self.measure(model, self.held[:1]))
+        return [cost, of_export, self.seconds_of(lambda: self.count(model, self.media[:1]))]
 
     def seconds_left(self) -> float:
         """For training: what is left of ``--minutes`` beside the export, but half of them at least."""
         total = 60 * self.args.minutes
         return max(total / 2, total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0))
 
-    def announce(self, compute: GraphedStep, seconds: float) -> None:
-        """Time one step, and say how many there will be; no weight changes."""
+    def announce(self, compute: GraphedStep, share: float) -> None:
+        """Time one step, and say how many there will be in a share of the budget; no weight changes."""
         settings, n = [phase.on for phase in self.phases], self.optim["accumulate"]
         each = n * self.seconds_of(lambda: compute(self.inputs(), *settings).item())
-        steps, batch = int(seconds / each), self.optim["batch"] * n
+        batch, steps = self.optim["batch"] * n, self.args.steps
+        seconds = share * self.seconds_left() if steps is None else share * steps * each
+        steps = round(seconds / each)
+        begin = f"{seconds:.0f} s to train: " if self.timed else ""
         self.log(
-            f"{seconds:.0f} s to train: a step of {batch} {self.unit} takes {each:.2g} s now, so about {steps} steps;"
+            f"{begin}a step of {batch} {self.unit} takes {each:.2g} s now, so about "
+            + (f"{steps} steps;" if self.timed else f"{seconds:.0f} s for {steps} steps;")
             + (f" the export takes about {self.reserve:.0f} s" if self.main else "")
         )
-        if steps < FEW_STEPS:
+        if steps < FEW_STEPS and self.timed:
             self.log("note: these are few: start from a release (--resume), or give more --minutes")
 
     # ---- the loop
@@ -351,25 +278,41 @@ class BaseTrainer(TrainingRun):
         self.losses["loss"] = loss
         return inputs, settings
 
-    def train(self, seconds: float | None = None, evaluations: int | None = None) -> None:
-        """Steps until the time is over; the best weights on the way lie in ``out``.
-
-        Args: seconds: :meth:`seconds_left` if None.
-        """
+    def train(self, share: float = 1.0) -> None:
+        """Steps until a share of the budget is used up; the best weights on the way lie in ``out``."""
         self.out.mkdir(parents=True, exist_ok=True)
-        optimizers, beside = self.optimizers(), self.side_optimizers()
+        with self.told.listening():
+            self.steps_of(*self.prepared(share))
+        self.accelerator.wait_for_everyone()
+
+    def prepared(self, share: float) -> tuple[Pace, GraphedStep, GraphedUpdate]:
+        """All that steps take, as it was if the run goes on."""
+        self.trained_by, self.beside = self.optimizers(), self.side_optimizers()
+        self.before, self.checked_at = self.steps, -1
+        found, trains = self.states.found, bool(self.args.minutes)
+        if found is not None:
+            self.load_state_dict(found["common"]["trainer"])
+        self.agree(self.net)
         self.model.train()
         compute = GraphedStep(self.net, self.loss, self.inputs(), self.graphs and not self.args.eager)
-        update = GraphedUpdate(compute, optimizers, self.optim["grad_clip"])
-        if self.args.minutes:
-            self.announce(compute, self.seconds_left() if seconds is None else seconds)
-        seconds = self.seconds_left() if seconds is None else seconds
-        seconds = float(broadcast(torch.tensor(seconds, device=self.device)))  # all ask the clock at the same steps
-        pace = Pace(self, [*optimizers, *beside], evaluations or self.evaluations, seconds)
-        if self.args.resume and self.args.minutes:
+        update = GraphedUpdate(compute, self.trained_by, self.optim["grad_clip"])
+        if trains and found is None:
+            self.announce(compute, share)
+        if self.budget is None:
+            seconds = float(broadcast(torch.tensor(self.seconds_left(), device=self.device)))  # of one clock
+            self.budget = seconds, self.args.steps or 0
+        budget = share * self.budget[0], round(share * self.budget[1])
+        pace = Pace(self, [*self.trained_by, *self.beside], self.evaluations, budget)
+        if self.args.resume and trains and found is None:
             self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
-        begin, checked_at = self.steps, -1
-        rescue = Rescue(self.net, optimizers)
+        self.rescue = Rescue(self.net, self.trained_by)
+        self.go_on(pace)
+        if self.main:
+            self.watch.begin()
+        return pace, compute, update
+
+    def steps_of(self, pace: Pace, compute: GraphedStep, update: GraphedUpdate) -> None:
+        """The steps of :meth:`train`."""
         for step in pace:
             for phase in self.phases:
                 if not phase.on and pace.share >= phase.begin:
@@ -378,18 +321,49 @@ class BaseTrainer(TrainingRun):
                     self.log(f"[{100 * pace.share:5.1f} %] from here on {phase.text}, step {step}")
             inputs, settings = self.gradients(compute)
             self.losses["norm"] = norm = update()
-            if rescue.needed(step, norm):
-                rescue.back()
+            if self.main:
+                self.watch.follow((self.before + step, pace.clock.passed, pace.share, self.stage), self.losses)
+            if self.rescue.needed(step, norm):
+                self.rescue.back()
                 self.log(f"[{100 * pace.share:5.1f} %] step {step}: {LOST} steps without finite gradients; {BACK}")
             self.after_step(step, pace.share, inputs, settings)
-            self.steps = begin + step
+            self.steps = self.before + step
             if pace.due:
                 self.check(pace.step, pace.share, pace.seconds)
-                checked_at = step
-                rescue.keep()
-        if pace.step > checked_at:
+                self.checked_at = step
+                self.rescue.keep()
+            if pace.save:
+                self.save_state(pace)
+        if not pace.told and pace.step > self.checked_at:
             self.check(pace.step, 1.0, pace.seconds)
-        self.accelerator.wait_for_everyone()
+            self.checked_at = pace.step
+            pace.clock.read()  # whether it was told to end since then
+        if pace.step or pace.told:
+            self.save_state(pace)  # from which an export begins anew that ends too early
+
+    # ---- the state, see :mod:`.state`
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`parts` are not: counters, and what was measured."""
+        return Attributes(self, *COUNTERS).state_dict() | {"phases": [phase.on for phase in self.phases]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        Attributes(self, *COUNTERS).load_state_dict(state)
+        for phase, on in zip(self.phases, state["phases"], strict=True):
+            phase.on = on
+
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {
+            "trainer": self, "net": self.net, "optimizers": self.trained_by, "beside": self.beside,
+            "rescue": self.rescue, "watch": self.watch,
+        }  # fmt: skip
+
+    def own_parts(self) -> dict[str, Any]:
+        return super().own_parts() | {"store": self.store.parts()}
+
+    def close(self) -> None:
+        self.store.close()
+        self.watch.close()
 
     def check(self, step: int, share: float, seconds: float) -> None:
         """Measure the held-out media, log, and keep the weights if they are the best so far."""
@@ -419,8 +393,8 @@ class BaseTrainer(TrainingRun):
             + "".join(f"  {name} " + " ".join(f"{v:.2f}" for v in values) for name, values in lists.items())
             + (" kept" if kept else "")
         )
-        if not all(map(math.isfinite, losses.values())):
-            self.log("warning: a loss is not finite; steps without finite gradients are left out. Lower optim.lr")
+        about = self.before + step, seconds, share, self.stage
+        self.watch.checked(about, entry, self.samples(), self.store.waited / max(seconds, 1.0))
 
     def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
         """Means over media of :meth:`rows`."""
@@ -455,6 +429,7 @@ class BaseTrainer(TrainingRun):
         """Export, on the process that writes."""
         if self.main:
             self.export()
+        self.states.clear()
         self.accelerator.end_training()
 
     def report(self) -> dict[str, Any]:

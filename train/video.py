@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -28,12 +29,13 @@ from ..tokenizers.image.grid import ImageGrid
 from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.quantize.vq import kmeans
 from ..tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
-from .data.images import list_images, read_rgb
-from .data.video import ClipStore, list_clips, read_clip
+from .data.images import CropStore, list_images, read_rgb
+from .data.video import ClipStore, Stills, list_clips, read_clip
 from .loop import call_as_released, optimizers_of, psnr, run_script
 from .rate import lambdas, no_penalties, set_penalties
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
+from .watch import pixels
 
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
 ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
@@ -106,20 +108,32 @@ class Autoencoder(nn.Module):
         return (x_hat.float() + 1) / 2, out.commitment_loss, out.codebook_loss
 
 
-def clips_and_stills(
-    run: BaseTrainer, shorter: int, holdout_every: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Clips ``[T, H, W, 3]`` to train on, those held out, and pictures ``[H, W, 3]`` of ``--stills``, all uint8.
+def read_clips(run: BaseTrainer, data: Any, layers: float = 0.0) -> ClipStore:
+    """Read the clips of ``--data`` and the pictures of ``--stills``; the run gets what is held out.
 
-    shorter: most pixels of a clip's shorter side.
+    Args: data: settings as in :class:`Data`.  layers: see :class:`~.data.video.Stills`.
     """
-    stills = run.args.stills
+    stills = run.args.stills if data.stills else []
     part = 0.75 if stills else 1.0  # of the memory; pictures have the rest
     longest = int(part * run.memory / 8)
     run.test_on(list_clips, read_clip)
-    reading = run.read(list_clips(run.args.data), lambda path: read_clip(path, shorter, longest), part)
-    media, held = reading.split(holdout_every)
-    return media, held, list(run.read(list_images(stills), read_rgb, 1 - part).media.values()) if stills else []
+    reading = run.read(list_clips(run.args.data), lambda path: read_clip(path, data.shorter, longest), part)
+    run.media, run.held = reading.split(data.holdout_every)
+    moved, text = None, ""
+    if stills:
+        own = run.read(list_images(stills), read_rgb, 1 - part)
+        stream = run.stream(own, 0, 1 - part)
+        pictures = CropStore(list(own.media.values()), data.crop, run.device, seed=run.seed + 1, stream=stream)
+        moved, text = Stills(pictures, data.stills, layers), f" and {len(pictures)} pictures"
+    store = ClipStore(
+        run.media, data.frames, data.crop, run.device, moved, speeds=data.speeds, backwards=data.backwards,
+        seed=run.seed, stream=run.stream(reading, data.holdout_every, part),
+    )  # fmt: skip
+    frames = sum(map(len, run.media))
+    run.log(
+        f"{len(store)} clips{text} to train on, {frames} frames, {len(run.held)} held out, on {run.device}"
+    )
+    return store
 
 
 class Trainer(BaseTrainer):
@@ -136,17 +150,7 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
-        self.media, self.held, pictures = clips_and_stills(self, data.shorter, data.holdout_every)
-        self.store = ClipStore(
-            self.media, data.frames, data.crop, self.device, pictures=pictures,
-            stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,
-        )  # fmt: skip
-        frames = sum(map(len, self.media))
-        self.log(
-            f"{len(self.store)} clips and {len(pictures)} pictures to train on, {frames} frames,"
-            f" {len(self.held)} held out, on {self.device}"
-        )
-
+        self.store = read_clips(self, data)
         model = VideoGrid(self.recipe.model, self.recipe.name)
         new = range(len(model.codebook_sizes))  # codebooks that nobody has trained
         if args.resume:
@@ -206,6 +210,11 @@ class Trainer(BaseTrainer):
         square = (x - x_hat).square().mean((1, 2, 3, 4))
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook
+
+    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The last frame of a group of pictures."""
+        x = medium[:LONGEST].to(self.device).permute(3, 0, 1, 2)[None]
+        return pixels(x[0, :, -1] / 255), pixels(self.model.decode(self.model.encode(x))[0, :, -1])
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         """The groups of pictures of a clip."""

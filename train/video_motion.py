@@ -40,14 +40,13 @@ from ..tokenizers.variants import find_base
 from ..tokenizers.video.hierarchy import between
 from ..tokenizers.video.motion import KINDS, MotionPrior, Near, VideoMotion, still_quality
 from ..tokenizers.video.motion_nets import MotionNets, Reference, VideoMotionConfig
-from .data.video import ClipStore
 from .loop import as_released, optimizers_of, psnr, run_script
 from .motion_codec import CountedMotion, CountedPrior, MotionCodec, Part, Still, Streams
 from .photo import CELL, CHECKPOINT, CodeCounts, PhotoCodec, load_checkpoint
 from .photo_start import grow_entropy, grow_nets, turn_hats
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, evaluating, trainer_arguments
-from .video import clips_and_stills
+from .video import read_clips
 
 QUALITIES = (0.15, 0.4, 0.7)  # that evaluations on the way look at
 TEST_QUALITIES = (10, 30, 50, 70)
@@ -143,14 +142,7 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
-        self.media, self.held, pictures = clips_and_stills(self, data.shorter, data.holdout_every)
-        store = ClipStore(
-            self.media, data.frames, data.crop, self.device, pictures=pictures,
-            stills=data.stills if pictures else 0.0, speeds=data.speeds, backwards=data.backwards, seed=self.seed,
-            layers=data.layers,
-        )  # fmt: skip
-        self.log(f"{len(store)} clips and {len(pictures)} pictures to train on, {len(self.held)} held out")
-
+        self.store = read_clips(self, data, data.layers)
         self.still_model = ImagePhoto.from_pretrained(find_base(self.out, self.recipe.model.still))
         self.codec = channels_last(self.start().to(self.device))
         self.net = self.codec
@@ -163,8 +155,9 @@ class Trainer(BaseTrainer):
         chains = min(batch, round(batch * data.chains))
         weights = self.recipe.model.rate_weights, self.still_model.config.rate_weights
         self.streams = Streams(
-            store, self.still, (batch - chains, chains), data.group, weights, drop=self.recipe.rate.drop, seed=self.seed
-        )
+            self.store, self.still, (batch - chains, chains), data.group, weights, drop=self.recipe.rate.drop,
+            seed=self.seed,
+        )  # fmt: skip
         self.state = self.nothing(batch, data.crop, data.crop)
         self.integers = Phase("the entropy models round", 1 - self.recipe.rounding.share)
         self.phases = [self.integers]
@@ -234,6 +227,9 @@ class Trainer(BaseTrainer):
 
     def inputs(self) -> tuple[Tensor, ...]:
         return tuple(self.streams.next())
+
+    def own_parts(self) -> dict[str, Any]:
+        return super().own_parts() | {"streams": self.streams, "under way": self.state}
 
     def code(self, part: Part, held: Reference, rounding: bool) -> Any:
         """Passes and what they leave, of weights as a release rounds them."""

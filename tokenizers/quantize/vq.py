@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Gradient
 from .codebook import CodebookQuantizer
 from .nearest import Metric, nearest_codeword
+from .processes import agree, summed
 
 
 @torch.no_grad()
@@ -59,7 +59,8 @@ class VQ(CodebookQuantizer):
             search it becomes a random row of that batch. 0 turns revival off.
         decay: of the moving averages.
 
-    Raises: RuntimeError in training with several processes if k-means or revival is on: each would draw its own rows.
+    In training with several processes averages are those of the batches of all of them, and k-means and revival take
+    rows of the first one. So all have to search at the same time, as they do in steps that they make together.
 
     Source: van den Oord et al., arXiv:1711.00937, eq. (3); revival: Jukebox, arXiv:2005.00341, section 3 ("random
     restarts").
@@ -110,32 +111,31 @@ class VQ(CodebookQuantizer):
 
     @torch.no_grad()
     def prepare(self, rows: Tensor) -> None:
-        if rows.shape[0] == 0:
-            return
         if not self.started:
-            self.require_one_process("the k-means start")
-            centres = kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric)
-            self.replace_codewords(torch.arange(self.codebook_sizes[0], device=rows.device), centres)
-            self.started.fill_(True)
+            if len(rows):
+                centres = kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric)
+                self.replace_codewords(torch.arange(self.codebook_sizes[0], device=rows.device), centres)
+                self.started.fill_(True)
+            agree(self.started, *self.moving())
         elif self.dead_below > 0:
-            self.require_one_process("revival")
-            dead = (self.cluster_size < self.dead_below).nonzero()[:, 0]
+            dead = (self.cluster_size < self.dead_below).nonzero()[:, 0]  # the same in all processes
+            if not len(dead):
+                return
             # No row is used twice: of more dead codewords than rows, some wait for the next batch.
             dead = dead[torch.randperm(len(dead), device=dead.device)[: rows.shape[0]]]
             picks = torch.randperm(rows.shape[0], device=rows.device)[: len(dead)]
             self.replace_codewords(dead, rows[picks])
+            agree(*self.moving())
+
+    def moving(self) -> tuple[Tensor, ...]:
+        """What training moves without gradients."""
+        return self.codewords, self.cluster_size
 
     @torch.no_grad()
     def observe(self, rows: Tensor, indices: Tensor) -> None:
         super().observe(rows, indices)
         counts, _ = count_and_sum(rows, indices, self.codebook_sizes[0])
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-
-    def require_one_process(self, what: str) -> None:
-        """Raise RuntimeError if ``what`` would let the processes of a distributed run drift apart."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
-            raise RuntimeError(f"{what} of {type(self).__name__} works in one process only; use SimVQ or turn it off")
+        self.cluster_size.lerp_(summed(counts), 1 - self.decay)
 
 
 class EMAVQ(VQ):
@@ -143,8 +143,6 @@ class EMAVQ(VQ):
 
     Args: see :class:`VQ`; ``decay`` is the paper's gamma.
         smoothing: eps of the Laplace smoothing of cluster sizes, (n_i + eps) / (n + N eps) * n with n = sum of n_i.
-
-    Raises: RuntimeError in training with several processes.
 
     Source: van den Oord et al., arXiv:1711.00937, appendix A.1, eq. (6)-(8).
     We differ: revival as in :class:`VQ`; with metric "cosine" the codewords are put back on the unit sphere.
@@ -174,6 +172,9 @@ class EMAVQ(VQ):
     def register_codewords(self, codewords: Tensor) -> None:
         self.register_buffer("codewords", F.normalize(codewords, dim=-1) if self.metric == "cosine" else codewords)
 
+    def moving(self) -> tuple[Tensor, ...]:
+        return *super().moving(), self.cluster_sum
+
     @torch.no_grad()
     def replace_codewords(self, where: Tensor, rows: Tensor) -> None:
         super().replace_codewords(where, rows)
@@ -181,10 +182,9 @@ class EMAVQ(VQ):
 
     @torch.no_grad()
     def observe(self, rows: Tensor, indices: Tensor) -> None:
-        self.require_one_process("the moving average")
         super().observe(rows, indices)  # the counts
         _, sums = count_and_sum(rows, indices, self.codebook_sizes[0])
-        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        self.cluster_sum.lerp_(summed(sums), 1 - self.decay)
         n, eps = self.cluster_size.sum(), self.smoothing
         smoothed = (self.cluster_size + eps) / (n + len(self.cluster_size) * eps) * n  # [N]
         codewords = self.cluster_sum / smoothed[:, None]

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reading import in_parallel, list_media
+from .reading import Source, in_parallel, list_media, opened
+from .store import Store
+from .stream import Stream
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 QUIETEST, LOUDEST = -35.0, -12.0  # dB of full scale: the root mean square that a crop is brought to
@@ -21,12 +23,12 @@ COLOUR_SPREAD = 4.0  # dB, standard deviation of a knot
 LOWEST = 1 / 256  # of half the rate: the frequency of the first knot
 
 
-def list_sounds(folders: Iterable[str | Path]) -> list[Path]:
+def list_sounds(folders: Iterable[str | Path]) -> list[Source]:
     """All sounds below ``folders``, see :func:`~.reading.list_media`."""
     return list_media(folders, SUFFIXES, "sounds")
 
 
-def read_mono(path: Path, rate: int, seconds: float = math.inf) -> Tensor:
+def read_mono(path: Source, rate: int, seconds: float = math.inf) -> Tensor:
     """One sound, or so many seconds from its beginning, as int16 ``[n]`` at ``rate``, its channels mixed.
 
     Raises: ValueError if it cannot be read.
@@ -34,7 +36,7 @@ def read_mono(path: Path, rate: int, seconds: float = math.inf) -> Tensor:
     import soundfile
 
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(opened(path)) as file:
             own = file.samplerate
             frames = -1 if math.isinf(seconds) else math.ceil(seconds * own)
             samples = file.read(frames, dtype="float32", always_2d=True)
@@ -63,8 +65,8 @@ def at_speeds(sounds: Sequence[Tensor], speeds: Sequence[float]) -> list[Tensor]
     return in_parallel(lambda w: w[0] if w[1] == 1 else resample(w[0].numpy() / 32768.0, w[1], 1.0), work)
 
 
-class SoundStore:
-    """Random crops from sounds of different lengths, all in one flat int16 buffer.
+class SoundStore(Store):
+    """Random crops from sounds of different lengths.
 
     A crop begins anywhere in the set with equal chance and may run over the end of a sound into silence. It is brought
     to a random loudness, since files come in all of them; some crops are mixed with another one, some get other
@@ -73,6 +75,7 @@ class SoundStore:
     Args:
         sounds: int16 ``[n]`` each.
         size: samples of a crop.
+        device, stream: see :class:`~.store.Store`.
         mixed: share of crops that another crop is added to.
         coloured: share of crops with other weights of their frequencies.
     """
@@ -85,20 +88,22 @@ class SoundStore:
         mixed: float = 0.15,
         coloured: float = 0.0,
         seed: int = 0,
+        stream: Stream | None = None,
     ) -> None:
-        kept = [s for s in sounds if len(s)]
-        if not kept:
-            raise ValueError("there is no sound that is not empty")
         self.size, self.mixed, self.coloured = size, mixed, coloured
-        self.device = torch.device(device)
-        gap = torch.zeros(size, dtype=torch.int16)
-        self.buffer = torch.cat([part for s in kept for part in (s, gap)]).to(self.device)
-        lengths = torch.tensor([len(s) for s in kept])
-        self.start = (torch.cumsum(lengths + size, 0) - lengths - size).to(self.device)
+        self.gap = size  # of silence
+        super().__init__(sounds, device, seed, stream)
+
+    def usable(self, medium: Tensor) -> bool:
+        return len(medium) > 0
+
+    def nothing(self) -> str:
+        return "there is no sound that is not empty"
+
+    def indexed(self, shapes: Tensor) -> None:
         # The last third of a crop may be silence at most.
-        self.room = (lengths - 2 * size // 3).clamp(min=1).to(self.device)
+        self.room = (shapes[:, 0] - 2 * self.size // 3).clamp(min=1).to(self.device)
         self.weight = self.room.double()
-        self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def crops(self, batch: int) -> Tensor:
         """``[batch, size]`` float in [-1, 1], as they are."""
@@ -110,6 +115,7 @@ class SoundStore:
 
     def batch(self, batch: int) -> Tensor:
         """``[batch, 1, size]`` float in [-1, 1]."""
+        self.drawn(batch)
         rand = torch.rand(5, batch, 1, device=self.device, generator=self.generator)
         x = self.crops(batch)
         if self.coloured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +12,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .reading import list_media
+from .reading import Source, list_media, opened
+from .store import Store
+from .stream import Stream
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
 
-def list_images(folders: Iterable[str | Path]) -> list[Path]:
+def list_images(folders: Iterable[str | Path]) -> list[Source]:
     """All pictures below ``folders``, see :func:`~.reading.list_media`."""
     return list_media(folders, SUFFIXES, "pictures")
 
 
-def read_rgb(path: Path) -> Tensor:
+def read_rgb(path: Source) -> Tensor:
     """One picture as uint8 ``[H, W, 3]``."""
-    with Image.open(path) as image:
+    with Image.open(opened(path)) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
@@ -32,13 +35,13 @@ def as_input(picture: Tensor, device: torch.device) -> Tensor:
     return picture.to(device).permute(2, 0, 1)[None].float() / 255
 
 
-class CropStore:
-    """Random square crops from pictures of different sizes, all in one flat uint8 buffer.
+class CropStore(Store):
+    """Random square crops from pictures of different sizes.
 
     Args:
         pictures: uint8 ``[H, W, 3]`` each; those smaller than ``size`` on a side are left out.
         size: edge of a crop in pixels.
-        device: where the buffer lives and crops are made.
+        device, stream: see :class:`~.store.Store`.
         zoom: share of a batch that is cut larger (up to ``max_zoom`` times) and reduced, so that more scales are seen.
         turned: share of crops whose rows become columns.
     """
@@ -52,24 +55,27 @@ class CropStore:
         max_zoom: float = 1.75,
         seed: int = 0,
         turned: float = 0.25,
+        stream: Stream | None = None,
     ) -> None:
-        kept = [p for p in pictures if min(p.shape[:2]) >= size]
-        if not kept:
-            raise ValueError(f"no picture is at least {size} x {size}")
         self.size, self.zoom, self.max_zoom, self.turned = size, zoom, max_zoom, turned
-        self.device = torch.device(device)
-        self.buffer = torch.cat([p.reshape(-1) for p in kept]).to(self.device)
-        shapes = torch.tensor([p.shape[:2] for p in kept])
-        self.height, self.width = shapes.to(self.device).unbind(1)
-        pixels = shapes.prod(1)
-        self.start = (3 * (pixels.cumsum(0) - pixels)).to(self.device)
-        self.weight = pixels.double().sqrt().to(self.device)  # between "each picture" and "each pixel" alike
-        self.generator = torch.Generator(self.device).manual_seed(seed)
         self.host_generator = torch.Generator().manual_seed(seed)  # sizes are chosen without a word from the device
-        self.largest = int(shapes.min(1).values.max())
+        super().__init__(pictures, device, seed, stream)
 
-    def __len__(self) -> int:
-        return self.start.numel()
+    def usable(self, medium: Tensor) -> bool:
+        return min(medium.shape[:2]) >= self.size
+
+    def nothing(self) -> str:
+        return f"no picture is at least {self.size} x {self.size}"
+
+    def indexed(self, shapes: Tensor) -> None:
+        sides = shapes[:, :2]
+        self.height, self.width = sides.to(self.device).unbind(1)
+        # Between "each picture" and "each pixel" alike.
+        self.weight = sides.prod(1).double().sqrt().to(self.device)
+        self.largest = int(sides.min(1).values.max())
+
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {"host_generator": self.host_generator}
 
     def _rand(self, n: int) -> Tensor:
         return torch.rand(n, device=self.device, generator=self.generator)
@@ -90,6 +96,7 @@ class CropStore:
 
     def batch(self, n: int) -> Tensor:
         """``n`` crops ``[n, 3, size, size]`` in [0, 1], flipped and turned at random."""
+        self.drawn(n)
         zoomed = int(n * self.zoom)
         parts = [self._cut(n - zoomed, self.size)] if zoomed < n else []
         if zoomed:

@@ -16,8 +16,10 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,9 @@ from ...codec.errors import TokodecError
 from ...codec.files import atomic_output
 from .images import CropStore
 from .layers import layered, outlines
-from .reading import list_media
+from .reading import Source, list_media, opened
+from .store import Store
+from .stream import Stream
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".y4m"}
 PACK_SUFFIX = ".zip"
@@ -43,7 +47,7 @@ ZOOM = 0.25  # natural logarithm of the scale
 TURN = 0.12  # radians
 
 
-def list_clips(folders: Iterable[str | Path]) -> list[Path]:
+def list_clips(folders: Iterable[str | Path]) -> list[Source]:
     """All clips below ``folders``, packed or not, see :func:`~.reading.list_media`."""
     return list_media(folders, VIDEO_SUFFIXES | {PACK_SUFFIX}, "clips")
 
@@ -58,13 +62,13 @@ def reduced(pixels: np.ndarray, size: int | None) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(edges, Image.Resampling.LANCZOS))
 
 
-def video_frames(path: Path, size: int | None = None) -> Iterator[np.ndarray]:
+def video_frames(path: Source, size: int | None = None) -> Iterator[np.ndarray]:
     """Frames of a video, one by one. Raises ValueError if it cannot be read, or PyAV is missing."""
     from ...codec.errors import MediaError
     from ...codec.media.read_video import VideoReader
 
     try:
-        with VideoReader(path, str(path)) as reader:
+        with VideoReader(opened(path), str(path)) as reader:
             for frame in reader:
                 yield reduced(frame.pixels, size)
     except MediaError as error:
@@ -104,10 +108,10 @@ def pack(
         raise ValueError(str(error)) from error
 
 
-def packed_frames(path: Path) -> Iterator[np.ndarray]:
+def packed_frames(path: Source) -> Iterator[np.ndarray]:
     """Frames of a packed clip. Raises ValueError if it is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(opened(path)) as archive:
             about = json.loads(archive.read(ABOUT))
             shape = (int(about["height"]), int(about["width"]), 3)
             for name in sorted(name for name in archive.namelist() if name.endswith(".webp")):
@@ -120,7 +124,7 @@ def packed_frames(path: Path) -> Iterator[np.ndarray]:
         raise ValueError(f"{path} is not a packed clip, or damaged: {error}") from error
 
 
-def read_clip(path: Path, size: int | None = None, most: int | None = None) -> Tensor:
+def read_clip(path: Source, size: int | None = None, most: int | None = None) -> Tensor:
     """One clip as uint8 ``[T, H, W, 3]``, packed or not, its shorter side ``size`` at most.
 
     Args: most: bytes of its frames, after which the rest of the clip is left out.
@@ -136,24 +140,39 @@ def read_clip(path: Path, size: int | None = None, most: int | None = None) -> T
     return torch.stack(frames)
 
 
-class ClipStore:
-    """Random crops of space and time from clips of different sizes, all in one flat uint8 buffer.
+@dataclass(frozen=True)
+class Stills:
+    """Crops that are made of still pictures.
 
-    Some are played faster, some backwards, some mirrored. A share of them is made of still pictures, over which a
+    Attributes:
+        pictures: of the edge of a crop.
+        share: of crops that are made of them, rounded to whole crops of a batch.
+        layers: share of those in which things move in front of others (:mod:`.layers`), likewise.
+    """
+
+    pictures: CropStore
+    share: float
+    layers: float = 0.0
+
+
+class ClipStore(Store):
+    """Random crops of space and time from clips of different sizes.
+
+    Some are played faster, some backwards, some mirrored. A share of them may be made of still pictures, over which a
     camera moves: whatever moves in them moves as a whole, and their detail is that of photographs.
 
     Args:
         clips: uint8 ``[T, H, W, 3]`` each; those shorter or smaller than a crop are left out.
         frames, size: of a crop, edge in pixels.
-        device: where the buffer lives and crops are made.
-        pictures: uint8 ``[H, W, 3]`` each.
-        stills: share of crops that are made of pictures, rounded to whole crops of a batch.
-        layers: share of those in which things move in front of others (:mod:`.layers`), likewise.
+        device, stream: see :class:`~.store.Store`.
+        stills: the crops that are made of pictures.
         speeds: whole numbers of frames between those of a crop, one drawn for each crop.
         backwards: share of crops that are played backwards.
 
-    Raises: ValueError if no clip is large enough for a crop, or pictures are wanted and missing.
+    Raises: ValueError if no clip is large enough for a crop.
     """
+
+    unit = (3,)
 
     def __init__(
         self,
@@ -161,38 +180,36 @@ class ClipStore:
         frames: int,
         size: int,
         device: torch.device | str,
-        pictures: Sequence[Tensor] = (),
-        stills: float = 0.0,
+        stills: Stills | None = None,
         speeds: Sequence[int] = (1,),
         backwards: float = 0.0,
         seed: int = 0,
-        layers: float = 0.0,
+        stream: Stream | None = None,
     ) -> None:
         if not speeds or min(speeds) < 1 or frames < 1:
             raise ValueError(f"a crop has frames, and speeds are 1 or more, not {frames} and {list(speeds)}")
-        kept = [c for c in clips if len(c) >= frames and min(c.shape[1:3]) >= size]
-        if not kept:
-            raise ValueError(f"no clip has {frames} frames of at least {size} x {size}")
-        if stills and not pictures:
-            raise ValueError("a share of the crops is made of still pictures, and there are none")
         self.frames, self.size, self.stills, self.backwards = frames, size, stills, backwards
-        self.layers = layers
-        self.device = torch.device(device)
-        self.buffer = torch.cat([c.reshape(-1, 3) for c in kept]).to(self.device)  # [pixels of all frames, 3]
-        shapes = torch.tensor([c.shape[:3] for c in kept])
-        pixels = shapes.prod(1)
-        self.start = (pixels.cumsum(0) - pixels).to(self.device)
-        self.length, self.height, self.width = shapes.to(self.device).unbind(1)
-        # Between "each clip" and "each pixel" alike.
-        self.weight = pixels.double().sqrt().to(self.device)
-        self.speeds = torch.tensor(speeds, device=self.device)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.pictures: CropStore | None = None
-        if stills:
-            self.pictures = CropStore(pictures, size, self.device, seed=seed + 1)
+        self.speeds = torch.tensor(speeds, device=device)
+        super().__init__(clips, device, seed, stream)
 
-    def __len__(self) -> int:
-        return self.start.numel()
+    def usable(self, medium: Tensor) -> bool:
+        return len(medium) >= self.frames and min(medium.shape[1:3]) >= self.size
+
+    def nothing(self) -> str:
+        return f"no clip has {self.frames} frames of at least {self.size} x {self.size}"
+
+    def indexed(self, shapes: Tensor) -> None:
+        self.length, self.height, self.width = shapes[:, :3].to(self.device).unbind(1)
+        # Between "each clip" and "each pixel" alike.
+        self.weight = shapes[:, :3].prod(1).double().sqrt().to(self.device)
+
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {"pictures": self.stills.pictures.parts() if self.stills else None}
+
+    def close(self) -> None:
+        super().close()
+        if self.stills:
+            self.stills.pictures.close()
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape, device=self.device, generator=self.generator)
@@ -218,11 +235,10 @@ class ClipStore:
         x = self.buffer[self.start[which][:, None, None, None] + places]  # [n, T, size, size, 3]
         return x.permute(0, 4, 1, 2, 3).float() / 255
 
-    def _move_over_pictures(self, n: int) -> Tensor:
+    def _move_over(self, stills: Stills, n: int) -> Tensor:
         """``[n, 3, T, size, size]`` float in [0, 1]: a camera moves over pictures."""
-        assert self.pictures is not None
-        front = round(n * self.layers)
-        pictures = self.pictures.batch(n + front)
+        front = round(n * stills.layers)
+        pictures = stills.pictures.batch(n + front)
         if not front:
             return moved(pictures, self._motion(n))
         heights = outlines(front, self.size, self.generator)
@@ -241,10 +257,11 @@ class ClipStore:
 
     def batch(self, n: int) -> Tensor:
         """``n`` crops ``[n, 3, T, size, size]`` in [0, 1], half of them mirrored."""
-        stills = round(n * self.stills)
+        stills = round(n * self.stills.share) if self.stills else 0
+        self.drawn(n - stills)
         parts = [self._cut(n - stills)] if stills < n else []
-        if stills:
-            parts.append(self._move_over_pictures(stills))
+        if self.stills and stills:
+            parts.append(self._move_over(self.stills, stills))
         x = torch.cat(parts)
         return torch.where(self._rand(n)[:, None, None, None, None] < 0.5, x.flip(4), x)
 
@@ -275,6 +292,8 @@ def targets(folders: Sequence[str], out: Path) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         for path in list_media([folder], VIDEO_SUFFIXES, "videos"):
+            if not isinstance(path, Path):
+                raise ValueError(f"{path} lies in an archive: unpack it first")
             target = (out / path.relative_to(folder)).with_suffix(PACK_SUFFIX)
             other = found.setdefault(target, path)
             if other != path:
