@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tokodec.entropy.hyperprior.export import export_hyperprior
@@ -19,6 +22,14 @@ SMALL = VideoMotionConfig(
     still="photo", channels=(8, 16), analysis_blocks=(1, 1), synthesis_blocks=(1, 1), latents=10, detail=4, hyper=6,
     hyper_width=8, features=4, context=(8, 8), context_blocks=1, motion=18, motion_hyper=4, motion_width=8,
 )  # fmt: skip
+
+
+@contextmanager
+def doubtful(part: float) -> Iterator[None]:
+    """Within it, frames whose references leave more than this part of them are tried alone: `inf` for none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokodec.tokenizers.video.motion.DOUBTFUL", part)
+        yield
 
 
 def shape(hyper: int, slices: tuple[int, ...]) -> HyperShape:
