@@ -103,7 +103,8 @@ class VideoBench(Bench):
     def prepare(self) -> list[Contender]:
         options, device = self.options, self.device
         self.codecs: list[Contender] = [
-            prepare_video(name, device, self.levels, self.kbps, options.effort, self.qualities) for name in self.models
+            prepare_video(name, device, self.levels, self.kbps, effort=options.effort, qualities=self.qualities)
+            for name in self.models
         ]
         if options.files is not None:
             self.codecs.append(prepare_files(options.files, self.paths, device))

@@ -132,8 +132,8 @@ class MotionEncoder:
     def _after(self, pixels: Pixels, level: int, near: list[Near]) -> tuple[bytes, Reference]:
         cells = -(-pixels.shape[0] // STRIDE) * -(-pixels.shape[1] // STRIDE)
         steps = max(0, self.made.steps - DROP * level)
-        weight = 1.0 if level else ALONE
-        return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better, weight)
+        may_guess, weight = cells <= FREE_CELLS, 1.0 if level else ALONE
+        return self.model.encode_after(pixels, steps, near, may_guess, better=self.better, weight=weight)
 
     def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
         """Frames between the last key and another frame, behind ``first``: with the step that costs least.
