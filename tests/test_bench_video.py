@@ -220,7 +220,7 @@ def test_bytes_at_equal_psnr_by_hand() -> None:
 
 
 def test_means_of_rates_leave_out_what_is_not_known() -> None:
-    about = {"codec": "ours", "against": "x264", "metric": "psnr", "sizes": "bytes"}
+    about: dict[str, Any] = {"codec": "ours", "against": "x264", "metric": "psnr", "sizes": "bytes"}
     pairs = [about | {"clip": str(i), "percent": percent} for i, percent in enumerate((-10.0, None, 4.0))]
     assert mean_rates(pairs) == [about | {"clips": 2, "percent": -3.0}]
     assert mean_rates(pairs[1:2]) == [about | {"clips": 0, "percent": None}]
@@ -231,7 +231,7 @@ def test_vmaf_is_of_the_frames_that_were_coded() -> None:
     a = video(clip(9, 96, 112))
     of = VmafClip(a, 4, "cpu")
     coarse = [x[::4, ::4].repeat(4, 0).repeat(4, 1) for x in a.frames]
-    same, worse = of.score(a.frames), of.score(coarse)
+    same, worse = of.score(list(a.frames)), of.score(coarse)
     assert same is not None
     assert worse is not None
     assert same > 95 > worse + 5

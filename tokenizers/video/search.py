@@ -42,7 +42,7 @@ def search(x: Tensor, reference: Tensor, reach: int = 8) -> Tensor:
     halves = [F.avg_pool2d(part, 2) for part in (x, reference)]
     quarters = [F.avg_pool2d(part, 2) for part in halves]
     flow = _everywhere(quarters[0], quarters[1], reach)
-    half, whole = _Level(*halves, 2), _Level(x, reference, 4)
+    half, whole = _Level(halves[0], halves[1], 2), _Level(x, reference, 4)
     for step in (0.0, 2.0, 0.0):  # 0: what the neighbours have
         flow = half.better(flow, step)
     for step in STEPS:

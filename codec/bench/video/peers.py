@@ -112,7 +112,8 @@ class VideoPeer(Codec):
         with av.open(io.BytesIO(coded.files[0]), "r", format=self.muxer) as source:
             stream = source.streams.video[0]
             stream.codec_context.thread_count = 1
-            packets, shown = [], []  # packets as they were coded, and their numbers as they are shown
+            packets: list[Any] = []  # as they were coded
+            shown: list[Any] = []  # their numbers, as they are shown
             for packet in source.demux(stream):
                 packet.pts = packet.dts = len(packets) if packet.size else None
                 shown += [frame.pts for frame in packet.decode()]
