@@ -65,6 +65,7 @@ from tokodec.codec.models import Model, load_model
 from tokodec.codec.progress import Progress
 from tokodec.codec.video.clock import Clock, ClockMaker, clock_of
 from tokodec.codec.video.decode import decode_frames, part_of, segment_frames_of
+from tokodec.codec.video.joined import joined
 from tokodec.codec.video.refine import RefinedEncoder
 from tokodec.codec.video.segments import read_segment, segment_frames
 from tokodec.entropy.static import StaticPrior
@@ -397,19 +398,21 @@ def test_rotation_and_shape_of_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 5, 33, 34, 38])
 def test_any_number_of_frames(frames: int, tmp_path: Path) -> None:
-    """And what comes out is what the tokenizer makes of each segment as a whole."""
+    """And what comes out is what the tokenizer makes of each segment as a whole, joined at the borders."""
     path = save(tmp_path / "a.y4m", clip(frames, 19, 35))
     data = encode(path)
     found = frames_of(data)
     assert [time for time, _ in found] == [TICK * i for i in range(frames)]
     x = torch.from_numpy(np.stack([frame.pixels for frame in load(path)[1]])).permute(3, 0, 1, 2)[None]
+    apart: list[np.ndarray] = []
     for begin in range(0, frames, 33):
         tokens = grid().encode(x[:, :, begin : begin + 33])
         codes = read_segment(read_tok(data), model(), begin // 33)
         assert codes is not None
         assert np.array_equal(codes, tokens.codes[0].numpy())
-        expected = (grid().decode(tokens)[0] * 255).round().byte().permute(1, 2, 3, 0).numpy()
-        assert np.array_equal(np.stack([pixels for _, pixels in found[begin : begin + 33]]), expected)
+        apart += list((grid().decode(tokens)[0] * 255).round().byte().permute(1, 2, 3, 0).numpy())
+    expected = joined(iter(enumerate(apart)), 33, read_tok(data).video.joined)
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5])
