@@ -25,6 +25,7 @@ from tokodec.codec.metrics.spectra import mel_distance
 from tokodec.codec.models import list_generators, list_models, load_model
 from tokodec.entropy.context.prior import ContextPrior
 from tokodec.entropy.hyperprior.prior import HyperPrior
+from tokodec.tests.motion_model import decoded_motion
 from tokodec.tokenizers.audio.grvq import RATE, AudioGRVQ, StreamingDecoder, StreamingEncoder
 from tokodec.tokenizers.folders import ASSETS, read_config, released_models
 from tokodec.tokenizers.image.grid import ImageGrid
@@ -32,6 +33,7 @@ from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.sequence import ImageSequence
 from tokodec.tokenizers.image.tiling import decode_tiled, encode_tiled
 from tokodec.tokenizers.video.motion import Near, VideoMotion
+from tokodec.tokenizers.video.motion_records import GUESSED, STANDS_ALONE
 
 TABLES_HASH = "03114317a85fa2da74094318e197ad19b44b7eca1ba8e7ad6ba32ae79348b400"
 PHOTO_HASHES = {
@@ -255,6 +257,24 @@ def test_a_frame_that_comes_after_another_takes_half_the_bits() -> None:
     assert len(after[0]) < 0.5 * len(alone[1][0])
     levels = [psnr(frames[1], model.pixels_of(found, (128, 160))) for _, found in (after, alone[1])]
     assert levels[0] > levels[1] - 1
+
+
+def test_a_golden_video_decodes_to_its_codes() -> None:
+    """Of every kind of frame, with the weights that are released: `python tests/golden/make.py motion` with new ones.
+    Pixels of references may drift apart a little between machines."""
+    folder = Path(__file__).parent / "golden" / "motion"
+    data, expected = (folder / "six.tok").read_bytes(), json.loads((folder / "expected.json").read_text())
+    kinds = {"guessed" if q == GUESSED else "alone" if q & STANDS_ALONE else "after" for q in expected["qualities"][1:]}
+    assert kinds >= {"alone", "after"}
+    before, seen = torch.get_num_threads(), expected.pop("seen")
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found = decoded_motion(data)
+            assert np.abs(np.array(found.pop("seen")) - np.array(seen)).max() <= 3
+            assert found | {"bytes": len(data)} == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_photo_prefixes_of_the_layers_are_coarser_pictures(photo: ImagePhoto, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ from tokodec.codec.models import Model, load_model
 from tokodec.codec.progress import Progress
 from tokodec.codec.video.clock import Clock, ClockMaker, clock_of
 from tokodec.codec.video.decode import decode_frames, part_of, segment_frames_of
+from tokodec.codec.video.joined import joined
 from tokodec.codec.video.refine import RefinedEncoder
 from tokodec.codec.video.segments import read_segment, segment_frames
 from tokodec.entropy.static import StaticPrior
@@ -397,19 +398,21 @@ def test_rotation_and_shape_of_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 4, 5, 33, 34, 38])
 def test_any_number_of_frames(frames: int, tmp_path: Path) -> None:
-    """And what comes out is what the tokenizer makes of each segment as a whole."""
+    """And what comes out is what the tokenizer makes of each segment as a whole, joined at the borders."""
     path = save(tmp_path / "a.y4m", clip(frames, 19, 35))
     data = encode(path)
     found = frames_of(data)
     assert [time for time, _ in found] == [TICK * i for i in range(frames)]
     x = torch.from_numpy(np.stack([frame.pixels for frame in load(path)[1]])).permute(3, 0, 1, 2)[None]
+    apart: list[np.ndarray] = []
     for begin in range(0, frames, 33):
         tokens = grid().encode(x[:, :, begin : begin + 33])
         codes = read_segment(read_tok(data), model(), begin // 33)
         assert codes is not None
         assert np.array_equal(codes, tokens.codes[0].numpy())
-        expected = (grid().decode(tokens)[0] * 255).round().byte().permute(1, 2, 3, 0).numpy()
-        assert np.array_equal(np.stack([pixels for _, pixels in found[begin : begin + 33]]), expected)
+        apart += list((grid().decode(tokens)[0] * 255).round().byte().permute(1, 2, 3, 0).numpy())
+    expected = joined(iter(enumerate(apart)), 33, read_tok(data).video.joined)
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5])
@@ -625,8 +628,11 @@ def test_parts_decode_their_segments_only(long: bytes, monkeypatch: pytest.Monke
         return whole(kind, layer, segment)
 
     monkeypatch.setattr(tok, "payload", payload)
-    assert len(frames_of(tok, part=part_of(clock_of(tok), 1.4, 2.6))) == 30
+    assert len(frames_of(tok, part=part_of(clock_of(tok), 1.6, 2.3))) == 18
     assert asked == [1]
+    asked.clear()
+    assert len(frames_of(tok, part=part_of(clock_of(tok), 1.4, 2.6))) == 30
+    assert asked == [0, 1, 2]  # borders beside it touch it
 
 
 @pytest.mark.parametrize(
@@ -663,7 +669,18 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- damage
 
 
+def without_joins(data: bytes) -> bytes:
+    """The file, whose segments are shown as they are."""
+    tok = read_tok(data)
+    return data[:9] + pack_chunk(HEAD, write_header(replace(tok.video, joined=0))) + data[9 + 12 + head_size(data) :]
+
+
+def head_size(data: bytes) -> int:
+    return int.from_bytes(data[13:17], "little")
+
+
 def test_damage_costs_its_own_segment(long: bytes, tmp_path: Path) -> None:
+    long = without_joins(long)
     whole, tok = frames_of(long), read_tok(long)
     for lost in range(4):
         broken = bytearray(long)
@@ -774,6 +791,7 @@ def test_a_payload_that_lies_is_damage() -> None:
 
 
 def test_a_file_that_is_cut_off_decodes_to_its_first_part(long: bytes, tmp_path: Path) -> None:
+    long = without_joins(long)
     whole, tok = frames_of(long), read_tok(long)
     cut = long[: tok.places[LAYR, 0, 2] + 7]
     done = decode(cut, tmp_path / "a.mp4")

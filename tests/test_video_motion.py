@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tokodec.tests.motion_model import SMALL, clip, tiny_motion
+from tokodec.tests.motion_model import SMALL, clip, doubtful, tiny_motion
 from tokodec.tokenizers.video.hierarchy import between, turns
-from tokodec.tokenizers.video.motion import (
+from tokodec.tokenizers.video.motion import LowDelayDecoder, LowDelayEncoder, Near, VideoMotion, still_quality
+from tokodec.tokenizers.video.motion_nets import MotionNets, VideoMotionConfig, haar, unhaar
+from tokodec.tokenizers.video.motion_records import (
     GUESSED,
-    LowDelayDecoder,
-    LowDelayEncoder,
-    Near,
+    STANDS_ALONE,
     Record,
-    VideoMotion,
     grid_of,
+    marked_alone,
     only,
+    pack_record,
     pack_stream,
     read_records,
-    still_quality,
+    unmarked_alone,
 )
-from tokodec.tokenizers.video.motion_nets import MotionNets, VideoMotionConfig, haar, unhaar
 from tokodec.tokenizers.video.search import moved, search
 
 SIZE = (50, 70)
@@ -37,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photo_model: Path) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> VideoMotion:
     return VideoMotion.from_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def _after_references() -> Iterator[None]:
+    with doubtful(math.inf):
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- hierarchy
@@ -220,7 +228,8 @@ def test_frames_come_back_as_the_encoder_saw_them(model: VideoMotion, size: tupl
 
 
 def test_frames_larger_than_a_window_are_coded_in_several(model: VideoMotion, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokodec.tokenizers.video.motion.WINDOW", 3)
+    for module in ("motion", "motion_records"):
+        monkeypatch.setattr(f"tokodec.tokenizers.video.{module}.WINDOW", 3)
     frames = clip(2, *SIZE)
     first = model.shown(frames[0])
     data, found = model.encode_after(255 - frames[1], 9000, [Near(first, -1)])
@@ -252,6 +261,33 @@ def test_a_frame_that_was_expected_takes_two_bytes(model: VideoMotion) -> None:
     assert data == b"\xff\xff"
     assert torch.equal(found.x, guess.x)
     assert torch.equal(model.decode_after(Record(GUESSED, []), [Near(first, -1)], SIZE).x, guess.x)
+
+
+def test_a_frame_stands_alone_where_that_costs_less(model: VideoMotion) -> None:
+    frames = clip(2, *SIZE)
+    near = [Near(model.shown(255 - frames[0]), -2)]
+    after, found_after = model.encode_after(frames[1], 5000, near)
+    with doubtful(0):
+        data, found = model.encode_after(frames[1], 5000, near)
+        again, _ = model.encode_after(model.pixels_of(model.guess(near), SIZE), 5000, near)
+    assert again == pack_record(GUESSED)
+    assert model.cost(frames[1], found, data, 5000) < model.cost(frames[1], found_after, after, 5000)
+    alone, same = model.encode_alone(frames[1], 5000, weight=1.0)
+    assert (data, unmarked_alone(data)) == (marked_alone(alone), alone)
+    assert unmarked_alone(after) is unmarked_alone(again) is None
+    record = only(read_records(data, [False], SIZE))
+    assert record.quality == STANDS_ALONE + only(read_records(alone, [True], SIZE)).quality
+    for shown in (found, same):
+        assert torch.equal(model.decode_after(record, near, SIZE).x, shown.x)
+    with pytest.raises(ValueError, match="quality"):
+        model.decode_after(record._replace(quality=STANDS_ALONE + 10001), near, SIZE)
+    with doubtful(0):
+        encoder, decoder = LowDelayEncoder(model, 50), LowDelayDecoder(model, SIZE)
+        packets = [encoder.push(pixels) for pixels in (255 - frames[0], frames[1])]
+    assert (packets[1][0], unmarked_alone(packets[1][1:]) is None) == (0, False)
+    shown_last = [decoder.push(packet) for packet in packets][-1]
+    assert encoder.last is not None
+    assert np.array_equal(shown_last, model.pixels_of(encoder.last, SIZE))
 
 
 def test_bytes_that_lie_are_refused(model: VideoMotion) -> None:

@@ -102,18 +102,19 @@ class VideoOptions:
     codecs: Annotated[
         str,
         typer.Option(help="beside them, with commas: x264, x265, av1, x264-psnr, and image-photo frame by frame"),
-    ] = "x264,image-photo,x265,av1"
+    ] = "x264,x264-psnr,x265,av1,image-photo"
     device: Device = "auto"
     limit: Limit = None
     frames: Annotated[int | None, typer.Option(help="only so many frames of each clip", min=1)] = None
     levels: Annotated[str, typer.Option(help="of ours, with commas; else all of them")] = ""
     kbps: Annotated[str, typer.Option(help="rates of ours, with commas: most kbit/s of a whole file")] = ""
+    qualities: Annotated[str, typer.Option(help="of ours whose rate is a quality, with commas: 0 to 100")] = ""
     effort: Effort = 0
     every_photo: Annotated[
         int, typer.Option(help="image-photo codes one of so many frames, its bytes are scaled", min=1)
     ] = 4
     every: Annotated[
-        int, typer.Option(help="MS-SSIM and feature distance are measured on one of so many frames", min=1)
+        int, typer.Option(help="MS-SSIM, VMAF and feature distance are measured on one of so many frames", min=1)
     ] = 4
     memory: Memory = True
     threads: Threads = 1

@@ -121,6 +121,7 @@ MODALITY_FIELDS: dict[int, tuple[Field, ...]] = {
         Field("aspect_height", "u16", "a pixel's height relative to aspect_width", 1, 65535),
         Field("sound", "u8", "whether AHED and AUDL chunks belong to the video", names={0: "no", 1: "yes"}),
         Field("first", "u8", "frames the first grid cell of a segment spans; 0: one", 0, MAX_GROUP, optional=True),
+        Field("joined", "u8", "frames on each side of a border over which its jump is spread", 0, 32, optional=True),
     ),
 }
 _STRUCTS = {kind: struct.Struct(code) for kind, code in (("u8", "<B"), ("edge", "<B"), ("u16", "<H"), ("u32", "<I"))}
@@ -281,6 +282,7 @@ class VideoHeader:
     aspect_height: int = 1
     sound: int = 0
     first: int = 0
+    joined: int = 0
     prior: int = 2
     modality: int = VIDEO
 
@@ -294,6 +296,8 @@ class VideoHeader:
         if self.segment < self.first_frames or (self.segment - self.first_frames) % self.group:
             wanted = f"{self.first_frames} and a multiple of {self.group}"
             raise HeaderError(f"header field segment: {self.segment} is not {wanted}")
+        if 2 * self.joined > self.segment:
+            raise HeaderError(f"header field joined: {self.joined} is more than half of a segment of {self.segment}")
         if math.prod(self.segment_grid(0)) > MAX_CELLS:
             raise HeaderError(f"header field segment: {self.segment} frames have more than {MAX_CELLS} cells")
 

@@ -42,18 +42,21 @@ def psnr(x: np.ndarray, x_hat: np.ndarray) -> float:
     return 10 * math.log10(255**2 * x.size / squares) if squares else math.inf
 
 
-def ms_ssim(x: np.ndarray, x_hat: np.ndarray) -> float | None:
+def ms_ssim(x: np.ndarray, x_hat: np.ndarray, fewer: bool = False) -> float | None:
     """Multi-scale structural similarity, the mean of R, G and B.
 
-    Returns: 0 to 1, higher is better, 1 for equal pictures; None below 161 pixels a side.
+    Args:    fewer: below 161 pixels a side, take as many of the finest scales as the window fits in, with their weights
+             over the sum of those: four from 81 pixels on. Such figures compare with figures of the same size only.
+    Returns: 0 to 1, higher is better, 1 for equal pictures; None below 161 pixels a side, or 11 if ``fewer``.
     Source:  Wang, Simoncelli, Bovik 2003, eq. (7): 5 scales, 11 x 11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03. We
              differ where the package pytorch-msssim does, so that numbers compare: colour channels instead of
              luminance, negative similarity counts as 0, odd sides get a border of zeros before they are halved.
     """
     check_pair(x, x_hat)
-    if min(x.shape[:2]) < MS_SSIM_SMALLEST:
+    n = sum(min(x.shape[:2]) > 10 << scale for scale in range(len(MS_SSIM_WEIGHTS)))
+    if n == 0 or (n < len(MS_SSIM_WEIGHTS) and not fewer):
         return None
-    return float(similarity(to_tensor(x)[None], to_tensor(x_hat)[None]))
+    return float(similarity(to_tensor(x)[None], to_tensor(x_hat)[None], n_scales=n))
 
 
 def ssimulacra2(x: np.ndarray, x_hat: np.ndarray) -> float | None:
@@ -88,20 +91,22 @@ def _as_file(pixels: np.ndarray) -> io.BytesIO:
     return io.BytesIO(b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())
 
 
-def similarity(x: Tensor, x_hat: Tensor, least: float = 0.0) -> Tensor:
+def similarity(x: Tensor, x_hat: Tensor, least: float = 0.0, n_scales: int = len(MS_SSIM_WEIGHTS)) -> Tensor:
     """MS-SSIM as :func:`ms_ssim` takes it, of ``[B, 3, H, W]`` in [0, 1] to ``[B]``; with gradients, on any device.
 
     Args: least: what smaller similarities of a scale count as; above 0 for training, since the powers of 0 have no
-          slope.
+          slope.  n_scales: the finest ones, weighted by their share.
     """
     from torch.nn.functional import avg_pool2d
 
     pair = x, x_hat
     value = x.new_ones(())
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+    weights = MS_SSIM_WEIGHTS[:n_scales]
+    whole = 1.0 if n_scales == len(MS_SSIM_WEIGHTS) else sum(weights)
+    for scale, weight in enumerate(weights):
         luminance, structure = _similarity(*pair)  # [B, 3] each
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        value = value * (luminance if last else structure).clamp(min=least) ** weight
+        last = scale == n_scales - 1
+        value = value * (luminance if last else structure).clamp(min=least) ** (weight / whole)
         if not last:
             odd = (pair[0].shape[2] % 2, pair[0].shape[3] % 2)
             pair = avg_pool2d(pair[0], 2, padding=odd), avg_pool2d(pair[1], 2, padding=odd)

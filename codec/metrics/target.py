@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..errors import UsageError
 from .picture import MS_SSIM_SMALLEST, SSIMULACRA2_SMALLEST, as_rgb, decibel, ms_ssim, psnr, ssimulacra2
 
-METRICS = {"psnr": psnr, "ms-ssim": ms_ssim, "ssimulacra2": ssimulacra2}
+Measure = Callable[[np.ndarray, np.ndarray], float | None]
+METRICS: dict[str, Measure] = {"psnr": psnr, "ms-ssim": ms_ssim, "ssimulacra2": ssimulacra2}
 LARGEST = 1 << 24  # pixels that are measured as a whole: MS-SSIM takes 240 bytes for each, SSIMULACRA 2 500
 SMALLEST = {"psnr": 1, "ms-ssim": MS_SSIM_SMALLEST, "ssimulacra2": SSIMULACRA2_SMALLEST}
 

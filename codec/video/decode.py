@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...tokenizers.video.base import ClipDecoder
 from ..audio.decode import Span, decode_blocks
+from ..container.fields import VideoHeader
 from ..container.read import TokFile
 from ..errors import FormatError, UsageError
 from ..files import seekable
@@ -19,6 +20,7 @@ from ..media.read_video import Pixels
 from ..media.write_video import SILENT_SUFFIXES, SoundTrack, VideoWriter
 from ..progress import SILENT, Progress
 from .clock import Clock, clock_of, shown_clock
+from .joined import Numbered, joined
 from .segments import read_segment, video_tokenizer
 
 if TYPE_CHECKING:
@@ -98,22 +100,34 @@ def decode_frames(
 ) -> Iterator[tuple[Fraction, Pixels]]:
     """Frames ``[H, W, 3]`` uint8 of a part of a video, all of it by default, with their times in seconds, one by one.
 
-    Only segments of that part are decoded. A lost segment is the last good frame, or gray if there is none.
+    Only segments of that part are decoded, and those beside it whose borders touch it. A lost segment is the last good
+    frame, or gray if there is none.
 
     Args: segment_frames: decodes a segment, see :meth:`.format.AnyVideoFormat.frames_of`.
     """
     header, clock = tok.video, clock_of(tok)
     first, last = (0, header.frames) if part is None else (part.first, part.last)
+    begin, end = first, last
+    if header.joined:
+        begin = max(0, first - header.joined)
+        border = -(-last // header.segment) * header.segment
+        end = min(header.frames, border + 1 if border - last < header.joined else last)
+    frames = _frames(header, segment_frames, begin // header.segment, end)
+    for i, pixels in joined(frames, header.segment, header.joined) if header.joined else frames:
+        if first <= i < last:
+            yield clock.time(i), pixels
+            progress.update((i + 1 - first) / (last - first), frames=i + 1 - first)
+
+
+def _frames(header: VideoHeader, segment_frames: SegmentFrames, segment: int, last: int) -> Iterator[Numbered]:
+    """Frames up to ``last`` (excluded) with their numbers, from the beginning of a segment on."""
     good: Pixels = np.full((header.height, header.width, 3), GRAY, dtype=np.uint8)
-    for segment in range(first // header.segment, -(-last // header.segment)):
-        begin, end = header.segment_span(segment)
-        frames = segment_frames(segment)
+    for number in range(segment, -(-last // header.segment)):
+        begin, end = header.segment_span(number)
+        frames = segment_frames(number)
         for i in range(begin, min(end, last)):
             good = next(frames, good)
-            if i < first:
-                continue
-            yield clock.time(i), good
-            progress.update((i + 1 - first) / (last - first), frames=i + 1 - first)
+            yield i, good
 
 
 def frames_of_codes(codes: Codes, decoder: ClipDecoder) -> Iterator[Pixels]:

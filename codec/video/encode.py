@@ -27,6 +27,7 @@ from ..errors import too_small
 from ..media.read_video import VideoReader
 from ..progress import SILENT, Progress
 from .clock import Clock, ClockMaker, clock_fields
+from .joined import FRAMES
 from .refine import RefinedEncoder, check_refinable
 from .segments import layout_of, segment_frames, segment_payload, video_tokenizer
 from .track import code_track, most_bytes, open_video
@@ -215,6 +216,7 @@ def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound
         frames=clock.frames,
         segment=segment,
         sound=int(sound),
+        joined=min(FRAMES, segment // 4) if clock.frames > segment else 0,
         **layout_of(video_tokenizer(model)),
         **clock_fields(reader, clock),
     )

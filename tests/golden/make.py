@@ -1,7 +1,7 @@
 """Makes everything in this folder: the model `tiny`, the files `*.tok`, what they decode to, and `bad/*.tok`.
 
-Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound`, `video`, `fit` only those
-folders), or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a
+Run `python tests/golden/make.py` (with the words `context`, `photo`, `sequence`, `sound`, `video`, `motion`, `fit` only
+those folders), or any tests with GENERATE_EXPECTED=1, after a change of the format *before* it is released. Files of a
 released format stay as they are: new ones are added under new names.
 """
 
@@ -34,6 +34,7 @@ from tokodec.codec.container.read import read_tok
 from tokodec.codec.container.write import write_video
 from tokodec.codec.contract import Encoded, Source
 from tokodec.codec.decode import decode_file, file_tokens
+from tokodec.codec.encode import encode_file
 from tokodec.codec.formats import format_of
 from tokodec.codec.image import photo_file as photo
 from tokodec.codec.image.format import ImageFormat
@@ -57,6 +58,7 @@ from tokodec.entropy.hyperprior.walk import CODE_MAX, Walk
 from tokodec.entropy.schedule import offsets_within, refinement
 from tokodec.entropy.static import StaticPrior
 from tokodec.entropy.tail import TailPrior
+from tokodec.tests.motion_model import decoded_motion
 from tokodec.tokenizers.audio.grvq import AudioGRVQ, AudioGRVQConfig
 from tokodec.tokenizers.image.grid import ImageGrid, ImageGridConfig
 from tokodec.tokenizers.image.photo import ImagePhoto
@@ -74,6 +76,7 @@ TINY = HERE / "tiny"
 CONTEXT = HERE / "context"  # the same tokenizer with a context prior, and files made with it
 PHOTO = HERE / "photo"  # a model whose rate is set by a quality, and files made with it
 SEQUENCE = HERE / "sequence"  # a model of windows, and files made with it
+MOTION = HERE / "motion"  # a file of the released video-motion
 FIT = HERE / "fit"  # a fitted video, with all kinds of grids
 VIDEO = HERE / "video"  # a model for videos, both kinds of entropy models, and files made with it and that for sounds
 SOUND = HERE / "sound"  # a model for sounds, both kinds of entropy models, and files made with them
@@ -423,6 +426,20 @@ def make_video() -> None:
             "seen": frames[-1][1][:: frames[0][1].shape[0] // 4, ::7].mean(2).round().astype(int).ravel().tolist(),
         }
     (VIDEO / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def make_motion() -> None:
+    """Six frames by the released `video-motion`, the fourth of which has nothing to do with the others. To be made anew
+    with its weights."""
+    rng = np.random.default_rng(17)
+    frames = drift(rng, 6, 64, 96)
+    frames[3] = smooth_noise(rng, 64, 96)
+    media = io.BytesIO(film(frames, [40 * i for i in range(6)]))
+    made = encode_file(media, model="video-motion", quality=40, device="cpu")
+    MOTION.mkdir(exist_ok=True)
+    (MOTION / "six.tok").write_bytes(made.data)
+    found = decoded_motion(made.data)
+    (MOTION / "expected.json").write_text(json.dumps(found | {"bytes": len(made.data)}, indent=1) + "\n")
 
 
 def make_fit() -> None:
@@ -777,6 +794,8 @@ def main(wanted: list[str]) -> None:
     if not wanted or "video" in wanted:
         make_video()
         make_bad_videos()
+    if not wanted or "motion" in wanted:
+        make_motion()
     if not wanted or "fit" in wanted:
         make_fit()
     print("bytes:", sum(p.stat().st_size for p in HERE.rglob("*") if p.is_file()))

@@ -17,14 +17,14 @@ stands alone. Pixels of references are those that are shown: rounded to 8 bits.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
@@ -34,23 +34,33 @@ from ..api import Tokenizer
 from ..image.layers import STRIDE, channels_last
 from ..image.photo import WINDOW as STILL_WINDOW
 from ..image.photo import ImagePhoto, cut, pad_to_cells, quality_steps, rate_weight
+from ..image.photo_nets import PATCH
 from ..image.tiling import Tile, tiles
 from ..precision import whole_float32
 from ..tokens import Tokens
 from ..variants import find_base
 from .motion_nets import MotionNets, Reference, Seen, VideoMotionConfig
+from .motion_records import (
+    GUESSED,
+    STANDS_ALONE,
+    WINDOW,
+    Record,
+    grid_of,
+    marked_alone,
+    only,
+    pack_record,
+    read_records,
+)
 from .search import search
 
 Pixels = npt.NDArray[np.uint8]
 Walks = list[tuple[Tile, Walk]]
 DEFAULT_QUALITY = 50.0
-ALONE = 2.0  # lambda of a frame that stands alone over that of others
-WINDOW = 128  # cells, as of image-photo
+ALONE = 2.0  # lambda of a frame that stands alone, and that many others come after, over that of others
+DOUBTFUL = 0.7  # part of its own detail that the references of a frame leave, from which on it is tried alone as well
 KINDS = 2  # of frames that the entropy models are told apart: with one reference, and with two
 REACHES = ((2, 8), (4, 12))  # of the search: up to so many frames away; else
 FARTHEST = 16
-GUESSED = 0xFFFF  # in place of a quality: the frame is what its references make expect, and nothing follows
-_QUALITY = struct.Struct("<H")
 
 
 class MotionPrior(HyperPrior):
@@ -179,20 +189,25 @@ class VideoMotion(Tokenizer):
 
     # ---------------------------------------------------------------- frames that stand alone
 
-    def still_steps(self, steps: int) -> int:
-        """The quality, in hundredths, of a frame that stands alone among others of that quality."""
+    def still_steps(self, steps: int, weight: float = ALONE) -> int:
+        """The quality, in hundredths, of a frame that stands alone among others of that quality.
+
+        weight: its lambda over theirs.
+        """
         weights = self.config.rate_weights, self.still.config.rate_weights
-        return round(QUALITY_STEPS * float(still_quality(np.array(steps / QUALITY_STEPS), *weights)))
+        return round(QUALITY_STEPS * float(still_quality(np.array(steps / QUALITY_STEPS), *weights, weight)))
 
     @torch.no_grad()
-    def encode_alone(self, pixels: Pixels, steps: int, better: Better | None = None) -> tuple[bytes, Reference]:
+    def encode_alone(
+        self, pixels: Pixels, steps: int, better: Better | None = None, weight: float = ALONE
+    ) -> tuple[bytes, Reference]:
         """A frame ``[H, W, 3]`` at a quality in hundredths: its bytes, and what it leaves to others."""
-        own = self.still_steps(steps)
+        own = self.still_steps(steps, weight)
         latents = self.still.analyse_tiled(torch.from_numpy(np.ascontiguousarray(pixels)))
         walks = self.still.quantise_windows(latents, own)
         if better is not None:
             walks = better.alone(pixels, latents, walks, own)
-        data = _QUALITY.pack(own) + b"".join(pack_stream(self.still.entropy.payloads(w, 1)[0]) for _, w in walks)
+        data = pack_record(own, [self.still.entropy.payloads(walk, 1)[0] for _, walk in walks])
         for tile, walk in walks:
             cut(latents, tile)[:] = walk.latents
         return data, self._alone(latents, own, (pixels.shape[0], pixels.shape[1]))
@@ -229,12 +244,15 @@ class VideoMotion(Tokenizer):
 
     @torch.no_grad()
     def encode_after(
-        self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True, better: Better | None = None
-    ) -> tuple[bytes, Reference]:
-        """A frame ``[H, W, 3]`` after one reference or two: its bytes, and what it leaves to others.
+        self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True, better: Better | None = None,
+        weight: float = 1.0,
+    ) -> tuple[bytes, Reference]:  # fmt: skip
+        """A frame ``[H, W, 3]`` after one reference or two, or alone if that costs less: its bytes, and what it leaves
+        to others.
 
         Args: steps: quality in hundredths.  may_guess: whether a frame that its references make expect well enough may
-              take two bytes.  better: finds other latents, which are taken if they are better.
+              take two bytes.  better: finds other latents, which are taken if they are better.  weight: lambda of the
+              frame over that of others, if it stands alone.
         """
         x, (references, apart) = self.padded(pixels), self._references(near)
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
@@ -248,12 +266,15 @@ class VideoMotion(Tokenizer):
             latents: list[tuple[Tensor, Tensor | None]] = [(y, None)]
             if better is not None:
                 latents.append(better.after(x, seen, apart, y, steps))
-            tries = [(_QUALITY.pack(GUESSED), self.guess(near))] if may_guess else []
+            tries = [(pack_record(GUESSED), self.guess(near))] if may_guess else []
             for y, z in latents:
                 streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z=z)
-                pairs = [pack_stream(part) for pair in zip(motion, streams, strict=True) for part in pair]
+                pairs = [part for pair in zip(motion, streams, strict=True) for part in pair]
                 found = self._synthesise(y_hat, quality, seen, apart)
-                tries.append((_QUALITY.pack(steps) + b"".join(pairs), found))
+                tries.append((pack_record(steps, pairs), found))
+        if left_over(x, seen.x) > DOUBTFUL:
+            data, found = self.encode_alone(pixels, steps, better, weight)
+            tries.append((marked_alone(data), found))
         return min(tries, key=lambda made: self._cost(x, made[1], made[0], quality))
 
     @torch.no_grad()
@@ -261,6 +282,8 @@ class VideoMotion(Tokenizer):
         """Inverse of :meth:`encode_after`. Raises ValueError for bytes that it cannot have made."""
         if record.quality == GUESSED:
             return self.guess(near)
+        if record.quality & STANDS_ALONE:
+            return self.decode_alone(record._replace(quality=record.quality ^ STANDS_ALONE), size)
         if record.quality > QUALITY_STEPS:
             raise ValueError(f"a quality is 0 to {QUALITY_STEPS}")
         references, apart = self._references(near)
@@ -401,68 +424,6 @@ class LowDelayDecoder:
         return self.model.pixels_of(self.last, self.size)
 
 
-# -------------------------------------------------------------------- bytes
-
-
-class Record(NamedTuple):
-    """The bytes of a frame: its quality in hundredths, and a stream for each window (m and y, or y alone)."""
-
-    quality: int
-    streams: list[bytes]
-
-
-def pack_stream(stream: bytes) -> bytes:
-    """Its length as LEB128, and the stream."""
-    out, left = bytearray(), len(stream)
-    while left >= 0x80:
-        out.append(left & 0x7F | 0x80)
-        left >>= 7
-    return bytes(out) + bytes([left]) + stream
-
-
-def read_records(data: bytes, alone: Sequence[bool], size: tuple[int, int]) -> Iterator[Record]:
-    """Records of frames, one after another. alone: of each, whether it stands alone. Raises ValueError."""
-    h, w = grid_of(size)
-    at = 0
-    for own in alone:
-        if at + 2 > len(data):
-            raise ValueError("a frame ends in its quality")
-        (quality,) = _QUALITY.unpack_from(data, at)
-        at += 2
-        n = len(list(tiles(h, w, 0, STILL_WINDOW if own else WINDOW))) * (1 if own else 2)
-        streams = []
-        for _ in range(0 if quality == GUESSED and not own else n):
-            length, at = _length(data, at)
-            streams.append(data[at : at + length])
-            at += length
-        yield Record(quality, streams)
-    if at != len(data):
-        raise ValueError(f"{len(data) - at} bytes follow the frames")
-
-
-def only(records: Iterator[Record]) -> Record:
-    """The one record that there is."""
-    (record,) = records
-    return record
-
-
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    """A length as LEB128 that the data can hold, and where it ends. Raises ValueError."""
-    length = 0
-    for i, byte in enumerate(data[at : at + 5]):
-        length |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            if length > len(data) - at - i - 1 or (i and not byte):
-                break
-            return length, at + i + 1
-    raise ValueError("a frame ends in one of its streams")
-
-
-def grid_of(size: tuple[int, int]) -> tuple[int, int]:
-    """Cells of a frame."""
-    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
-
-
 def extent(tile: Tile) -> tuple[int, int]:
     t, le, b, r = tile.core
     return b - t, r - le
@@ -473,15 +434,22 @@ def rounded(x: Tensor) -> Tensor:
     return (x.clamp(0, 1) * 255).round() / 255
 
 
+def left_over(x: Tensor, x_bar: Tensor) -> float:
+    """What is left of a frame when what is expected is taken away, over its own detail within 8 x 8 pixels."""
+    cells = F.interpolate(F.avg_pool2d(x, PATCH), scale_factor=PATCH)
+    return float((x - x_bar).abs().mean() / (x - cells).abs().mean().clamp_min(1e-6))
+
+
 def still_quality(
-    quality: npt.NDArray[np.floating], own: Sequence[float], still: Sequence[float]
+    quality: npt.NDArray[np.floating], own: Sequence[float], still: Sequence[float], weight: float = ALONE
 ) -> npt.NDArray[np.float64]:
     """Qualities in 0..1 of frames that stand alone among others of such a quality.
 
     Args: own, still: rate weights of the nets and of the model of frames that stand alone, at even steps.
+          weight: lambda of such a frame over that of others.
     """
-    weight = np.interp(quality, np.linspace(0, 1, len(own)), np.log(own)) + np.log(ALONE)
-    return np.asarray(np.interp(weight, np.log(still), np.linspace(0, 1, len(still))))
+    wanted = np.interp(quality, np.linspace(0, 1, len(own)), np.log(own)) + np.log(weight)
+    return np.asarray(np.interp(wanted, np.log(still), np.linspace(0, 1, len(still))))
 
 
 def reach_of(apart: int) -> int:

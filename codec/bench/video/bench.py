@@ -24,7 +24,7 @@ import numpy as np
 from ...console import names_in, number_list, whole_numbers
 from ...errors import MediaError, UsageError
 from ...files import atomic_output
-from ...metrics.picture import psnr
+from ...metrics.picture import decibel, ms_ssim, psnr
 from ...models import pick_device
 from ...settings import Setting
 from ..clips import Video, files_in, read_video
@@ -36,11 +36,14 @@ from ..page import Exhibit
 from ..run import Bench, Findings, Row, run
 from .ours import FileCoder, FrameCoder, prepare_files, prepare_frames, prepare_video
 from .page import player, sections, sheet, together, video_page
-from .peers import VIDEO_PEERS, find_video_peer
+from .peers import VIDEO_PEERS, VideoPeer, find_video_peer
+from .vmaf import VmafClip, vmaf_missing
 
 FRAME_BY_FRAME = "image-photo"  # the model for pictures that ours must beat
-ANCHORS = ("x264", FRAME_BY_FRAME)  # what the others are compared with, clip by clip
-SOME = ("ms_ssim", "feature_distance")  # metrics of some frames
+ANCHORS = ("x264", FRAME_BY_FRAME)  # whose bytes at the PSNR of a file are said
+BD_ANCHORS = ("x264", "x264-psnr", "x265", "av1", FRAME_BY_FRAME)  # what the others are compared with, clip by clip
+COMPARED = (("psnr", "bytes"), ("psnr", "mp4_bytes"), ("ms_ssim_db", "bytes"), ("vmaf", "bytes"))  # by these
+SOME = ("ms_ssim", "feature_distance")  # metrics of some frames, and VMAF
 EQUAL_PSNR = 60.0  # dB that a frame counts as at most, or one equal to its source would be infinite; as libvmaf has it
 COLUMNS = (  # of results.csv; what does not apply is empty
     "clip", "codec",
@@ -48,16 +51,17 @@ COLUMNS = (  # of results.csv; what does not apply is empty
     "setting",
     "dial",  # the setting's number
     "frames",  # that were coded
-    "bytes",  # of the whole file; of kind "frames" of one for each frame
+    "bytes",  # of the whole file; of kind "frames" of one for each frame, of a peer of its bare stream
+    "mp4_bytes",  # of a peer's stream in an .mp4
     "kbps",
     "bpp",  # bits a pixel of a frame
     "psnr",  # mean over the coded frames
     "psnr_worst",  # of one of them
-    *SOME,  # means over some of them
+    *SOME, "vmaf",  # means over some of them
     "encode_s",  # by the clock, of the frames that were coded; empty for files that were there
     "decode_s",
 )  # fmt: skip
-MEANS = ("bytes", "kbps", "bpp", "psnr", "psnr_worst", *SOME)  # averaged over clips
+MEANS = ("bytes", "mp4_bytes", "kbps", "bpp", "psnr", "psnr_worst", *SOME, "vmaf")  # averaged over clips
 
 
 def bench_video(options: VideoOptions) -> dict[str, Any]:
@@ -82,6 +86,8 @@ class VideoBench(Bench):
         self.models = list(dict.fromkeys(names_in(options.models)))
         self.names = chosen(names_in(options.codecs), [FRAME_BY_FRAME, *VIDEO_PEERS])
         self.levels, self.kbps = whole_numbers(options.levels, "levels"), number_list(options.kbps, "rates")
+        self.qualities = number_list(options.qualities, "qualities")
+        self.no_vmaf = vmaf_missing()
         if not self.models and not self.names and options.files is None:
             raise UsageError("nothing to measure: name a model or a codec")
         if options.files is not None and options.frames is not None:
@@ -97,7 +103,8 @@ class VideoBench(Bench):
     def prepare(self) -> list[Contender]:
         options, device = self.options, self.device
         self.codecs: list[Contender] = [
-            prepare_video(name, device, self.levels, self.kbps, options.effort) for name in self.models
+            prepare_video(name, device, self.levels, self.kbps, effort=options.effort, qualities=self.qualities)
+            for name in self.models
         ]
         if options.files is not None:
             self.codecs.append(prepare_files(options.files, self.paths, device))
@@ -130,9 +137,11 @@ class VideoBench(Bench):
 
     def rows(self, clip: Video, kept: dict[tuple[str, str], Coded], notes: list[str]) -> Iterator[Row]:
         """Every codec at every setting. ``kept`` gets what was coded."""
+        vmaf = None if self.no_vmaf else VmafClip(clip, self.options.every, self.device)
         for result in results(clip, self.codecs, notes):
             codec, setting, coded, x_hat = result.codec, result.setting, result.encoded.result, result.decoded.result
-            x = clip.frames[:: codec.every if isinstance(codec, FrameCoder) else 1]
+            step = codec.every if isinstance(codec, FrameCoder) else 1
+            x = clip.frames[::step]
             if len(x_hat) != len(x):
                 raise MediaError(f"{clip.name}: {codec.name} gives {len(x_hat)} of {len(x)} frames back")
             kept[codec.name, setting.label] = coded
@@ -142,6 +151,8 @@ class VideoBench(Bench):
                 | result.seconds
                 | ({"encode_s": None} if isinstance(codec, FileCoder) else {})
                 | measure_frames(x, x_hat, self.options.every, self.device)
+                | {"mp4_bytes": len(codec.mp4_of(coded, clip.rate)) if isinstance(codec, VideoPeer) else None}
+                | {"vmaf": vmaf.score(x_hat, step) if vmaf else None}
             )
 
     def report(self, found: Findings) -> dict[str, Any]:
@@ -149,7 +160,7 @@ class VideoBench(Bench):
         return {
             "models": [codec.name for codec in self.codecs if codec.kind == "ours"],
             "clips": found.clips,
-            "notes": found.notes,
+            "notes": [*found.notes, *([self.no_vmaf] if self.no_vmaf else [])],
             "codecs": {codec.name: {"kind": codec.kind, "how": codec.described} for codec in self.codecs},
             "every": self.options.every,
             "effort": self.options.effort,
@@ -157,7 +168,7 @@ class VideoBench(Bench):
             "aggregates": aggregate(found.rows),
             "points": found.rows,
             "equal": equal(found.rows),
-            "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": pairs},
+            "bd_rate": {"package": "bjontegaard", "method": METHOD, "pairs": pairs, "means": mean_rates(pairs)},
         }
 
     def write_more(self, found: Findings, out: Path) -> str:
@@ -177,9 +188,12 @@ def row(clip: Video, codec: Contender, setting: Setting, size: int) -> Row:
 
 def measure_frames(x: np.ndarray, x_hat: Sequence[np.ndarray], every: int, device: str) -> dict[str, Any]:
     """Means over frames: PSNR of all of them, with that of the worst, the other metrics of one of ``every``; None where
-    frames are too small for a metric. x: ``[n, H, W, 3]`` uint8."""
+    frames are too small for a metric. MS-SSIM of small frames has fewer scales. x: ``[n, H, W, 3]`` uint8."""
     values = [min(psnr(a, b), EQUAL_PSNR) for a, b in zip(x, x_hat, strict=True)]
-    some = [measure(x[i], x_hat[i], SOME, device) for i in range(0, len(x), every)]
+    some = [
+        measure(x[i], x_hat[i], ("feature_distance",), device) | {"ms_ssim": ms_ssim(x[i], x_hat[i], fewer=True)}
+        for i in range(0, len(x), every)
+    ]
     return {"psnr": float(np.mean(values)), "psnr_worst": min(values), **means(some, SOME)}
 
 
@@ -198,12 +212,27 @@ def frames_a_second(rows: Sequence[Mapping[str, Any]], seconds: str) -> float | 
     return sum(own["frames"] for own in rows) / sum(known) if len(known) == len(rows) else None
 
 
-def curves_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Pairs of bytes and PSNR of each clip and codec."""
+def curves_of(
+    rows: Sequence[Row], metric: str = "psnr", sizes: str = "bytes"
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Pairs of bytes and a metric of each clip and codec, of the settings that have it. Files without ``sizes`` have
+    their bytes."""
     return {
-        (key["clip"], key["codec"]): [(float(own["bytes"]), own["psnr"]) for own in group]
+        (key["clip"], key["codec"]): [
+            (float(own[sizes] or own["bytes"]), value)
+            for own in group
+            if (value := value_of(own, metric)) is not None and math.isfinite(value)
+        ]
         for key, group in group_by(rows, "clip", "codec")
     }
+
+
+def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+    """Of a row; MS-SSIM in dB, too."""
+    if metric == "ms_ssim_db":
+        return None if row["ms_ssim"] is None else decibel(row["ms_ssim"])
+    value: float | None = row[metric]
+    return value
 
 
 def equal(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -226,16 +255,30 @@ def equal(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def compare_clips(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """BD-rate of every codec against each of :data:`ANCHORS`, by PSNR, clip by clip.
+    """BD-rate of every codec against each of :data:`BD_ANCHORS` clip by clip, in the ways of :data:`COMPARED`, where
+    both were measured.
 
-    Returns: dicts with "clip", "codec", "against" and the fields of :class:`~..curves.BdRate`.
+    Returns: dicts with "clip", "codec", "against", "metric", "sizes" and the fields of :class:`~..curves.BdRate`.
     """
-    curves = curves_of(rows)
+    found = []
+    for metric, sizes in COMPARED:
+        curves = curves_of(rows, metric, sizes)
+        about = {"metric": metric, "sizes": sizes}
+        found += [
+            {"clip": clip, "codec": codec, "against": anchor} | about | asdict(bd_rate(curves[clip, anchor], curve))
+            for (clip, codec), curve in curves.items()
+            for anchor in BD_ANCHORS
+            if codec != anchor and curve and curves.get((clip, anchor))
+        ]
+    return found
+
+
+def mean_rates(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means of BD-rates over the clips that have one, and how many those are."""
     return [
-        {"clip": clip, "codec": codec, "against": anchor} | asdict(bd_rate(curves[clip, anchor], curve))
-        for (clip, codec), curve in curves.items()
-        for anchor in ANCHORS
-        if codec != anchor and (clip, anchor) in curves
+        key | {"clips": len(known), "percent": float(np.mean(known)) if known else None}
+        for key, group in group_by(pairs, "codec", "against", "metric", "sizes")
+        for known in [[own["percent"] for own in group if own["percent"] is not None]]
     ]
 
 

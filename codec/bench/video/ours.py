@@ -54,16 +54,20 @@ class VideoCoder(Ours):
 
 
 def prepare_video(
-    model: str, device: str, levels: Sequence[int] = (), kbps: Sequence[float] = (), effort: int = 0
-) -> VideoCoder:
-    """Load a model for videos, to be run at so many ``levels`` and at rates; at every number of levels, or at some
-    qualities, if neither is said. Raises UsageError for a model of something else, and for levels, rates and an effort
-    that there cannot be."""
+    model: str, device: str, levels: Sequence[int] = (), kbps: Sequence[float] = (), effort: int = 0,
+    qualities: Sequence[float] = (),
+) -> VideoCoder:  # fmt: skip
+    """Load a model for videos, to be run at so many ``levels`` and at rates, or at qualities and rates; at every number
+    of levels, or at some qualities, if nothing is said. Raises UsageError for a model of something else, and for what
+    there cannot be of levels, qualities, rates and effort."""
     model, device, tokenizer = load_ours(model, "video", device, effort)
     if tokenizer.rate_control == "quality":
         if levels:
             raise UsageError(f"{tokenizer.name} has no levels")
-        own = rates(kbps) or [Setting("quality", quality) for quality in VIDEO_QUALITIES]
+        if not all(0 <= quality <= 100 for quality in qualities):
+            raise UsageError(f"qualities are 0 to 100, got {', '.join(f'{quality:g}' for quality in qualities)}")
+        at = qualities or (() if kbps else VIDEO_QUALITIES)
+        own = [Setting("quality", quality) for quality in sorted(set(at))] + rates(kbps)
         return VideoCoder(model, tokenizer.name, tuple(own), device, effort)
     most = len(tokenizer.codebook_sizes)
     if not all(1 <= n <= most for n in levels):

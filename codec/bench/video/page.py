@@ -15,16 +15,26 @@ from ...media.write_video import VideoWriter
 from ..clips import Video
 from ..metrics import METRICS, Metric
 from ..page import BPP, Chart, Exhibit, Page, Version, beside, data_uri, draw, page
-from ..report import Column, Section, Table, bd_cell, memory_section, plural, signed, table_of, where
+from ..report import Cell, Column, Section, Table, bd_cell, memory_section, plural, signed, table_of, where
+from .vmaf import VMAF
 
 ALL = "all clips, means"
 CHARTED = (
     METRICS["psnr"], Metric("psnr_worst", "PSNR of the worst frame, dB", "worst\nframe", 2), METRICS["ms-ssim"],
-    METRICS["features"],
+    VMAF, METRICS["features"],
 )  # fmt: skip
+COMPARED = {  # headings of what BD-rates are by
+    ("psnr", "bytes"): "by PSNR, whole files and bare streams",
+    ("psnr", "mp4_bytes"): "by PSNR, whole files and streams in an .mp4",
+    ("ms_ssim_db", "bytes"): "by MS-SSIM, whole files and bare streams",
+    ("vmaf", "bytes"): "by VMAF, whole files and bare streams",
+}
 LEAD = (
-    "Sizes are those of whole files. PSNR (of RGB) is the mean over all frames, MS-SSIM (of clips of 161 pixels a side"
-    " or more) and feature distance over one of {every}. {frames}"
+    "Sizes are those of whole files, of other codecs those of their bare streams. PSNR (of RGB) is the mean over all"
+    " frames, MS-SSIM, VMAF (vmaf-torch, where it is installed) and feature distance over one of {every}. MS-SSIM of"
+    " clips below 161 pixels a side has the finest scales that its window fits in, four from 81 on, with their weights"
+    " over the sum of those."
+    " {frames}"
 )
 CAPTION = 16  # rows of pixels above each picture of the sheet
 GAP = 4  # pixels between them
@@ -69,9 +79,7 @@ def chart_of(report: Mapping[str, Any]) -> Chart:
 def sections(report: Mapping[str, Any]) -> list[Section]:
     """Means over clips with speed, bytes and BD-rates clip by clip, memory."""
     anchors = [key for key in report["equal"][0] if key in report["codecs"]]
-    return [
-        means_section(report), *equal_section(report, anchors), *bd_section(report, anchors), *memory_section(report)
-    ]  # fmt: skip
+    return [means_section(report), *equal_section(report, anchors), *bd_section(report), *memory_section(report)]
 
 
 def means_section(report: Mapping[str, Any]) -> Section:
@@ -102,19 +110,42 @@ def percent_of(anchor: str, entry: Mapping[str, Any]) -> str:
     return signed(entry.get(anchor))
 
 
-def bd_section(report: Mapping[str, Any], anchors: Sequence[str]) -> list[Section]:
-    """BD-rates clip by clip: a row for each clip, a column for each codec."""
+def bd_section(report: Mapping[str, Any]) -> list[Section]:
+    """BD-rates of each of our codecs, or of each codec if none is ours: a row for each clip and for the mean, a column
+    for each codec that it is compared with."""
+    names = list(report["codecs"])
+    names = [name for name in names if report["codecs"][name]["kind"] == "ours"] or names[1:]
     tables = []
-    for anchor in anchors:
-        pairs = [pair for pair in report["bd_rate"]["pairs"] if pair["against"] == anchor]
-        names = list(dict.fromkeys(pair["codec"] for pair in pairs))
-        cells = {(pair["clip"], pair["codec"]): bd_cell(pair) for pair in pairs}
-        clips = [clip["name"] for clip in report["clips"]]
-        rows = [("", [clip, *(cells.get((clip, name), "-") for name in names)]) for clip in clips]
-        if pairs:
-            tables.append((f"against {anchor}", Table(["clip", *names], rows, terse=True)))
-    about = "Negative: fewer. Mean over the common range of PSNR in brackets; a dash: too little in common."
-    return [Section("Bits more at equal PSNR (BD-rate)", about, tables)] if tables else []
+    for name in names:
+        for (metric, sizes), how in COMPARED.items():
+            own = [
+                {key: entry.get(key) for key in ("clip", "against", "percent", "low", "high", "reason", "clips")}
+                for entry in [*report["bd_rate"]["pairs"], *report["bd_rate"]["means"]]
+                if (entry["codec"], entry["metric"], entry["sizes"]) == (name, metric, sizes)
+            ]
+            if own:
+                tables.append((f"{name} {how}", bd_table(own)))
+    about = (
+        "Negative: fewer bits than the codec of the column. Mean over the common range of the metric in brackets; a"
+        " dash: too little in common, which the mean leaves out."
+    )
+    return [Section("Bits more at equal quality (BD-rate)", about, tables)] if tables else []
+
+
+def bd_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Of one codec by one metric. Entries without a clip are means."""
+    anchors = list(dict.fromkeys(entry["against"] for entry in entries))
+    rows = []
+    for clip in dict.fromkeys(entry["clip"] for entry in entries):
+        own = {entry["against"]: entry for entry in entries if entry["clip"] == clip}
+        cell = mean_cell if clip is None else bd_cell
+        rows.append(("", [clip or "mean", *(cell(own[anchor]) if anchor in own else "-" for anchor in anchors)]))
+    return Table(["clip", *anchors], rows, terse=True)
+
+
+def mean_cell(entry: Mapping[str, Any]) -> Cell:
+    """A mean of BD-rates, and over how many clips."""
+    return Cell(signed(entry["percent"], 1), f"({entry['clips']})")
 
 
 # ------------------------------------------------------------------------------------------------------------- clips

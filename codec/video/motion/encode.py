@@ -19,8 +19,9 @@ import torch
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.image.photo import quality_steps
 from ....tokenizers.video.hierarchy import Turn, turns
-from ....tokenizers.video.motion import DEFAULT_QUALITY, FARTHEST, Near, VideoMotion
+from ....tokenizers.video.motion import ALONE, DEFAULT_QUALITY, FARTHEST, Near, VideoMotion, left_over
 from ....tokenizers.video.motion_nets import Reference, up8
+from ....tokenizers.video.motion_records import unmarked_alone
 from ....tokenizers.video.search import moved, search
 from ...container.chunks import CodedSound
 from ...container.fields import FREE_CELLS, VideoHeader
@@ -122,13 +123,17 @@ class MotionEncoder:
         if self.since >= self.period or is_cut(self.model, pixels, before):
             return self._alone(pixels)
         data, key = self._after(pixels, 0, [Near(self._last_key, -self.group)])
-        self.made.keys.append(bytes([AFTER]) + data)
+        alone = unmarked_alone(data)
+        if alone is not None:
+            self.since = 0
+        self.made.keys.append(bytes([AFTER]) + data if alone is None else bytes([1 - AFTER]) + alone)
         return key
 
     def _after(self, pixels: Pixels, level: int, near: list[Near]) -> tuple[bytes, Reference]:
         cells = -(-pixels.shape[0] // STRIDE) * -(-pixels.shape[1] // STRIDE)
         steps = max(0, self.made.steps - DROP * level)
-        return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better)
+        may_guess, weight = cells <= FREE_CELLS, 1.0 if level else ALONE
+        return self.model.encode_after(pixels, steps, near, may_guess, better=self.better, weight=weight)
 
     def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
         """Frames between the last key and another frame, behind ``first``: with the step that costs least.
@@ -136,10 +141,10 @@ class MotionEncoder:
         All steps are tried on the frames that the shortest of them leads over; the others wait for the best one. In a
         group that is not whole those depend on others, and all frames are tried.
         """
-        n, steps = len(frames) + 1, steps_of(self.group)
-        each = steps[-1] if n == self.group else 1
         if not frames and not first:
             return b""
+        n, steps = len(frames) + 1, steps_of(self.group)
+        each = steps[-1] if n == self.group else 1
         tries = []
         for step in steps:
             some = [turn for turn in turns(n, step) if turn.frame % each == 0]
@@ -169,9 +174,8 @@ def steps_of(group: int) -> list[int]:
 def is_cut(model: VideoMotion, pixels: Pixels, before: Pixels) -> bool:
     """Whether a frame has little to do with an earlier one."""
     x, old = model.padded(pixels), model.padded(before)
-    left = (x - moved(old, up8(search(x, old, FARTHEST)))).abs().mean()
-    cells = torch.nn.functional.avg_pool2d(x, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    return float(left) > max(VISIBLE, CUT * float((x - cells).abs().mean()))
+    x_bar = moved(old, up8(search(x, old, FARTHEST)))
+    return left_over(x, x_bar) > CUT and float((x - x_bar).abs().mean()) > VISIBLE
 
 
 def encode_motion(source: Source, model: VideoMotion, options: EncodeOptions, progress: Progress = SILENT) -> Encoded:

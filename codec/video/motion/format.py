@@ -12,8 +12,9 @@ import numpy as np
 
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.video.hierarchy import turns
-from ....tokenizers.video.motion import Near, Record, VideoMotion, only, read_records
+from ....tokenizers.video.motion import Near, VideoMotion
 from ....tokenizers.video.motion_nets import Reference
+from ....tokenizers.video.motion_records import Record, only, read_records
 from ...container.chunks import LAYR
 from ...container.read import TokFile, most_cells
 from ...contract import Encoded, Source

@@ -16,8 +16,9 @@ from ....entropy.hyperprior.net import QUALITY_STEPS
 from ....entropy.hyperprior.relaxed import RelaxedPrior
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.image.photo import rate_weight
-from ....tokenizers.video.motion import WINDOW, Pixels, VideoMotion, Walks
+from ....tokenizers.video.motion import Pixels, VideoMotion, Walks
 from ....tokenizers.video.motion_nets import Seen
+from ....tokenizers.video.motion_records import WINDOW
 from ...errors import UsageError
 from ...image.canvas import Canvas
 from ...image.refine import Refiner
