@@ -97,6 +97,8 @@ class VQ(CodebookQuantizer):
 
     # Coarser types would swallow the small shares that a batch adds to an average.
     float32_buffers: tuple[str, ...] = ("cluster_size",)
+    training_buffers: tuple[str, ...] = ("cluster_size",)
+    moves = True
 
     @property
     def codebook(self) -> Tensor:
@@ -109,14 +111,21 @@ class VQ(CodebookQuantizer):
         self.cluster_size[where] = self.fresh_count
 
     @torch.no_grad()
+    def set_codewords(self, codewords: Tensor) -> None:
+        self.replace_codewords(torch.arange(len(codewords), device=codewords.device), codewords)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        self.replace_codewords(torch.arange(len(self.codewords), device=self.codewords.device), self.codewords.detach())
+
+    @torch.no_grad()
     def prepare(self, rows: Tensor) -> None:
         if rows.shape[0] == 0:
             return
         if not self.started:
             self.require_one_process("the k-means start")
-            centres = kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric)
-            self.replace_codewords(torch.arange(self.codebook_sizes[0], device=rows.device), centres)
-            self.started.fill_(True)
+            self.set_codewords(kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric))
         elif self.dead_below > 0:
             self.require_one_process("revival")
             dead = (self.cluster_size < self.dead_below).nonzero()[:, 0]
@@ -151,7 +160,7 @@ class EMAVQ(VQ):
     """
 
     learned_by_gradient = False
-    float32_buffers = ("cluster_size", "cluster_sum")
+    float32_buffers = training_buffers = ("cluster_size", "cluster_sum")
     cluster_sum: Tensor
 
     def __init__(
