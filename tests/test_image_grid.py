@@ -417,7 +417,7 @@ def test_what_is_saved_as_what(tiny_model: Path, tmp_path: Path) -> None:
     for name, tensor in raw.items():
         if name.endswith(weights.SCALE):
             assert tensor.dtype == torch.float32
-        elif (name.startswith(("analysis.", "synthesis.")) and tensor.ndim > 1) or name.endswith(weights.BASIS):
+        elif (name.startswith(("analysis.", "synthesis.")) and tensor.ndim > 1) or name.endswith(weights.TABLES):
             assert tensor.dtype == torch.int8
         else:
             assert tensor.dtype == torch.float16

@@ -47,7 +47,8 @@ def grouped(
 ) -> GroupResidualQuantizer:
     """A residual quantizer for each group of channels, see :class:`~.quantize.residual.GroupResidualQuantizer`.
 
-    Args: codebook_sizes: N of every level, the same in all groups.  dim: of all groups.  others: as of :func:`residual`.
+    Args: codebook_sizes: N of every level, the same in all groups.  dim: of all groups.  of, dropout: see
+          :func:`residual`.
     """
     if not 1 <= groups * len(codebook_sizes) <= MOST_CODEBOOKS or dim % groups:
         raise ValueError(f"quantizer.groups splits {dim} channels evenly, into 1 or more groups, got {groups}")

@@ -180,9 +180,9 @@ def make_quantizer(section: Section | str, at: str = "quantizer", **given: Any) 
     settings |= {name: value for name, value in section.items() if name != "kind"}
     target = _target(kind)
     for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            if name not in settings:
-                raise ValueError(f"{at}.{name} is missing: the kind {section['kind']} needs it")
+        needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if needed and name not in settings:
+            raise ValueError(f"{at}.{name} is missing: the kind {section['kind']} needs it")
     try:
         made: Quantizer = target(**settings)
     except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
