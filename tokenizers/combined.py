@@ -31,9 +31,7 @@ def _bounded(sizes: Sequence[int]) -> Sequence[int]:
     return sizes
 
 
-def residual(
-    codebook_sizes: Sequence[int], dim: int, of: Any = DEFAULT, dropout: float = 1.0
-) -> ResidualQuantizer:
+def residual(codebook_sizes: Sequence[int], dim: int, of: Any = DEFAULT, dropout: float = 1.0) -> ResidualQuantizer:
     """Levels in a row, each for what those before it left over, see :class:`~.quantize.residual.ResidualQuantizer`.
 
     Args: codebook_sizes: N of every level.  of: kind of the levels, or a section with settings of theirs.
