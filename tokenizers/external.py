@@ -21,6 +21,8 @@ from .precision import no_autocast, whole_float32
 from .quantize.base import Quantizer, QuantizerOutput, keep_codes
 from .quantizers import KNOWN, check_allowed
 
+LARGEST = 1 << 20  # number in its settings, as the largest codebook that can be coded
+
 
 class ExternalQuantizer(Quantizer):
     """A module of `vector-quantize-pytorch` that takes latents of ``dim`` channels.
@@ -90,6 +92,9 @@ def external(dim: int | None = None, **settings: Any) -> Quantizer:
     name = settings.pop("class")
     found = find_class(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    for key, value in values.items():  # of sizes and numbers of layers, before the class makes lists of them
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"quantizer.{key} is at most {LARGEST}, got {value}")
     parameters = inspect.signature(found).parameters
     if dim is not None and "dim" in parameters:
         values["dim"] = dim

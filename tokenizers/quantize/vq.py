@@ -117,7 +117,8 @@ class VQ(CodebookQuantizer):
 
     @torch.no_grad()
     def restart(self) -> None:
-        self.replace_codewords(torch.arange(len(self.codewords), device=self.codewords.device), self.codewords.detach())
+        where = torch.arange(len(self.codewords), device=self.codewords.device)
+        self.replace_codewords(where, self.codewords.detach().clone())
 
     @torch.no_grad()
     def prepare(self, rows: Tensor) -> None:
