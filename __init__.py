@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .tokenizers.adapters.accelerate import accelerate
     from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
+    from .tokenizers.quantizers import QuantizerKind, register_quantizer
     from .tokenizers.registry import TokenizerKind, register_tokenizer
     from .tokenizers.tokens import Tokens, TokenSpec
 
@@ -55,6 +56,7 @@ _NAMES = {
     ".tokenizers.adapters.accelerate": ("accelerate",),
     ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
+    ".tokenizers.quantizers": ("QuantizerKind", "register_quantizer"),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
     ".tokenizers.tokens": ("TokenSpec", "Tokens"),
 }
@@ -68,6 +70,7 @@ __all__ = [
     "Generator",
     "PriorKind",
     "Progress",
+    "QuantizerKind",
     "Rate",
     "TokenSpec",
     "TokenizeOptions",
@@ -86,6 +89,7 @@ __all__ = [
     "load_generator",
     "register_format",
     "register_prior",
+    "register_quantizer",
     "register_tokenizer",
     "tokenize_file",
     "video_frames",
