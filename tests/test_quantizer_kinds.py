@@ -126,7 +126,7 @@ def train(wing: str, model: Any, steps: int = 2) -> None:
         optimizer.zero_grad()
         parts = losses(wing, model)
         assert all(part.shape == () and part.isfinite() for part in parts)
-        sum(parts).backward()
+        torch.stack(parts).sum().backward()
         gradients = [p.grad for p in model.analysis.parameters() if p.grad is not None]
         assert sum(float(g.abs().sum()) for g in gradients) > 0
         assert all(g.isfinite().all() for g in gradients)
@@ -205,7 +205,7 @@ def test_every_kind_is_tested() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_recipe_says_what_it_is(name: str, models: Path) -> None:
     section, dim, sizes = KINDS[name]
-    model = tokodec.load(models / name, "cpu")
+    model: Any = tokodec.load(models / name, "cpu")
     assert (model.config.dim, model.quantizer.dim, model.codebook_sizes) == (dim, dim, sizes)
     assert model.config.codebook_sizes == sizes
     config = json.loads((models / name / "config.json").read_text())["config"]
@@ -236,7 +236,7 @@ def test_another_process_has_the_same_codes(name: str, models: Path, elsewhere: 
 def test_files_come_back(name: str, models: Path, elsewhere: Path, pictures: Path) -> None:
     files = sorted(elsewhere.glob(f"{name}.*.tok"))
     assert len(files) == 1 + (name in ("fsq", "external-rvq"))
-    model = tokodec.load(models / name, "cpu")
+    model: Any = tokodec.load(models / name, "cpu")
     pixels = torch.from_numpy(np.array(Image.open(pictures / "0.png")))
     codes = model.encode_picture(pixels).codes
     for tok in files:
@@ -284,7 +284,7 @@ def test_a_release_holds_codewords_and_not_how_they_were_learned(models: Path) -
     assert isinstance(quantizer, VQ)
     quantizer.cluster_size.fill_(1e6)
     model.save_pretrained(models / "large")
-    again = Tokenizer.from_pretrained(models / "large")
+    again: Any = Tokenizer.from_pretrained(models / "large")
     assert again.quantizer.started
     assert torch.equal(again.quantizer.cluster_size, torch.full((16,), quantizer.fresh_count))
     step = quantizer.codewords.abs().amax(1, keepdim=True) / 127  # of int8
@@ -297,8 +297,8 @@ def test_modules_of_others_keep_their_weights(models: Path) -> None:
     model = model_of("image", KINDS["external-rvq"][0])
     train("image", model)
     model.save_pretrained(models / "kept")
-    again = Tokenizer.from_pretrained(models / "kept").quantizer.state_dict()
-    own = model.quantizer.state_dict()
+    again, own = Tokenizer.from_pretrained(models / "kept").state_dict(), model.state_dict()
+    own = {key: value for key, value in own.items() if key.startswith("quantizer.")}
     assert all(torch.equal(own[key], again[key]) for key in own)
 
 
@@ -308,12 +308,13 @@ def test_penalties_of_the_search_are_kept(tmp_path: Path) -> None:
     for level in model.codebooks:
         level.penalty = torch.arange(float(level.codebook_sizes[0]))
     model.save_pretrained(tmp_path)
-    for level, own in zip(Tokenizer.from_pretrained(tmp_path).codebooks, model.codebooks, strict=True):
+    for level, own in zip(ImageGrid.from_pretrained(tmp_path).codebooks, model.codebooks, strict=True):
+        assert level.penalty is not None
         assert torch.equal(level.penalty, own.penalty)
 
 
 def test_no_section_is_the_quantizer_of_before() -> None:
-    sizes = {"channels": (8, 8, 8), "dim": 4, "codebook_sizes": (16, 8)}
+    sizes: dict[str, Any] = {"channels": (8, 8, 8), "dim": 4, "codebook_sizes": (16, 8)}
     torch.manual_seed(0)
     plain = ImageGrid(ImageGridConfig(**sizes))
     torch.manual_seed(0)

@@ -105,4 +105,5 @@ def external(dim: int | None = None, **settings: Any) -> Quantizer:
     made = found(**values)
     if isinstance(made, Quantizer):
         return made
-    return ExternalQuantizer(made, values.get("dim") or made.dim)
+    own: Any = values.get("dim") or made.dim
+    return ExternalQuantizer(made, own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 Gradient = Literal["straight-through", "rotation"]
 Cluster = Callable[[Tensor, int], Tensor]  # rows [M, D] and a number n to centres [n, D], such as k-means
+
+Q = TypeVar("Q", bound="Quantizer")
 
 # A code that is not there: a level that was dropped or lost. It adds the zero vector.
 ABSENT = -1
@@ -158,7 +160,7 @@ class Quantizer(nn.Module, abc.ABC):
                 part.frozen = True
                 part.eval()
 
-    def train(self, mode: bool = True) -> Quantizer:
+    def train(self: Q, mode: bool = True) -> Q:
         return super().train(mode and not self.frozen)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
