@@ -276,9 +276,9 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 def list_models() -> list[dict[str, Any]]:
     """The released tokenizers, see :func:`describe_model`. No torch."""
-    from ..tokenizers.folders import released_models
-
-    return [describe_model(ASSETS / name) for name in released_models()]
+    paths = sorted(ASSETS.glob(f"*/{CONFIG_FILE}"))
+    kinds = tokenizer_kinds()
+    return [describe_model(path.parent) for path in paths if json.loads(path.read_text())["class"] in kinds]
 
 
 def list_generators() -> list[dict[str, Any]]:
