@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .tokenizers.adapters.vq_pytorch import adapt
     from .tokenizers.api import Tokenizer
     from .tokenizers.processors import processor
+    from .tokenizers.quantizers import QuantizerKind, register_quantizer
     from .tokenizers.registry import TokenizerKind, register_tokenizer
     from .tokenizers.tokens import Tokens, TokenSpec
 
@@ -60,6 +61,7 @@ _NAMES = {
     ".tokenizers.adapters.vq_pytorch": ("adapt",),
     ".tokenizers.api": ("Tokenizer",),
     ".tokenizers.processors": ("processor",),
+    ".tokenizers.quantizers": ("QuantizerKind", "register_quantizer"),
     ".tokenizers.registry": ("TokenizerKind", "register_tokenizer"),
     ".tokenizers.tokens": ("TokenSpec", "Tokens"),
 }
@@ -73,6 +75,7 @@ __all__ = [
     "Generator",
     "PriorKind",
     "Progress",
+    "QuantizerKind",
     "Rate",
     "TokenSpec",
     "TokenizeOptions",
@@ -94,6 +97,7 @@ __all__ = [
     "ray",
     "register_format",
     "register_prior",
+    "register_quantizer",
     "register_tokenizer",
     "tokenize_file",
     "video_frames",

@@ -171,21 +171,33 @@ def info(
     recursive: Recursive = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a file")] = False,
 ) -> None:
-    """Show what a .tok file holds, without decoding it."""
+    """Show what a .tok file holds, without decoding it, or what model is in a folder."""
     from .info import describe
+    from .models import describe_model, is_model
 
     def one(src: str, _: str) -> int:
         from .files import read_bytes
 
-        found = describe(read_bytes(read_from(src), SIGNATURE), src)
+        model = is_model(src)
+        found = describe_model(Path(src)) if model else describe(read_bytes(read_from(src), SIGNATURE), src)
         if as_json:
             print(json.dumps(found))
         else:
+            if model:
+                found["codebook_sizes"] = _counted(found["codebook_sizes"])
             width = max(map(len, found))
             print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
-        return EXIT_DAMAGED if found["problems"] else 0
+        return EXIT_DAMAGED if found.get("problems") else 0
 
-    each([(src, STREAM) for _, src in labelled(inputs, (".tok",), recursive, str)], one, quiet=True)
+    models = [name for name in inputs if is_model(name)]
+    files = labelled(others, (".tok",), recursive, str) if (others := [n for n in inputs if n not in models]) else []
+    each([(src, STREAM) for src in (*models, *(src for _, src in files))], one, quiet=True)
+
+
+def _counted(sizes: list[int]) -> str:
+    """Sizes of codebooks as text: "8192 + 3 x 2048"."""
+    runs = [(size, len(list(same))) for size, same in itertools.groupby(sizes)]
+    return " + ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in runs)
 
 
 @app.command()
@@ -199,13 +211,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="one JSON list")
         print(json.dumps(found + generators))
         return
     for entry in found:
-        runs = [(size, len(list(same))) for size, same in itertools.groupby(entry["codebook_sizes"])]
-        sizes = " + ".join(f"{n} x {size}" if n > 1 else str(size) for size, n in runs)
+        sizes = _counted(entry["codebook_sizes"])
         control = f"{sizes} codewords" if sizes else "quality 0 to 100"
         print(f"{entry['name']}  {entry['modality']}, {control}, {entry['bytes'] / 2**20:.1f} MiB")
         nets = f", synthesis {', '.join(entry['synthesis'])}" if entry["synthesis"] else ""
         base = f", a variant of {entry['base']}" if entry["base"] else ""
-        print(f"    weights {entry['weights_hash']}{base}{nets}")
+        quantizer = f", quantizer {entry['quantizer']}" if entry["quantizer"] else ""
+        print(f"    weights {entry['weights_hash']}{base}{quantizer}{nets}")
         print(f"    entropy models {', '.join(entry['priors'])}")
     print(f"{FITTED}  video, a network for each clip that its file holds: no weights")
     for entry in generators:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # as in tokenizers/, which would import torch
+MOST_TOKENS = 4096
 FOREIGN_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -227,41 +228,57 @@ def model_for(
     return model
 
 
-def weights_hash_of(folder: Path) -> str:
+def weights_hash_of(folder: Path, file: str = WEIGHTS_FILE) -> str:
     """Hash of a model's weights, which are not loaded. Raises ModelError if they are missing or damaged. No torch."""
     from ..entropy.packed import file_hash
 
     try:
-        return file_hash(folder / WEIGHTS_FILE)
+        return file_hash(folder / file)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read weights {folder / WEIGHTS_FILE}: {error}") from error
+        raise ModelError(f"cannot read weights {folder / file}: {error}") from error
+
+
+def is_model(name: str) -> bool:
+    """Whether this is a folder with a model."""
+    return (Path(name) / CONFIG_FILE).is_file()
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """What is in a tokenizer's folder: name, class, modality, base, quantizer ("" if it is not of a kind), codebooks,
+    bytes, hash, entropy models. No torch. Raises ModelError if it is damaged."""
+    from ..tokenizers.folders import read_config
+    from ..tokenizers.quantizers import describe
+
+    try:
+        entry = read_config(folder)
+        config, kind = entry["config"], tokenizer_kinds()[entry["class"]]
+        section = config.get("quantizer") or config.get("codes") or kind.quantizer
+        quantizer, sizes = describe(section), _codebook_sizes(config)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(" ".join(str(error).split())) from error
+    parts = folder.parent / entry["base"] if "base" in entry else folder  # released beside its base
+    file = WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else FOREIGN_WEIGHTS_FILE
+    return {
+        "name": entry["name"],
+        "class": entry["class"],
+        "modality": kind.modality,
+        "base": entry.get("base"),
+        "quantizer": quantizer,
+        "codebook_sizes": sizes,
+        "rate_control": kind.rate_control,
+        "synthesis": config.get("synthesis", []),
+        "bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
+        "weights_hash": weights_hash_of(folder, file),
+        "priors": [name for name, k in prior_kinds().items() if k.file and (parts / k.file).is_file()],
+        "folder": str(folder),
+    }
 
 
 def list_models() -> list[dict[str, Any]]:
-    """The released tokenizers: name, class, modality, base, codebooks, bytes, hash, entropy models. No torch."""
-    found = []
-    for config in sorted(ASSETS.glob(f"*/{CONFIG_FILE}")):
-        entry = json.loads(config.read_text())
-        kind = tokenizer_kinds().get(entry["class"])
-        if kind is None:
-            continue
-        parts = config.parent.parent / entry["base"] if "base" in entry else config.parent  # released beside its base
-        found.append(
-            {
-                "name": entry["name"],
-                "class": entry["class"],
-                "modality": kind.modality,
-                "base": entry.get("base"),
-                "codebook_sizes": _codebook_sizes(entry["config"]),
-                "rate_control": kind.rate_control,
-                "synthesis": entry["config"].get("synthesis", []),
-                "bytes": sum(p.stat().st_size for p in config.parent.glob("*.safetensors")),
-                "weights_hash": weights_hash_of(config.parent),
-                "priors": [name for name, k in prior_kinds().items() if k.file and (parts / k.file).is_file()],
-                "folder": str(config.parent),
-            }
-        )
-    return found
+    """The released tokenizers, see :func:`describe_model`. No torch."""
+    paths = sorted(ASSETS.glob(f"*/{CONFIG_FILE}"))
+    kinds = tokenizer_kinds()
+    return [describe_model(path.parent) for path in paths if json.loads(path.read_text())["class"] in kinds]
 
 
 def list_generators() -> list[dict[str, Any]]:
@@ -293,6 +310,8 @@ def list_generators() -> list[dict[str, Any]]:
 
 def _codebook_sizes(config: dict[str, Any]) -> list[int]:
     """Of all levels; the config of a group-residual quantizer has those of one group, that of a sequence the one."""
-    if "codebook_size" in config:
-        return [config["codebook_size"]] * config["tokens"]
-    return [n for n in config.get("codebook_sizes", []) for _ in range(config.get("groups", 1))]
+    each = [config["codebook_size"]] if "codebook_size" in config else config.get("codebook_sizes", [])
+    count = config.get("tokens", config.get("groups", 1))
+    if not isinstance(count, int) or count > MOST_TOKENS:
+        raise ValueError(f"a config says that there are {count!r} tokens or groups")
+    return [n for n in each for _ in range(count)]

@@ -119,7 +119,7 @@ def test_codewords_of_binary_codes(codes: Any) -> None:
     config = ImageSequenceConfig(
         width=8, heads=2, analysis_blocks=1, synthesis_blocks=1, tokens=3, codes=codes, codebook_size=16, smooth=4
     )
-    words = ImageSequence(config).codewords()
+    words = ImageSequence(config).codewords() or []
     assert [table.shape for table in words] == [(16, 4)] * 3
     assert len(np.unique(words[0], axis=0)) == 16
 

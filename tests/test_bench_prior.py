@@ -44,7 +44,7 @@ FEW = ["--device", "cpu", "--seconds", "0.001"]
 
 def random_context(seed: int, tokenizer: ImageGrid) -> ContextPrior:
     torch.manual_seed(seed)
-    codewords = tokenizer.codewords()
+    codewords = tokenizer.codewords() or []
     schedules = [refinement(2, steps) for steps in (8, 4, 2)]
     offsets = [offsets_within(2, (1.0, 1.0))] * 3
     net = ContextNet(codewords, schedules, offsets, [LevelShape(8, 16, 16, 1, 8)] * 3)

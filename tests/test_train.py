@@ -164,7 +164,7 @@ def test_residual_energy_falls_level_by_level(tiny_model: Path) -> None:
     energy = residual_energies(model.codebooks, [z_e])
     assert len(energy) == len(model.codebook_sizes)
     for k, found in enumerate(energy):
-        rest = z_e - model.quantizer.decode(model.quantizer.encode(z_e, k + 1))
+        rest = z_e - model.quantizer.decode(model.quantizer.search(z_e, k + 1))
         assert found == pytest.approx(float(rest.square().sum(1).mean().detach()), rel=1e-4)
 
 

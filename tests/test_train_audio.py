@@ -308,7 +308,7 @@ def test_a_few_steps_bring_the_sound_nearer(folder: Path) -> None:
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     distances = []
     for _ in range(40):
-        x_hat, commitment, codebook = net(x, torch.tensor([4]))
+        x_hat, commitment, codebook, _ = net(x, torch.tensor([4]))
         distance = mel_distance(x[:, 0], x_hat[:, 0], RATE).mean()
         optimizer.zero_grad()
         (15 * distance + commitment + codebook).backward()

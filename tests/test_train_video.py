@@ -279,7 +279,7 @@ def test_a_few_steps_bring_the_clip_nearer() -> None:
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     errors = []
     for _ in range(60):
-        x_hat, commitment, codebook = net(x, torch.tensor([2]))
+        x_hat, commitment, codebook, _ = net(x, torch.tensor([2]))
         error = (x - x_hat).square().mean()
         optimizer.zero_grad()
         (10 * error.sqrt() + 0.25 * commitment + codebook).backward()

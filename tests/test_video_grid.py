@@ -36,7 +36,7 @@ TINY = VideoGridConfig(
 
 def random_model(config: VideoGridConfig = TINY) -> VideoGrid:
     """Every layer does something: those that start as the identity are random too."""
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     model = VideoGrid(config, "tiny-video")
     for name, parameter in model.named_parameters():
         if "pointwise" in name or ".up." in name or (parameter.ndim == 2 and "quantizer" not in name):

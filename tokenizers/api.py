@@ -9,7 +9,7 @@ import json
 import operator
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -23,8 +23,7 @@ from . import variants, weights
 from .budget import Budget
 from .folders import CONFIG_FILE, find_model, read_config
 from .precision import require_float32
-from .quantize.base import QuantizerOutput
-from .quantize.codebook import CodebookQuantizer
+from .quantize.base import Quantizer, QuantizerOutput
 from .registry import load_class
 from .stamp import Stamp, samples
 from .tokens import Tokens, TokenSpec
@@ -277,16 +276,19 @@ class Tokenizer(nn.Module, abc.ABC):
         """
         folder = Path(folder)
         source = self._read_source()
+        quantizers = {name + ".": m for name, m in self.named_modules() if isinstance(m, Quantizer)}
+        training = {prefix + name for prefix, m in quantizers.items() for name in m.training_buffers}
         with weights.together(folder) as beside:
             self.save_parts(beside)
             weights.save(
-                self.state_dict(),
+                {name: tensor for name, tensor in self.state_dict().items() if name not in training},
                 beside / weights.WEIGHTS_FILE,
                 int8=self.int8_weights,
                 largest=self.int8_largest,
                 half=self.half_weights,
                 codebooks=self.int8_codebooks,
                 whole=self.whole_weights,
+                exact=tuple(prefix for prefix, m in quantizers.items() if m.whole_weights),
             )
             (beside / CONFIG_FILE).write_text(config_text(self))
             written, weights_hash = weights.load_hashed(beside / weights.WEIGHTS_FILE)
@@ -420,16 +422,6 @@ def _within(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
-def tables(levels: Iterable[nn.Module]) -> list[npt.NDArray[np.float32]]:
-    """The codewords ``[N, D]`` of quantizers with a codebook each, as :meth:`Tokenizer.codewords` gives them."""
-    found = []
-    for level in levels:
-        assert isinstance(level, CodebookQuantizer)
-        with torch.no_grad(), torch.autocast(level.codebook.device.type, enabled=False):
-            found.append(level.codebook.float().cpu().numpy())
-    return found
-
-
 @contextmanager
 def _settings(folder: Path) -> Iterator[None]:
     """Around what takes the settings of a ``config.json``, with the errors that wrong types and numbers lead to."""
@@ -445,7 +437,10 @@ def config_text(model: Tokenizer, base: str | None = None) -> str:
     entry: dict[str, Any] = {"class": type(model).__name__, "name": model.name}
     if base is not None:
         entry["base"] = base
-    return json.dumps({**entry, "config": dataclasses.asdict(model.config)}, indent=2) + "\n"
+    config = dataclasses.asdict(model.config)
+    if config.get("quantizer", "") is None:  # that of the class: the key says what differs
+        del config["quantizer"]
+    return json.dumps({**entry, "config": config}, indent=2) + "\n"
 
 
 def save_variant(model: Tokenizer, base: str, base_hash: str, change: dict[str, Tensor], folder: str | Path) -> None:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 GROWTH, SPARE = 2, 1 << 22  # elements that may be made: a multiple of those that are there, and some
 CALLS, SPARE_CALLS = 2, 1 << 10  # tensors that may be made, for each that is there, and some
-MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye)
+MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange)
 
 
 class Budget(TorchFunctionMode):
@@ -44,6 +44,9 @@ class Budget(TorchFunctionMode):
 
 def _elements(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Elements of what one of ``MAKERS`` is about to make."""
+    if func is torch.arange:
+        ends = [n for n in (*args, *kwargs.values()) if isinstance(n, int | float) and not isinstance(n, bool)]
+        return int(max(map(abs, ends), default=0))  # with steps of one or more
     size = kwargs.get("size", kwargs.get("n", args[0] if args else 0))
     if func is torch.eye:
         return int(size) * int(kwargs.get("m", args[1] if len(args) > 1 else size))

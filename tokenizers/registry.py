@@ -30,6 +30,7 @@ class TokenizerKind:
         modality: "image", "audio" or "video".
         rate_control: what sets the rate, by which its format is chosen: "levels" (a number of them), "quality" or
             "tokens" (their number), or what a format of others is registered for.
+        quantizer: of its models whose `config.json` names none, for lists; "" if it is not of a kind.
         foreign: a key of `config.json` and its value in folders of another library, which name no class of ours, such
             as ("model_type", "encodec"); ("", "") if there are none.
     """
@@ -38,14 +39,15 @@ class TokenizerKind:
     modality: str
     rate_control: str = "levels"
     foreign: tuple[str, str] = ("", "")
+    quantizer: str = ""
 
 
 _KINDS = {
-    "ImageGrid": TokenizerKind(".image.grid", "image"),
+    "ImageGrid": TokenizerKind(".image.grid", "image", quantizer="rvq of simvq"),
     "ImagePhoto": TokenizerKind(".image.photo", "image", "quality"),
     "ImageSequence": TokenizerKind(".image.sequence", "image", "tokens"),
-    "AudioGRVQ": TokenizerKind(".audio.grvq", "audio"),
-    "VideoGrid": TokenizerKind(".video.grid", "video"),
+    "AudioGRVQ": TokenizerKind(".audio.grvq", "audio", quantizer="grvq of simvq"),
+    "VideoGrid": TokenizerKind(".video.grid", "video", quantizer="rvq of simvq"),
     "VideoMotion": TokenizerKind(".video.motion", "video", "quality"),
     "VQImage": TokenizerKind(".adapters.vq_pytorch", "image"),
     "VQAudio": TokenizerKind(".adapters.vq_pytorch", "audio"),

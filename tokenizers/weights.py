@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 WEIGHTS_FILE = "model.safetensors"
-BASIS = ".basis"  # suffix of the codewords of SimVQ before they are multiplied
+TABLES = (".basis", ".codewords")  # suffixes of codebooks, of SimVQ and FullVQ before they are multiplied
 SCALE = ".int8_scale"  # suffix of the tensor that holds the step size of every output channel
 
 
@@ -58,13 +58,13 @@ def is_int8(name: str, tensor: Tensor, int8: tuple[str, ...], half: tuple[str, .
 
 def save(
     state: dict[str, Tensor], path: Path, int8: tuple[str, ...] = (), largest: int = 127, half: tuple[str, ...] = (),
-    codebooks: int = 0, whole: bool = False,
+    codebooks: int = 0, whole: bool = False, exact: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Write ``state`` to ``path``, as int8 what :func:`is_int8` says, else as float16.
 
     Args: largest: of the int8 values, see :func:`quantize_int8`.
-          codebooks: largest int8 value of the bases of codebooks, each codeword with a step of its own; 0: as float16.
-          whole: write all as it is.
+          codebooks: largest int8 value of codebooks (``TABLES``), each codeword with a step of its own; 0: as float16.
+          whole: write all as it is.  exact: prefixes of names that are written as they are.
     """
     if whole:
         packed.write(path, whole_bytes(state))
@@ -72,9 +72,11 @@ def save(
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        if is_int8(name, tensor, int8, half):
+        if exact and name.startswith(exact):
+            out[name] = tensor.clone()  # modules of others may share memory
+        elif is_int8(name, tensor, int8, half):
             out[name], out[name + SCALE] = quantize_int8(tensor, largest)
-        elif codebooks and name.endswith(BASIS):
+        elif codebooks and name.endswith(TABLES):
             out[name], out[name + SCALE] = quantize_int8(tensor, codebooks)
         else:
             out[name] = tensor.half() if tensor.is_floating_point() else tensor

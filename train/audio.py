@@ -75,6 +75,7 @@ class Loss:
     adversarial: float
     features: float
     adversarial_from: float  # share of the time, before which there are no discriminators
+    auxiliary: float = 1.0  # what a quantizer asks for beside commitment and codebook
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, n_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``x [B, 1, 320 t]`` in [-1, 1] to (x_hat, commitment loss, codebook loss)."""
+    def forward(self, x: Tensor, n_codes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x [B, 1, 320 t]`` in [-1, 1] to (x_hat, commitment, codebook and auxiliary loss)."""
         out = self.model.quantizer(self.model.analysis(x), n_codes=n_codes)
-        return self.model.synthesise(out.z_q), out.commitment_loss, out.codebook_loss
+        return self.model.synthesise(out.z_q), out.commitment_loss, out.codebook_loss, out.auxiliary_loss
 
 
 class Trainer(BaseTrainer):
@@ -152,6 +153,7 @@ class Trainer(BaseTrainer):
             start_as_transform(model, self.media, frames, seed=args.seed)
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
+        self.graphs = not model.quantizer.moves
         self.chosen = [(n, p) for n, p in self.model.named_parameters() if not optim.only or n.startswith(optim.only)]
         if not self.chosen:
             raise ValueError(f"no weight has a name that begins with {' or '.join(optim.only)}")
@@ -206,7 +208,7 @@ class Trainer(BaseTrainer):
         if not adversarial:
             return
         if self.judge_step is None:
-            self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, not self.args.eager)
+            self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, self.graphs and not self.args.eager)
             self.judge_update = GraphedUpdate(self.judge_step, self.of_discriminators, self.optim["grad_clip"])
         self.losses["discriminators"] = self.judge_step(inputs, rounding)
         self.judge_update()
@@ -214,15 +216,15 @@ class Trainer(BaseTrainer):
     def parts(self) -> dict[str, Any]:
         return super().parts() | {"discriminators": self.discriminators}
 
-    def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
-        results: tuple[Tensor, Tensor, Tensor]
+        results: tuple[Tensor, Tensor, Tensor, Tensor]
         results = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
         return results
 
     def loss(self, x: Tensor, kept: Tensor, adversarial: bool, rounding: bool) -> Tensor:
         conf = self.recipe.loss
-        x_hat, commitment, codebook = self.coded(x, kept, rounding)
+        x_hat, commitment, codebook, auxiliary = self.coded(x, kept, rounding)
         a, b = x[:, 0], x_hat[:, 0]
         scales: tuple[tuple[int, int], ...] = MEL_SCALES
         if conf.mel_scales < len(scales) and (self.args.eager or self.device.type == "cpu"):
@@ -233,7 +235,7 @@ class Trainer(BaseTrainer):
         if conf.hearing:
             total = total + conf.hearing * hearing_distance(a, b, SAMPLE_RATE).mean()
         total = total + conf.waveform * 10 * (a - b).abs().mean()
-        total = total + conf.commitment * commitment + conf.codebook * codebook
+        total = total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
         if adversarial:
             with self.autocast(), held(self.discriminators):
                 heard = self.store.size // 2  # of a crop, its end, where the nets know enough of the past
@@ -246,7 +248,7 @@ class Trainer(BaseTrainer):
     def judge(self, x: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         """The loss of the discriminators."""
         with torch.no_grad():
-            x_hat, _, _ = self.coded(x, kept, rounding)
+            x_hat = self.coded(x, kept, rounding)[0]
         with self.autocast():
             heard = self.store.size // 2
             real, fake = self.discriminators(x[:, :, -heard:]), self.discriminators(x_hat[:, :, -heard:])

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..tokenizers.audio.grvq import FRAME, HOP, STRIDE, WINDOW, AudioGRVQ, Blocks
-from ..tokenizers.quantize.residual import ResidualQuantizer
-from ..tokenizers.quantize.simvq import SimVQ
 from ..tokenizers.quantize.vq import kmeans
 
 FLATTEN = 0.6  # power of a band's spread that is divided out: what components and codebooks see is flatter by that
@@ -119,16 +117,7 @@ def start_as_transform(model: AudioGRVQ, sounds: Sequence[Tensor], frames: int =
 def start_levels(model: AudioGRVQ, x: Tensor, first: int = 0) -> None:
     """Set the codebooks from level ``first`` on to the k-means of what the levels before leave of a sound ``[n]``."""
     z = model.analysis(x.to(model.device)[None, None])[0].T  # [t, dim]
-    for group, rest in zip(model.quantizer.groups, z.chunk(model.config.groups, 1), strict=True):
-        assert isinstance(group, ResidualQuantizer)
-        for k, level in enumerate(group.levels):
-            assert isinstance(level, SimVQ)
-            if k >= first:
-                level.basis.copy_(kmeans(rest, level.codebook_sizes[0]))
-                level.projection.copy_(torch.eye(level.dim))
-            _, z_q, _ = level.eval().quantize_rows(rest)
-            rest = rest - z_q
-    model.quantizer.train(model.training)
+    model.quantizer.start(z, kmeans, first)
 
 
 @torch.no_grad()

@@ -30,10 +30,6 @@ from ..entropy.context.prior import ContextPrior
 from ..entropy.prior import Codes
 from ..entropy.tree import CodeTree, balanced_tree
 from ..tokenizers.api import Tokenizer
-from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
-from ..tokenizers.audio.grvq import AudioGRVQ
-from ..tokenizers.image.grid import ImageGrid
-from ..tokenizers.image.layers import STRIDE
 from ..tokenizers.sequence import Pattern
 from .data.audio import SoundStore, list_sounds, read_mono
 from .data.images import CropStore, as_input, list_images, read_rgb
@@ -94,66 +90,61 @@ class Media:
     def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
         self.tokenizer, self.levels = tokenizer, recipe.model.levels
 
-    def windows(self, n: int) -> Tensor:
-        """Codes ``[n, levels, *window]`` of new random crops."""
+    def as_input(self, medium: Tensor) -> Tensor:
+        """A medium as the tokenizer takes it."""
         raise NotImplementedError
 
+    def windows(self, n: int) -> Tensor:
+        """Codes ``[n, levels, *window]`` of new random crops."""
+        codes: Tensor = self.tokenizer.encode(self.store.batch(n), self.levels).codes
+        return codes
+
     def codes(self, medium: Tensor) -> Codes:
-        """Codes ``[K, *grid]`` of a whole medium."""
-        raise NotImplementedError
+        """Codes ``[levels, *grid]`` of a whole medium."""
+        codes: Codes = self.tokenizer.encode(self.as_input(medium), self.levels).codes[0].cpu().numpy()
+        return codes
 
 
 class Pictures(Media):
     """Crops at random places and scales, mirrored or not."""
 
-    def __init__(self, tokenizer: ImageGrid, recipe: Recipe, run: Trainer) -> None:
+    def __init__(self, tokenizer: Any, recipe: Recipe, run: Trainer) -> None:
         super().__init__(tokenizer, recipe)
-        conf, window = recipe.data, recipe.model.window
-        if len(window) != 2 or window[0] != window[1] or window[0] < STRIDE or window[0] % STRIDE:
-            raise ValueError(f"a window of pictures is square, with sides of whole cells of {STRIDE} pixels")
+        conf, window, (stride, _) = recipe.data, recipe.model.window, tokenizer.strides
+        if len(window) != 2 or window[0] != window[1] or window[0] < stride or window[0] % stride:
+            raise ValueError(f"a window of pictures is square, with sides of whole cells of {stride} pixels")
         run.test_on(list_images, read_rgb)
         crops = {"zoom": conf.zoom, "max_zoom": conf.max_zoom, "turned": 0.0}
         self.store = run.picture_store(window[0], conf.holdout_every, **crops)
         self.held = list(run.held)
         self.text = f"{len(self.store)} pictures to train on, {len(self.held)} held out"
 
-    def windows(self, n: int) -> Tensor:
-        x = self.store.batch(n).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            z = self.tokenizer.latents(x)
-        codes: Tensor = self.tokenizer.quantizer.encode(z.float(), self.levels)
-        return codes
-
-    def codes(self, medium: Tensor) -> Codes:
-        codes: Codes = self.tokenizer.encode(as_input(medium, self.tokenizer.device)).codes[0].cpu().numpy()
-        return codes
+    def as_input(self, medium: Tensor) -> Tensor:
+        return as_input(medium, self.tokenizer.device)
 
 
 class Sounds(Media):
     """Crops at random places and loudnesses."""
 
-    def __init__(self, tokenizer: AudioGRVQ, recipe: Recipe, run: Trainer) -> None:
+    def __init__(self, tokenizer: Any, recipe: Recipe, run: Trainer) -> None:
         super().__init__(tokenizer, recipe)
-        window = recipe.model.window
+        window, rate = recipe.model.window, tokenizer.hertz
         if len(window) != 1 or window[0] < 1:
             raise ValueError("a window of sounds is a number of samples")
-        longest = run.memory / 8 / 2 / SAMPLE_RATE  # seconds; a long sound leaves room for others
-        run.test_on(list_sounds, functools.partial(read_mono, rate=SAMPLE_RATE))
-        reading = run.read(list_sounds(run.args.data), lambda path: read_mono(path, SAMPLE_RATE, longest))
+        longest = run.memory / 8 / 2 / rate  # seconds; a long sound leaves room for others
+        run.test_on(list_sounds, functools.partial(read_mono, rate=rate))
+        reading = run.read(list_sounds(run.args.data), lambda path: read_mono(path, rate, longest))
         kept, self.held = reading.split(recipe.data.holdout_every)
         stream = run.stream(reading, recipe.data.holdout_every)
         self.store = SoundStore(kept, window[0], tokenizer.device, mixed=0.0, seed=run.seed, stream=stream)
-        minutes = sum(map(len, kept)) / SAMPLE_RATE / 60
+        minutes = sum(map(len, kept)) / rate / 60
         self.text = f"{len(kept)} sounds to train on, {minutes:.1f} minutes, {len(self.held)} held out"
 
-    def windows(self, n: int) -> Tensor:
-        codes: Tensor = self.tokenizer.encode(self.store.batch(n), self.levels).codes
-        return codes
+    def as_input(self, medium: Tensor) -> Tensor:
+        return medium.to(self.tokenizer.device).float()[None, None] / 32768
 
-    def codes(self, medium: Tensor) -> Codes:
-        x = medium.to(self.tokenizer.device).float()[None, None] / 32768
-        codes: Codes = self.tokenizer.encode(x, self.levels).codes[0].cpu().numpy()
-        return codes
+
+MEDIA: dict[str, Callable[[Any, Recipe, Trainer], Media]] = {"image": Pictures, "audio": Sounds}
 
 
 def trees_of(tokenizer: Tokenizer, folder: str, levels: int) -> list[CodeTree]:
@@ -191,10 +182,9 @@ class Trainer(BaseTrainer):
         self.folder = args.tokenizer or self.recipe.tokenizer
         tokenizer = Tokenizer.from_pretrained(self.folder).to(self.device)
         tokenizer.requires_grad_(False)
-        kinds: dict[type[Tokenizer], Callable[[Any, Recipe, Trainer], Media]] = {ImageGrid: Pictures, AudioGRVQ: Sounds}
-        if type(tokenizer) not in kinds:
+        if tokenizer.modality not in MEDIA or tokenizer.rate_control != "levels":
             raise ValueError(f"{tokenizer.name} makes no codes for generators: use image-grid or audio-24k")
-        self.source = kinds[type(tokenizer)](tokenizer, self.recipe, self)
+        self.source = MEDIA[tokenizer.modality](tokenizer, self.recipe, self)
         self.store = self.source.store
         self.model = new_generator(self.recipe, tokenizer, self.folder)
         if args.resume:

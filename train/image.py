@@ -78,6 +78,7 @@ class Faithful:
     features: float
     commitment: float
     codebook: float
+    auxiliary: float = 1.0  # what a quantizer asks for beside these
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Recipe:
     cpu: tuple[str, ...] = ()  # changes where there is no GPU
 
     def __post_init__(self) -> None:
-        if len(self.export.bpp_limits) != len(self.model.codebook_sizes):
+        if self.model.quantizer is None and len(self.export.bpp_limits) != len(self.model.codebook_sizes):
             raise ValueError("export.bpp_limits has an entry for each of model.codebook_sizes")
 
 
@@ -130,10 +131,10 @@ class Autoencoder(nn.Module):
         self.quantizer = model.quantizer
         self.synthesis = model.synthesis[model.config.synthesis[0]]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``x [B, 3, H, W]`` in [0, 1] to (x_hat, commitment_loss, codebook_loss)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x [B, 3, H, W]`` in [0, 1] to (x_hat, commitment_loss, codebook_loss, auxiliary_loss)."""
         out = self.quantizer(self.analysis(2 * x - 1))
-        return (self.synthesis(out.z_q) + 1) / 2, out.commitment_loss, out.codebook_loss
+        return (self.synthesis(out.z_q) + 1) / 2, out.commitment_loss, out.codebook_loss, out.auxiliary_loss
 
 
 def pixel_loss(x: Tensor, x_hat: Tensor, kind: str) -> Tensor:
@@ -181,17 +182,11 @@ class Trainer(BaseTrainer):
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
         data = self.recipe.data
+        self.model = self.start()
         self.test_on(list_images, read_rgb)
         self.store = self.picture_store(data.crop, data.holdout_every, zoom=data.zoom)
         self.log(f"{len(self.store)} pictures to train on, {len(self.held)} held out, on {self.device}")
         self.media, self.held = self.middles(self.media, self.held)
-        if args.resume:
-            self.model = ImageGrid.from_pretrained(args.resume)
-            no_penalties(self.model.codebooks)  # training and its evaluations search without regard to bits
-        else:
-            self.model = ImageGrid(name=self.recipe.name, config=self.recipe.model)
-            for quantizer in (self.model.quantizer, *self.model.codebooks):
-                quantizer.gradient = self.recipe.optim.gradient
         channels_last(self.model.to(self.device))
         self.own_seeds()
         # The first synthesis net is trained in stage 1, the second, if there is one, in stage 2.
@@ -201,6 +196,22 @@ class Trainer(BaseTrainer):
         self.rate_weight = 0.0
         self.lr = self.recipe.optim.lr
         self.adversarial: Phase | None = None
+
+    def start(self) -> ImageGrid:
+        """The model before the first step. Raises ValueError for a recipe that does not fit its quantizer."""
+        if self.args.resume:
+            model = ImageGrid.from_pretrained(self.args.resume)
+            if self.recipe.model.quantizer not in (None, model.config.quantizer):
+                raise ValueError(f"{self.args.resume} has another quantizer than model.quantizer: leave that out")
+            no_penalties(model.codebooks)  # training and its evaluations search without regard to bits
+        else:
+            model = ImageGrid(name=self.recipe.name, config=self.recipe.model)
+            if self.recipe.model.quantizer is None:  # else its section says
+                for quantizer in (model.quantizer, *model.codebooks):
+                    quantizer.gradient = self.recipe.optim.gradient
+        if model.codebooks and len(self.recipe.export.bpp_limits) != len(model.codebooks):
+            raise ValueError(f"export.bpp_limits has an entry for each of {len(model.codebooks)} codebooks")
+        return model
 
     def inputs(self) -> tuple[Tensor, ...]:
         return (self.store.batch(self.optim["batch"]).contiguous(memory_format=torch.channels_last),)
@@ -219,10 +230,10 @@ class Trainer(BaseTrainer):
     def faithful(self, x: Tensor) -> Tensor:
         conf = self.recipe.faithful
         with self.autocast():
-            x_hat, commitment, codebook = self.run_net(x)
+            x_hat, commitment, codebook, auxiliary = self.run_net(x)
         x_hat = x_hat.float()
         loss = conf.pixel_weight * pixel_loss(x, x_hat, conf.pixel)
-        loss = loss + conf.commitment * commitment + conf.codebook * codebook
+        loss = loss + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
         if conf.ms_ssim:
             loss = loss + conf.ms_ssim * msssim_loss(x, x_hat)
         if self.features is not None:
@@ -237,6 +248,7 @@ class Trainer(BaseTrainer):
         if not self.args.resume:
             net.load_state_dict(self.model.synthesis[self.net_of["faithful"]].state_dict())
         self.model.requires_grad_(False)
+        self.model.quantizer.freeze()
         self.net = net.requires_grad_(True)
         self.lr = conf.lr
         self.features = channels_last(FeatureDistance("lite0").to(self.device))
@@ -333,8 +345,7 @@ class Trainer(BaseTrainer):
 
     def save(self) -> None:
         folded = copy.deepcopy(self.model).cpu()
-        for level in folded.codebooks:
-            level.fold()
+        folded.quantizer.fold()
         folded.save_pretrained(self.out)
 
     def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -389,6 +400,8 @@ class Trainer(BaseTrainer):
     def finish(self, model: ImageGrid, some: Sequence[Tensor]) -> tuple[ImageGrid, dict[str, Any]]:
         """Set the penalties of the search to the smallest that meet the recipe's limits."""
         conf, levels = self.recipe.export, model.codebooks
+        if not levels:  # nothing is searched, so no search can count bits
+            return model, {}
         passes = ROUNDS * len(conf.rate_weights)
         each = passes * self.seconds_of(lambda: self.count(model, some[:1]))
         some = self.some(some[:: max(1, len(some) // COUNTED)], EXPORT_CHOICE, each)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from ..entropy.tail import TailPrior
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
-from ..tokenizers.quantize.simvq import SimVQ
 from ..tokenizers.quantize.vq import kmeans
 from .data.images import as_input, list_images, read_rgb
 from .loop import optimizers_of, psnr, run_script
@@ -107,6 +106,7 @@ class Trainer(BaseTrainer):
         self.media, self.held = self.middles(self.media, self.held)
         model = ImageSequence(self.recipe.model, self.recipe.name)
         self.model = (self.resumed(model) if args.resume else model).to(self.device)
+        self.graphs = not model.quantizer.moves
         self.net = Autoencoder(self.model)
         self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
         self.own_seeds()
@@ -114,15 +114,15 @@ class Trainer(BaseTrainer):
 
     @torch.no_grad()
     def begin_phase(self, phase: Phase) -> None:
-        """A SimVQ codebook begins as the k-means of what the net makes of pictures."""
+        """A codebook that is a table begins as the k-means of what the net makes of pictures."""
         super().begin_phase(phase)
         quantizer = self.model.quantizer
-        if not isinstance(quantizer, SimVQ):
+        if not quantizer.cascade:
             return
         crops = (self.store.batch(self.optim["batch"]) for _ in range(STARTS))
         rows = torch.cat([self.model.analysis(2 * x - 1).transpose(1, 2).flatten(0, 1) for x in crops])
         rows = rows[torch.randperm(len(rows), device=rows.device)[: 16 * quantizer.codebook_sizes[0]]]
-        quantizer.basis.copy_(broadcast(kmeans(rows.float(), quantizer.codebook_sizes[0])))
+        quantizer.start(rows.float(), lambda rows, n: broadcast(kmeans(rows, n)))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         def in_a_block(name: str, p: nn.Parameter) -> bool:

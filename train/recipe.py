@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
-RECIPES = Path(__file__).parent / "recipes"
+from ..tokenizers.settings import checked, key_of
 
-T = TypeVar("T")
+__all__ = ["RECIPES", "Optim", "Rounding", "as_values", "change", "checked", "read_recipe"]
+
+RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,64 +70,9 @@ def change(recipe: dict[str, Any], items: Iterable[str]) -> None:
         node[leaf] = _value(value)
 
 
-def checked(kind: type[T], values: Any, at: str = "") -> T:
-    """Make the dataclass ``kind`` of a recipe's values: sections become dataclasses, lists become tuples.
-
-    Args:   at: name of the section, for messages.
-    Raises: ValueError that names the first setting that is unknown, missing or of another type.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{at} is a section of a recipe, got {values!r}")
-    names, types_of = {_key(f.name): f for f in dataclasses.fields(kind)}, get_type_hints(kind)  # type: ignore[arg-type]
-    prefix = f"{at}." if at else ""
-    for name in values:
-        if name not in names:
-            raise ValueError(f"the recipe has an unknown setting {prefix}{name}: known are {', '.join(names)}")
-    for name, field in names.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise ValueError(f"the recipe lacks {prefix}{name}")
-    own = {name: names[name].name for name in values}
-    return kind(**{own[name]: _converted(types_of[own[name]], value, prefix + name) for name, value in values.items()})
-
-
 def as_values(recipe: Any) -> dict[str, Any]:
     """The values that :func:`checked` makes a recipe of; settings that had their defaults are among them."""
-    return dataclasses.asdict(recipe, dict_factory=lambda items: {_key(name): value for name, value in items})
-
-
-def _key(field: str) -> str:
-    """The setting of a field: ``lambda_`` is ``lambda``, which Python keeps for itself."""
-    return field.removesuffix("_")
-
-
-def _converted(hint: Any, value: Any, at: str) -> Any:
-    """``value`` as the type ``hint``. Raises ValueError if it is none."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return checked(hint, value, at)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{at} is {' or '.join(map(str, inner))}, got {value!r}")
-        return value
-    if origin in (Union, types.UnionType):
-        return None if value is None else _converted(next(t for t in inner if t is not type(None)), value, at)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{at} is a list, got {value!r}")
-        if inner[1:] != (...,) and len(value) != len(inner):
-            raise ValueError(f"{at} has {len(inner)} entries, got {value!r}")
-        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        return tuple(_converted(t, v, at) for t, v in zip(each, value, strict=True))
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and numeric and math.isfinite(value):
-        return float(value)
-    if hint is float or not isinstance(value, hint) or (hint is int and not numeric):
-        raise ValueError(f"{at} is {_NOUNS.get(hint, hint.__name__)}, got {value!r}")
-    return value
-
-
-_NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return dataclasses.asdict(recipe, dict_factory=lambda items: {key_of(name): value for name, value in items})
 
 
 def _value(text: str) -> Any:

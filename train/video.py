@@ -68,6 +68,7 @@ class Loss:
     power: float  # of a crop's mean squared error
     commitment: float
     codebook: float
+    auxiliary: float = 1.0  # what a quantizer asks for beside these
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``x [B, 3, T, H, W]`` in [0, 1], levels ``[B]`` to (x_hat, commitment loss, codebook loss)."""
+    def forward(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``x [B, 3, T, H, W]`` in [0, 1], levels ``[B]`` to (x_hat, commitment, codebook and auxiliary loss)."""
         z_e = self.model.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous()).permute(0, 4, 1, 2, 3)
-        out = self.model.quantizer(z_e, kept)
+        out = self.model.quantizer(z_e, n_codes=kept)
         x_hat = self.model.synthesis(out.z_q.permute(0, 2, 3, 4, 1).contiguous()).permute(0, 4, 1, 2, 3)
-        return (x_hat.float() + 1) / 2, out.commitment_loss, out.codebook_loss
+        return (x_hat.float() + 1) / 2, out.commitment_loss, out.codebook_loss, out.auxiliary_loss
 
 
 def read_clips(run: BaseTrainer, data: Any, layers: float = 0.0) -> ClipStore:
@@ -160,6 +161,7 @@ class Trainer(BaseTrainer):
         no_penalties(model.codebooks)  # training and its evaluations search without regard to bits
         self.model = model.to(self.device)
         self.net = Autoencoder(self.model)
+        self.graphs = not model.quantizer.moves
         self.log(f"model {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M")
         self.own_seeds()
         if new:
@@ -179,11 +181,8 @@ class Trainer(BaseTrainer):
             parts.append(self.model.latents(self.store.batch(self.optim["batch"])).movedim(1, -1).flatten(0, 3))
         rows = torch.cat(parts).float()
         rows = rows[torch.randperm(len(rows), device=rows.device)[:wanted]]
-        for k, level in enumerate(self.model.codebooks):
-            if k in new:
-                level.basis.copy_(broadcast(kmeans(rows, level.codebook_sizes[0])))
-            rows = rows - level.decode(level.encode(rows))
-        self.log(f"codebooks {new.start + 1} to {new.stop} start as k-means")
+        self.model.quantizer.start(rows, lambda rows, n: broadcast(kmeans(rows, n)), new.start)
+        self.log(f"codebooks {new.start + 1} to {new.stop} start as k-means, where they are tables")
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         def in_a_block(name: str, p: nn.Parameter) -> bool:
@@ -206,10 +205,10 @@ class Trainer(BaseTrainer):
         conf = self.recipe.loss
         with self.autocast():
             call = call_as_released(self.net, self.model, "model", (x, kept)) if rounding else self.net(x, kept)
-            x_hat, commitment, codebook = call
+            x_hat, commitment, codebook, auxiliary = call
         square = (x - x_hat).square().mean((1, 2, 3, 4))
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
-        return total + conf.commitment * commitment + conf.codebook * codebook
+        return total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
 
     def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The last frame of a group of pictures."""
@@ -243,6 +242,8 @@ class Trainer(BaseTrainer):
         the bits of its codebook.
         """
         conf = self.recipe.export
+        if not model.codebooks:  # nothing is searched, so no search can count bits
+            return model, {}
         no_penalties(model.codebooks)
         model.hold.zero_()
         plain = static_prior(self.count(model, some))
@@ -265,7 +266,7 @@ def start_from(model: VideoGrid, name: str) -> range:
     if not isinstance(other, (ImageGrid, VideoGrid)):
         raise ValueError(f"{name} is no model whose nets could be a start")
     model.start_from(other)
-    same = [mine.basis.shape == b.basis.shape for mine, b in zip(model.codebooks, other.codebooks, strict=False)]
+    same = [mine.codebook.shape == b.codebook.shape for mine, b in zip(model.codebooks, other.codebooks, strict=False)]
     return range((*same, False).index(False), len(model.codebook_sizes))
 
 

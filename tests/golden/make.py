@@ -65,7 +65,7 @@ from tokodec.tokenizers.image.photo import ImagePhoto
 from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig
 from tokodec.tokenizers.image.sequence import ImageSequence, ImageSequenceConfig, to_windows
 from tokodec.tokenizers.image.tiling import Tile
-from tokodec.tokenizers.quantize.residual import ResidualQuantizer
+from tokodec.tokenizers.quantize.residual import GroupResidualQuantizer, ResidualQuantizer
 from tokodec.tokenizers.quantize.simvq import SimVQ
 from tokodec.tokenizers.video.fit import DOWN, FEATURES, RIGHT, FitShape, Group
 from tokodec.tokenizers.video.grid import VideoGrid, VideoGridConfig
@@ -122,7 +122,7 @@ def make_tiny() -> None:
         residual = model.latents(x).movedim(1, -1).reshape(-1, CONFIG.dim)
         for level in model.codebooks:
             chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
-            level.basis.copy_(residual[chosen].half().float())
+            level.set_codewords(residual[chosen].half().float())
             residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
     model.save_pretrained(TINY)
     model = ImageGrid.from_pretrained(TINY)
@@ -191,7 +191,7 @@ def make_context() -> None:
     CONTEXT.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(TINY / name, CONTEXT)
-    codewords = ImageGrid.from_pretrained(TINY).codewords()
+    codewords = ImageGrid.from_pretrained(TINY).codewords() or []
     shape = LevelShape(features=8, width=16, hidden=16, blocks=1, digit=8)
     schedules = [refinement(2, steps) for steps in (8, 4, 2, 1)]  # the last is the filler's
     net = ContextNet(codewords, schedules, [offsets_within(2, (1, 1))] * 4, [shape] * 4)
@@ -267,12 +267,13 @@ def make_sound_model() -> None:
     x = torch.from_numpy(hum(rng, 24000 * 20, 24000, 4))[:, None]
     with torch.no_grad():
         z = model.analysis(x).movedim(1, -1).reshape(-1, SOUND_CONFIG.dim)
+        assert isinstance(model.quantizer, GroupResidualQuantizer)
         for group, residual in zip(model.quantizer.groups, z.chunk(2, 1), strict=True):
             assert isinstance(group, ResidualQuantizer)
             for level in group.levels:
                 assert isinstance(level, SimVQ)
                 chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
-                level.basis.copy_(residual[chosen].half().float())
+                level.set_codewords(residual[chosen].half().float())
                 residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
     model.save_pretrained(SOUND)
     model = AudioGRVQ.from_pretrained(SOUND)
@@ -345,7 +346,7 @@ def make_video_model() -> None:
         residual = model.latents(x).movedim(1, -1).reshape(-1, VIDEO_CONFIG.dim)
         for level in model.codebooks:
             chosen = torch.from_numpy(rng.choice(len(residual), level.codebook_sizes[0], replace=False))
-            level.basis.copy_(residual[chosen].half().float())
+            level.set_codewords(residual[chosen].half().float())
             residual = residual - level.codebook[torch.cdist(residual, level.codebook).argmin(1)]
         model.hold.fill_(float(residual.square().sum(1).mean()))
     model.save_pretrained(VIDEO)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Output, tables
+from ..api import Output
 from ..inputs import check_samples, to_sounds
 from ..precision import whole_float32
-from ..quantize.base import ABSENT
-from ..quantize.prepared import PreparedQuantizer
-from ..quantize.residual import GroupResidualQuantizer, ResidualQuantizer
-from ..quantize.simvq import SimVQ
+from ..quantize.base import ABSENT, Quantizer
+from ..quantize.codebook import CodebookQuantizer
+from ..quantize.prepared import PreparedQuantizer, prepared
+from ..quantizers import Section, checked_section, make_quantizer
 from ..tokens import Tokens
 from .base import AudioTokenizer, Coded, Refiner
 from .causal import CausalBlock, CausalConv1d, CausalSequential, Fold, State, Unfold
@@ -60,6 +60,7 @@ class AudioGRVQConfig:
     dim: int = 128  # D, of the latents of all groups
     groups: int = 2
     codebook_sizes: tuple[int, ...] = (1024, 1024, 1024, 1024, 1024)  # of each group's levels
+    quantizer: Section | None = None  # see ..quantizers; None: grvq. dim, groups and codebook_sizes become its own
 
     def __post_init__(self) -> None:
         sizes = (self.analysis_channels, self.analysis_blocks, self.synthesis_channels, self.synthesis_blocks)
@@ -67,6 +68,8 @@ class AudioGRVQConfig:
             raise ValueError("channels and blocks of the nets have two entries each, one a rate")
         if self.groups < 1 or self.dim % self.groups or not self.codebook_sizes:
             raise ValueError("the latents' channels are split evenly into groups, which have a level at least")
+        if self.quantizer is not None:
+            object.__setattr__(self, "quantizer", checked_section(self.quantizer))
 
 
 class Blocks(CausalConv1d):
@@ -143,10 +146,12 @@ class AudioGRVQ(AudioTokenizer):
 
     def __init__(self, config: AudioGRVQConfig | None = None, name: str = "audio-24k") -> None:
         super().__init__(config or AudioGRVQConfig(), name)
-        dim = self.config.dim // self.config.groups
-        levels = [[SimVQ(n, dim) for n in self.config.codebook_sizes] for _ in range(self.config.groups)]
+        c = self.config
+        quantizer = make_quantizer(c.quantizer or "grvq", dim=c.dim, codebook_sizes=c.codebook_sizes, groups=c.groups)
+        sizes = quantizer.codebook_sizes[:: quantizer.n_groups]
+        self.config = replace(c, dim=quantizer.dim, groups=quantizer.n_groups, codebook_sizes=sizes)
         self.analysis = analysis_net(self.config)
-        self.quantizer = GroupResidualQuantizer(levels)
+        self.quantizer = quantizer
         self.synthesis = synthesis_net(self.config)
         # The maps from samples and to them, and what sees the former first: rounding these costs four times as much as
         # rounding all others together (train/RUNS.md).
@@ -157,20 +162,9 @@ class AudioGRVQ(AudioTokenizer):
         return self.quantizer.codebook_sizes
 
     @property
-    def codebooks(self) -> list[Tensor]:
-        """``[N_k, D / groups]`` of every level, in the order of the codes."""
-        return [level.codebook for level in self._levels]
-
-    @property
-    def _levels(self) -> list[SimVQ]:
-        found = []
-        for k in range(len(self.config.codebook_sizes)):
-            for group in self.quantizer.groups:
-                assert isinstance(group, ResidualQuantizer)
-                level = group.levels[k]
-                assert isinstance(level, SimVQ)
-                found.append(level)
-        return found
+    def codebooks(self) -> list[CodebookQuantizer]:
+        """The quantizers of every level, in the order of the codes; none if they are no tables."""
+        return [level for level in self.quantizer.parts if isinstance(level, CodebookQuantizer)]
 
     @property
     def reach(self) -> int:
@@ -182,9 +176,9 @@ class AudioGRVQ(AudioTokenizer):
             past[rate] += sum(conv.past for conv in convs)
         return past[0] + -(-(past[1] + WINDOW // HOP) // 2)
 
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
+    def codewords(self) -> list[npt.NDArray[np.float32]] | None:
         """``[N_k, D / groups]`` of every level of every group, in the order of the codes."""
-        return tables(self._levels)
+        return self.quantizer.tables()
 
     # ---------------------------------------------------------------- whole signals
 
@@ -250,7 +244,7 @@ class AudioGRVQ(AudioTokenizer):
         self,
         z: Tensor,
         levels: int | None = None,
-        quantizer: PreparedQuantizer | None = None,
+        quantizer: Quantizer | PreparedQuantizer | None = None,
         seen: int | None = None,
     ) -> Tensor:
         """Latents ``[B, D, t]`` to codes ``[B, levels, t]``.
@@ -259,21 +253,11 @@ class AudioGRVQ(AudioTokenizer):
             quantizer: the model's, prepared, for many short calls.
             seen: levels that will be left when the codes are cut off, about: those are the best then.
         """
-        levels = self.check_levels(levels)
-        count = self.config.groups
-        cut = None if seen is None else -(-seen // count)
-        return (quantizer or self.quantizer).encode(z, -(-levels // count), BEAMS, cut)[:, :levels]
+        return (quantizer or self.quantizer).search(z, self.check_levels(levels), BEAMS, seen)
 
-    @torch.no_grad()
     def errors(self, z: Tensor, codes: Tensor) -> Tensor:
         """Squared error of latents ``[B, D, t]`` after the first 1, 2, ... of ``codes [B, K, t]``, ``[B, K, t]``."""
-        rest = z.clone()
-        parts = rest.chunk(self.config.groups, 1)  # views
-        found = []
-        for k, (own, codebook) in enumerate(zip(codes.unbind(1), self.codebooks, strict=False)):
-            parts[k % len(parts)].sub_(F.embedding(own, codebook).transpose(1, 2))
-            found.append(rest.square().sum(1))
-        return torch.stack(found, 1)
+        return self.quantizer.errors(z, codes)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> Tensor:
@@ -368,7 +352,7 @@ class StreamingEncoder:
         model.require_float32()
         self.model, self.levels = model, levels
         self.errors, self.seen, self.refiner = errors, seen, refiner
-        self.quantizer = PreparedQuantizer(model.quantizer)
+        self.quantizer = prepared(model.quantizer)
         self.state = State()
         self.rest: Tensor | None = None
 
@@ -441,7 +425,7 @@ class StreamingDecoder:
     def __init__(self, model: AudioGRVQ) -> None:
         model.require_float32()
         self.model = model
-        self.quantizer = PreparedQuantizer(model.quantizer)
+        self.quantizer = prepared(model.quantizer)
         self.state = State()
         self.tail: Tensor | None = None  # sums of the last three blocks, which later pieces add to [B, 3, HOP]
         self.first = True

@@ -1,4 +1,4 @@
-"""`image-grid`: a picture becomes a grid of residual SimVQ codes, one cell for 16 x 16 pixels.
+"""`image-grid`: a picture becomes a grid of residual SimVQ codes (or another quantizer's), one cell for 16 x 16 pixels.
 
 ::
 
@@ -16,7 +16,7 @@ a discriminator with g_a frozen, and invents plausible texture where the bits di
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from ..api import Output
 from ..inputs import check_pixels, to_pictures
 from ..precision import whole_float32
-from ..quantize.residual import ResidualQuantizer
-from ..quantize.simvq import SimVQ
+from ..quantizers import Section, checked_section, make_quantizer
 from ..tokens import Tokens
 from .base import ImageTokenizer
 from .layers import PATCH, STRIDE, ResidualGrid, blocks, channels_last
@@ -43,12 +42,15 @@ class ImageGridConfig:
     dim: int = 32  # D of the codewords
     codebook_sizes: tuple[int, ...] = (16384, 4096, 4096, 4096)  # N of every level, coarse to fine
     synthesis: tuple[str, ...] = ("faithful", "sharp")  # names of the synthesis nets; the first is the default
+    quantizer: Section | None = None  # see ..quantizers; None: rvq. dim and codebook_sizes become its own
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 3:
             raise ValueError("channels and blocks have three entries each, for strides 4, 8 and 16")
         if not self.synthesis or not self.codebook_sizes:
             raise ValueError("at least one synthesis net and one codebook are needed")
+        if self.quantizer is not None:
+            object.__setattr__(self, "quantizer", checked_section(self.quantizer))
 
 
 def analysis_net(config: ImageGridConfig) -> nn.Sequential:
@@ -86,7 +88,7 @@ def synthesis_net(config: ImageGridConfig) -> nn.Sequential:
 
 
 class ImageGrid(ResidualGrid, ImageTokenizer):
-    """Convolutional tokenizer of pictures, stride 16, whose rate is a number of residual SimVQ levels."""
+    """Convolutional tokenizer of pictures, stride 16, whose rate is a number of levels of its quantizer."""
 
     config_class = ImageGridConfig
     int8_weights = ("analysis.", "synthesis.")
@@ -100,8 +102,11 @@ class ImageGrid(ResidualGrid, ImageTokenizer):
     def __init__(self, config: ImageGridConfig | None = None, name: str = "image-grid") -> None:
         super().__init__(config or ImageGridConfig(), name)
         config = self.config
+        quantizer = make_quantizer(config.quantizer or "rvq", dim=config.dim, codebook_sizes=config.codebook_sizes)
+        config = replace(config, dim=quantizer.dim, codebook_sizes=quantizer.codebook_sizes)
+        self.config = config
         self.analysis = analysis_net(config)
-        self.quantizer = ResidualQuantizer([SimVQ(n, config.dim) for n in config.codebook_sizes])
+        self.quantizer = quantizer
         self.synthesis = nn.ModuleDict({name: synthesis_net(config) for name in config.synthesis})
         channels_last(self)
 
@@ -135,7 +140,7 @@ class ImageGrid(ResidualGrid, ImageTokenizer):
         height, width = x.shape[2:]
         # Replicated borders cost fewer bits than black ones; decoding cuts them off again.
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        return self.quantizer.encode(self.latents(x), self.check_levels(levels))
+        return self.quantizer.search(self.latents(x), self.check_levels(levels))
 
     def latents(self, x: Tensor) -> Tensor:
         """Analysis only: ``x [B, 3, 16h, 16w]`` in [0, 1] to ``z_e [B, D, h, w]``."""

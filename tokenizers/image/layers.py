@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import tables
-from ..quantize.residual import ResidualQuantizer
-from ..quantize.simvq import SimVQ
+from ..quantize.base import Quantizer
+from ..quantize.codebook import CodebookQuantizer
 
 STRIDE = 16
 PATCH = 4  # the nets work on 4 x 4 patches: the stem and the head are pixel (un)shuffles
@@ -60,20 +59,19 @@ def halo_cells(blocks_per_stride: Sequence[int], extra: int) -> int:
 
 
 class ResidualGrid:
-    """What a tokenizer has whose nets make a grid of latents for a residual quantizer of SimVQ levels."""
+    """What a tokenizer has whose nets make a grid of latents for a quantizer."""
 
     config: Any
-    quantizer: ResidualQuantizer
+    quantizer: Quantizer
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        sizes: tuple[int, ...] = self.config.codebook_sizes
-        return sizes
+        return self.quantizer.codebook_sizes
 
     @property
-    def codebooks(self) -> list[SimVQ]:
-        """The quantizer's levels, coarse to fine."""
-        return [level for level in self.quantizer.levels if isinstance(level, SimVQ)]
+    def codebooks(self) -> list[CodebookQuantizer]:
+        """The quantizer's levels, coarse to fine; none if they are no tables in a row."""
+        return [level for level in self.quantizer.cascade if isinstance(level, CodebookQuantizer)]
 
     @property
     def analysis_halo(self) -> int:
@@ -85,5 +83,5 @@ class ResidualGrid:
         """Cells of context that a tile of codes needs on each side for the pixels of the whole picture."""
         return halo_cells(self.config.synthesis_blocks, extra=PATCH + STRIDE)
 
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        return tables(self.codebooks)
+    def codewords(self) -> list[npt.NDArray[np.float32]] | None:
+        return self.quantizer.tables()

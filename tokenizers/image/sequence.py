@@ -30,12 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..api import Output, tables
+from ..api import Output
 from ..inputs import check_pixels, to_pictures
 from ..precision import whole_float32
-from ..quantize.base import ABSENT, Quantizer
-from ..quantize.binary import BSQ, LFQ
-from ..quantize.simvq import SimVQ
+from ..quantize.base import ABSENT
+from ..quantizers import Section, checked_section, make_quantizer
 from ..tokens import Tokens
 from .base import ImageTokenizer
 
@@ -63,6 +62,7 @@ class ImageSequenceConfig:
     codebook_size: int = 4096  # N; a power of two for binary codes
     dim: int = 16  # D of the codewords; binary codes have log2 N
     smooth: int = 32  # channels of the convolutions that end the synthesis
+    quantizer: Section | None = None  # with one codebook, see ..quantizers; None: that of codes. It says N and D then
 
     def __post_init__(self) -> None:
         if self.codes not in ("simvq", "lfq", "bsq"):
@@ -73,11 +73,21 @@ class ImageSequenceConfig:
             raise ValueError("a window has 1 to 4096 tokens")
         if self.codes != "simvq" and self.codebook_size != 1 << self.latent_dim:
             raise ValueError("binary codes have a codebook of a power of two")
+        if self.quantizer is not None:
+            if self.codes != "simvq":
+                raise ValueError("codes and quantizer are two words for one thing: leave codes out")
+            object.__setattr__(self, "quantizer", checked_section(self.quantizer))
 
     @property
     def latent_dim(self) -> int:
         """Channels of the latents."""
         return self.dim if self.codes == "simvq" else self.codebook_size.bit_length() - 1
+
+    @property
+    def section(self) -> Section:
+        """Of the quantizer."""
+        own: Section = {} if self.codes == "simvq" else {"dim": self.latent_dim}
+        return self.quantizer or {"kind": self.codes, **own}
 
 
 class Block(nn.Module):
@@ -196,12 +206,14 @@ class ImageSequence(ImageTokenizer):
     def __init__(self, config: ImageSequenceConfig | None = None, name: str = "image-1d") -> None:
         super().__init__(config or ImageSequenceConfig(), name)
         c = self.config
+        quantizer = make_quantizer(c.section, dim=c.dim, codebook_sizes=(c.codebook_size,))
+        if quantizer.n_codebooks != 1:
+            raise ValueError(f"quantizer has {quantizer.n_codebooks} codebooks, and a token is one code")
+        if c.quantizer is not None:
+            c = dataclasses.replace(c, dim=quantizer.dim, codebook_size=quantizer.codebook_sizes[0])
+            self.config = c
         self.analysis = Analysis(c)
-        self.quantizer: Quantizer
-        if c.codes == "simvq":
-            self.quantizer = SimVQ(c.codebook_size, c.dim)
-        else:
-            self.quantizer = (LFQ if c.codes == "lfq" else BSQ)(c.latent_dim)
+        self.quantizer = quantizer
         self.synthesis = Synthesis(c)
 
     @property
@@ -209,14 +221,10 @@ class ImageSequence(ImageTokenizer):
         """Of every token; all are written with the same codebook."""
         return (self.config.codebook_size,) * self.config.tokens
 
-    def codewords(self) -> list[npt.NDArray[np.float32]]:
-        """The same table for every token: of SimVQ the codebook, of binary codes all their sign vectors."""
-        if isinstance(self.quantizer, SimVQ):
-            (table,) = tables([self.quantizer])
-        else:
-            indices = torch.arange(self.config.codebook_size, device=self.device)
-            table = self.quantizer.decode(indices[:, None]).cpu().numpy()
-        return [table] * self.config.tokens
+    def codewords(self) -> list[npt.NDArray[np.float32]] | None:
+        """The same table for every token: the codebook, of binary codes all their sign vectors."""
+        table = self.quantizer.tables()
+        return table and table * self.config.tokens
 
     # ---------------------------------------------------------------- pictures and tokens
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 Gradient = Literal["straight-through", "rotation"]
+Cluster = Callable[[Tensor, int], Tensor]  # rows [M, D] and a number n to centres [n, D], such as k-means
+
+Q = TypeVar("Q", bound="Quantizer")
 
 # A code that is not there: a level that was dropped or lost. It adds the zero vector.
 ABSENT = -1
@@ -42,7 +47,9 @@ class QuantizerOutput:
 class Quantizer(nn.Module, abc.ABC):
     """Maps latents ``[B, D, *grid]`` to codes ``[B, K, *grid]`` and back, for a grid of any rank.
 
-    Subclasses set :attr:`dim` and :attr:`codebook_sizes`.
+    Subclasses set :attr:`dim` and :attr:`codebook_sizes`, and define :meth:`forward`, :meth:`encode` and
+    :meth:`decode`; what else models, trainers and entropy models ask has defaults here. Kinds that recipes can name
+    are in :mod:`..quantizers`.
 
     Latents may be of any floating-point type, and weights as well (``.bfloat16()``); quantized latents and losses are
     float32, whatever autocast says.
@@ -50,6 +57,14 @@ class Quantizer(nn.Module, abc.ABC):
 
     #: Buffers that stay float32 whatever type the module is cast to.
     float32_buffers: tuple[str, ...] = ()
+    #: Buffers that only training needs: a release leaves them out, and :meth:`restart` makes them anew.
+    training_buffers: tuple[str, ...] = ()
+    #: Whether a release keeps its weights to the last bit; else they are rounded (tables, :mod:`..weights`).
+    whole_weights: bool = False
+    #: Whether training changes codewords by other means than gradients (moving averages, revival), on the host: then
+    #: a step is no CUDA graph, and :meth:`freeze` is needed to stop it.
+    moves: bool = False
+    frozen: bool = False
 
     dim: int  # D, channels of the latents
     codebook_sizes: tuple[int, ...]  # N of each of the K codebooks
@@ -67,9 +82,28 @@ class Quantizer(nn.Module, abc.ABC):
     def n_codebooks(self) -> int:
         return len(self.codebook_sizes)
 
+    @property
+    def n_groups(self) -> int:
+        """Codebooks that together are one level."""
+        return 1
+
+    @property
+    def parts(self) -> Sequence[Quantizer]:
+        """The quantizers with a codebook each that this one is made of, in the order of the codes."""
+        return [self]
+
+    @property
+    def cascade(self) -> Sequence[Quantizer]:
+        """:attr:`parts`, if each searches a table for what those before it left over, so that the search can count
+        bits (``penalty``); else none."""
+        return []
+
     @abc.abstractmethod
-    def forward(self, z_e: Tensor) -> QuantizerOutput:
-        """Quantize for training: latents ``[B, D, *grid]`` to :class:`QuantizerOutput`."""
+    def forward(self, z_e: Tensor, *, n_codes: Tensor | None = None) -> QuantizerOutput:
+        """Quantize for training: latents ``[B, D, *grid]`` to :class:`QuantizerOutput`.
+
+        n_codes: ``[B]`` int64, how many codebooks each batch element keeps; as the quantizer is set if None.
+        """
 
     @abc.abstractmethod
     def encode(self, z_e: Tensor) -> Tensor:
@@ -78,6 +112,65 @@ class Quantizer(nn.Module, abc.ABC):
     @abc.abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Codes ``[B, k, *grid]`` int64, the first ``k <= K`` codebooks, to latents ``[B, D, *grid]``."""
+
+    def search(self, z_e: Tensor, n_codes: int | None = None, beams: int = 1, seen: int | None = None) -> Tensor:
+        """The first ``n_codes`` codes of :meth:`encode`, all if None.
+
+        beams, seen: of residual search, see :func:`~.beam.beam_codewords`; others do without.
+        """
+        return self.encode(z_e)[:, :n_codes]
+
+    def encode_after(
+        self, z_e: Tensor, before: Tensor, discounts: Tensor, n_levels: int | None = None
+    ) -> Tensor:
+        """As :meth:`search`, where the codes ``before`` may be kept, see :meth:`~.residual.ResidualQuantizer`; here
+        they never are."""
+        return self.search(z_e, n_levels)
+
+    @torch.no_grad()
+    def errors(self, z_e: Tensor, codes: Tensor) -> Tensor:
+        """Squared error of latents ``[B, D, *grid]`` after the first 1, 2, ... of ``codes [B, k, *grid]``,
+        ``[B, k, *grid]``."""
+        made = (self.decode(codes[:, : k + 1]) for k in range(codes.shape[1]))
+        return torch.stack([(z_e - z_q).square().sum(1) for z_q in made], 1)
+
+    @torch.no_grad()
+    def tables(self) -> list[npt.NDArray[np.float32]] | None:
+        """The table ``[N_k, D_k]`` of every codebook, for entropy models; None where there is none, or too large."""
+        if self.n_codebooks > 1 or self.codebook_sizes[0] > MAX_COUNTED:
+            return None
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        codes = torch.arange(self.codebook_sizes[0], device=device)
+        return [self.decode(codes[:, None]).float().cpu().numpy()]
+
+    @torch.no_grad()
+    def start(self, rows: Tensor, cluster: Cluster, first: int = 0) -> None:
+        """Begin with codewords that suit latents ``rows [M, D]``, from level ``first`` on, where there are tables."""
+
+    def fold(self) -> None:
+        """Replace a codebook that is computed by its codewords: same codes, nothing left to compute."""
+
+    def restart(self) -> None:
+        """Set :attr:`training_buffers` to where training begins with the codewords as they are."""
+
+    def freeze(self) -> None:
+        """From now on codewords change by gradients alone, in training mode too."""
+        for part in self.parts:
+            if part.moves:
+                part.frozen = True
+                part.eval()
+
+    def train(self: Q, mode: bool = True) -> Q:
+        return super().train(mode and not self.frozen)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        missing: list[str] = more[2]
+        before = len(missing)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+        names = {prefix + name for name in self.training_buffers}
+        if names and names <= set(missing[before:]):  # of a release
+            missing[before:] = [name for name in missing[before:] if name not in names]
+            self.restart()
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise ValueError unless ``codes [B, k, *grid]`` are int64 within ``[ABSENT, N_k)`` and ``1 <= k <= K``.
@@ -95,6 +188,17 @@ class Quantizer(nn.Module, abc.ABC):
         top = codes.movedim(1, 0).flatten(1).amax(1)  # [k]
         if bool((top >= sizes).any()) or int(codes.amin()) < ABSENT:
             raise ValueError(f"a code lies outside its codebook {self.codebook_sizes}")
+
+
+def keep_codes(quantizer: Quantizer, z_e: Tensor, out: QuantizerOutput, n_codes: Tensor | None) -> QuantizerOutput:
+    """What ``out`` is if batch elements keep their first ``n_codes [B]`` codes alone; losses stay those of all."""
+    if n_codes is None:
+        return out
+    n = n_codes.view(-1, *[1] * (z_e.ndim - 1))  # [B, 1, ...]
+    place = torch.arange(quantizer.n_codebooks, device=z_e.device).view(1, -1, *[1] * (z_e.ndim - 2))
+    codes = torch.where(place < n, out.codes, ABSENT)
+    z_q = torch.where(n < quantizer.n_codebooks, straight_through(z_e.float(), quantizer.decode(codes)), out.z_q)
+    return replace(out, z_q=z_q, codes=codes)
 
 
 def channels_last_rows(z: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class LFQ(Quantizer):
             shared = shared - (mean * mean.clamp_min(1e-30).log()).sum()
         return own - self.diversity * shared
 
-    def forward(self, z_e: Tensor) -> QuantizerOutput:
+    def forward(self, z_e: Tensor, *, n_codes: Tensor | None = None) -> QuantizerOutput:
         with no_autocast(z_e.device):
             raw = self.check_rows(z_e)  # [M, D]
             rows = self.project(raw)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..precision import no_autocast
 from .base import (
+    Cluster,
     CodebookUsage,
     Gradient,
     Quantizer,
@@ -89,7 +92,26 @@ class CodebookQuantizer(Quantizer):
         """
         return codebook[indices]
 
-    def forward(self, z_e: Tensor) -> QuantizerOutput:
+    @property
+    def cascade(self) -> Sequence[CodebookQuantizer]:
+        return [self] if self.metric == "l2" else []
+
+    @abc.abstractmethod
+    def set_codewords(self, codewords: Tensor) -> None:
+        """Set the codebook to ``codewords [N, D]``."""
+
+    @torch.no_grad()
+    def start(self, rows: Tensor, cluster: Cluster, first: int = 0) -> None:
+        if not first:
+            self.set_codewords(cluster(rows, self.codebook_sizes[0]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        penalty = state_dict.get(prefix + "penalty")
+        if penalty is not None and self.penalty is None and self.metric == "l2":
+            self.penalty = torch.zeros(self.codebook_sizes, device=self.codebook.device)
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def forward(self, z_e: Tensor, *, n_codes: Tensor | None = None) -> QuantizerOutput:
         with no_autocast(z_e.device):
             rows, z_q, indices = self.quantize_rows(channels_last_rows(z_e.float()))  # [M, D], [M, D], [M]
             if self.training:

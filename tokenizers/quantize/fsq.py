@@ -69,7 +69,7 @@ class FSQ(Quantizer):
         shift = torch.atanh(self.offset / self.half_range)
         return torch.tanh(rows + shift) * self.half_range - self.offset
 
-    def forward(self, z_e: Tensor) -> QuantizerOutput:
+    def forward(self, z_e: Tensor, *, n_codes: Tensor | None = None) -> QuantizerOutput:
         with no_autocast(z_e.device):
             bounded = self.bound(self.check_rows(z_e))  # [M, D]
             digits = bounded.detach().round().long() + self.half_width

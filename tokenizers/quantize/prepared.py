@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import ABSENT
+from .base import ABSENT, Quantizer
 from .beam import beam_codewords
 from .codebook import CodebookQuantizer
 from .nearest import prepare_codebook, residual_codewords
@@ -82,6 +82,11 @@ class PreparedQuantizer:
         stacked = torch.stack(codes, dim=2)  # [B * t, n_levels, G]
         return stacked.view(len(z_e), -1, n_levels * len(codes)).transpose(1, 2).contiguous()
 
+    def search(self, z_e: Tensor, n_codes: int | None = None, beams: int = 1, seen: int | None = None) -> Tensor:
+        """As :meth:`~.base.Quantizer.search`."""
+        levels, last = (None if n is None else -(-n // self.quantizer.n_groups) for n in (n_codes, seen))
+        return self.encode(z_e, levels, beams, last)[:, :n_codes]
+
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes ``[B, k, t]``, the first ``k <= K`` codebooks, to latents ``[B, D, t]``."""
@@ -101,3 +106,8 @@ class PreparedQuantizer:
                 total = total + (z_q if whole else z_q * there[:, i, :, None])
             parts.append(total)
         return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def prepared(quantizer: Quantizer) -> Quantizer | PreparedQuantizer:
+    """A quantizer for a stream; itself where nothing can be computed before."""
+    return PreparedQuantizer(quantizer) if isinstance(quantizer, GroupResidualQuantizer) else quantizer

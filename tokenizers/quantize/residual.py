@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..precision import no_autocast
-from .base import ABSENT, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
+from .base import ABSENT, Cluster, Quantizer, QuantizerOutput, channels_last_rows, pass_gradient, rows_to_grid
 from .beam import beam_codewords
 from .codebook import CodebookQuantizer
 from .nearest import residual_codewords
@@ -61,6 +64,14 @@ class ResidualQuantizer(Quantizer):
         self.gradient = levels[0].gradient
         self.dropout = dropout
 
+    @property
+    def parts(self) -> Sequence[CodebookQuantizer]:
+        return [level for level in self.levels if isinstance(level, CodebookQuantizer)]
+
+    @property
+    def cascade(self) -> Sequence[CodebookQuantizer]:
+        return self.parts
+
     def draw_levels(self, batch: int, device: torch.device) -> Tensor:
         """How many levels each batch element keeps, ``[B]`` int64 in 1..K."""
         full = torch.full((batch,), self.n_codebooks, device=device)
@@ -69,15 +80,15 @@ class ResidualQuantizer(Quantizer):
         kept = torch.randint(1, self.n_codebooks + 1, (batch,), device=device)
         return torch.where(torch.rand(batch, device=device) < self.dropout, kept, full)
 
-    def forward(self, z_e: Tensor, n_levels: Tensor | None = None) -> QuantizerOutput:
-        """Quantize ``z_e [B, D, *grid]``; ``n_levels [B]`` int64 overrides the random number of levels."""
+    def forward(self, z_e: Tensor, n_codes: Tensor | None = None) -> QuantizerOutput:
+        """Quantize ``z_e [B, D, *grid]``; ``n_codes [B]`` int64 overrides the random number of levels."""
         with no_autocast(z_e.device):
-            if n_levels is None:
-                n_levels = self.draw_levels(z_e.shape[0], z_e.device)
+            if n_codes is None:
+                n_codes = self.draw_levels(z_e.shape[0], z_e.device)
             rows = channels_last_rows(z_e.float())  # [M, D]
             cells = rows.shape[0] // max(1, z_e.shape[0])
             levels = torch.arange(self.n_codebooks, device=rows.device)[:, None]  # [K, 1]
-            keep = (n_levels > levels).repeat_interleave(cells, dim=1)  # [K, M]
+            keep = (n_codes > levels).repeat_interleave(cells, dim=1)  # [K, M]
             weight = keep / (keep.sum(1, keepdim=True).clamp_min(1) * self.dim)  # [K, M] means over kept rows
             residual, total = rows, torch.zeros_like(rows)
             codes, commitment, codebook = [], rows.new_zeros(()), rows.new_zeros(())
@@ -113,13 +124,16 @@ class ResidualQuantizer(Quantizer):
             raise ValueError(f"n_levels must be in 1..{self.n_codebooks}, got {n_levels}")
         rows = channels_last_rows(z_e.detach().float())  # [M, D]
         with torch.no_grad(), no_autocast(z_e.device):  # for codebooks that are computed
-            levels = [level for level in self.levels if isinstance(level, CodebookQuantizer)][:n_levels]
+            levels = self.parts[:n_levels]
             codebooks, penalties = [v.codebook for v in levels], [v.penalty for v in levels]
             if beams > 1:
                 indices = beam_codewords(rows, codebooks, beams, seen, penalties)
             else:
                 indices = residual_codewords(rows, codebooks, penalties)
         return rows_to_grid(indices, z_e)  # [B, n_levels, *grid]
+
+    def search(self, z_e: Tensor, n_codes: int | None = None, beams: int = 1, seen: int | None = None) -> Tensor:
+        return self.encode(z_e, n_codes, beams, seen)
 
     @torch.no_grad()
     def encode_after(self, z_e: Tensor, before: Tensor, discounts: Tensor, n_levels: int | None = None) -> Tensor:
@@ -163,6 +177,39 @@ class ResidualQuantizer(Quantizer):
             total = total + level.decode(indices)  # in the order of forward, so that values agree to the bit
         return total  # [B, D, *grid]
 
+    @torch.no_grad()
+    def errors(self, z_e: Tensor, codes: Tensor) -> Tensor:
+        rest = z_e.movedim(1, -1)  # [B, *grid, D]
+        found = []
+        for own, level in zip(codes.unbind(1), self.parts, strict=False):
+            rest = rest - F.embedding(own, level.codebook)
+            found.append(rest.square().sum(-1))
+        return torch.stack(found, 1)
+
+    def tables(self) -> list[npt.NDArray[np.float32]] | None:
+        return tables_of(self.parts)
+
+    @torch.no_grad()
+    def start(self, rows: Tensor, cluster: Cluster, first: int = 0) -> None:
+        for k, level in enumerate(self.parts):
+            level.start(rows, cluster, max(0, first - k))
+            rows = rows - level.decode(level.encode(rows))
+
+    def fold(self) -> None:
+        for level in self.parts:
+            level.fold()
+
+
+def tables_of(parts: Sequence[Quantizer]) -> list[npt.NDArray[np.float32]] | None:
+    """:meth:`~.base.Quantizer.tables` of quantizers side by side; None if one of them has none."""
+    found = []
+    for part in parts:
+        own = part.tables()
+        if own is None:
+            return None
+        found += own
+    return found
+
 
 class GroupResidualQuantizer(Quantizer):
     """Channels split into G groups of equal size, a residual quantizer for each.
@@ -190,6 +237,15 @@ class GroupResidualQuantizer(Quantizer):
         self.n_levels = quantizers[0].n_codebooks
         self.dim = sum(q.dim for q in quantizers)
         self.codebook_sizes = tuple(q.codebook_sizes[k] for k in range(self.n_levels) for q in quantizers)
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.groups)
+
+    @property
+    def parts(self) -> Sequence[CodebookQuantizer]:
+        groups = [group.parts for group in self.groups if isinstance(group, ResidualQuantizer)]
+        return [group[k] for k in range(self.n_levels) for group in groups]
 
     def split(self, z_e: Tensor) -> list[tuple[ResidualQuantizer, Tensor]]:
         """Each group's quantizer with its channels ``[B, D / G, *grid]`` of ``z_e [B, D, *grid]``."""
@@ -246,3 +302,28 @@ class GroupResidualQuantizer(Quantizer):
             assert isinstance(group, ResidualQuantizer)
             parts.append(group.decode(own))
         return torch.cat(parts, dim=1)  # [B, D, *grid]
+
+    def search(self, z_e: Tensor, n_codes: int | None = None, beams: int = 1, seen: int | None = None) -> Tensor:
+        levels, last = (None if n is None else -(-n // self.n_groups) for n in (n_codes, seen))
+        return self.encode(z_e, levels, beams, last)[:, :n_codes]
+
+    @torch.no_grad()
+    def errors(self, z_e: Tensor, codes: Tensor) -> Tensor:
+        rest = z_e.clone()
+        parts = rest.chunk(self.n_groups, 1)  # views
+        found = []
+        for k, (own, level) in enumerate(zip(codes.unbind(1), self.parts, strict=False)):
+            parts[k % len(parts)].sub_(F.embedding(own, level.codebook).movedim(-1, 1))
+            found.append(rest.square().sum(1))
+        return torch.stack(found, 1)
+
+    def tables(self) -> list[npt.NDArray[np.float32]] | None:
+        return tables_of(self.parts)
+
+    def start(self, rows: Tensor, cluster: Cluster, first: int = 0) -> None:
+        for group, own in self.split(rows):
+            group.start(own, cluster, first)
+
+    def fold(self) -> None:
+        for level in self.parts:
+            level.fold()

@@ -47,7 +47,7 @@ class ScalarQuantizer(Quantizer):
         self.step = step
         self.relaxation: Relaxation = relaxation
 
-    def forward(self, z_e: Tensor) -> QuantizerOutput:
+    def forward(self, z_e: Tensor, *, n_codes: Tensor | None = None) -> QuantizerOutput:
         with no_autocast(z_e.device):
             codes = self.encode(z_e)
             z_e = torch.nan_to_num(z_e.float())

@@ -49,10 +49,13 @@ class SimVQ(CodebookQuantizer):
         return straight_through((self.basis[indices] @ self.projection).float(), codebook.detach()[indices])
 
     @torch.no_grad()
+    def set_codewords(self, codewords: Tensor) -> None:
+        self.basis.copy_(codewords)
+        self.projection.copy_(torch.eye(self.dim))
+
     def fold(self) -> None:
         """Make the present codebook the basis and W the identity: same codewords, nothing left to multiply."""
-        self.basis.copy_(self.codebook)
-        self.projection.copy_(torch.eye(self.dim))
+        self.set_codewords(self.codebook)
 
 
 class BridgeBlock(nn.Module):
@@ -142,7 +145,10 @@ class FullVQ(CodebookQuantizer):
         return self.basis + self.bridge(self.basis)
 
     @torch.no_grad()
+    def set_codewords(self, codewords: Tensor) -> None:
+        self.basis.copy_(codewords)
+        self.bridge.silence()
+
     def fold(self) -> None:
         """Make the present codebook the basis and silence the bridge: same codewords. Meant for after training."""
-        self.basis.copy_(self.codebook)
-        self.bridge.silence()
+        self.set_codewords(self.codebook)

@@ -98,6 +98,8 @@ class VQ(CodebookQuantizer):
 
     # Coarser types would swallow the small shares that a batch adds to an average.
     float32_buffers: tuple[str, ...] = ("cluster_size",)
+    training_buffers: tuple[str, ...] = ("cluster_size",)
+    moves = True
 
     @property
     def codebook(self) -> Tensor:
@@ -110,12 +112,20 @@ class VQ(CodebookQuantizer):
         self.cluster_size[where] = self.fresh_count
 
     @torch.no_grad()
+    def set_codewords(self, codewords: Tensor) -> None:
+        self.replace_codewords(torch.arange(len(codewords), device=codewords.device), codewords)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        where = torch.arange(len(self.codewords), device=self.codewords.device)
+        self.replace_codewords(where, self.codewords.detach().clone())
+
+    @torch.no_grad()
     def prepare(self, rows: Tensor) -> None:
         if not self.started:
             if len(rows):
-                centres = kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric)
-                self.replace_codewords(torch.arange(self.codebook_sizes[0], device=rows.device), centres)
-                self.started.fill_(True)
+                self.set_codewords(kmeans(rows, self.codebook_sizes[0], self.kmeans_iterations, self.metric))
             agree(self.started, *self.moving())
         elif self.dead_below > 0:
             dead = (self.cluster_size < self.dead_below).nonzero()[:, 0]  # the same in all processes
@@ -149,7 +159,7 @@ class EMAVQ(VQ):
     """
 
     learned_by_gradient = False
-    float32_buffers = ("cluster_size", "cluster_sum")
+    float32_buffers = training_buffers = ("cluster_size", "cluster_sum")
     cluster_sum: Tensor
 
     def __init__(

@@ -27,7 +27,7 @@ as a whole or in parts, and memory does not grow with its length.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,7 @@ from ..image.grid import ImageGrid
 from ..image.layers import PATCH, STRIDE, ResidualBlock, ResidualGrid, channels_last
 from ..inputs import check_pixels, to_clips
 from ..precision import whole_float32
-from ..quantize.residual import ResidualQuantizer
-from ..quantize.simvq import SimVQ
+from ..quantizers import Section, checked_section, make_quantizer
 from ..tokens import Tokens
 from .base import VideoTokenizer
 from .causal import CausalNet, PerFrame, State, TimeBlock, TimeDown, TimeUp
@@ -61,6 +60,7 @@ class VideoGridConfig:
     synthesis_time: tuple[int, ...] = (2, 3)
     dim: int = 48  # D of the codewords
     codebook_sizes: tuple[int, ...] = (2048, 2048, *5 * (1024,))  # N of every level, coarse to fine
+    quantizer: Section | None = None  # see ..quantizers; None: rvq. dim and codebook_sizes become its own
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.analysis_blocks) == len(self.synthesis_blocks) == 3:
@@ -70,6 +70,8 @@ class VideoGridConfig:
                 raise ValueError("blocks over time have two entries, for strides 8 and 16, at most those over space")
         if not self.codebook_sizes:
             raise ValueError("at least one codebook is needed")
+        if self.quantizer is not None:
+            object.__setattr__(self, "quantizer", checked_section(self.quantizer))
 
 
 def stage(channels: int, space: int, time: int) -> list[nn.Module]:
@@ -140,7 +142,7 @@ def synthesis_net(config: VideoGridConfig) -> CausalNet:
 
 
 class VideoGrid(ResidualGrid, VideoTokenizer):
-    """Causal tokenizer of clips whose rate is a number of residual SimVQ levels; see the module's text."""
+    """Causal tokenizer of clips whose rate is a number of levels of its quantizer; see the module's text."""
 
     config_class = VideoGridConfig
     int8_weights = ("analysis.", "synthesis.")
@@ -154,8 +156,11 @@ class VideoGrid(ResidualGrid, VideoTokenizer):
 
     def __init__(self, config: VideoGridConfig | None = None, name: str = "video-grid") -> None:
         super().__init__(config or VideoGridConfig(), name)
+        c = self.config
+        quantizer = make_quantizer(c.quantizer or "rvq", dim=c.dim, codebook_sizes=c.codebook_sizes)
+        self.config = replace(c, dim=quantizer.dim, codebook_sizes=quantizer.codebook_sizes)
         self.analysis = analysis_net(self.config)
-        self.quantizer = ResidualQuantizer([SimVQ(n, self.config.dim) for n in self.config.codebook_sizes])
+        self.quantizer = quantizer
         self.synthesis = synthesis_net(self.config)
         # Squared distances by which a cell's last codes may be worse than others; released with the weights.
         self.register_buffer("hold", torch.zeros(len(self.config.codebook_sizes)))
@@ -226,15 +231,9 @@ class VideoGrid(ResidualGrid, VideoTokenizer):
             z_e = self.analysis((2 * x - 1).permute(0, 2, 3, 4, 1).contiguous(), state)
         return z_e.permute(0, 4, 1, 2, 3)
 
-    @torch.no_grad()
     def errors(self, z_e: Tensor, codes: Tensor) -> Tensor:
         """Squared error of latents ``[B, D, t, h, w]`` after the first 1, 2, ... of their codes, one number each."""
-        rest = z_e.movedim(1, -1)  # [B, t, h, w, D]
-        found = []
-        for own, level in zip(codes.unbind(1), self.codebooks, strict=False):
-            rest = rest - F.embedding(own, level.codebook)
-            found.append(rest.square().sum(-1))
-        return torch.stack(found, 1)
+        return self.quantizer.errors(z_e, codes)
 
     def pixels(self, z_q: Tensor, state: State | None = None) -> Tensor:
         """Synthesis only: ``z_q [B, D, t, h, w]`` to ``x_hat [B, 3, T, 16h, 16w]``, about in [0, 1]."""
@@ -278,9 +277,8 @@ class VideoGrid(ResidualGrid, VideoTokenizer):
                 else:
                     p.copy_(q)
         for level, known in zip(self.codebooks, other.codebooks, strict=False):
-            if level.basis.shape == known.basis.shape:
-                level.basis.copy_(known.basis)
-                level.projection.copy_(known.projection)
+            if level.codebook.shape == known.codebook.shape:
+                level.set_codewords(known.codebook)
 
 
 def _space(net: CausalNet) -> Iterator[nn.Parameter]:
@@ -360,7 +358,7 @@ class StreamingVideoEncoder:
         for cell in z_e.unbind(2):
             z = cell[:, :, None]
             if self.last is None:
-                self.last = quantizer.encode(z, self.levels)
+                self.last = quantizer.search(z, self.levels)
             else:
                 self.last = quantizer.encode_after(z, self.last, self.model.hold, self.levels)
             codes.append(self.last)

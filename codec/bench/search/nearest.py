@@ -28,7 +28,6 @@ from torch import Tensor
 from ....tokenizers.image.grid import ImageGrid
 from ....tokenizers.quantize import nearest_codeword
 from ....tokenizers.quantize.base import channels_last_rows
-from ....tokenizers.quantize.codebook import CodebookQuantizer
 from ....tokenizers.quantize.nearest import choose_backend
 from ...errors import MediaError, UsageError
 from ...models import load_model, pick_device
@@ -164,8 +163,7 @@ def image_latents(folder: Path) -> list[tuple[Tensor, Tensor]]:
         height, width = (side // 16 * 16 for side in x.shape[2:])
         rows.append(channels_last_rows(model.latents(x[:, :, :height, :width])))
     residual, levels = torch.cat(rows), []
-    for level in model.quantizer.levels:
-        assert isinstance(level, CodebookQuantizer)
+    for level in model.codebooks:
         codebook = level.codebook.detach()
         levels.append((residual, codebook))
         residual = residual - codebook[nearest_codeword(residual, codebook)]
