@@ -205,6 +205,7 @@ def encode_video(source: Source, model: Model, options: EncodeOptions, progress:
 
 
 def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound: bool) -> VideoHeader:
+    tokenizer = video_tokenizer(model)
     return VideoHeader(
         model=model.tokenizer.name,
         weights_hash=model.tokenizer.weights_hash,
@@ -216,7 +217,7 @@ def _header(reader: VideoReader, model: Model, clock: Clock, segment: int, sound
         frames=clock.frames,
         segment=segment,
         sound=int(sound),
-        joined=min(FRAMES, segment // 4) if clock.frames > segment else 0,
-        **layout_of(video_tokenizer(model)),
+        joined=min(FRAMES, segment // 4) if tokenizer.jumps and clock.frames > segment else 0,
+        **layout_of(tokenizer),
         **clock_fields(reader, clock),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,13 @@ class VideoTokenizer(Tokenizer):
     A class sets ``strides`` (the frames, rows and columns of a cell, the last two alike) and maybe ``first``, and
     defines ``encode_codes`` and ``decode_codes`` for clips of whole cells. A file cuts a video into segments of about a
     second, each a clip of its own. Who does with less than a whole clip in memory overrides `encoder` and `decoder`.
+
+    Attributes: jumps: whether clips differ from their neighbours by detail and tint, which files then spread a little.
     """
 
     modality = "video"
     varies = ("sample_rate",)
+    jumps: ClassVar[bool] = False
 
     @abc.abstractmethod
     def encode_codes(self, x: Tensor) -> Tensor:

@@ -150,6 +150,7 @@ class VideoGrid(ResidualGrid, VideoTokenizer):
     int8_codebooks = 11
     strides = (GROUP, STRIDE, STRIDE)
     first = FIRST
+    jumps = True
 
     config: VideoGridConfig
     hold: Tensor
