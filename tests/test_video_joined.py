@@ -87,6 +87,17 @@ def test_parts_are_those_of_the_whole(tok: TokFile, video_model: Path) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(part, whole[first:last], strict=True))
 
 
+def test_a_lost_segment_costs_no_frame_of_others(tok: TokFile, video_model: Path) -> None:
+    payloads = [tok.payload(LAYR, 0, segment) or b"" for segment in range(tok.video.n_segments)]
+    payloads[1] = b"\0" + payloads[1][: len(payloads[1]) // 2]
+    found = []
+    for header in (tok.video, replace(tok.video, joined=0)):
+        damaged = read_tok(write_video(header, payloads))
+        found.append(shown(damaged, video_model))
+        assert len(damaged.problems) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_one_segment_has_no_border(tok: TokFile) -> None:
     with pytest.raises(HeaderError, match="more than half of a segment"):
         replace(tok.video, joined=tok.video.segment // 2 + 1)

@@ -25,20 +25,22 @@ Numbered = tuple[int, Pixels]
 
 def joined(frames: Iterator[Numbered], segment: int, n: int) -> Iterator[Numbered]:
     """Frames ``[H, W, 3]`` with their numbers, one after the other from the beginning of a segment on, each with its
-    share of the jumps at borders; ``n`` of them are held back at most.
+    share of the jumps at borders; ``n`` of them are held back at most. A frame that is given again and again stands for
+    a segment that is lost, and nothing is spread behind it.
 
     Args: segment: frames of a segment, 2 n at least.  n: frames on each side of a border.
     """
     held: list[Numbered] = []
     last: Pixels | None = None
+    again = False
     jump: npt.NDArray[np.float32] | None = None
     for i, pixels in frames:
         behind = i % segment
         if behind == 0:
-            jump = None if last is None else jump_of(last, pixels)
+            jump = None if last is None or again else jump_of(last, pixels)
             yield from ((j, shifted(own, jump, i - 1 - j, n)) for j, own in held)
             held = []
-        last = pixels
+        again, last = pixels is last, pixels
         if segment - behind <= n:
             held.append((i, pixels))
         else:
