@@ -228,8 +228,9 @@ def test_rates_beyond_the_range(
     codec: Codec, large: Path, limits: tuple[int, int], tiny: list[str], photo_model: Path, tmp_path: Path
 ) -> None:
     lossless = encode_file(large, None, model=str(photo_model), lossless=True, device="cpu").data
-    for rate in ({"size": 10**12}, {"bpp": 1e300}):
-        assert encode_file(large, None, model=str(photo_model), device="cpu", **rate).data == lossless
+    more: tuple[dict[str, Any], ...] = ({"size": 10**12}, {"bpp": 1e300})
+    for beyond in more:
+        assert encode_file(large, None, model=str(photo_model), device="cpu", **beyond).data == lossless
     near = [encode_file(large, None, model=str(photo_model), max_error=error, device="cpu").data for error in (2, 1)]
     for most, data in ((len(near[0]), near[0]), (len(near[1]), near[1]), (len(lossless) - 1, near[1])):
         made = encode_file(large, None, model=str(photo_model), size=most, device="cpu")

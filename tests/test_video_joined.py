@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def tok(video_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TokFile:
     return read_tok(encode_file(path, model=str(video_model), levels=1, device="cpu").data)
 
 
-def shown(tok: TokFile, model: Path, **part: float) -> list[np.ndarray]:
+def shown(tok: TokFile, model: Path, **part: Any) -> list[np.ndarray]:
     return [pixels for _, pixels in video_frames(tok, model=str(model), device="cpu", **part)]
 
 
