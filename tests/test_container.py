@@ -284,7 +284,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     ("model", ""), ("model", "x" * 65), ("model", "a b"), ("model", "../x"), ("model", "caf\u00e9"), ("model", 3),
     ("model", "a\n"), ("weights_hash", ""), ("weights_hash", "0123456789ABCDEF"), ("weights_hash", "0" * 15),
     ("weights_hash", "0" * 17), ("weights_hash", "g" * 16), ("prior_hash", "0" * 14), ("prior_hash", None),
-    ("prior", 0), ("prior", 6), ("layers", 0), ("layers", 65), ("layers", -1), ("layers", 1.0),
+    ("prior", 0), ("prior", 7), ("layers", 0), ("layers", 65), ("layers", -1), ("layers", 1.0),
     ("height", 0), ("height", (1 << 20) + 1), ("width", 0), ("width", (1 << 20) + 1), ("stride", 0), ("stride", 257),
     ("segment", 0), ("segment", 129), ("channels", 0), ("channels", 2), ("channels", 4), ("alpha", 2), ("alpha", -1),
     ("bit_depth", 0), ("bit_depth", 10), ("bit_depth", "8"),

@@ -403,7 +403,8 @@ def test_tokens_of_videos(installed: dict[str, str], models: Path, videos: Path,
 def test_names_are_taken_once() -> None:
     with pytest.raises(ValueError, match="another tokenizer class called 'ImageGrid'"):
         register_tokenizer("ImageGrid", TokenizerKind("elsewhere", "image"))
-    register_tokenizer("ImageGrid", TokenizerKind(".image.grid", "image"))  # the same once more
+    same = TokenizerKind(".image.grid", "image", quantizer="rvq of simvq")
+    register_tokenizer("ImageGrid", same)  # once more
     for name, kind in (("context", PriorKind(64, "x.safetensors", "x:X")), ("mine", PriorKind(2, "x", "x:X"))):
         with pytest.raises(ValueError, match=r"another entropy model|wire ids"):
             register_prior(name, kind)

@@ -79,9 +79,16 @@ def test_what_no_quality_reaches_is_lossless() -> None:
     made = encode_file(png(x), model=MODEL, target="psnr=60", device="cpu")
     assert made.lossless
     assert np.array_equal(shown(made.data), x)
-    (note,) = made.notes
-    assert note.startswith("quality 100 reaches psnr ")
-    assert note.endswith(", not the 60 asked for: the file is lossless")
+    assert made.notes == ["only a lossless file reaches psnr 60"]
+
+
+def test_above_codes_an_error_of_1_is_tried_first() -> None:
+    x = photo(80)
+    made = encode_file(png(x), model=MODEL, target="psnr=49", device="cpu")
+    assert (made.lossless, made.notes) == (False, [])
+    assert np.abs(shown(made.data).astype(int) - x).max() == 1
+    assert made.measured is not None
+    assert made.measured[1] == pytest.approx(psnr(x, shown(made.data)))
 
 
 def test_more_than_8_bits_end_at_quality_100() -> None:

@@ -396,11 +396,11 @@ def test_a_variant_is_trained_from_its_base(folder: Path, tmp_path: Path, monkey
     common = ["--data", str(folder), "--force"]
     monkeypatch.setattr(sys, "argv", command(*common, "--minutes", "0.01", "--out", str(tmp_path / "base")))
     script.main()
-    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir() if path.is_file()}
     words = ["name=other", "variant.rank=2", "rounding.share=1", *common, "--resume", str(tmp_path / "base")]
     monkeypatch.setattr(sys, "argv", command(*words, "--minutes", "0.03", "--out", str(tmp_path / "other")))
     script.main()
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir() if path.is_file()}
     base, other = (ImagePhoto.from_pretrained(tmp_path / name) for name in ("base", "other"))
     assert other.name == "other"
     assert other.entropy.hash == base.entropy.hash

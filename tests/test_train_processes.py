@@ -99,14 +99,15 @@ SMALL = (
 )
 
 
-def trains(rank: int, port: int, folder: str) -> None:
+def trains(rank: int, ports: tuple[int, int], folder: str) -> None:
     """What torchrun starts: a run in one piece, one that is told to end in one of the processes, and its end."""
     torch.set_num_threads(1)
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    values = (rank, rank, WORLD, WORLD, "127.0.0.1", port)
+    values = (rank, rank, WORLD, WORLD, "127.0.0.1", ports[0])
     os.environ.update(zip(names, map(str, values), strict=True))
     words = ["--data", f"{folder}/pictures", "--steps", "6", "--precision", "no", "--set", *SMALL.split()]
     run(image.main, *words, "--out", f"{folder}/whole")
+    os.environ["MASTER_PORT"] = str(ports[1])  # who is first would find the store of the run before
     stopped(image.main, image.Trainer, 3 if rank else -1, *words, "--out", f"{folder}/parts")
     assert len(list(Path(folder, "parts", FOLDER).glob("*-of-2.safetensors"))) == WORLD
     assert not Path(folder, "parts", "training.json").exists()
@@ -119,5 +120,5 @@ def test_two_processes_of_which_one_is_told_to_end_go_on(tmp_path: Path) -> None
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (180, 176, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
-    torch.multiprocessing.spawn(trains, (free_port(), str(tmp_path)), nprocs=WORLD)
+    torch.multiprocessing.spawn(trains, ((free_port(), free_port()), str(tmp_path)), nprocs=WORLD)
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")

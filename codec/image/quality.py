@@ -159,7 +159,9 @@ def reaching(files: PhotoFile, target: Target, picture: Picture, progress: Progr
     assert file is not None
     assert file.measured is not None
     note = f"{file.name} reaches {target.metric} {file.measured:.5g}, not the {target.least:g} asked for"
-    return encoded(file, picture, "" if goal.met(file) else note, target.metric)
+    if goal.met(file):
+        note = f"only a lossless file reaches {target.metric} {target.least:g}" if file.lossless else ""
+    return encoded(file, picture, note, target.metric)
 
 
 def ladder(files: PhotoFile, picture: Picture) -> Iterator[Attempt]:
