@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from tokodec.train import image
 from tokodec.train.state import FOLDER
 
 WORLD = 2
+
+
+if not __name__.startswith("tokodec."):  # processes that are started find this file by its name
+    sys.path.append(str(Path(__file__).parents[1]))
 
 
 def free_port() -> int:
