@@ -47,7 +47,6 @@ from tokodec.codec.registry import MODALITIES
 
 CELL = 32  # pixels along the edge of what colours are compared of
 ROUNDING = 1  # grey levels that a mean may be off by beyond what it is off by in the model's hands
-SECONDS = 600  # that one file may take
 OUTCOMES = ("fine", "noted", "damaged", "refused", "wrong")
 
 
@@ -353,6 +352,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=1 << 20, help="of a picture that is encoded")
     parser.add_argument("--clip-pixels", type=int, default=1 << 22, help="of all frames of a video that is encoded")
     parser.add_argument("--seconds", type=float, default=20, help="of sound that are encoded")
+    parser.add_argument("--patience", type=float, default=600, help="seconds that one file may take")
     parser.add_argument("--jobs", type=int, default=1, help="children at a time")
     parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -372,7 +372,7 @@ def main() -> int:
     with given.out.open("a") as out, ThreadPoolExecutor(given.jobs) as pool:
 
         def work(part: list[str]) -> None:
-            for path, said, well in outcomes(command, part, SECONDS):
+            for path, said, well in outcomes(command, part, given.patience):
                 results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))
                 print(json.dumps(asdict(results[-1])), file=out, flush=True)
 
