@@ -45,6 +45,7 @@ class TokenizerKind:
 _KINDS = {
     "ImageGrid": TokenizerKind(".image.grid", "image", quantizer="rvq of simvq"),
     "ImagePhoto": TokenizerKind(".image.photo", "image", "quality"),
+    "ImageHyperprior": TokenizerKind(".image.hyperprior", "image", "quality"),
     "ImageSequence": TokenizerKind(".image.sequence", "image", "tokens"),
     "AudioGRVQ": TokenizerKind(".audio.grvq", "audio", quantizer="grvq of simvq"),
     "VideoGrid": TokenizerKind(".video.grid", "video", quantizer="rvq of simvq"),

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,8 @@ class ImagePhoto(ImageTokenizer):
     order of their slices. A prefix that ends with a slice is a coarser version of the same picture.
     """
 
-    config_class = ImagePhotoConfig
+    config_class: ClassVar[type[Any]] = ImagePhotoConfig
+    nets_class: ClassVar[Callable[[Any], Any]] = PhotoNets
     # All kernels but those at the pixels, which stay float16. They are trained with these steps (train/photo.py).
     int8_weights = (
         "nets.hyper_analysis.", "nets.analysis.fine.", "nets.analysis.down.", "nets.analysis.coarse.",
@@ -75,7 +76,7 @@ class ImagePhoto(ImageTokenizer):
 
     def __init__(self, config: ImagePhotoConfig | None = None, name: str = "image-photo") -> None:
         super().__init__(config or ImagePhotoConfig(), name)
-        self.nets = channels_last(PhotoNets(self.config))
+        self.nets: PhotoNets = channels_last(type(self).nets_class(self.config))
         self.register_buffer("entropy_hash", torch.zeros(8, dtype=torch.uint8))
         self._entropy: HyperPrior | None = None
         self._synthesise = Graphed(self._pixels)
