@@ -188,7 +188,8 @@ def padded(x: Tensor) -> Tensor:
 class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
 
-    recipe_class = Recipe
+    recipe_class: ClassVar[type[Any]] = Recipe
+    tokenizer_class: ClassVar[type[ImagePhoto]] = ImagePhoto
     evaluations, quick = 4, 8
     columns: ClassVar[dict[str, str]] = {
         "bpp_estimated": "{:.4f} bpp", "psnr": "{:.3f} dB", "ms_ssim": "MS-SSIM {:.4f}",
@@ -204,7 +205,7 @@ class Trainer(BaseTrainer):
         conf: Recipe = self.recipe
         self.ends, self.distortion = conf.rate.lambda_, distortion(conf.rate.distortion)
         self.base = base_of(args.resume, self.out) if conf.variant.rank else None
-        self.model = codec_of(conf)
+        self.model = self.codec()
         if args.resume:
             resume(self.model, args.resume if self.base is None else str(self.base))
         channels_last(self.model.to(self.device))
@@ -221,6 +222,10 @@ class Trainer(BaseTrainer):
         self.log(" ".join(f"{part} {n / 1e6:.2f} M" for part, n in sizes_of.items()))
         self.own_seeds()
         self.phases = [Phase("the entropy model rounds", 1 - conf.rounding.share)]
+
+    def codec(self) -> PhotoCodec:
+        """The codec before it is trained."""
+        return codec_of(self.recipe)
 
     def read_pictures(self, data: Data) -> None:
         """What is trained on and what is held out, photographs and drawn pictures."""
@@ -285,7 +290,7 @@ class Trainer(BaseTrainer):
         """The weights that are in training, as the codec computes with them."""
         if isinstance(self.net, LowRank):
             return self.net.weights(self.model.nets)
-        return as_released(self.model, ImagePhoto.int8_weights, ImagePhoto.int8_largest)
+        return as_released(self.model, self.tokenizer_class.int8_weights, self.tokenizer_class.int8_largest)
 
     def loss(self, x: Tensor, quality: Tensor, kept: Tensor, rounding: bool) -> Tensor:
         """Rate + lambda * distortion, such that all rates count alike."""
@@ -379,7 +384,7 @@ class Trainer(BaseTrainer):
 
     def released(self, counts: Sequence[npt.NDArray[np.int64]] = ()) -> ImagePhoto:
         """The model that users load, on the CPU. counts: of codes, see :meth:`count`; of the densities if empty."""
-        model = ImagePhoto(self.model.nets.config, self.recipe.name)
+        model = self.tokenizer_class(self.model.nets.config, self.recipe.name)
         model.nets.load_state_dict(self.model.nets.state_dict())
         of_z, *of_y = counts or (None,)
         export = export_hyperprior(self.model.entropy, of_z, of_y or None, self.recipe.export.skip)
