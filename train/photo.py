@@ -21,12 +21,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +34,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..codec.media.synthetic import synthetic_picture
 from ..codec.metrics.distortion import distortion
 from ..codec.metrics.picture import MS_SSIM_SMALLEST, similarity
 from ..entropy.hyperprior.export import export_hyperprior, scale_reach
@@ -52,7 +47,7 @@ from ..tokenizers.image.layers import channels_last
 from ..tokenizers.image.photo import ImagePhoto, cut, pad_to_cells, rate_weight
 from ..tokenizers.image.photo_nets import ImagePhotoConfig, PhotoNets
 from ..tokenizers.weights import WEIGHTS_FILE
-from .data.fonts import matplotlib_fonts
+from .data.fonts import drawn_pictures
 from .data.images import CropStore, as_input, list_images, read_rgb
 from .loop import as_released, optimizers_of, psnr, run_script
 from .low_rank import LowRank, base_of
@@ -179,6 +174,12 @@ def codec_of(recipe: Recipe) -> PhotoCodec:
     return PhotoCodec(PhotoNets(config), HyperNet(recipe.entropy))
 
 
+def between(name: str, p: nn.Parameter) -> bool:
+    """Whether it is a matrix between first and last layers."""
+    wide = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16
+    return wide and "points" not in name and "density" not in name
+
+
 def padded(x: Tensor) -> Tensor:
     """``[B, 3, H, W]`` with its last rows and columns repeated up to multiples of 64."""
     height, width = x.shape[2:]
@@ -251,11 +252,6 @@ class Trainer(BaseTrainer):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon, if the recipe wants it, is for the matrices between first and last layers."""
-
-        def between(name: str, p: nn.Parameter) -> bool:
-            wide = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16
-            return wide and "points" not in name and "density" not in name
-
         return optimizers_of(self.net.named_parameters(), self.optim, between)
 
     def inputs(self) -> tuple[Tensor, ...]:
@@ -430,16 +426,6 @@ def closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
     if min(x.shape[2:]) >= MS_SSIM_SMALLEST:
         found["ms_ssim"] = float(similarity(x, x_hat.clamp(0, 1)))
     return found
-
-
-def drawn_pictures(n: int, seed: int) -> list[Tensor]:
-    """``n`` synthetic pictures, uint8 ``[H, W, 3]`` each, drawn by as many processes as there are cores."""
-    draw = partial(synthetic_picture, seed=seed, fonts=matplotlib_fonts())
-    cores = min(16, os.cpu_count() or 1)
-    if cores < 4 or n < 100:
-        return [torch.from_numpy(draw(index)) for index in range(n)]
-    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-        return [torch.from_numpy(pixels) for pixels in pool.map(draw, range(n), chunksize=8)]
 
 
 def load_checkpoint(module: nn.Module, folder: str) -> None:

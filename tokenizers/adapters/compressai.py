@@ -1,7 +1,7 @@
 """State dicts of CompressAI: checkpoints of its training scripts, weights of its zoo, names of older versions.
 
-Source: Begaint et al. 2020, "CompressAI: a PyTorch library and evaluation platform for end-to-end compression research",
-arXiv:2011.03029.
+Source: Begaint et al. 2020, "CompressAI: a PyTorch library and evaluation platform for end-to-end compression
+research", arXiv:2011.03029.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def zoo_model(name: ZooName, metric: str = "mse", pretrained: bool = True, defau
     known = sorted(zoo.image_models)
     if name.name not in known:
         raise ValueError(f"CompressAI has no {name.name}: {', '.join(known)}")
+    quality = name.quality or default
     try:
-        return zoo.image_models[name.name](name.quality or default, metric, pretrained=pretrained).eval()
+        return zoo.image_models[name.name](quality, metric, pretrained=pretrained).eval()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        where = "its weights are downloaded by CompressAI; give --checkpoint FILE where there is no network"
-        raise ValueError(f"no {name.name} of quality {name.quality or default} for {metric}: {error} ({where})") from error
+        where = "CompressAI downloads its weights; give --checkpoint FILE where there is no network"
+        raise ValueError(f"no {name.name} of quality {quality} for {metric}: {error} ({where})") from error
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Codecs of the literature with an exact entropy model: transforms of CompressAI's models, everything else `image-photo`.
+"""Codecs of the literature with an exact entropy model: transforms of CompressAI's models, all else as `image-photo`.
 
-A hyperprior of CompressAI predicts its tables by a network in floats, which differ from machine to machine, so a file of
-one machine may be noise on another. Here the prediction is that of `image-photo`, in integers
-(:mod:`...entropy.hyperprior`), from the same hyper latents; g_a, g_s and h_a are those of the original, and gains for
+A hyperprior of CompressAI predicts its tables by a network in floats, which differ from machine to machine, so that the
+file of one machine may be noise on another. Here the prediction is that of `image-photo`, in integers
+(:mod:`...entropy.hyperprior`), from hyper latents as before; g_a, g_s and h_a are those of the original, and gains for
 each channel make the rate continuous. `train/photo_compressai.py` makes such models.
 """
 
@@ -76,7 +76,7 @@ class HyperpriorNets(nn.Module):
         return z
 
     def synthesis(self, y: Tensor, quality: Tensor) -> Tensor:
-        """``y [B, M, h, w]`` to pictures ``[B, 3, 16h, 16w]`` in [-1, 1]; they depend on the quality through y alone."""
+        """``y [B, M, h, w]`` to pictures ``[B, 3, 16h, 16w]`` in [-1, 1]; the quality is in y alone."""
         return 2 * self.g_s(y[:, self.order.argsort()]) - 1
 
     def gain(self, quality: Tensor) -> Tensor:

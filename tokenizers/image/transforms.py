@@ -6,9 +6,9 @@
 
 Written from the papers; with the same weights they compute what the modules of CompressAI do.
 
-Sources: Balle et al. 2018, "Variational image compression with a scale hyperprior", arXiv:1802.01436; Minnen et al. 2018,
-"Joint autoregressive and hierarchical priors", arXiv:1809.02736; Cheng et al. 2020, "Learned image compression with
-discretized Gaussian mixture likelihoods and attention modules", arXiv:2001.01568; names: Begaint et al. 2020,
+Sources: Balle et al. 2018, "Variational image compression with a scale hyperprior", arXiv:1802.01436; Minnen et al.
+2018, "Joint autoregressive and hierarchical priors", arXiv:1809.02736; Cheng et al. 2020, "Learned image compression
+with discretized Gaussian mixture likelihoods and attention modules", arXiv:2001.01568; names: Begaint et al. 2020,
 arXiv:2011.03029.
 """
 
@@ -42,9 +42,9 @@ class LowerBound(torch.autograd.Function):
 
 
 class GDN(nn.Module):
-    """Generalized divisive normalization, ``y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)``; times the root if inverse.
+    """Generalized divisive normalization: ``x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)``, or times the root if inverse.
 
-    Parameters are roots: ``beta^2 - 2^-36``. In float32, also under autocast.
+    The parameters are roots of ``beta + 2^-36`` and ``gamma + 2^-36``. In float32, also under autocast.
 
     Source: Balle et al. 2016, arXiv:1511.06281.
     """
@@ -145,8 +145,8 @@ Parts = tuple[nn.Sequential, nn.Sequential, nn.Sequential]  # g_a, g_s, h_a
 def gdn_transforms(n: int, m: int, activation: Callable[[], nn.Module]) -> Parts:
     """Four kernels of 5 x 5 with GDN between them (Balle et al. 2018, figure 4)."""
     g_a = nn.Sequential(conv(3, n), GDN(n), conv(n, n), GDN(n), conv(n, n), GDN(n), conv(n, m))
-    g_s = nn.Sequential(deconv(m, n), GDN(n, True), deconv(n, n), GDN(n, True), deconv(n, n), GDN(n, True), deconv(n, 3))
-    return g_a, g_s, nn.Sequential(conv(m, n, 3, 1), activation(), conv(n, n), activation(), conv(n, n))
+    g_s = [deconv(m, n), GDN(n, True), deconv(n, n), GDN(n, True), deconv(n, n), GDN(n, True), deconv(n, 3)]
+    return g_a, nn.Sequential(*g_s), nn.Sequential(conv(m, n, 3, 1), activation(), conv(n, n), activation(), conv(n, n))
 
 
 def residual_transforms(n: int, m: int, attention: bool) -> Parts:
