@@ -191,16 +191,16 @@ class Trainer(photo.Trainer):
         return [*new, *optimizers_of(old, slow, between)]
 
 
-def compressai_arguments(text: str | None, recipe: str) -> argparse.ArgumentParser:
+def compressai_arguments(text: str | None, recipe: str, model: str) -> argparse.ArgumentParser:
     """The arguments of scripts that start from a model of CompressAI."""
     parser = trainer_arguments(text, recipe)
-    parser.add_argument("--model", metavar="compressai:NAME[:QUALITY]", help="to start from; else that of the recipe")
+    parser.add_argument("--model", help=f"{model}, to start from; else that of the recipe")
     parser.add_argument("--checkpoint", metavar="FILE", help="its weights: .pth.tar, .pth or .safetensors")
     return parser
 
 
 def main() -> None:
-    run_script(compressai_arguments(__doc__, RECIPE), Trainer)
+    run_script(compressai_arguments(__doc__, RECIPE, "compressai:NAME[:QUALITY]"), Trainer)
 
 
 if __name__ == "__main__":
