@@ -316,7 +316,7 @@ class Trainer(BaseTrainer):
                 raise ValueError(f"{type(net).__name__} is code, which no folder holds")
             adapt_compressai(net, self.recipe.name).save_pretrained(self.out)
         except ValueError as error:
-            self.log(f"note: no .tok files of this model: {error}")
+            self.log(f"note: no .tok files of this model: {error}. See python -m tokodec.train.photo_compressai --help")
         return model, {}
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[None, dict[str, Any]]:

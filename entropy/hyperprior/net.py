@@ -23,7 +23,7 @@ Everything has a twin in :mod:`..integer`: see :mod:`..context.net`, whose layer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -349,10 +349,25 @@ class HyperNet(nn.Module):
         Returns: y_hat ``[B, h, w, M]``, bits of y ``[B, slices]``, bits of z ``[B]``. While training, bits are those of
             ``y`` with uniform noise, else those of the rounded values.
         """
+        y_hat, y_bits, z_bits = self.estimate(y, z, steps, rounding, kept=kept, kind=kind)
+        cost = torch.stack([own.sum((1, 2)) for own in y_bits], 1)
+        if kept is not None:
+            cost = cost * (torch.arange(len(y_bits), device=y.device) < kept[:, None])
+        return y_hat, cost, z_bits.sum((1, 2, 3))
+
+    def estimate(
+        self, y: Tensor, z: Tensor, steps: Tensor, rounding: bool = False, *, kept: Tensor | None = None,
+        kind: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
+        """As :meth:`forward`, with the bits of every code, also of slices that are not kept.
+
+        Returns: y_hat ``[B, h, w, M]``, bits of each slice ``[B, h * w, c]``, the cells in its order, and bits of z
+            ``[B, h/4, w/4, hyper]``.
+        """
         kind = torch.zeros_like(steps) if kind is None else kind
         hats = told(steps, kind, self.shape.kinds).to(y.dtype) * 2.0**-Z_BITS
         z = F.hardtanh(z, -Z_MAX, Z_MAX)
-        z_bits = bits(self.density(noise(z) if self.training else z.round())).sum((1, 2, 3))
+        z_bits = bits(self.density(noise(z) if self.training else z.round()))
         features = self.decoder(straight_round(z), hats, rounding)
         parts = y.split(self.shape.slices, 3)
         grid = (y.shape[1], y.shape[2])
@@ -390,11 +405,17 @@ class HyperNet(nn.Module):
             if rounding:
                 index = index + ((index + 0.5).floor() - index).detach()
             value = noise(delta) if self.training else delta.round()
-            y_bits.append(bits(normal_mass(value, SCALE_MIN * torch.exp(index * ratio))).sum((1, 2)))
-        cost = torch.stack(y_bits, 1)
-        if kept is not None:
-            cost = cost * (torch.arange(len(parts), device=y.device) < kept[:, None])
-        return torch.cat(y_hats, 3), cost, z_bits
+            y_bits.append(bits(normal_mass(value, SCALE_MIN * torch.exp(index * ratio))))
+        return torch.cat(y_hats, 3), y_bits, z_bits
+
+    def map_of(self, y_bits: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Bits of each slice as :meth:`estimate` gives them, in raster order: ``[B, h, w, M]``."""
+        found = []
+        for net, own in zip(self.slices, y_bits, strict=True):
+            assert isinstance(net, SliceNet)
+            places = places_of(net.order, grid, own.device)
+            found.append(places.merge(own.split(places.sizes, 1), grid))
+        return torch.cat(found, 3)
 
     @torch.no_grad()
     def load_export(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
