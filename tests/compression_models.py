@@ -1,0 +1,71 @@
+"""Models with CompressAI's contract that need no CompressAI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Bottleneck(nn.Module):
+    """A logistic density of each channel, and quantiles that a loss of their own moves."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.quantiles = nn.Parameter(torch.tensor([-10.0, 0.5, 10.0]).repeat(channels, 1, 1))
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y_hat = y + torch.rand_like(y) - 0.5 if self.training else y.round()
+        at = y_hat - self.place
+        mass = torch.sigmoid(at + 0.5) - torch.sigmoid(at - 0.5)
+        return y_hat, mass.clamp_min(1e-9)
+
+    def loss(self) -> Tensor:
+        return (self.quantiles[:, 0, 1] - self.place.detach()[:, 0, 0]).abs().sum()
+
+
+class Tiny(nn.Module):
+    """Two convolutions around a bottleneck; what of CompressAI's contract training uses."""
+
+    def __init__(self, M: int = 6) -> None:
+        super().__init__()
+        self.g_a = nn.Conv2d(3, M, 16, 16)
+        self.g_s = nn.ConvTranspose2d(M, 3, 16, 16)
+        self.entropy_bottleneck = Bottleneck(M)
+        self.updates = 0
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y_hat, likelihoods = self.entropy_bottleneck(4 * self.g_a(x))
+        return {"x_hat": self.g_s(y_hat), "likelihoods": {"y": likelihoods}}
+
+    def aux_loss(self) -> Tensor:
+        return self.entropy_bottleneck.loss()
+
+    def update(self, scale_table: Any = None, force: bool = False) -> bool:
+        self.updates += 1
+        return True
+
+
+class Halved(nn.Module):
+    """A criterion that gives a number."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, output: dict[str, Any], target: Tensor) -> Tensor:
+        bits = -torch.log2(output["likelihoods"]["y"]).sum() / target[:, 0].numel()
+        return self.weight * (output["x_hat"] - target).abs().mean() + bits / 2
+
+
+class Nothing(nn.Module):
+    """Keeps to no contract."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.only(x)
