@@ -1,4 +1,4 @@
-"""Models with CompressAI's contract that need no CompressAI."""
+"""Models with CompressAI's contract, and checkpoints with its names, that need no CompressAI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tokodec.tokenizers.image.transforms import ARCHITECTURES
 
 
 class Bottleneck(nn.Module):
@@ -69,3 +71,23 @@ class Nothing(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.only(x)
+
+
+def disturbed(net: Any, by: float = 0.05) -> Any:
+    """Random weights that are no zeros and no identities."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(by * torch.randn_like(p))
+    return net.eval()
+
+
+def checkpoint(name: str = "mbt2018-mean", n: int = 8, m: int = 12) -> dict[str, Tensor]:
+    """A state dict as CompressAI has it, with buffers that hold no weights."""
+    nets = disturbed(nn.ModuleDict(zip(("g_a", "g_s", "h_a"), ARCHITECTURES[name].make(n, m), strict=True)))
+    extra = {
+        "g_a.1.beta_reparam.pedestal": torch.zeros(1),
+        "h_s.0.weight": torch.zeros(3),
+        "g_a.1.x.bound": torch.ones(1),
+    }
+    return {**nets.state_dict(), **extra}

@@ -18,6 +18,7 @@ import tokodec
 from tokodec.entropy.hyperprior.export import export_hyperprior
 from tokodec.entropy.hyperprior.net import HyperNet, HyperShape
 from tokodec.entropy.hyperprior.prior import HyperPrior
+from tokodec.tests.compression_models import checkpoint, disturbed
 from tokodec.tokenizers.adapters.compressai import LAMBDAS, ZooName, constants, part_of, read_checkpoint, zoo_model
 from tokodec.tokenizers.image.hyperprior import HyperpriorNets, ImageHyperprior, ImageHyperpriorConfig
 from tokodec.tokenizers.image.photo import ImagePhoto, pad_to_cells, rate_weight
@@ -28,15 +29,6 @@ from tokodec.train.photo import Rate
 from tokodec.train.photo_compressai import config_of, look_at, set_gains, slices_of, take_over
 
 SHAPE = HyperShape(hyper=8, slices=(3, 5), middle=(8, 8), features=8, width=16, hidden=16, blocks=1, head=8)
-
-
-def disturbed(net: Any, by: float = 0.05) -> Any:
-    """Random weights that are no zeros and no identities."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(by * torch.randn_like(p))
-    return net.eval()
 
 
 # -------------------------------------------------------------------------------------------------------- state dicts
@@ -162,17 +154,6 @@ def test_gradients_of_gdn_lead_back_over_its_bounds() -> None:
     assert torch.allclose(inverse(x) * GDN(3)(x), x * x, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert gdn(x.bfloat16()).dtype == torch.float32
-
-
-def checkpoint(name: str = "mbt2018-mean", n: int = 8, m: int = 12) -> dict[str, Tensor]:
-    """A state dict as CompressAI has it, with buffers that hold no weights."""
-    nets = disturbed(nn.ModuleDict(zip(("g_a", "g_s", "h_a"), ARCHITECTURES[name].make(n, m), strict=True)))
-    extra = {
-        "g_a.1.beta_reparam.pedestal": torch.zeros(1),
-        "h_s.0.weight": torch.zeros(3),
-        "g_a.1.x.bound": torch.ones(1),
-    }
-    return {**nets.state_dict(), **extra}
 
 
 def test_what_is_taken_over() -> None:

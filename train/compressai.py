@@ -39,8 +39,8 @@ from ..tokenizers.adapters.compressai import METRICS, PREFIX, ZooName, read_chec
 from ..tokenizers.adapters.factorized import ARCHITECTURES, TABLES, adapt_compressai, check_fixed
 from .data.images import as_input, list_images, read_rgb
 from .loop import optimizers_of, run_script, step_where_finite
-from .measuring import Row
-from .photo import closeness, padded
+from .measuring import Row, evaluating
+from .photo import CELL, closeness, padded
 from .photo_compressai import RANDOM, ZOO, compressai_arguments, image_folder
 from .recipe import Optim
 from .state import FOLDER
@@ -215,6 +215,8 @@ class Trainer(BaseTrainer):
         self.model = Trained(model_of(conf.model, metric), conf.name).to(self.device)
         if args.resume:
             load_weights(self.model, Path(args.resume))
+        with evaluating(self.model):  # what keeps to no contract says so before data is read
+            self.model(torch.zeros(1, 3, CELL, CELL, device=self.device))
         self.net = self.model
         self.test_on(list_images, read_rgb)
         self.store = self.picture_store(conf.data.crop, conf.data.holdout_every, zoom=conf.data.zoom)
