@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import tokodec
 from tokodec.entropy.hyperprior.export import export_hyperprior
