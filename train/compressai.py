@@ -36,13 +36,13 @@ from ..codec.errors import UsageError
 from ..codec.metrics.picture import similarity
 from ..entropy.packed import together
 from ..tokenizers.adapters.compressai import METRICS, PREFIX, ZooName, read_checkpoint, zoo_model
-from ..tokenizers.adapters.factorized import ARCHITECTURES, TABLES, adapt_compressai, check_fixed
+from ..tokenizers.adapters.factorized import ARCHITECTURES, adapt_compressai, check_fixed
 from .data.images import as_input, list_images, read_rgb
 from .loop import optimizers_of, run_script, step_where_finite
 from .measuring import Row, evaluating
 from .photo import CELL, closeness, padded
 from .photo_compressai import RANDOM, ZOO, compressai_arguments, image_folder
-from .recipe import Optim
+from .recipe import Optim, checked
 from .state import FOLDER
 from .trainer import BaseTrainer
 from .watch import pixels
@@ -75,6 +75,10 @@ class Data:
     crop: int
     zoom: float
     holdout_every: int
+
+    def __post_init__(self) -> None:
+        if self.crop < CELL or self.crop % CELL:
+            raise ValueError(f"data.crop is a multiple of {CELL} pixels")
 
 
 @dataclass(frozen=True)
@@ -205,16 +209,17 @@ class Trainer(BaseTrainer):
         out = Path(args.out)
         if (out / WEIGHTS).exists() and not (args.force or (out / FOLDER).is_dir()):
             raise UsageError(f"{args.out} holds a model already: give another --out, or --force")
-        recipe["model"]["name"] = args.model or recipe["model"]["name"]
-        own = "random" if args.model and not args.model.startswith(PREFIX) else recipe["model"]["weights"]
-        recipe["model"]["weights"] = args.checkpoint or own
+        named = checked(Recipe, recipe).model
+        name = args.model or named.name
+        weights = named.weights if args.model is None or name.startswith(PREFIX) else RANDOM
+        if args.checkpoint or args.resume:
+            weights = args.checkpoint or str(Path(args.resume) / WEIGHTS)
+        recipe["model"] = {"name": name, "weights": weights, "arguments": named.arguments}
         super().__init__(recipe, args)
         conf: Recipe = self.recipe
         self.criterion = criterion_of(conf.criterion).to(self.device)
         metric = conf.criterion.arguments.get("metric", METRICS[0])
         self.model = Trained(model_of(conf.model, metric), conf.name).to(self.device)
-        if args.resume:
-            load_weights(self.model, Path(args.resume))
         with evaluating(self.model):  # what keeps to no contract says so before data is read
             self.model(torch.zeros(1, 3, CELL, CELL, device=self.device))
         self.net = self.model
@@ -297,7 +302,7 @@ class Trainer(BaseTrainer):
             save_file(plain(self.model.net), str(beside / WEIGHTS))
 
     def saved(self) -> Trained:
-        load_weights(self.model, self.out)
+        self.model.net.load_state_dict(load_file(str(self.out / WEIGHTS)))
         return self.model
 
     def count(self, model: Any, media: Sequence[Any]) -> list[Tensor]:
@@ -329,21 +334,6 @@ class Trainer(BaseTrainer):
 def plain(net: nn.Module) -> dict[str, Tensor]:
     """A state dict on the CPU, each tensor with memory of its own."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in net.state_dict().items()}
-
-
-def load_weights(model: Trained, folder: Path) -> None:
-    """Take over what training left in ``folder``. Raises ValueError if it is of another model."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}")
-    for module in model.net.modules():  # tables are as long as those of the file
-        for table in (getattr(module, name, None) for name in TABLES):
-            if isinstance(table, Tensor):
-                table.resize_(0)
-    try:
-        model.net.load_state_dict(load_file(str(path)))
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{folder} holds another model: {str(error).splitlines()[-1].strip()}") from error
 
 
 def main() -> None:

@@ -61,6 +61,11 @@ class Recipe(photo.Recipe):
 
     model: Start  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant.rank:
+            raise ValueError("variants are of image-photo: variant.rank is 0 here")
+
 
 def taken_weights(start: Start, metric: str) -> dict[str, Tensor]:
     """The state dict to start from. Raises ValueError or FileNotFoundError if there is none."""
@@ -157,7 +162,7 @@ class Trainer(photo.Trainer):
         image_folder(args)
         conf = checked(Recipe, recipe)
         start = Start(args.model or conf.model.name, args.checkpoint or conf.model.weights, conf.model.pace)
-        recipe["model"] = vars(start)
+        recipe["model"] = dict(vars(start))
         rate = conf.rate
         if args.resume:
             held = ImageHyperprior.from_pretrained(find_model(args.resume)).config

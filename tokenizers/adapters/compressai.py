@@ -79,7 +79,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # an UnpicklingError, whose module nothing here imports
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # whose module nothing here imports
+            raise
         raise ValueError(
             f"{path} holds more than tensors and plain values, which may be code: save its state_dict alone"
         ) from error
