@@ -21,7 +21,7 @@ from tokodec.tests.compression_models import checkpoint, disturbed
 from tokodec.tokenizers.adapters.compressai import LAMBDAS, ZooName, constants, part_of, read_checkpoint, zoo_model
 from tokodec.tokenizers.image.hyperprior import HyperpriorNets, ImageHyperprior, ImageHyperpriorConfig
 from tokodec.tokenizers.image.photo import ImagePhoto, pad_to_cells, rate_weight
-from tokodec.tokenizers.image.photo_nets import ImagePhotoConfig
+from tokodec.tokenizers.image.photo_nets import POINTS, ImagePhotoConfig
 from tokodec.tokenizers.image.transforms import ARCHITECTURES, GDN
 from tokodec.train.compression_model import PhotoMeanScale, PhotoModel
 from tokodec.train.photo import Rate
@@ -117,7 +117,7 @@ def test_transforms_are_those_of_compressai(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_a_tile_needs_no_more_than_the_halo(name: str) -> None:
-    """What changes far away changes nothing, what is nearer by two cells does."""
+    """What changes further away changes nothing; what changes at half of it does."""
     own = ARCHITECTURES[name]
     g_a, g_s, _ = (disturbed(net) for net in own.make(8, 8))
     cells = 2 * max(own.halos) + 3
@@ -126,7 +126,7 @@ def test_a_tile_needs_no_more_than_the_halo(name: str) -> None:
         x = torch.rand(1, shape, 3 * stride, size)
         before = net(x)
         out = before.shape[3] // cells  # columns of a cell
-        reach = [halo - 2, halo + 1]
+        reach = [halo // 2, halo + 1]
         changes = []
         for cell in (middle + n for n in reach):
             other = x.clone()
@@ -238,9 +238,16 @@ def test_slices_have_all_channels() -> None:
 def hyperprior_model(name: str = "mbt2018-mean") -> ImageHyperprior:
     model = ImageHyperprior(ImageHyperpriorConfig(name, 8, 8), "mine")
     take_over(model.nets, checkpoint(name, 8, 8))  # type: ignore[arg-type]
-    with torch.no_grad():
-        model.nets.log_gain.points += 3
-        model.nets.log_inverse.points -= 3
+    return with_entropy(model)
+
+
+@torch.no_grad()
+def with_entropy(model: Any) -> Any:
+    """The same with latents of the size that an entropy model of random weights expects, at medium qualities."""
+    nets = model.nets
+    size = nets.analysis(2 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 1).std((0, 2, 3))
+    nets.log_gain.points.copy_(torch.linspace(-2, 2, POINTS)[:, None] - size.log())
+    nets.log_inverse.points.copy_(-nets.log_gain.points)
     torch.manual_seed(1)
     model.set_entropy(HyperPrior(export_hyperprior(HyperNet(SHAPE))))
     return model.eval()
@@ -251,8 +258,7 @@ def photo() -> ImagePhoto:
     sizes = {"channels": (8, 8), "analysis_blocks": (1, 1), "synthesis_blocks": (1, 1), "hyper_width": 8}
     model = ImagePhoto(ImagePhotoConfig(latents=8, hyper=8, **sizes), "tiny")  # type: ignore[arg-type]
     disturbed(model.nets, 0.1)
-    model.set_entropy(HyperPrior(export_hyperprior(HyperNet(SHAPE))))
-    return model.eval()
+    return with_entropy(model)
 
 
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "cheng2020-attn"])
@@ -266,13 +272,14 @@ def test_a_model_with_its_transforms_makes_files(name: str, tmp_path: Path) -> N
     again: Any = tokodec.load(tmp_path / "mine", "cpu")
     assert type(again) is ImageHyperprior
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    pixels = np.random.default_rng(0).integers(0, 256, (150, 100, 3), dtype=np.uint8)
+    waves = np.sin(np.arange(150)[:, None, None] / 5 + np.arange(100)[:, None] / 9 + np.arange(3))
+    pixels = (127 + 80 * waves + np.random.default_rng(0).normal(scale=9, size=(150, 100, 3))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     encoded = tokodec.encode_file(tmp_path / "a.png", tmp_path / "a.tok", model=again, quality=40)
     tokens = tokodec.tokenize_file(tmp_path / "a.png", model=again, quality=40).tokens
     assert torch.equal(tokodec.tokenize_file(tmp_path / "a.tok", model=again).tokens.codes, tokens.codes)
     assert (tokens.codes[0] != tokens.codes[0, :, :1, :1]).any()
-    decoded = tokodec.decode_file(tmp_path / "a.tok", model=tmp_path / "mine")
+    decoded = tokodec.decode_file(tmp_path / "a.tok", model=str(tmp_path / "mine"))
     assert not decoded.problems
     assert np.array_equal(decoded.picture.pixels, again.decode_picture(tokens).numpy())
     assert len(encoded.data) < pixels.size
@@ -280,7 +287,7 @@ def test_a_model_with_its_transforms_makes_files(name: str, tmp_path: Path) -> N
     tiled = again.analyse_tiled(torch.from_numpy(pixels), cells=3)
     assert np.allclose(tiled, y.numpy(), atol=1e-4)
     painted = again.synthesise_tiled(tiled, 4000, (150, 100))
-    parts = again.synthesise_tiled(tiled, 4000, (150, 100), **{"cells": 3})
+    parts = again.synthesise_tiled(tiled, 4000, (150, 100), cells=3)
     assert (painted.int() - parts.int()).abs().max() <= 1
 
 
@@ -305,7 +312,7 @@ def test_a_photo_codec_as_a_compression_model(make: Any) -> None:
     tokens = model.encode(x, quality=60)
     assert torch.allclose(model.decode(tokens), back, atol=1e-4)
     net.quality = 5
-    assert sum(map(len, net.compress(x)["strings"][0])) < measured / 8
+    assert sum(map(len, net.compress(x)["strings"][0])) < measured / 2
     with pytest.raises(ValueError, match="H and W multiples of 64"):
         net(x[..., :100])
     net.quality = 101
