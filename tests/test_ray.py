@@ -36,6 +36,7 @@ from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.models import load_model
 from tokodec.codec.options import CorpusOptions, TokenizeOptions
 from tokodec.codec.tokens import tokenize_file
+from tokodec.tests.test_corpus_remote import contents
 from tokodec.tests.test_corpus_shards import made, shard_bytes, write_pictures
 
 Batch = dict[str, Any]
@@ -289,9 +290,28 @@ def test_the_example_of_the_page_runs(machines: Any, tiny_model: Path, tmp_path:
     assert names["x_hat"].shape[1] == 3
 
 
-def on_machines(sources: Path, folder: Path, model: Path, **options: Any) -> cluster.ClusterTally:
+def on_machines(sources: Any, folder: str | Path, model: Path, **options: Any) -> cluster.ClusterTally:
+    sources = [str(source) for source in (sources if isinstance(sources, list) else [sources])]
     given = CorpusOptions(**{"shard_size": str(SIZE), "world": WORLD, "ray": "", **options})
-    return cluster.tokenize_on_ray([str(sources)], folder, given, TokenizeOptions(model=str(model), device="cpu"))
+    return cluster.tokenize_on_ray(sources, folder, given, TokenizeOptions(model=str(model), device="cpu"))
+
+
+def test_parquet_files_and_urls_are_as_without_ray(machines: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Rows are read by the rank, URLs by its readers on any machine; a rank sends its shards where a URL says."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths = sorted(write_pictures(tmp_path / "media", 30).rglob("*.png"))
+    rows = pa.table({"image": [path.read_bytes() for path in paths[:20]]})
+    parquet.write_table(rows, tmp_path / "some.parquet", row_group_size=3)
+    (tmp_path / "urls.txt").write_text("".join(f"local://{path}\n" for path in paths[20:]))
+    sources, out = [tmp_path / "some.parquet", f"local://{tmp_path}/urls.txt"], f"local://{tmp_path}/out"
+    tally = on_machines(sources, out, tiny_model, shard_size="4")
+    assert (tally.written, tally.failed, tally.restarts) == (30, 0, 0)
+    for rank in range(WORLD):
+        made(sources, tmp_path / "one", tiny_model, rank=rank, world=WORLD, shard_size="4")
+    assert contents(out) == contents(tmp_path / "one")
+    assert len(list((tmp_path / "out").glob("part-0001-*"))) > 2
+    again = on_machines(sources, out, tiny_model, shard_size="4", resume=True, world=None)
+    assert (again.world, again.written, again.made) == (WORLD, 30, 0)
 
 
 def test_a_reader_that_dies_loses_its_sample_alone(machines: Any) -> None:

@@ -1,6 +1,7 @@
 """Where a corpus lies: a folder, or a URL that fsspec knows. Files appear there whole or not at all.
 
-A store of objects (S3, GCS, Azure) shows an object when all of it has arrived. Elsewhere a file is written beside and
+A store of objects (S3, GCS, Azure) shows an object when all of it has arrived, the hub of Hugging Face when it is
+committed. Elsewhere a file is written beside and
 renamed. Either way a group of files appears last to first, so that the first says that all are there.
 """
 
@@ -21,7 +22,7 @@ from ..errors import MediaError, OutputExistsError, one_line
 from ..files import atomic_outputs, make_folder
 from .remote import filesystem_of, is_url, retried
 
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "tos"}
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "tos", "hf"}
 MOST_KEPT = 16  # shards of a remote corpus on the local disk
 BESIDE, TEMPORARY = ".tokodec-", ".tmp"
 

@@ -120,10 +120,11 @@ class Readers:
     A call that raises ends its process, as one that kills it does.
 
     Args: workers: processes; 0: calls happen here.  ahead: calls that are made before their results are taken.
+          processes: False for threads in their place, which start at once and are enough to fetch and hash files.
     """
 
-    def __init__(self, workers: int, ahead: int) -> None:
-        self.workers, self.ahead = workers, ahead
+    def __init__(self, workers: int, ahead: int, processes: bool = True) -> None:
+        self.workers, self.ahead, self.processes = workers, ahead, processes
         self._threads = ThreadPoolExecutor(workers) if workers else None
         self._own = threading.local()
         self._started: list[_Process] = []
@@ -149,6 +150,8 @@ class Readers:
         """Of the process of this thread. If it dies, of a new one that gets the items one by one."""
         if self._closed:
             return []
+        if not self.processes:
+            return [call(item) for item in items]
         process: _Process | None = getattr(self._own, "process", None)
         if process is None:
             process = self._own.process = _Process()
