@@ -78,7 +78,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             names = [file["path"] for file in json.loads(asked)["files"]]
             self.answer({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
         else:
-            for line in map(json.loads, asked.splitlines()):
+            lines = list(map(json.loads, asked.splitlines()))
+            if any(line["key"] == "deletedFile" and not (self.home / line["value"]["path"]).exists() for line in lines):
+                self.answer({"error": "no such entry"}, 404, X_Error_Code="EntryNotFound")
+                return
+            for line in lines:
                 path = self.home / line["value"].get("path", "")
                 if line["key"] == "file":
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +102,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name, value in {"HF_ENDPOINT": endpoint, "HF_TOKEN": "x", "HF_HUB_OFFLINE": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -139,3 +144,7 @@ def test_a_repository_of_the_hub_is_a_target(hub: str, tiny_model: Path, tmp_pat
     again = made(media, f"{hub}/corpus", tiny_model, shard_size="5", resume=True)  # type: ignore[arg-type]
     assert (again.written, again.made) == (12, 0)
     assert list(verify(f"{hub}/corpus", [str(media)], str(tiny_model))) == []
+    place = place_of(f"{hub}/corpus")
+    before = place.names("part-")
+    (tmp_path / "repository" / "corpus" / "part-0001-0000.jsonl").write_text("of another rank")
+    assert sorted(place.names("part-")) == [*before, "part-0001-0000.jsonl"]
