@@ -30,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.corpus import device, run
+from tokodec.codec.corpus import device, readers, run
 from tokodec.codec.corpus.device import Device
 from tokodec.codec.corpus.manifest import Corpus, finish, verify
 from tokodec.codec.corpus.readers import Readers
@@ -437,10 +437,10 @@ def own() -> Any:
 
 def test_a_process_that_dies_loses_its_sample_alone() -> None:
     """What a decoder may do to its process."""
-    readers = Readers(1, ahead=3)
+    pool = Readers(1, ahead=3)
     items = ["1", "2", "__import__('os')._exit(9)", "4", "5", "6"]
-    found = [result for _, result in readers.map(eval, items, crashed="crashed")]
-    readers.close()
+    found = [result for _, result in pool.map(eval, items, crashed="crashed")]
+    pool.close()
     assert found == [1, 2, "crashed", 4, 5, 6]
 
 
@@ -467,8 +467,6 @@ def test_reading_in_processes_gives_the_same_bytes(small: Path, tiny_model: Path
 
 def test_large_pictures_wait_for_their_turn(tmp_path: Path) -> None:
     """So that a window of them does not fill the memory."""
-    from tokodec.codec.corpus import readers
-
     write_picture(tmp_path / "a.png", 40, 50)
     (sample,) = list_samples([str(tmp_path)], PNG)
     found = readers.load(sample, True, 1 << 20)
