@@ -213,7 +213,8 @@ class _Writer:
 
     def __init__(self, place: Place, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
         self.place, self.options, self.model, self.tally, self.errors = place, options, model, tally, errors
-        self.rank = options.place[0]
+        self.rank, self._most = options.place[0], options.most
+        self._device = str(model.tokenizer.device)
         self._done: set[str] = set()
         for name in shards_of(place, self.rank):
             keys = [row["key"] for row in read_lines(place, name)]
@@ -253,13 +254,13 @@ class _Writer:
             "source": sample.source,
             "sha256": loaded.sha256,
             "codes": codes_hash(tokens),
-            "device": str(self.model.tokenizer.device),
+            "device": self._device,
             "seconds": round(loaded.seconds, 6),
         }
         files[0].write((json.dumps(row) + "\n").encode())
         self._samples += 1
         self.tally.count(tokens.spec)
-        size, samples = self.options.most
+        size, samples = self._most
         if self._samples >= samples or sum(file.tell() for file in files[1:]) >= size:
             self._end()
 
