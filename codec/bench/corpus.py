@@ -187,7 +187,7 @@ class Clock:
     def __init__(self) -> None:
         self._begin, self._cpu = time.perf_counter(), sum(os.times()[:4])
 
-    def row(self, way: str, workers: int | None, samples: int, failed: int, hours: float, computing: float) -> Row:
+    def row(self, way: str, workers: int | None, samples: int, failed: int, *, hours: float, computing: float) -> Row:
         """Samples that were made by now; processes that helped have ended."""
         seconds, cpu = time.perf_counter() - self._begin, sum(os.times()[:4]) - self._cpu
         return Row(
@@ -212,7 +212,7 @@ def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row
             failed += 1
             continue
         hours += tokens.spec.size[0] / tokens.spec.sample_rate / 3600 if tokens.spec.sample_rate else 0.0
-    return clock.row("loop", None, len(paths) - failed, failed, hours, computing)
+    return clock.row("loop", None, len(paths) - failed, failed, hours=hours, computing=computing)
 
 
 def time_shards(listing: Path, out: Path, workers: int, model: str, device: str) -> Row:
@@ -223,7 +223,7 @@ def time_shards(listing: Path, out: Path, workers: int, model: str, device: str)
         CorpusOptions(workers=workers, rank=0, world=1),
         TokenizeOptions(model=model, device=device),
     )
-    return clock.row("shards", workers, done.made, done.failed, done.hours, done.computing)
+    return clock.row("shards", workers, done.made, done.failed, hours=done.hours, computing=done.computing)
 
 
 def sizes(corpus: Corpus, samples: int, model: Model, scratch: Path) -> list[dict[str, Any]]:
