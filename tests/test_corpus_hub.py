@@ -60,7 +60,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             about = {"ETag": '"0"', "X_Repo_Commit": "1" * 40}
             if span is None:
-                self.answer(data, **about)
+                self.answer(data, 200, **about)
                 return
             begin, end = int(span[1]), min(len(data), int(span[2] or len(data)) + 1)
             self.answer(data[begin:end], 206, Content_Range=f"bytes {begin}-{end - 1}/{len(data)}", **about)

@@ -497,7 +497,7 @@ def run_rank(rank: int, sources: str, folder: str, model: str, samples: int, sec
         if next(count) == samples:
             threading.Thread(target=die, args=(seconds,)).start()
 
-    run._Writer._write = then_die  # type: ignore[method-assign]
+    run._Writer._write = then_die  # type: ignore[assignment]
     made(sources, Path(folder), Path(model), rank=rank, world=4, resume=True, shard_size=SIZE)
     if samples:
         die(0)
