@@ -312,7 +312,7 @@ class CorpusOptions:
         pattern, digits: order and kind of the ids of "megatron", see :func:`~.corpus.megatron.sequencer_maker`.
         rank, world: which part of how many; from the environment if None (``RANK`` and ``WORLD_SIZE``, or those of
             Slurm), else all.
-        workers: processes that read and decode media; 0: none beside this one.
+        workers: processes that read and decode media; 0: none beside this one. On a CPU as many more threads encode.
         resume: go on with a folder that was begun with the same options.
         ray: address of a Ray cluster that runs all ranks, "" for one that is started here; see :mod:`.corpus.cluster`.
     """

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import tracemalloc
 from dataclasses import replace
@@ -27,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.corpus import device, run
+from tokodec.codec.corpus import device, readers, run
 from tokodec.codec.corpus.device import Device
 from tokodec.codec.corpus.manifest import Corpus, finish, verify
 from tokodec.codec.corpus.readers import Readers
@@ -434,10 +437,10 @@ def own() -> Any:
 
 def test_a_process_that_dies_loses_its_sample_alone() -> None:
     """What a decoder may do to its process."""
-    readers = Readers(1, ahead=3)
+    pool = Readers(1, ahead=3)
     items = ["1", "2", "__import__('os')._exit(9)", "4", "5", "6"]
-    found = [result for _, result in readers.map(eval, items, crashed="crashed")]
-    readers.close()
+    found = [result for _, result in pool.map(eval, items, crashed="crashed")]
+    pool.close()
     assert found == [1, 2, "crashed", 4, 5, 6]
 
 
@@ -464,8 +467,6 @@ def test_reading_in_processes_gives_the_same_bytes(small: Path, tiny_model: Path
 
 def test_large_pictures_wait_for_their_turn(tmp_path: Path) -> None:
     """So that a window of them does not fill the memory."""
-    from tokodec.codec.corpus import readers
-
     write_picture(tmp_path / "a.png", 40, 50)
     (sample,) = list_samples([str(tmp_path)], PNG)
     found = readers.load(sample, True, 1 << 20)
@@ -482,10 +483,24 @@ PICTURES, KILLS = int(os.environ.get("CORPUS_PICTURES", 120)), int(os.environ.ge
 SIZE = str(max(7, PICTURES // 200))  # samples in a shard
 
 
-def run_rank(rank: int, sources: str, folder: str, model: str) -> None:
-    """In a process that is killed."""
+def run_rank(rank: int, sources: str, folder: str, model: str, samples: int, seconds: float) -> None:
+    """In a process that is killed so long after it wrote so many samples, at the latest when it has ended; 0: never."""
     torch.set_num_threads(1)
+    write, count = run._Writer._write, itertools.count(1)
+
+    def die(after: float) -> None:
+        time.sleep(after)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def then_die(*arguments: Any) -> None:
+        write(*arguments)
+        if next(count) == samples:
+            threading.Thread(target=die, args=(seconds,)).start()
+
+    run._Writer._write = then_die  # type: ignore[assignment]
     made(sources, Path(folder), Path(model), rank=rank, world=4, resume=True, shard_size=SIZE)
+    if samples:
+        die(0)
 
 
 def test_ranks_that_are_killed_and_go_on_make_every_sample_once(tiny_model: Path, tmp_path: Path) -> None:
@@ -494,22 +509,15 @@ def test_ranks_that_are_killed_and_go_on_make_every_sample_once(tiny_model: Path
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([own().__name__])
     chance = random.Random(0)
-    killed = 0
     for rank in range(4):
         for attempt in range(KILLS + 1):
-            process = context.Process(target=own().run_rank, args=(rank, str(sources), str(out), str(tiny_model)))
+            place = (chance.randint(1, PICTURES // 4 // (KILLS + 1)), chance.uniform(0, 0.02))
+            last = attempt == KILLS
+            given = (rank, str(sources), str(out), str(tiny_model), *((0, 0.0) if last else place))
+            process = context.Process(target=own().run_rank, args=given)
             process.start()
-            if attempt < KILLS:
-                more = chance.randint(1, max(1, PICTURES // 4 // int(SIZE) // (KILLS + 1)))
-                wanted = len(list(out.glob(f"part-{rank:04}-*.jsonl"))) + more
-                while process.is_alive() and len(list(out.glob(f"part-{rank:04}-*.jsonl"))) < wanted:
-                    time.sleep(0.001)
-                time.sleep(chance.uniform(0, 0.02))
-                process.kill()
-                killed += process.exitcode is None
             process.join()
-        assert process.exitcode == 0
-    assert killed >= KILLS  # some may have ended just before
+            assert process.exitcode == (0 if last else -signal.SIGKILL)
     assert list(verify(out, [str(sources)])) == []
     made(sources, tmp_path / "one", tiny_model)
     assert codes_of(out) == codes_of(tmp_path / "one")

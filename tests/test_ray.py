@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,14 +27,16 @@ from PIL import Image
 
 import tokodec
 from tokodec.codec import cli
-from tokodec.codec.corpus import cluster, ray
+from tokodec.codec.corpus import cluster, ray, run
 from tokodec.codec.corpus.cli import with_address
 from tokodec.codec.corpus.manifest import verify
 from tokodec.codec.corpus.readers import reader_versions
+from tokodec.codec.corpus.tally import Tally
 from tokodec.codec.errors import MediaError, UsageError
 from tokodec.codec.models import load_model
 from tokodec.codec.options import CorpusOptions, TokenizeOptions
 from tokodec.codec.tokens import tokenize_file
+from tokodec.tests.test_corpus_remote import contents
 from tokodec.tests.test_corpus_shards import made, shard_bytes, write_pictures
 
 Batch = dict[str, Any]
@@ -180,7 +183,7 @@ def test_an_address_may_follow(arguments: list[str], wanted: list[str]) -> None:
     assert with_address(arguments) == wanted
 
 
-def run(*arguments: object) -> int:
+def tokenize(*arguments: object) -> int:
     return cli.run(["tokenize", *map(str, arguments), "--format", "webdataset"])
 
 
@@ -192,7 +195,7 @@ def test_what_cannot_be_is_said_in_one_line(
 
     def refused(*arguments: object) -> str:
         begin = time.monotonic()
-        assert run(media, "-o", out, *arguments) == 2
+        assert tokenize(media, "-o", out, *arguments) == 2
         assert time.monotonic() - begin < 20
         (line,) = capsys.readouterr().err.splitlines()
         assert not out.exists()
@@ -256,8 +259,8 @@ def test_a_cluster_of_its_own_gives_the_bytes_of_one_process(
     write_pictures(Path("media"), 70)
     Path("media", "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     options = ("--shard-size", "20", "--workers", "1", "-m", tiny_model, "--device", "cpu")
-    assert run("media", "-o", "one", *options) == 2
-    assert run("media", "-o", "out", *options, "--ray", "--world", "1") == 2
+    assert tokenize("media", "-o", "one", *options) == 2
+    assert tokenize("media", "-o", "out", *options, "--ray", "--world", "1") == 2
     assert not package.is_initialized()
     assert shard_bytes(Path("out")) == shard_bytes(Path("one"))
     assert Path("out", "errors.jsonl").read_text() == Path("one", "errors.jsonl").read_text()
@@ -287,9 +290,28 @@ def test_the_example_of_the_page_runs(machines: Any, tiny_model: Path, tmp_path:
     assert names["x_hat"].shape[1] == 3
 
 
-def on_machines(sources: Path, folder: Path, model: Path, **options: Any) -> cluster.ClusterTally:
+def on_machines(sources: Any, folder: str | Path, model: Path, **options: Any) -> cluster.ClusterTally:
+    sources = [str(source) for source in (sources if isinstance(sources, list) else [sources])]
     given = CorpusOptions(**{"shard_size": str(SIZE), "world": WORLD, "ray": "", **options})
-    return cluster.tokenize_on_ray([str(sources)], folder, given, TokenizeOptions(model=str(model), device="cpu"))
+    return cluster.tokenize_on_ray(sources, folder, given, TokenizeOptions(model=str(model), device="cpu"))
+
+
+def test_parquet_files_and_urls_are_as_without_ray(machines: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Rows are read by the rank, URLs by its readers on any machine; a rank sends its shards where a URL says."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths = sorted(write_pictures(tmp_path / "media", 30).rglob("*.png"))
+    rows = pa.table({"image": [path.read_bytes() for path in paths[:20]]})
+    parquet.write_table(rows, tmp_path / "some.parquet", row_group_size=3)
+    (tmp_path / "urls.txt").write_text("".join(f"local://{path}\n" for path in paths[20:]))
+    sources, out = [tmp_path / "some.parquet", f"local://{tmp_path}/urls.txt"], f"local://{tmp_path}/out"
+    tally = on_machines(sources, out, tiny_model, shard_size="4")
+    assert (tally.written, tally.failed, tally.restarts) == (30, 0, 0)
+    for rank in range(WORLD):
+        made(sources, tmp_path / "one", tiny_model, rank=rank, world=WORLD, shard_size="4")
+    assert contents(out) == contents(tmp_path / "one")
+    assert len(list((tmp_path / "out").glob("part-0001-*"))) > 2
+    again = on_machines(sources, out, tiny_model, shard_size="4", resume=True, world=None)
+    assert (again.world, again.written, again.made) == (WORLD, 30, 0)
 
 
 def test_a_reader_that_dies_loses_its_sample_alone(machines: Any) -> None:
@@ -350,35 +372,51 @@ def test_what_a_rank_refuses_ends_the_run(
         on_machines(sources, out, tiny_model, workers=0, world=1, shard_size="20", resume=True)
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+class Rank(cluster.Rank):
+    """An actor that stops after every few samples until it gets SIGCONT: how far it is does not depend on its speed."""
+
+    def run(self, *plan: Any) -> Tally:
+        write, count = run._Writer._write, itertools.count(1)
+
+        def then_stop(*arguments: Any) -> None:
+            write(*arguments)
+            if next(count) % (3 * SIZE // 7) == 0:  # at all places of a shard
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        run._Writer._write = then_stop  # type: ignore[assignment]
+        return super().run(*plan)
 
 
-def ranks_at_work() -> dict[int, int]:
-    """Processes of actors on our machines, and those of the machines."""
+def state_of(pid: int) -> tuple[str, int]:
+    """Letter of its state ("T": stopped) and parent of a process. Raises OSError if it is gone."""
+    letter, above, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return letter, int(above)
+
+
+def stopped_ranks() -> dict[int, int]:
+    """Processes of actors on our machines that wait for SIGCONT, and those of the machines."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             if (path / "cmdline").read_bytes().startswith(b"ray::Rank"):
-                machine = parent(int(path.name))
-                if parent(machine) == os.getpid():
+                letter, machine = state_of(int(path.name))
+                if letter == "T" and state_of(machine)[1] == os.getpid():
                     found[int(path.name)] = machine
-        except OSError:
-            continue
     return found
 
 
-def slice_of_time(ranks: Iterable[int]) -> None:
-    """Ranks go on for a moment, and stop: so that none has ended before it is killed, however fast a machine is."""
-    for number, seconds in ((signal.SIGCONT, 0.01), (signal.SIGSTOP, 0.0)):
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rank, number)
-        time.sleep(seconds)
+def wait_until_gone(pid: int) -> None:
+    """A process that was killed holds its place for a while, in which it must not be taken for the one after it."""
+    with contextlib.suppress(OSError):
+        while state_of(pid)[0] not in "ZX":
+            time.sleep(0.01)
 
 
-def test_whatever_dies_every_sample_is_made_once(machines: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_whatever_dies_every_sample_is_made_once(
+    machines: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Actors by `kill -9`, and machines with all that is on them; the codes are those of undisturbed processes."""
+    monkeypatch.setattr(cluster, "Rank", Rank)
     sources, out = write_pictures(tmp_path / "media", PICTURES, (32, 32)), tmp_path / "out"
     chance = random.Random(0)
     part = max(1, PICTURES // SIZE // (4 * KILLS + 2))  # of the shards: all is killed before half of them are there
@@ -386,28 +424,31 @@ def test_whatever_dies_every_sample_is_made_once(machines: Any, tiny_model: Path
         done = thread.submit(on_machines, sources, out, tiny_model)
         for kill in range(2 * KILLS):
             wanted = kill * part + chance.randint(1, part)
-            while not done.done():
-                ranks = ranks_at_work()
-                if len(ranks) < WORLD:  # one is being started: the other waits for it
-                    assert not list(out.glob("_rank-*.json"))
-                    time.sleep(0.05)
-                    continue
-                slice_of_time(ranks)
-                if len(list(out.glob("part-*.jsonl"))) >= wanted:
-                    break
-            assert not done.done(), done.result()
+            while True:
+                assert not list(out.glob("_rank-*.json"))
+                assert not done.done(), done.result()
+                ranks = stopped_ranks()
+                if len(ranks) == WORLD:  # else one is being started, or at work: the other waits for it
+                    if len(list(out.glob("part-*.jsonl"))) >= wanted:
+                        break
+                    for rank in ranks:
+                        os.kill(rank, signal.SIGCONT)
+                time.sleep(0.02)
             if kill % 2 == 0:
-                os.kill(chance.choice(sorted(ranks)), signal.SIGKILL)
+                dead = chance.choice(sorted(ranks))
+                os.kill(dead, signal.SIGKILL)
             else:
                 (lost,) = machines.worker_nodes
-                assert lost.all_processes["raylet"][0].process.pid in ranks.values()
+                machine = lost.all_processes["raylet"][0].process.pid
+                (dead,) = (rank for rank, above in ranks.items() if above == machine)
                 machines.remove_node(lost, allow_graceful=False)
+                os.kill(dead, signal.SIGKILL)  # one that is stopped does not notice that its machine is gone
                 machines.add_node(num_cpus=2, object_store_memory=MEMORY)
+            wait_until_gone(dead)
         while not done.done():
-            for rank in ranks_at_work():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank, signal.SIGCONT)
-            time.sleep(0.1)
+            for rank in stopped_ranks():
+                os.kill(rank, signal.SIGCONT)
+            time.sleep(0.02)
         tally = done.result()
     print(tally.note)
     assert tally.restarts == 2 * KILLS

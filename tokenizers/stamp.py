@@ -42,7 +42,11 @@ def samples(weights: Iterable[Tensor]) -> list[Tensor]:
     found = []
     for t in weights:
         places = torch.linspace(0, max(0, t.numel() - 1), min(SAMPLES, t.numel()), dtype=torch.float64).long()
-        found.append(t.detach()[torch.unravel_index(places, t.shape)].cpu() if t.ndim else t.detach().cpu())
+        cells: list[Tensor] = []
+        for side in reversed(t.shape):  # torch.unravel_index would import SymPy, which takes half a second
+            cells.insert(0, places % max(1, side))
+            places = places // max(1, side)
+        found.append(t.detach()[tuple(cells)].cpu() if t.ndim else t.detach().cpu())
     return found
 
 

@@ -12,6 +12,7 @@ written in every format of shards, beside integers that are packed to ceil(log2 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import tempfile
 import time
@@ -47,7 +48,12 @@ from .timing import synchronize
 
 @dataclass(frozen=True)
 class Row:
-    """One way over the files. busy: share of the time in which the device computes.  times: as fast as the loop."""
+    """One way over the files.
+
+    Attributes:
+        cpu: seconds of cores, of all processes; as many samples a core could do no faster on an idle machine.
+        busy: share of the time in which the device computes.  times: as fast as the loop.
+    """
 
     way: str
     workers: int | None
@@ -57,6 +63,7 @@ class Row:
     samples_s: float
     hours_s: float  # of sounds
     busy: float
+    cpu: float
     times: float | None = None
 
 
@@ -69,6 +76,7 @@ COLUMNS: tuple[Column, ...] = (
     ("samples/s", "{samples_s:.1f}"),
     ("hours/s", "{hours_s:.3g}"),
     ("device\ncomputes", "{busy:.0%}"),
+    ("cores,\nseconds", "{cpu:.1f}"),
     ("times\nthe loop", "{times:.2f}"),
 )
 
@@ -173,19 +181,25 @@ def read(path: Path, tokenizer: Tokenizer) -> torch.Tensor:
     return torch.from_numpy(mono)[None, None]
 
 
-def row_of(
-    way: str, workers: int | None, samples: int, failed: int, seconds: float, *, hours: float, computing: float
-) -> Row:
-    return Row(
-        way=way, workers=workers, samples=samples, failed=failed, seconds=seconds, samples_s=samples / seconds,
-        hours_s=hours / seconds, busy=computing / seconds,
-    )  # fmt: skip
+class Clock:
+    """Seconds since it was made, and those of cores."""
+
+    def __init__(self) -> None:
+        self._begin, self._cpu = time.perf_counter(), sum(os.times()[:4])
+
+    def row(self, way: str, workers: int | None, samples: int, failed: int, *, hours: float, computing: float) -> Row:
+        """Samples that were made by now; processes that helped have ended."""
+        seconds, cpu = time.perf_counter() - self._begin, sum(os.times()[:4]) - self._cpu
+        return Row(
+            way=way, workers=workers, samples=samples, failed=failed, seconds=seconds, samples_s=samples / seconds,
+            hours_s=hours / seconds, busy=computing / seconds, cpu=cpu,
+        )  # fmt: skip
 
 
 def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row:
     device = str(tokenizer.device)
     computing, hours, failed = 0.0, 0.0, 0
-    begin = time.perf_counter()
+    clock = Clock()
     for i, path in enumerate(paths):
         try:
             x = read(path, tokenizer).to(device)
@@ -198,20 +212,18 @@ def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row
             failed += 1
             continue
         hours += tokens.spec.size[0] / tokens.spec.sample_rate / 3600 if tokens.spec.sample_rate else 0.0
-    seconds = time.perf_counter() - begin
-    return row_of("loop", None, len(paths) - failed, failed, seconds, hours=hours, computing=computing)
+    return clock.row("loop", None, len(paths) - failed, failed, hours=hours, computing=computing)
 
 
 def time_shards(listing: Path, out: Path, workers: int, model: str, device: str) -> Row:
-    begin = time.perf_counter()
+    clock = Clock()
     done: Tally = tokenize_corpus(
         [str(listing)],
         out,
         CorpusOptions(workers=workers, rank=0, world=1),
         TokenizeOptions(model=model, device=device),
     )
-    seconds = time.perf_counter() - begin
-    return row_of("shards", workers, done.made, done.failed, seconds, hours=done.hours, computing=done.computing)
+    return clock.row("shards", workers, done.made, done.failed, hours=done.hours, computing=done.computing)
 
 
 def sizes(corpus: Corpus, samples: int, model: Model, scratch: Path) -> list[dict[str, Any]]:

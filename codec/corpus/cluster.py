@@ -296,7 +296,7 @@ class Rank(Progress):
 class TaskReaders(Readers):
     """Calls of a function in tasks of Ray, within the placement group of the actor that makes them."""
 
-    def __init__(self, workers: int, ahead: int) -> None:
+    def __init__(self, workers: int, ahead: int, processes: bool = True) -> None:
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

@@ -1,17 +1,19 @@
 """The device of a rank: tokens of what the readers give, a batch after the other in a thread of its own.
 
-So the next batch is stacked, and the last one written, while the device computes.
+So the next batch is stacked, and the last one written, while the device computes. On a CPU several threads do so, with
+a share of its cores each: nets of one medium alone keep few cores busy.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 WINDOW = 512  # samples that are batched, written and repeated together
 BATCH_PIXELS = {"cuda": 1 << 24}  # of pictures that are encoded at once
-USUAL_PIXELS = 1 << 22  # on other devices
+USUAL_PIXELS = 1 << 20  # on other devices, where more gain nothing
 HELD_PIXELS = 1 << 26  # of pictures that wait for others of their size
 WAITING = 3  # batches that are ready for the device
 SWITCH = 2e-4  # seconds that a thread of Python keeps others from running; the usual 5 ms would leave a GPU idle
@@ -64,23 +66,42 @@ class Pending:
 class Device:
     """Tokenizes samples.
 
+    Args: workers: that read on this machine. On a CPU their cores are for this as well, as it takes most of the time.
     Attributes:
-        computing: seconds from the first to the last step of each batch; on a GPU as its own clock tells.
+        lanes: threads that compute at the same time.
+        computing: seconds from the first to the last step of each batch, in the mean of the lanes; on a GPU as its own
+            clock tells.
     """
 
-    def __init__(self, model: Model, options: TokenizeOptions) -> None:
+    def __init__(self, model: Model, options: TokenizeOptions, workers: int = 0) -> None:
+        import torch
+
+        from ...tokenizers.precision import whole_float32
+
         self.model, self.options = model, options
         self.batches = model.tokenizer.modality == "image" and model.tokenizer.rate_control == "levels"
-        self.batch_pixels = BATCH_PIXELS.get(model.tokenizer.device.type, USUAL_PIXELS)
+        kind = model.tokenizer.device.type
+        self.batch_pixels = BATCH_PIXELS.get(kind, USUAL_PIXELS)
+        self._torch_threads = torch.get_num_threads()
+        self.lanes, threads = lanes_of(kind, workers, self._torch_threads, _cores())
+        torch.set_num_threads(threads)
+        self._whole = ExitStack()
+        if self.lanes > 1:  # one lane would end this setting, which is of the process, while another computes
+            self._whole.enter_context(whole_float32(model.tokenizer.device))
         self.computing = 0.0
-        self._thread = ThreadPoolExecutor(1)
-        self._room = threading.Semaphore(WAITING)
+        self._threads = ThreadPoolExecutor(self.lanes, initializer=torch.set_num_threads, initargs=(threads,))
+        self._room = threading.Semaphore(WAITING + self.lanes - 1)
+        self._lock = threading.Lock()
         self._switch = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH)
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        import torch
+
+        self._threads.shutdown(cancel_futures=True)
+        self._whole.close()
         sys.setswitchinterval(self._switch)
+        torch.set_num_threads(self._torch_threads)
 
     def window(self, results: Iterator[tuple[Sample, Loaded]], tally: Tally) -> list[Pending]:
         """Hand over the results of a window, pictures of one size together; how long that waits is told to ``tally``.
@@ -127,17 +148,18 @@ class Device:
 
     def _submit(self, tally: Tally, items: list[Pending], call: Callable[[], list[Tokens | str]]) -> None:
         def work() -> tuple[list[Tokens | str], float]:
-            before = self.computing
             try:
-                with self._timed():
+                with self._timed() as seconds:
                     found = call()
             finally:
                 self._room.release()
-            return found, (self.computing - before) / len(items)
+            with self._lock:
+                self.computing += seconds[0] / self.lanes
+            return found, seconds[0] / len(items)
 
         with tally.waiting("device"):
             self._room.acquire()
-        future = self._thread.submit(work)
+        future = self._threads.submit(work)
         for place, item in enumerate(items):
             item.loaded = replace(item.loaded, pixels=None, data=None)
             item.future, item.place = future, place
@@ -177,18 +199,40 @@ class Device:
             return [reason(error)]
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[list[float]]:
+        """A list that holds the seconds of the body when that has ended."""
         import torch
 
+        seconds: list[float] = []
         if self.model.tokenizer.device.type != "cuda":
             start = time.monotonic()
-            yield
-            self.computing += time.monotonic() - start
+            yield seconds
+            seconds.append(time.monotonic() - start)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream = torch.cuda.current_stream(self.model.tokenizer.device)
         begin.record(stream)
-        yield
+        yield seconds
         end.record(stream)
         end.synchronize()
-        self.computing += begin.elapsed_time(end) / 1000
+        seconds.append(begin.elapsed_time(end) / 1000)
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lanes_of(kind: str, workers: int, threads: int, cores: int) -> tuple[int, int]:
+    """Lanes of a device of this kind, and threads of PyTorch in each.
+
+    A CPU has one lane and another for each worker, but no more than it has cores, or PyTorch has threads if those are
+    more. Anything else has one.
+
+    Args: threads: of PyTorch now.  cores: that this process may use.
+    """
+    if kind != "cpu":
+        return 1, threads
+    most = max(threads, min(1 + workers, cores))
+    lanes = min(1 + workers, most)
+    return lanes, max(1, most // lanes)

@@ -1,7 +1,8 @@
 """Where a corpus lies: a folder, or a URL that fsspec knows. Files appear there whole or not at all.
 
-A store of objects (S3, GCS, Azure) shows an object when all of it has arrived. Elsewhere a file is written beside and
-renamed. Either way a group of files appears last to first, so that the first says that all are there.
+A store of objects (S3, GCS, Azure) shows an object when all of it has arrived, the hub of Hugging Face when it is
+committed. Elsewhere a file is written beside and renamed. Either way a group of files appears last to first, so that
+the first says that all are there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..errors import MediaError, OutputExistsError, one_line
 from ..files import atomic_outputs, make_folder
 from .remote import filesystem_of, is_url, retried
 
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "tos"}
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "tos", "hf"}
 MOST_KEPT = 16  # shards of a remote corpus on the local disk
 BESIDE, TEMPORARY = ".tokodec-", ".tmp"
 
@@ -143,6 +144,7 @@ class RemotePlace:
         """A method of the file system, whose cached listings would not know what other ranks wrote."""
         url = f"{self.name}/{name}" if name else self.name
         fs, path = filesystem_of(url, use_listings_cache=False)  # made anew after a fork
+        fs.invalidate_cache()  # which that of the hub keeps nevertheless
         try:
             return retried(lambda: getattr(fs, method)(path, *arguments, **options))
         except FileNotFoundError:
@@ -223,7 +225,8 @@ class RemotePlace:
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._call("rm_file", name, doing="remove")
+            if self.has(name):  # the hub's error for what is not there is another
+                self._call("rm_file", name, doing="remove")
 
     def local(self, names: Sequence[str]) -> Path:
         if self._kept is None:

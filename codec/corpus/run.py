@@ -2,7 +2,7 @@
 
 ::
 
-    listing -> windows of 512 samples -> readers (processes) -> batches of one size on the device (a thread)
+    listing -> windows of 512 samples -> readers (processes) -> batches of one size on the device (threads)
             -> writer (a thread)
 
 A window is tokenized as a whole, or not at all if all of it is there already. So a batch holds the same samples when a
@@ -68,7 +68,7 @@ def tokenize_corpus(
     tokenize: TokenizeOptions,
     progress: Progress = SILENT,
     *,
-    readers: Callable[[int, int], Readers] = Readers,
+    readers: Callable[[int, int, bool], Readers] = Readers,
 ) -> Tally:
     """Tokenize all samples of a rank into shards; when the last rank has ended, the corpus is finished.
 
@@ -86,6 +86,7 @@ def tokenize_corpus(
     if options.digits:
         _ = model.trees  # refused now, and not once for each sample
     suffixes = (*MODALITY_SUFFIXES[model.tokenizer.modality], ".tok", *TOKEN_SUFFIXES)
+    pictures = model.tokenizer.modality == "image"  # other media are only hashed: threads do
     place.make()
     if not options.resume and (shards_of(place, rank) or place.has(rank_file(rank))):
         raise UsageError(f"{place.name} has shards of rank {rank} already: --resume goes on with them")
@@ -98,8 +99,8 @@ def tokenize_corpus(
         writer = _Writer(place, options, model, tally, errors)
         with (
             writer,
-            contextlib.closing(readers(options.workers, AHEAD)) as pool,
-            contextlib.closing(Device(model, tokenize)) as device,
+            contextlib.closing(readers(options.workers, AHEAD, pictures)) as pool,
+            contextlib.closing(Device(model, tokenize, pool.workers)) as device,
         ):
             for sample, loaded, tokens in _tokenized(listing, pool, device, writer):
                 writer.put(sample, loaded, tokens)
@@ -212,7 +213,8 @@ class _Writer:
 
     def __init__(self, place: Place, options: CorpusOptions, model: Model, tally: Tally, errors: TextIO) -> None:
         self.place, self.options, self.model, self.tally, self.errors = place, options, model, tally, errors
-        self.rank = options.place[0]
+        self.rank, self._most = options.place[0], options.most
+        self._device = str(model.tokenizer.device)
         self._done: set[str] = set()
         for name in shards_of(place, self.rank):
             keys = [row["key"] for row in read_lines(place, name)]
@@ -252,13 +254,13 @@ class _Writer:
             "source": sample.source,
             "sha256": loaded.sha256,
             "codes": codes_hash(tokens),
-            "device": str(self.model.tokenizer.device),
+            "device": self._device,
             "seconds": round(loaded.seconds, 6),
         }
         files[0].write((json.dumps(row) + "\n").encode())
         self._samples += 1
         self.tally.count(tokens.spec)
-        size, samples = self.options.most
+        size, samples = self._most
         if self._samples >= samples or sum(file.tell() for file in files[1:]) >= size:
             self._end()
 

@@ -179,9 +179,10 @@ def _files(source: str, wanted: tuple[str, ...], several: bool) -> Iterator[tupl
             if Path(place).suffix.lower() in wanted:
                 yield key_of(Path(*top, place).as_posix()), f"{source.rstrip('/')}/{place}"
     elif not is_url(source) and path.is_dir():
-        top = (path.resolve().name,) if several else ()
+        start = path.resolve().name + "/" if several else ""
         for name in _walk(path, wanted):
-            yield key_of(Path(*top, name.relative_to(path)).as_posix()), str(name)
+            key = start + name.rpartition(".")[0]  # to ask Path would take most of the time of a listing
+            yield key.replace(".", "_"), name if path == Path() else f"{str(path).rstrip('/')}/{name}"
     elif path.suffix.lower() in LIST_SUFFIXES:
         try:
             with open_source(source) as file:
@@ -231,16 +232,18 @@ def _relative(name: str) -> str:
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
-def _walk(top: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
+def _walk(top: Path, wanted: tuple[str, ...]) -> Iterator[str]:
+    """Files below a folder, as paths from it."""
+
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot read the folder {error.filename}: {one_line(error)}")
 
     for here, below, names in os.walk(top, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        inside = os.path.relpath(here, top) + "/" if below or names else ""
         for name in sorted(names):
-            path = Path(here, name)
-            if not name.startswith(".") and path.suffix.lower() in wanted:
-                yield path
+            if not name.startswith(".") and "." + name.rpartition(".")[2].lower() in wanted:
+                yield (inside + name).removeprefix("./")
 
 
 def _tar_samples(path: str, name: str, wanted: tuple[str, ...]) -> Iterator[Sample]:
