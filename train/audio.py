@@ -24,14 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
-from ..codec.metrics.spectrogram import QUIET, levels, spectrogram
 from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
@@ -267,20 +265,16 @@ class Trainer(BaseTrainer):
             with together(self.out) as beside:
                 save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Spectrograms, on one scale."""
-        x = medium[:LONGEST].to(self.device).float()[None, None] / 32768
-        pair = [own[0, 0].cpu().numpy() for own in (x, self.model.decode(self.model.encode(x)))]
-        loudest = max(float(levels(pair[0]).max()), QUIET)
-        first, second = (np.asarray(spectrogram(own, loudest).convert("RGB")) for own in pair)
-        return first, second
+    def taken(self, medium: Tensor) -> Tensor:
+        """The first ten seconds, ``[1, 1, n]`` in [-1, 1]."""
+        return medium[:LONGEST].to(self.device).float()[None, None] / 32768
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768
 
     def rows(self, model: AudioGRVQ, medium: Tensor, prior: Any = None) -> Iterator[Row]:
         """Mel and STFT distance and SI-SDR of the first ten seconds for some numbers of levels."""
-        x = medium[:LONGEST].to(model.device).float()[None, None] / 32768
+        x = self.taken(medium)
         tokens = model.encode(x)
         for n in (n for n in TEST_LEVELS if n <= len(model.codebook_sizes)):
             x_hat = model.decode(tokens.levels(n))

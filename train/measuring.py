@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,17 @@ from ..entropy.static import StaticPrior
 from ..tokenizers.api import Tokenizer
 
 Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most, its resident set."""
+    status = Path("/proc/self/status")
+    if status.exists():  # elsewhere the figure may begin with that of the process that started this one
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 @contextmanager
