@@ -457,10 +457,6 @@ class BaseTrainer(SizedRun):
         """Export, on the process that writes."""
         if self.main:
             self.export()
-            on_gpu = self.device.type == "cuda"
-            gpu = f", {torch.cuda.max_memory_reserved() / 1e9:.2f} GB of the GPU" if on_gpu else ""
-            minutes = (time.monotonic() - self.begin) / 60
-            self.log(f"{minutes:.1f} minutes in all; peak memory {peak_memory() / 1e9:.2f} GB{gpu}")
         self.states.clear()
         self.accelerator.end_training()
 
@@ -494,7 +490,8 @@ class BaseTrainer(SizedRun):
             )
         if usage := results.get("codebook_usage"):
             self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
-        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
+        took, so_far = time.monotonic() - begin, (time.monotonic() - self.begin) / 60
+        self.log(f"exported to {self.out} in {took:.0f} s; {so_far:.1f} minutes in all, peak memory {peak_memory()}")
         for name in self.tables:
             for row in results.get(name, []):
                 self.log(f"{name.removesuffix('_without_rate_weight'):>8} {self.shown(row)}")
