@@ -38,13 +38,20 @@ from .audio_start import FRAMES, start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_mono
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import call_as_released, optimizers_of, run_script
-from .losses.sound_discriminators import SoundDiscriminators, discriminator_loss, feature_loss, generator_loss
+from .losses.sound_discriminators import (
+    SoundDiscriminators,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    told_apart,
+)
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
 
 LONGEST = 10 * SAMPLE_RATE  # samples of a sound that an evaluation looks at
 TEST_LEVELS = (1, 2, 4, 8, 10)
 DISCRIMINATORS_FILE = "discriminators.safetensors"  # not part of a release
+TELLING = 0.95  # momentum of the mean of what discriminators get right
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,7 @@ class Trainer(BaseTrainer):
         self.rounding = Phase("weights are rounded", 1 - self.recipe.rounding.share)
         self.phases = [self.adversarial, self.rounding]
         self.judge_step: GraphedStep | None = None
+        self.right = torch.full((), 0.5, device=self.device)  # share that the discriminators get right
 
     def kept_shares(self, codebooks: int) -> list[float]:
         """How often crops keep 1, 2, ... codebooks. Raises ValueError for shares that make no sense."""
@@ -208,11 +216,11 @@ class Trainer(BaseTrainer):
         if self.judge_step is None:
             self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, self.graphs and not self.args.eager)
             self.judge_update = GraphedUpdate(self.judge_step, self.of_discriminators, self.optim["grad_clip"])
-        self.losses["discriminators"] = self.judge_step(inputs, rounding)
+        self.losses |= {"discriminators": self.judge_step(inputs, rounding), "right": self.right}
         self.judge_update()
 
     def parts(self) -> dict[str, Any]:
-        return super().parts() | {"discriminators": self.discriminators}
+        return super().parts() | {"discriminators": self.discriminators, "right": self.right}
 
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
@@ -250,6 +258,7 @@ class Trainer(BaseTrainer):
         with self.autocast():
             heard = self.store.size // 2
             real, fake = self.discriminators(x[:, :, -heard:]), self.discriminators(x_hat[:, :, -heard:])
+            self.right.lerp_(told_apart(real, fake), 1 - TELLING)
             return discriminator_loss(real, fake)
 
     def score(self, rows: list[Row]) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..codec.errors import UsageError
 from ..codec.provenance import as_json
 from ..tokenizers.folders import find_model
-from ..tokenizers.quantize.codebook import CodebookQuantizer
+from ..tokenizers.quantize.base import CodebookUsage
 from .card import CARD, write_card
 from .data.images import as_input
 from .graphed import GraphedStep, GraphedUpdate
@@ -165,13 +165,13 @@ class BaseTrainer(SizedRun):
 
     def telemetry(self, rows: list[Row]) -> dict[str, Any]:
         """Further entries of the history: bits of a code by its order-0 entropy and usage, since the last check."""
-        levels = [q for q in getattr(self.model, "codebooks", []) if isinstance(q, CodebookQuantizer)]
-        reports = [q.usage.report() for q in levels]
+        usages = [own for own in self.model.modules() if isinstance(own, CodebookUsage)]
+        reports = [own.report() for own in usages]
         if not any(report.total for report in reports):
             return {}
-        for q in levels:
-            q.usage.reset()
-        sizes = self.model.codebook_sizes
+        for own in usages:
+            own.reset()
+        sizes = [len(own.counts) for own in usages]
         low = any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True))
         bits = [math.log2(max(1.0, report.perplexity)) for report in reports]
         return {"bits": bits, "usage": [report.usage for report in reports], "collapse": low}

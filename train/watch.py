@@ -82,7 +82,7 @@ def alarms_of(entry: dict[str, Any], waited: float = 0.0) -> dict[str, str]:
     if entry.get("collapse"):
         found["collapse"] = "a codebook uses few of its codewords (see usage): it may be collapsing"
     if losses.get("right", 0.0) > WON:
-        found["discriminator"] = "the discriminator has won (see right): it waits until the decoder has caught up"
+        found["discriminator"] = "the discriminator has won (see right): it teaches little now. Lower its learning rate"
     if waited > WAITED:
         found["waits"] = f"training waits for media, {100 * waited:.0f} % of its time: give a higher --reuse"
     return found
