@@ -160,7 +160,8 @@ def test_pixels_are_rounded_and_clipped() -> None:
 def test_pictures_clips_and_sounds_are_shown() -> None:
     picture = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 6)
     name, first, second = shown("a", picture, 1 - picture)
-    assert (name, first.shape, first[0, 0].tolist(), second[0, 0].tolist()) == ("a", (4, 6, 3), [0, 128, 255], [255, 128, 0])
+    assert (name, first.shape) == ("a", (4, 6, 3))
+    assert (first[0, 0].tolist(), second[0, 0].tolist()) == ([0, 128, 255], [255, 128, 0])
     clip = torch.stack([picture, 0 * picture], 2)
     assert not shown("a", clip, clip)[1].any()  # the last frame
     tone = torch.sin(torch.arange(24000) * 0.3)[None, None]

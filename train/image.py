@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -339,8 +340,9 @@ class Trainer(BaseTrainer):
         return sum(sign * r[key] for r in rows) / len(rows)
 
     def keeps(self, score: float) -> bool:
-        """In stage 2 a little more feature distance is kept, a collapse is not."""
-        return score > self.best - (0.1 * abs(self.best) if self.stage == "sharp" and self.best > -math.inf else 0)
+        """With a discriminator a little more feature distance is kept, a collapse is not."""
+        on = self.adversarial is not None and self.adversarial.on
+        return score > self.best - (0.1 * abs(self.best) if on and self.best > -math.inf else 0)
 
     def save(self) -> None:
         folded = copy.deepcopy(self.model).cpu()
@@ -349,7 +351,9 @@ class Trainer(BaseTrainer):
             first, *others = folded.synthesis.values()
             for net in others:
                 net.load_state_dict(first.state_dict())
-        folded.save_pretrained(self.out)
+        with warnings.catch_warnings():  # that there is no entropy model yet: the export makes one
+            warnings.simplefilter("ignore", UserWarning)
+            folded.save_pretrained(self.out)
 
     def sample(self, medium: Tensor) -> tuple[Tensor, Tensor]:
         """With the synthesis net of the stage."""
