@@ -263,16 +263,18 @@ class BaseTrainer(SizedRun):
         return [cost, of_export, self.seconds_of(lambda: self.count(model, self.media[:1]))]
 
     def seconds_left(self, least: float = 0.5) -> float:
-        """For training: what is left of ``--minutes`` beside the export, but a share of them at least."""
+        """For training, by one clock: what is left of ``--minutes`` beside the export, a share of them at least."""
         total = 60 * self.args.minutes
-        return max(least * total, total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0))
+        left = total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0)
+        return float(broadcast(torch.tensor(max(least * total, left), device=self.device)))
 
     def announce(self, compute: GraphedStep, share: float) -> None:
         """Time one step, and say how many there will be in a share of the budget; no weight changes."""
         settings, n = [phase.on for phase in self.phases], self.optim["accumulate"]
         each = n * self.seconds_of(lambda: compute(self.inputs(), *settings).item())
         batch, steps = self.optim["batch"] * n, self.args.steps
-        seconds = share * self.seconds_left() if steps is None else share * steps * each
+        left = self.seconds_left(0.5 if self.budget is None else 0.0)
+        seconds = min(left, share * (self.budget or (left,))[0]) if steps is None else share * steps * each
         steps = round(seconds / each)
         begin = f"{seconds:.0f} s to train: " if self.timed else ""
         self.log(
@@ -322,8 +324,7 @@ class BaseTrainer(SizedRun):
         if trains and found is None:
             self.announce(compute, share)
         if self.budget is None:
-            seconds = float(broadcast(torch.tensor(self.seconds_left(), device=self.device)))  # of one clock
-            self.budget = seconds, self.args.steps or 0
+            self.budget = self.seconds_left(), self.args.steps or 0
         seconds, evaluations = share * self.budget[0], max(2, round(share * self.evaluations))
         if self.timed and self.before:  # what was before may have taken longer than its share
             seconds = min(seconds, max(LEAST, self.seconds_left(least=0.0)))
