@@ -36,6 +36,7 @@ from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
 
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
+MIDDLE, FIRST = 128, 17  # edge in pixels, and frames of a clip, that are looked at without a GPU
 ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
 DARK = 1e-4  # added to a squared error before its power
 
@@ -151,6 +152,7 @@ class Trainer(BaseTrainer):
         super().__init__(recipe, args)
         data = self.recipe.data
         self.store = read_clips(self, data)
+        self.media, self.held = self.middles(self.media, self.held, edge=MIDDLE, frames=FIRST)
         model = VideoGrid(self.recipe.model, self.recipe.name)
         new = range(len(model.codebook_sizes))  # codebooks that nobody has trained
         if args.resume:
