@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from tokodec.train import loop
 from tokodec.train.state import FOLDER
 from tokodec.train.trainer import BaseTrainer
+from tokodec.train.watch import PAGE
 
 
 def run(main: Callable[[], None], *words: object) -> None:
@@ -70,3 +71,6 @@ def assert_goes_on(
     for name, value in wanted.items():
         assert found[name] == value, name
     assert not (parts / FOLDER).exists()
+    # Every such trainer shows held-out media before and after.
+    for out in (whole, parts):
+        assert (out / PAGE).read_text().count("<img ") in (2, 4, 6)

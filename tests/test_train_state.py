@@ -38,7 +38,7 @@ ASSETS = Path(tokodec.__file__).resolve().parent / "assets"
 SMALL = (
     "model.channels=[8,8,8] model.analysis_blocks=[1,1,1] model.synthesis_blocks=[1,1,1] model.dim=4"
     " model.codebook_sizes=[16] model.synthesis=[plain,sharp] export.bpp_limits=[9.0] data.holdout_every=3"
-    " sharp.adversarial_from=0.0 optim.warmup_steps=2 optim.batch=2 data.crop=176"
+    " sharp.adversarial=0.3 sharp.adversarial_from=0.0 optim.warmup_steps=2 optim.batch=2 data.crop=176"
 )
 
 

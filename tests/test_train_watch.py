@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
 from tokodec.tests.resuming import run, stopped
-from tokodec.train import image_1d
+from tokodec.train import audio, image, image_1d
+from tokodec.train.losses.adversarial import AdversarialGuard
 from tokodec.train.state import read_tree, state_of, write_tree
-from tokodec.train.watch import CURVES, PAGE, Watch, alarms_of, chart, numbers_of, pixels
+from tokodec.train.watch import CURVES, PAGE, Watch, alarms_of, chart, numbers_of, pixels, shown
 
 ENTRY: dict[str, Any] = {
     "step": 20, "share": 0.5, "seconds": 3.0, "losses": {"loss": 1.5, "norm": 0.25}, "collapse": False,
@@ -155,18 +157,105 @@ def test_pixels_are_rounded_and_clipped() -> None:
     assert pixels(x)[0, 0].tolist() == [0, 128, 255]
 
 
-@pytest.mark.usefixtures("_trains", "_board")
-def test_a_run_can_be_watched_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+def test_pictures_clips_and_sounds_are_shown() -> None:
+    picture = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 6)
+    name, first, second = shown("a", picture, 1 - picture)
+    assert (name, first.shape) == ("a", (4, 6, 3))
+    assert (first[0, 0].tolist(), second[0, 0].tolist()) == ([0, 128, 255], [255, 128, 0])
+    clip = torch.stack([picture, 0 * picture], 2)
+    assert not shown("a", clip, clip)[1].any()  # the last frame
+    tone = torch.sin(torch.arange(24000) * 0.3)[None, None]
+    _, first, second = shown("a", tone, tone / 100)
+    assert first.shape == second.shape == (256, 94, 3)
+    assert first.max() > second.max() > 0  # on one scale
+
+
+SETS = (
+    "model.width=16 model.heads=2 model.analysis_blocks=1 model.synthesis_blocks=1 model.tokens=20 model.dim=4"
+    " model.codebook_size=16 model.smooth=8 data.holdout_every=2 optim.batch=1 quantized_from=0.0"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of noise, black pictures, and sounds."""
+    out = tmp_path_factory.mktemp("media")
     rng = np.random.default_rng(0)
+    for name in ("pictures", "black", "sounds"):
+        (out / name).mkdir()
     for i in range(4):
         pixels = rng.integers(0, 256, (280, 280, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+        Image.fromarray(pixels).save(out / "pictures" / f"{i}.png")
+        Image.fromarray(0 * pixels).save(out / "black" / f"{i}.png")
+        soundfile.write(str(out / "sounds" / f"{i}.wav"), 0.1 * rng.standard_normal(12000), 24000)
+    return out
+
+
+def run_1d(folder: Path, out: Path, *sets: str) -> None:
+    run(image_1d.main, "--data", folder, "--steps", 8, "--out", out, "--set", *SETS.split(), *sets)
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_loss_that_is_not_finite_is_said(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = image_1d.Trainer.loss
+    monkeypatch.setattr(image_1d.Trainer, "loss", lambda self, *inputs: math.nan * loss(self, *inputs))
+    run_1d(folders / "pictures", tmp_path / "out")
+    assert capsys.readouterr().out.count("warning: a loss is not finite") == 1
+
+
+@pytest.mark.usefixtures("_trains")
+@pytest.mark.parametrize("quantizer", ["model.codebook_size=32", "model.quantizer={kind: fsq, levels: [8, 4]}"])
+def test_a_collapse_is_said(
+    quantizer: str, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Black pictures need 8 codewords at most, one for each token, of 32."""
+    monkeypatch.setattr(image_1d.Trainer, "evaluations", 2)
+    monkeypatch.setattr(image_1d, "STARTS", 2)
+    run_1d(folders / "black", tmp_path / "out", quantizer, "optim.batch=9", "model.tokens=8")
+    assert capsys.readouterr().out.count("warning: a codebook uses few of its codewords") == 1
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_discriminator_of_sounds_that_has_won_is_said(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio, "TELLING", 0.0)
+    monkeypatch.setattr(audio, "told_apart", lambda real, fake: torch.ones(()))
     sets = (
-        "model.width=16 model.heads=2 model.analysis_blocks=1 model.synthesis_blocks=1 model.tokens=20 model.dim=4"
-        " model.codebook_size=16 model.smooth=8 data.holdout_every=2 optim.batch=1 quantized_from=0.0"
+        "model.analysis_channels=[8,16] model.analysis_blocks=[1,1] model.synthesis_channels=[16,16]"
+        " model.synthesis_blocks=[1,1] model.dim=8 model.codebook_sizes=[16] data.seconds=0.1 data.holdout_every=2"
+        " optim.batch=1 optim.discriminators_width=2 data.kept=[] loss.adversarial_from=0.0"
     )
-    words = ["--data", tmp_path / "pictures", "--steps", 4, "--out", tmp_path / "out", "--set", *sets.split()]
+    run(audio.main, "--data", folders / "sounds", "--steps", 2, "--out", tmp_path / "out", "--set", *sets.split())
+    assert capsys.readouterr().out.count("warning: the discriminator has won") == 1
+
+
+@pytest.mark.usefixtures("_trains")
+def test_a_discriminator_of_pictures_that_has_won_is_said(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def certain(self: image.Trainer, x: torch.Tensor, x_hat: torch.Tensor) -> torch.Tensor:
+        self.right.fill_(1.0)
+        return self.discriminator(x_hat).mean()
+
+    monkeypatch.setattr(image.Trainer, "judge", certain)
+    monkeypatch.setattr(image, "GUARDED_EVERY", 1)
+    monkeypatch.setattr(image, "AdversarialGuard", lambda: AdversarialGuard(momentum=0.0))
+    sets = (
+        "model.channels=[8,8,8] model.analysis_blocks=[1,1,1] model.synthesis_blocks=[1,1,1] model.dim=4"
+        " model.codebook_sizes=[16] export.bpp_limits=[9.0] data.holdout_every=3 sharp.adversarial_from=0.0"
+        " sharp.adversarial=0.3 optim.batch=1 data.crop=176"
+    )
+    words = ["--data", folders / "pictures", "--steps", 4, "--out", tmp_path / "out", "--stages", "sharp"]
+    run(image.main, *words, "--set", *sets.split())
+    assert capsys.readouterr().out.count("warning: the discriminator has won") == 1
+
+
+@pytest.mark.usefixtures("_trains", "_board")
+def test_a_run_can_be_watched_and_goes_on(folders: Path, tmp_path: Path) -> None:
+    words = ["--data", folders / "pictures", "--steps", 4, "--out", tmp_path / "out", "--set", *SETS.split()]
     stopped(image_1d.main, image_1d.Trainer, 2, *words)
     assert [row["step"] for row in rows_of(tmp_path / "out") if row["name"] == "psnr"] == ["2"]
     run(image_1d.main, *words)

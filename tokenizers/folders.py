@@ -26,6 +26,7 @@ from .registry import foreign_class, tokenizer_kinds
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG_FILE = "config.json"
+CURVES_FILE = "curves.csv"  # of a folder that a training run writes to
 HUB = "hf:"
 
 
@@ -76,6 +77,8 @@ def find_model(name: str | Path, classes: Collection[str] | None = None, **hub: 
         if (path / CONFIG_FILE).is_file():
             return path
         hint = f"; a model of the Hugging Face hub is {HUB}{name}" if str(name).count("/") == 1 else ""
+        if (path / CURVES_FILE).is_file():
+            hint = "; the run there writes its weights at its first evaluation"
         raise FileNotFoundError(f"no model in the folder {str(name)!r}: it has no {CONFIG_FILE}{hint}")
     name = str(name)
     if name.startswith(HUB):

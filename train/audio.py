@@ -24,14 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from ..codec.metrics.hearing import hearing_distance
 from ..codec.metrics.spectra import MEL_SCALES, mel_distance, si_sdr, stft_distance
-from ..codec.metrics.spectrogram import QUIET, levels, spectrogram
 from ..entropy.packed import together
 from ..tokenizers.audio.grvq import FRAME, AudioGRVQ, AudioGRVQConfig
 from ..tokenizers.audio.grvq import RATE as SAMPLE_RATE
@@ -40,13 +38,20 @@ from .audio_start import FRAMES, start_as_transform, start_from
 from .data.audio import SoundStore, at_speeds, list_sounds, read_mono
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import call_as_released, optimizers_of, run_script
-from .losses.sound_discriminators import SoundDiscriminators, discriminator_loss, feature_loss, generator_loss
+from .losses.sound_discriminators import (
+    SoundDiscriminators,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    told_apart,
+)
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
 
 LONGEST = 10 * SAMPLE_RATE  # samples of a sound that an evaluation looks at
 TEST_LEVELS = (1, 2, 4, 8, 10)
 DISCRIMINATORS_FILE = "discriminators.safetensors"  # not part of a release
+TELLING = 0.95  # momentum of the mean of what discriminators get right
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class Trainer(BaseTrainer):
         self.rounding = Phase("weights are rounded", 1 - self.recipe.rounding.share)
         self.phases = [self.adversarial, self.rounding]
         self.judge_step: GraphedStep | None = None
+        self.right = torch.full((), 0.5, device=self.device)  # share that the discriminators get right
 
     def kept_shares(self, codebooks: int) -> list[float]:
         """How often crops keep 1, 2, ... codebooks. Raises ValueError for shares that make no sense."""
@@ -210,11 +216,11 @@ class Trainer(BaseTrainer):
         if self.judge_step is None:
             self.judge_step = GraphedStep(self.discriminators, self.judge, inputs, self.graphs and not self.args.eager)
             self.judge_update = GraphedUpdate(self.judge_step, self.of_discriminators, self.optim["grad_clip"])
-        self.losses["discriminators"] = self.judge_step(inputs, rounding)
+        self.losses |= {"discriminators": self.judge_step(inputs, rounding), "right": self.right}
         self.judge_update()
 
     def parts(self) -> dict[str, Any]:
-        return super().parts() | {"discriminators": self.discriminators}
+        return super().parts() | {"discriminators": self.discriminators, "right": self.right}
 
     def coded(self, x: Tensor, kept: Tensor, rounding: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What :class:`Autoencoder` gives, with weights as a release rounds them if ``rounding``."""
@@ -252,6 +258,7 @@ class Trainer(BaseTrainer):
         with self.autocast():
             heard = self.store.size // 2
             real, fake = self.discriminators(x[:, :, -heard:]), self.discriminators(x_hat[:, :, -heard:])
+            self.right.lerp_(told_apart(real, fake), 1 - TELLING)
             return discriminator_loss(real, fake)
 
     def score(self, rows: list[Row]) -> float:
@@ -267,20 +274,16 @@ class Trainer(BaseTrainer):
             with together(self.out) as beside:
                 save_model(self.discriminators, str(beside / DISCRIMINATORS_FILE))
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Spectrograms, on one scale."""
-        x = medium[:LONGEST].to(self.device).float()[None, None] / 32768
-        pair = [own[0, 0].cpu().numpy() for own in (x, self.model.decode(self.model.encode(x)))]
-        loudest = max(float(levels(pair[0]).max()), QUIET)
-        first, second = (np.asarray(spectrogram(own, loudest).convert("RGB")) for own in pair)
-        return first, second
+    def taken(self, medium: Tensor) -> Tensor:
+        """The first ten seconds, ``[1, 1, n]`` in [-1, 1]."""
+        return medium[:LONGEST].to(self.device).float()[None, None] / 32768
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         yield medium.to(self.device).float()[None, None] / 32768
 
     def rows(self, model: AudioGRVQ, medium: Tensor, prior: Any = None) -> Iterator[Row]:
         """Mel and STFT distance and SI-SDR of the first ten seconds for some numbers of levels."""
-        x = medium[:LONGEST].to(model.device).float()[None, None] / 32768
+        x = self.taken(medium)
         tokens = model.encode(x)
         for n in (n for n in TEST_LEVELS if n <= len(model.codebook_sizes)):
             x_hat = model.decode(tokens.levels(n))

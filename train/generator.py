@@ -176,6 +176,7 @@ class Trainer(BaseTrainer):
     columns: ClassVar[dict[str, str]] = {"bits": "{:.4f} bits an id"}
     brief = ("bits",)
     benchmark = False
+    pair = "held out, drawn"
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
         super().__init__(recipe, args)
@@ -240,6 +241,13 @@ class Trainer(BaseTrainer):
     def rows(self, model: Generator, medium: Tensor, prior: Any = None) -> Iterator[Row]:
         """Bits an id of windows, as ids ``[B, n]``."""
         yield {"bits": float(model(medium).double().mean()) / math.log(2)}
+
+    def sample(self, medium: Tensor) -> tuple[Tensor, Tensor]:
+        """The first of windows, as its tokens decode, and one that is drawn, with the same random numbers each time."""
+        drawn = self.model.sample(1, generator=torch.Generator(self.device).manual_seed(self.args.seed))
+        held = self.model.tokens(medium[:1])
+        tokenizer = self.source.tokenizer
+        return tokenizer.decode(held), tokenizer.decode(drawn)
 
     def count(self, model: Any, media: Sequence[Any]) -> list[Tensor]:
         """None: a generator is no tokenizer."""

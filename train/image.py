@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,14 +35,13 @@ from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim
 from .state import Attributes
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
-from .watch import pixels
 
 STAGES = ("faithful", "sharp")
 LEAST_USAGE = 0.97  # of the codewords in use without penalty must stay in use with it
 MSSSIM_EVERY = 4  # the MS-SSIM loss looks at every 4th crop of a batch
 COUNTED = 200  # training pictures that the rate weight is chosen with
 LEAST_SIMILARITY = 1e-4  # of a scale, below which MS-SSIM has no gradient
-EXPORT_CHOICE = 0.1  # of the time, for choosing the rate weight, at most
+EXPORT_CHOICE = 0.04  # of the time, for codes and for pictures that the rate weight is chosen with, at most
 ACTING = ("may_act", "adapt", "weight", "ramp", "right")  # what a state holds of the adversarial term
 GUARDED_EVERY = 10  # steps, after which the guard and the adaptive weight look at the discriminator
 
@@ -177,6 +176,7 @@ class Trainer(BaseTrainer):
         "bpp_estimated": "{:.4f} bpp", "psnr": "{:.3f} dB", "ms_ssim": "MS-SSIM {:.4f}", "features": "features {:.4f}",
     }  # fmt: skip
     brief = ("psnr", "features")
+    finishing = 2 * EXPORT_CHOICE
     graphs = False  # whether the discriminator may act is decided on the host
 
     def __init__(self, recipe: dict[str, Any], args: argparse.Namespace) -> None:
@@ -340,25 +340,33 @@ class Trainer(BaseTrainer):
         return sum(sign * r[key] for r in rows) / len(rows)
 
     def keeps(self, score: float) -> bool:
-        """In stage 2 a little more feature distance is kept, a collapse is not."""
-        return score > self.best - (0.1 * abs(self.best) if self.stage == "sharp" and self.best > -math.inf else 0)
+        """With a discriminator a little more feature distance is kept, a collapse is not."""
+        on = self.adversarial is not None and self.adversarial.on
+        return score > self.best - (0.1 * abs(self.best) if on and self.best > -math.inf else 0)
 
     def save(self) -> None:
         folded = copy.deepcopy(self.model).cpu()
         folded.quantizer.fold()
-        folded.save_pretrained(self.out)
+        if self.stage == "faithful" and not self.args.resume:  # nets that are not trained yet are what they begin as
+            first, *others = folded.synthesis.values()
+            for net in others:
+                net.load_state_dict(first.state_dict())
+        with warnings.catch_warnings():  # that there is no entropy model yet: the export makes one
+            warnings.simplefilter("ignore", UserWarning)
+            folded.save_pretrained(self.out)
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        x = as_input(medium, self.device)
-        return pixels(x), pixels(self.model.decode(self.model.encode(x), self.shown_nets[-1]))
+    def sample(self, medium: Tensor) -> tuple[Tensor, Tensor]:
+        """With the synthesis net of the stage."""
+        x = self.taken(medium)
+        return x, self.model.decode(self.model.encode(x), self.shown_nets[-1])
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
-        x = as_input(medium, self.device)
+        x = self.taken(medium)
         yield torch.cat([x, x.flip(3)])
 
     def rows(self, model: ImageGrid, medium: Tensor, prior: Any = None) -> Iterator[Row]:
         """PSNR, MS-SSIM, in stage 2 feature distance, and with a prior its bits per pixel, by synthesis and levels."""
-        x = as_input(medium, self.device)
+        x = self.taken(medium)
         tokens = model.encode(x)
         bits = None if prior is None else prior.bits(tokens.codes[0].cpu().numpy()).cumsum()
         for synthesis in self.shown_nets:

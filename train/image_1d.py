@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -25,11 +24,10 @@ from torch import Tensor, nn
 from ..entropy.tail import TailPrior
 from ..tokenizers.image.sequence import CORE, MARGIN, ImageSequence, ImageSequenceConfig
 from ..tokenizers.quantize.vq import kmeans
-from .data.images import as_input, list_images, read_rgb
+from .data.images import list_images, read_rgb
 from .loop import optimizers_of, psnr, run_script
 from .recipe import Optim
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
-from .watch import pixels
 
 TEST_TOKENS = (16, 32, 64, 128, 256)
 STARTS = 40  # batches whose latents the codebook starts from
@@ -151,17 +149,13 @@ class Trainer(BaseTrainer):
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        x = as_input(medium, self.device)
-        return pixels(x), pixels(self.model.decode(self.model.encode(x)))
-
     def views(self, medium: Tensor) -> Iterator[Tensor]:
-        x = as_input(medium, self.device)
+        x = self.taken(medium)
         yield torch.cat([x, x.flip(3)])
 
     def rows(self, model: ImageSequence, medium: Tensor, prior: Any = None) -> Iterator[Row]:
         """PSNR for every number of tokens a window."""
-        x = as_input(medium, self.device)
+        x = self.taken(medium)
         tokens = model.encode(x)
         for n in [n for n in TEST_TOKENS if n <= model.config.tokens] or [model.config.tokens]:
             yield {"tokens": n, "psnr": psnr(x, model.decode(tokens.levels(n)))}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,18 @@ from ..entropy.static import StaticPrior
 from ..tokenizers.api import Tokenizer
 
 Row = dict[str, Any]  # numbers of a measurement are floats; all else says what was measured
+
+
+def peak_memory() -> str:
+    """What this process has held at most, its resident set, and what it has reserved of the GPU, as text."""
+    status = Path("/proc/self/status")
+    if status.exists():  # elsewhere the figure may begin with that of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        held = 1024 * int(line.split()[1])
+    else:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    gpu = f", {torch.cuda.max_memory_reserved() / 1e9:.2f} GB of the GPU" if torch.cuda.is_available() else ""
+    return f"{held / 1e9:.2f} GB{gpu}"
 
 
 @contextmanager

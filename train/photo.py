@@ -54,7 +54,6 @@ from .low_rank import LowRank, base_of
 from .recipe import Optim, Rounding
 from .sizes import CHECKS, EXPORT
 from .trainer import BaseTrainer, Phase, Row, trainer_arguments
-from .watch import pixels
 
 CHECKPOINT = "checkpoint.safetensors"
 QUICK_QUALITIES = (15, 50, 85)
@@ -271,13 +270,13 @@ class Trainer(BaseTrainer):
             x = torch.cat([x, self.drawn.batch(drawn)])
         return x.contiguous(memory_format=torch.channels_last)
 
-    def sample(self, medium: Medium) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, medium: Medium) -> tuple[Tensor, Tensor]:
         """At quality 50."""
-        x = as_input(medium[0], self.device)
+        x = self.taken(medium[0])
         quality = torch.tensor([0.5], device=self.device)
         with self.autocast():
             x_hat, _ = functional_call(self.model, self.weights(), (padded(x), quality, self.phases[0].on))
-        return pixels(x), pixels(x_hat[:, :, : x.shape[2], : x.shape[3]])
+        return x, x_hat[:, :, : x.shape[2], : x.shape[3]]
 
     def own_parts(self) -> dict[str, Any]:
         return super().own_parts() | {"drawn": self.drawn.parts() if self.drawn else None}
@@ -302,12 +301,14 @@ class Trainer(BaseTrainer):
     # ---- evaluation
 
     def plan(self) -> None:
-        """Drawn pictures take of the time as well."""
         super().plan()
-        if self.main:
+        if self.main:  # drawn pictures take of the time as well
             self.on_the_way += self.some(self.synthetic, CHECKS, self.cost * self.evaluations)
-            self.synthetic = self.some(self.synthetic, EXPORT, self.export_cost)
-            self.reserve += self.export_cost * len(self.synthetic)
+
+    def plan_export(self, slower: float = 1.0) -> None:
+        super().plan_export(slower)
+        self.tested_synthetic = self.some(self.synthetic, EXPORT / 2, slower * self.export_cost)
+        self.reserve += slower * self.export_cost * len(self.tested_synthetic)
 
     @torch.no_grad()
     def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
@@ -410,7 +411,7 @@ class Trainer(BaseTrainer):
             counts = self.count(self.exportable(), counted)
             self.released([count.numpy() for count in counts]).save_pretrained(self.out)
         released = ImagePhoto.from_pretrained(self.out).to(self.device)  # weights as released: int8 and float16
-        return released, results | {"synthetic": self.measure(released, self.synthetic)}
+        return released, results | {"synthetic": self.measure(released, self.tested_synthetic)}
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[None, dict[str, Any]]:
         """None: the entropy model is part of the model."""

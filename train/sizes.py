@@ -116,15 +116,20 @@ class SizedRun(TrainingRun):
             self.log(note)
         return list(reading.media.values())
 
-    def middles(self, *sets: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """What is evaluated and counted of sets of pictures, uint8 ``[H, W, 3]``: all; without a GPU their middle."""
-        whole = self.device.type == "cuda" or not self.args.minutes
-        if not whole:
-            self.log(f"note: without a GPU the middle {MIDDLE} x {MIDDLE} pixels of pictures are evaluated and counted")
-        for pictures in sets:
-            corners = [[0 if whole else max(0, n - MIDDLE) // 2 for n in p.shape[:2]] for p in pictures]
-            edge = None if whole else MIDDLE
-            yield [p[y:, x:][:edge, :edge] for p, (y, x) in zip(pictures, corners, strict=True)]
+    def middles(self, *sets: Sequence[Tensor], edge: int = MIDDLE, frames: int = 1) -> Iterator[list[Tensor]]:
+        """What is evaluated and counted of sets of pictures ``[H, W, 3]`` or clips ``[T, H, W, 3]``, uint8.
+
+        All of them; without a GPU their middle, and the first frames.
+        """
+        if self.device.type == "cuda" or not self.args.minutes:
+            yield from map(list, sets)
+            return
+        part = f"{frames} frames" if frames > 1 else "pictures"
+        self.log(f"note: without a GPU the middle {edge} x {edge} pixels of {part} are evaluated and counted")
+        for media in sets:
+            corners = [[max(0, n - edge) // 2 for n in m.shape[-3:-1]] for m in media]
+            middle = [m[..., y : y + edge, x : x + edge, :] for m, (y, x) in zip(media, corners, strict=True)]
+            yield [m[:frames] if m.ndim == 4 else m for m in middle]
 
     def some(self, media: Sequence[T], share: float, each: float) -> list[T]:
         """As many media, evenly spaced, as a share of the budget allows at ``each`` seconds; one at least."""

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -22,16 +21,17 @@ from torch import Tensor, nn
 from ..codec.errors import UsageError
 from ..codec.provenance import as_json
 from ..tokenizers.folders import find_model
-from ..tokenizers.quantize.codebook import CodebookQuantizer
+from ..tokenizers.quantize.base import CodebookUsage
 from .card import CARD, write_card
+from .data.images import as_input
 from .graphed import GraphedStep, GraphedUpdate
 from .loop import Pace, TokenizerT, released, training_arguments
-from .measuring import Row, evaluating, histograms, mean_rows, static_prior
+from .measuring import Row, evaluating, histograms, mean_rows, peak_memory, static_prior
 from .recipe import as_values, checked
 from .rescue import LOST, Rescue
 from .sizes import CHECKS, EXPORT, LEAST, SizedRun
 from .state import Attributes
-from .watch import SAMPLES, Sample, Watch
+from .watch import SAMPLES, Sample, Watch, shown
 
 FEW_STEPS = 50  # a run of fewer is said to be short
 BACK = "back to weights of before, at half the learning rates"
@@ -81,6 +81,9 @@ class BaseTrainer(SizedRun):
         columns: how numbers of a row are shown; brief: those that evaluations on the way show.
         tables: results of the export that are printed.
         graphs: whether a step can be recorded as a CUDA graph.
+        pair: what is shown of a held-out medium.
+        passes: how often the export measures held-out media, and how often it counts the codes of training media.
+        finishing: share of the budget that :meth:`finish` takes beside that.
     """
 
     recipe_class: ClassVar[type[Any]]
@@ -91,6 +94,9 @@ class BaseTrainer(SizedRun):
     brief: ClassVar[tuple[str, ...]] = ("psnr",)
     tables: ClassVar[tuple[str, ...]] = ("holdout_without_rate_weight", "holdout", "test")
     graphs = True
+    pair = "original, decoded"
+    passes: ClassVar[tuple[int, int]] = (1, 1)
+    finishing = 0.0
 
     model: Any
     net: nn.Module
@@ -103,7 +109,9 @@ class BaseTrainer(SizedRun):
         self.best = -math.inf
         self.history: list[dict[str, Any]] = []
         self.losses: dict[str, float | Tensor] = {}
-        self.watch = Watch(self.out, f"{self.recipe.name}: {self.out.name}", self.log)
+        self.watch = Watch(self.out, f"{self.recipe.name}: {self.out.name}", self.log, self.pair)
+        self.sampling = 0.0  # seconds that samples took
+        self.slower = 1.0  # the last evaluation, than the one that was timed first
         self.steps, self.before, self.checked_at = 0, 0, -1  # in all; before this stage; of this stage
         self.stage = ""  # name of what is trained, in runs that train several things in turn
         self.budget: tuple[float, int] | None = None  # seconds and steps to train
@@ -157,27 +165,35 @@ class BaseTrainer(SizedRun):
 
     def telemetry(self, rows: list[Row]) -> dict[str, Any]:
         """Further entries of the history: bits of a code by its order-0 entropy and usage, since the last check."""
-        levels = [q for q in getattr(self.model, "codebooks", []) if isinstance(q, CodebookQuantizer)]
-        reports = [q.usage.report() for q in levels]
+        usages = [own for own in self.model.modules() if isinstance(own, CodebookUsage)]
+        reports = [own.report() for own in usages]
         if not any(report.total for report in reports):
             return {}
-        for q in levels:
-            q.usage.reset()
-        sizes = self.model.codebook_sizes
+        for own in usages:
+            own.reset()
+        sizes = [len(own.counts) for own in usages]
         low = any(r.usage < LOW_USAGE and r.total > 8 * n for r, n in zip(reports, sizes, strict=True))
         bits = [math.log2(max(1.0, report.perplexity)) for report in reports]
         return {"bits": bits, "usage": [report.usage for report in reports], "collapse": low}
 
-    def sample(self, medium: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        """Pictures of a held-out medium before and after, for those who watch: uint8 ``[H, W, 3]``; None: not shown."""
-        return None
+    def taken(self, medium: Any) -> Tensor:
+        """What evaluations look at of a medium, as ``encode`` takes it; here a picture, ``[1, 3, H, W]`` in [0, 1]."""
+        return as_input(medium, self.device)
 
-    def samples(self) -> Iterator[Sample]:
-        """Some media with what :meth:`sample` makes of them."""
+    def sample(self, medium: Any) -> tuple[Tensor, Tensor]:
+        """A held-out medium and what comes back of it, for those who watch; see :data:`~.watch.SHOWN`."""
+        x = self.taken(medium)
+        return x, self.model.decode(self.model.encode(x))
+
+    def samples(self, always: bool) -> Iterator[Sample]:
+        """Some media and what comes back of them; none where that took more of the time than evaluations may."""
+        begin = time.monotonic()
+        if not always and self.sampling > CHECKS * (begin - self.begin):
+            return
         with evaluating(self.model):
             for i, medium in enumerate(self.on_the_way[:SAMPLES]):
-                if pair := self.sample(medium):
-                    yield f"{self.what} {i + 1}", *pair
+                yield shown(f"{self.what} {i + 1}", *self.sample(medium))
+        self.sampling += time.monotonic() - begin
 
     def make_prior(self, model: Any, some: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
         """Write the prior of the codes of some media into ``out``; returns it and what to report of it."""
@@ -224,12 +240,19 @@ class BaseTrainer(SizedRun):
         self.cost: float = self.costs[0]
         self.export_cost: float = self.costs[1]
         self.on_the_way = self.some(self.held[: self.quick], CHECKS, self.cost * self.evaluations)
-        self.tested = self.some(self.held, EXPORT, self.export_cost)
-        self.exported = self.some(self.media, EXPORT, self.costs[2])
-        self.reserve = self.export_cost * len(self.tested) + min(EXPORT * 60 * self.args.minutes, LEAST)
+        self.plan_export()
         counted, there = len(self.exported), len(self.media)
         if counted < there:
             self.log(f"note: the export counts the codes of {counted} of {there} {self.what}, evenly spaced")
+
+    def plan_export(self, slower: float = 1.0) -> None:
+        """Choose what the export looks at, and how long it takes. slower: the machine, than when it was measured."""
+        measured, counted = self.passes
+        each = slower * measured * self.export_cost, slower * counted * self.costs[2]
+        part = (EXPORT - self.finishing) / 2
+        self.tested, self.exported = self.some(self.held, part, each[0]), self.some(self.media, part, each[1])
+        rest = min(EXPORT * 60 * self.args.minutes, LEAST) + self.finishing * 60 * self.args.minutes
+        self.reserve = each[0] * len(self.tested) + each[1] * len(self.exported) + rest
 
     def measured_costs(self) -> list[float]:
         """Seconds that an evaluation takes, one of the export, and a count of the codes of a medium."""
@@ -239,17 +262,19 @@ class BaseTrainer(SizedRun):
             of_export = self.seconds_of(lambda: self.measure(model, self.held[:1]))
         return [cost, of_export, self.seconds_of(lambda: self.count(model, self.media[:1]))]
 
-    def seconds_left(self) -> float:
-        """For training: what is left of ``--minutes`` beside the export, but half of them at least."""
+    def seconds_left(self, least: float = 0.5) -> float:
+        """For training, by one clock: what is left of ``--minutes`` beside the export, a share of them at least."""
         total = 60 * self.args.minutes
-        return max(total / 2, total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0))
+        left = total - (time.monotonic() - self.begin) - (self.reserve if self.main else 0.0)
+        return float(broadcast(torch.tensor(max(least * total, left), device=self.device)))
 
     def announce(self, compute: GraphedStep, share: float) -> None:
         """Time one step, and say how many there will be in a share of the budget; no weight changes."""
         settings, n = [phase.on for phase in self.phases], self.optim["accumulate"]
         each = n * self.seconds_of(lambda: compute(self.inputs(), *settings).item())
         batch, steps = self.optim["batch"] * n, self.args.steps
-        seconds = share * self.seconds_left() if steps is None else share * steps * each
+        left = self.seconds_left(0.5 if self.budget is None else 0.0)
+        seconds = min(left, share * (self.budget or (left,))[0]) if steps is None else share * steps * each
         steps = round(seconds / each)
         begin = f"{seconds:.0f} s to train: " if self.timed else ""
         self.log(
@@ -299,10 +324,11 @@ class BaseTrainer(SizedRun):
         if trains and found is None:
             self.announce(compute, share)
         if self.budget is None:
-            seconds = float(broadcast(torch.tensor(self.seconds_left(), device=self.device)))  # of one clock
-            self.budget = seconds, self.args.steps or 0
-        budget = share * self.budget[0], round(share * self.budget[1])
-        pace = Pace(self, [*self.trained_by, *self.beside], self.evaluations, budget)
+            self.budget = self.seconds_left(), self.args.steps or 0
+        seconds, evaluations = share * self.budget[0], max(2, round(share * self.evaluations))
+        if self.timed and self.before:  # what was before may have taken longer than its share
+            seconds = min(seconds, max(LEAST, self.seconds_left(least=0.0)))
+        pace = Pace(self, [*self.trained_by, *self.beside], evaluations, (seconds, round(share * self.budget[1])))
         if self.args.resume and trains and found is None:
             self.check(0, 0.0, 0.0)  # what it goes on from is only given up for what is better
         self.rescue = Rescue(self.net, self.trained_by)
@@ -370,7 +396,9 @@ class BaseTrainer(SizedRun):
         if not self.main:
             return
         rounded = self.rounding is not None and self.rounding.on
+        begin = time.monotonic()
         rows = self.measure(released(self.model) if rounded else self.model, self.on_the_way)
+        self.slower = max(1.0, (time.monotonic() - begin) / len(self.on_the_way) / max(self.cost, 1e-4))
         score = self.score(rows)
         kept = self.keeps(score)
         if kept:
@@ -394,7 +422,8 @@ class BaseTrainer(SizedRun):
             + (" kept" if kept else "")
         )
         about = self.before + step, seconds, share, self.stage
-        self.watch.checked(about, entry, self.samples(), self.store.waited / max(seconds, 1.0))
+        samples = self.samples(always=share >= 1)
+        self.watch.checked(about, entry, samples, self.store.waited / max(seconds, 1.0))
 
     def measure(self, model: Any, media: Sequence[Any], prior: Any = None) -> list[Row]:
         """Means over media of :meth:`rows`."""
@@ -448,6 +477,7 @@ class BaseTrainer(SizedRun):
     def export(self) -> None:
         """Measure the weights as they were saved, write the prior of their codes and ``training.json``."""
         begin = time.monotonic()
+        self.plan_export(self.slower)
         model, results = self.finish(self.load_best(), self.exported)
         prior, about = self.make_prior(model, self.exported)
         results |= {"holdout": self.measure(model, self.tested, prior)} | about
@@ -461,7 +491,8 @@ class BaseTrainer(SizedRun):
             )
         if usage := results.get("codebook_usage"):
             self.log("codebook usage " + " ".join(f"{v:.3f}" for v in (usage if isinstance(usage, list) else [usage])))
-        self.log(f"exported to {self.out} in {time.monotonic() - begin:.0f} s")
+        took, so_far = time.monotonic() - begin, (time.monotonic() - self.begin) / 60
+        self.log(f"exported to {self.out} in {took:.0f} s; {so_far:.1f} minutes in all, peak memory {peak_memory()}")
         for name in self.tables:
             for row in results.get(name, []):
                 self.log(f"{name.removesuffix('_without_rate_weight'):>8} {self.shown(row)}")

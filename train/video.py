@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -32,12 +31,12 @@ from ..tokenizers.video.grid import GROUP, VideoGrid, VideoGridConfig
 from .data.images import CropStore, list_images, read_rgb
 from .data.video import ClipStore, Stills, list_clips, read_clip
 from .loop import call_as_released, optimizers_of, psnr, run_script
-from .rate import lambdas, no_penalties, set_penalties
+from .rate import ROUNDS, lambdas, no_penalties, set_penalties
 from .recipe import Optim, Rounding
 from .trainer import BaseTrainer, Phase, Row, static_prior, trainer_arguments
-from .watch import pixels
 
 LONGEST = 33  # frames of a clip that an evaluation looks at: a group of pictures, which begins anew
+MIDDLE, FIRST = 128, 17  # edge in pixels, and frames of a clip, that are looked at without a GPU
 ROWS = 32  # latents that new codebooks start from, for each codeword; a quarter of it without a GPU
 DARK = 1e-4  # added to a squared error before its power
 
@@ -141,6 +140,7 @@ class Trainer(BaseTrainer):
     """One run of a recipe; see the module's text."""
 
     recipe_class = Recipe
+    passes = (2, 2 + ROUNDS)
     quick = 6
     what = "clips"
     columns: ClassVar[dict[str, str]] = {
@@ -152,6 +152,7 @@ class Trainer(BaseTrainer):
         super().__init__(recipe, args)
         data = self.recipe.data
         self.store = read_clips(self, data)
+        self.media, self.held = self.middles(self.media, self.held, edge=MIDDLE, frames=FIRST)
         model = VideoGrid(self.recipe.model, self.recipe.name)
         new = range(len(model.codebook_sizes))  # codebooks that nobody has trained
         if args.resume:
@@ -210,10 +211,9 @@ class Trainer(BaseTrainer):
         total = conf.pixel * (square + DARK).pow(conf.power).mean()
         return total + conf.commitment * commitment + conf.codebook * codebook + conf.auxiliary * auxiliary
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The last frame of a group of pictures."""
-        x = medium[:LONGEST].to(self.device).permute(3, 0, 1, 2)[None]
-        return pixels(x[0, :, -1] / 255), pixels(self.model.decode(self.model.encode(x))[0, :, -1])
+    def taken(self, medium: Tensor) -> Tensor:
+        """The first group of pictures, ``[1, 3, T, H, W]`` in [0, 1]."""
+        return next(self.views(medium)).float() / 255
 
     def views(self, medium: Tensor) -> Iterator[Tensor]:
         """The groups of pictures of a clip."""

@@ -271,16 +271,18 @@ class Trainer(BaseTrainer):
             whole = self.device.type == "cuda"
             yield from coded_rows(model, medium[: 1 + frames] if whole else middle(medium, frames), group)
 
-    def estimated(self, clip: Tensor) -> Iterator[Row]:
-        height, width = (n // CELL * CELL for n in clip.shape[1:3])
-        x = clip[:, :height, :width].to(self.device).permute(0, 3, 1, 2).float() / 255  # [T, 3, H, W]
-        n, b = self.recipe.data.group, len(QUALITIES)
+    def coded(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Frames ``x [T, 3, H, W]`` at the ``b`` QUALITIES by the training codec, those of a pass together.
+
+        Yields ``[n, 1, 3, H, W]``, what comes back ``[n, b, 3, H, W]``, and bits ``[b]``.
+        """
+        (height, width), n, b = x.shape[2:], self.recipe.data.group, len(QUALITIES)
         quality = torch.tensor(QUALITIES, device=self.device)
         weights = self.recipe.model.rate_weights, self.still_model.config.rate_weights
         own = torch.from_numpy(still_quality(np.array(QUALITIES), *weights)).float().to(self.device)
         many = x[:1].expand(b, -1, -1, -1).contiguous(memory_format=torch.channels_last)
         start, bits = self.still.coded(many, own)
-        errors = [(start - x[0]).square().mean((1, 2, 3))]
+        yield x[:1, None], start[None], bits
         state, begins = self.nothing(b, height, width), torch.ones(b, device=self.device)
         drop = torch.full((b,), self.recipe.rate.drop / 2, device=self.device)
         for at in range(0, len(x) - n, n):
@@ -289,11 +291,27 @@ class Trainer(BaseTrainer):
             passes, state = self.code(part, state, self.integers.on)
             begins = torch.zeros_like(begins)
             for done in passes:
-                bits = bits + (done.y_bits + done.m_bits).view(-1, b).sum(0)
-                errors += list((done.x_hat.clamp(0, 1) - done.x).square().mean((1, 2, 3)).view(-1, b))
-        squares = torch.stack(errors)  # [frames, B]
-        bpp = bits / (len(squares) * height * width)
-        cost = (bpp + rate_weight(quality, weights[0]) * 255**2 * squares.mean(0)).log()
+                frames, decoded = (own.unflatten(0, (-1, b)) for own in (done.x, done.x_hat.clamp(0, 1)))
+                yield frames[:, :1], decoded, (done.y_bits + done.m_bits).view(-1, b).sum(0)
+
+    def taken(self, medium: Tensor) -> Tensor:
+        """Whole cells of frames ``[T, H, W, 3]``, as ``[T, 3, H, W]`` in [0, 1]."""
+        height, width = (n // CELL * CELL for n in medium.shape[1:3])
+        return medium[:, :height, :width].to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def sample(self, medium: Tensor) -> tuple[Tensor, Tensor]:
+        """A frame between the first one and that a group later, at the middle quality."""
+        with evaluating(self.codec):
+            *_, (frames, decoded, _) = self.coded(self.taken(middle(medium, self.recipe.data.group)))
+        return frames[-1], decoded[-1, len(QUALITIES) // 2][None]
+
+    def estimated(self, clip: Tensor) -> Iterator[Row]:
+        x = self.taken(clip)
+        parts = [((decoded - own).square().mean((2, 3, 4)), cost) for own, decoded, cost in self.coded(x)]
+        squares, bits = torch.cat([own for own, _ in parts]), sum(cost for _, cost in parts)  # [frames, b], [b]
+        bpp = bits / (len(squares) * x[0, 0].numel())
+        costs = rate_weight(torch.tensor(QUALITIES, device=self.device), self.recipe.model.rate_weights)
+        cost = (bpp + costs * 255**2 * squares.mean(0)).log()
         for i, q in enumerate(QUALITIES):
             levels = -10 * torch.log10(squares[:, i].clamp_min(1e-10))
             yield {

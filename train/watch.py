@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..codec.metrics.spectrogram import QUIET, levels, spectrogram
+from ..tokenizers.folders import CURVES_FILE as CURVES
 from .state import Attributes
 
-CURVES, PAGE, BOARD = "curves.csv", "progress.html", "tensorboard"
+PAGE, BOARD = "progress.html", "tensorboard"
 COLUMNS = ("step", "seconds", "share", "stage", "name", "of", "value")
 SECONDS = 10.0  # from one row of losses to the next
 POINTS = 400  # of a line on the page, at most
@@ -45,6 +47,33 @@ def pixels(x: Tensor) -> np.ndarray:
     return (255 * x.detach().float().view(3, *x.shape[-2:]).clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
+def pictures(*media: Tensor) -> Iterator[np.ndarray]:
+    """Pictures ``[1, 3, H, W]`` in [0, 1], uint8 ``[H, W, 3]`` each."""
+    return map(pixels, media)
+
+
+def last_frames(*clips: Tensor) -> Iterator[np.ndarray]:
+    """The last frames of clips ``[1, 3, T, H, W]`` in [0, 1]."""
+    return pictures(*(clip[:, :, -1] for clip in clips))
+
+
+def spectrograms(*sounds: Tensor) -> Iterator[np.ndarray]:
+    """Spectrograms of sounds ``[1, 1, n]`` in [-1, 1], on the scale of the first one."""
+    waves = [sound[0, 0].detach().float().cpu().numpy() for sound in sounds]
+    loudest = max(float(levels(waves[0]).max()), QUIET)
+    return (np.asarray(spectrogram(wave, loudest).convert("RGB")) for wave in waves)
+
+
+# How media are shown, by their number of dimensions.
+SHOWN: dict[int, Callable[..., Iterator[np.ndarray]]] = {3: spectrograms, 4: pictures, 5: last_frames}
+
+
+def shown(name: str, original: Tensor, decoded: Tensor) -> Sample:
+    """A medium as a tokenizer takes it, and what came back, as pictures."""
+    first, second = SHOWN[original.ndim](original, decoded)
+    return name, first, second
+
+
 def alarms_of(entry: dict[str, Any], waited: float = 0.0) -> dict[str, str]:
     """What is wrong at an evaluation, by kind. waited: share of the time that training waited for media."""
     losses, found = entry["losses"], {}
@@ -53,7 +82,7 @@ def alarms_of(entry: dict[str, Any], waited: float = 0.0) -> dict[str, str]:
     if entry.get("collapse"):
         found["collapse"] = "a codebook uses few of its codewords (see usage): it may be collapsing"
     if losses.get("right", 0.0) > WON:
-        found["discriminator"] = "the discriminator has won (see right): it waits until the decoder has caught up"
+        found["discriminator"] = "the discriminator has won (see right): it teaches little now. Lower its learning rate"
     if waited > WAITED:
         found["waits"] = f"training waits for media, {100 * waited:.0f} % of its time: give a higher --reuse"
     return found
@@ -62,11 +91,14 @@ def alarms_of(entry: dict[str, Any], waited: float = 0.0) -> dict[str, str]:
 class Watch:
     """What of a run can be watched while it goes on; only the first process has one that writes.
 
-    Args: out: folder of the run.  title: of the page.  log: writes a line.
+    Args: out: folder of the run.  title: of the page.  log: writes a line.  pair: what the pictures of a sample are.
     """
 
-    def __init__(self, out: Path, title: str, log: Callable[[str], None]) -> None:
-        self.out, self.title, self.log = out, title, log
+    def __init__(
+        self, out: Path, title: str, log: Callable[[str], None], pair: str = "original, decoded"
+    ) -> None:  # fmt: skip
+        self.out, self.title, self.log, self.pair = out, title, log, pair
+        self.samples: list[Sample] = []
         self.points: list[Point] = []
         self.alarms: dict[str, str] = {}
         self.followed = 0.0  # seconds at which losses were written last
@@ -110,7 +142,7 @@ class Watch:
     def checked(
         self, about: tuple[int, float, float, str], entry: dict[str, Any], samples: Iterable[Sample], waited: float
     ) -> None:
-        """Note an evaluation, say alarms that are new, and write the page."""
+        """Note an evaluation, say alarms that are new, and write the page; without samples it keeps those before."""
         self.follow(about, entry["losses"], 0.0)
         points = [(*about, name, of, value) for name, of, value in numbers_of(entry)]
         self._add(points)
@@ -118,13 +150,15 @@ class Watch:
         for kind, text in self.alarms.items():
             if kind not in before:
                 self.log(f"warning: {text}")
-        shown = list(samples)
+        new = list(samples)
+        self.samples = new or self.samples
         if self.board is not None:
-            for name, original, decoded in shown:
+            for name, original, decoded in new:
                 pair = np.concatenate([original, decoded], 1)
                 self.board.add_image(f"held-out/{name}", pair, about[0], dataformats="HWC")
         beside = self.out / f".{PAGE}.tmp"
-        beside.write_text(page(self.title, self.points, self.alarms.values(), shown), encoding="utf-8")
+        named = [(f"{name}: {self.pair}", *pair) for name, *pair in self.samples]
+        beside.write_text(page(self.title, self.points, self.alarms.values(), named), encoding="utf-8")
         beside.replace(self.out / PAGE)
 
     def close(self) -> None:
@@ -144,7 +178,7 @@ def numbers_of(entry: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
             yield name, "", value
 
 
-def page(title: str, points: Sequence[Point], alarms: Iterable[str], samples: Iterable[Sample]) -> str:
+def page(title: str, points: Sequence[Point], alarms: Iterable[str], samples: Iterable[tuple[Any, ...]]) -> str:
     """The page as HTML."""
     charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for _, seconds, _, stage, name, of, value in points:
@@ -155,7 +189,7 @@ def page(title: str, points: Sequence[Point], alarms: Iterable[str], samples: It
     parts += [chart(name, lines) for name, lines in charts.items()]
     for name, *pictures in samples:
         images = "".join(f"<img src='data:image/webp;base64,{webp(picture)}'>" for picture in pictures)
-        parts.append(f"<figure><figcaption>{escape(name)}: original, decoded</figcaption>{images}</figure>")
+        parts.append(f"<figure><figcaption>{escape(name)}</figcaption>{images}</figure>")
     return "\n".join(parts) + "\n"
 
 

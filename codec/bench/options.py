@@ -98,7 +98,9 @@ class VideoOptions:
 
     folder: Folder
     out: Out = Path("bench-out")
-    models: Annotated[str, typer.Option(help="models for videos, with commas")] = "video-grid"
+    models: Annotated[str, typer.Option("--models", "--model", "-m", help="models for videos, with commas")] = (
+        "video-grid"
+    )
     codecs: Annotated[
         str,
         typer.Option(help="beside them, with commas: x264, x265, av1, x264-psnr, and image-photo frame by frame"),

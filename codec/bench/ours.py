@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...tokenizers.folders import CONFIG_FILE, CURVES_FILE, is_path
 from ..contract import Decoded
 from ..decode import decode_file
 from ..encode import encode_file
@@ -59,6 +63,26 @@ class Ours(Codec):
         return Coded.of(encode(clip.as_file(), self.model, self.device, setting, **more))
 
 
+@functools.cache
+def _beside() -> tempfile.TemporaryDirectory[str]:
+    """Copies of models, until the process ends."""
+    return tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def as_it_is_now(model: str) -> str:
+    """A copy of a folder that a training run writes to, whose weights may be others before a benchmark ends."""
+    folder = Path(model)
+    if not (is_path(model) and (folder / CURVES_FILE).is_file() and (folder / CONFIG_FILE).is_file()):
+        return model
+    copy = Path(tempfile.mkdtemp(dir=_beside().name)) / folder.resolve().name
+    copy.mkdir()
+    for path in sorted(folder.glob("*.safetensors")):
+        shutil.copy2(path, copy)
+    shutil.copy2(folder / CONFIG_FILE, copy)
+    return str(copy)
+
+
 def load_ours(model: str | None, modality: str, device: str, effort: int = 0) -> tuple[str, str, Tokenizer]:
     """Load a model, the default of its modality if None.
 
@@ -66,7 +90,7 @@ def load_ours(model: str | None, modality: str, device: str, effort: int = 0) ->
     Raises:  UsageError for a model of something else, and for what is no effort.
     """
     check_effort(effort)
-    model, device = model or MODALITIES[modality].encode_model, pick_device(device)
+    model, device = as_it_is_now(model or MODALITIES[modality].encode_model), pick_device(device)
     tokenizer = load_model(model, device).tokenizer
     if tokenizer.modality != modality:
         raise UsageError(f"{tokenizer.name} is not a model for {THINGS[modality]}")

@@ -177,6 +177,12 @@ class Generator(nn.Module):
         """Codes ``[B, K, *grid]`` of this model's levels at least to ids ``[B, T + 2]``; nothing is checked."""
         return self.sequencer.ids(codes[:, : self.config.levels])
 
+    def tokens(self, ids: Tensor, spec: TokenSpec | None = None) -> Tokens:
+        """Ids ``[B, T + 2]``, those of :meth:`ids`, to tokens. spec: of the grid; that of the window by default."""
+        spec = spec or self.config.window
+        narrow = dataclasses.replace(spec, codebook_sizes=self.spec.codebook_sizes)
+        return Tokens(self.sequencer.unflatten(ids, narrow).codes, spec)
+
     def check(self, tokens: Tokens) -> None:
         """Raise ValueError unless these are tokens of this model's tokenizer, on a grid that fits the window."""
         spec, own = tokens.spec, self.config.window
@@ -336,8 +342,7 @@ class Generator(nn.Module):
             if progress is not None:
                 progress((i + 1) / len(order))
         self.train(training)
-        narrow = dataclasses.replace(spec, codebook_sizes=self.spec.codebook_sizes)
-        return Tokens(self.sequencer.unflatten(ids, narrow).codes[:, :levels], spec)
+        return self.tokens(ids, spec).levels(levels)
 
     # ---------------------------------------------------------------- on disk
 

@@ -91,6 +91,13 @@ def discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> Tensor:
     return total / len(real)
 
 
+def told_apart(real: list[Judgement], fake: list[Judgement]) -> Tensor:
+    """Share of real and fake places that discriminators take for what they are, mean over discriminators; a scalar."""
+    pairs = [((a.detach() > 0.5).float().mean(), (b.detach() < 0.5).float().mean())
+             for (a, _), (b, _) in zip(real, fake, strict=True)]  # fmt: skip
+    return torch.stack([(a + b) / 2 for a, b in pairs]).mean()
+
+
 def generator_loss(fake: list[Judgement]) -> Tensor:
     """Loss of the generator: fake to 1 (Mao et al. 2017, arXiv:1611.04076)."""
     return torch.stack([(1 - logits.float()).square().mean() for logits, _ in fake]).mean()
