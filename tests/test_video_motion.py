@@ -263,6 +263,25 @@ def test_a_frame_that_was_expected_takes_two_bytes(model: VideoMotion) -> None:
     assert torch.equal(model.decode_after(Record(GUESSED, []), [Near(first, -1)], SIZE).x, guess.x)
 
 
+def test_a_guess_is_made_only_where_it_may_cost_less(model: VideoMotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken is the cheaper one all the same, of frames from one that was expected to one that was not."""
+    frames = clip(2, *SIZE)
+    near = [Near(model.shown(frames[0]), -1)]
+    guess = model.guess(near)
+    shown, made, taken = model.pixels_of(guess, SIZE).astype(float), [], []
+    monkeypatch.setattr(model, "guess", lambda near: made.append(1) or guess)
+    for share in (0.0, 0.02, 0.1, 0.3, 1.0):
+        pixels = ((1 - share) * shown + share * (255 - frames[1])).round().astype(np.uint8)
+        made.clear()
+        data, found = model.encode_after(pixels, 4000, near)
+        coded, other = model.encode_after(pixels, 4000, near, may_guess=False)
+        costs = [model.cost(pixels, guess, b"\xff\xff", 4000), model.cost(pixels, other, coded, 4000)]
+        assert model.cost(pixels, found, data, 4000) == min(costs)
+        taken.append((len(made), data == b"\xff\xff"))
+    assert taken[0] == (1, True)
+    assert taken[-1] == (0, False)
+
+
 def test_a_frame_stands_alone_where_that_costs_less(model: VideoMotion) -> None:
     frames = clip(2, *SIZE)
     near = [Near(model.shown(255 - frames[0]), -2)]

@@ -266,7 +266,7 @@ class VideoMotion(Tokenizer):
             latents: list[tuple[Tensor, Tensor | None]] = [(y, None)]
             if better is not None:
                 latents.append(better.after(x, seen, apart, y, steps))
-            tries = [(pack_record(GUESSED), self.guess(near))] if may_guess else []
+            tries = []
             for y, z in latents:
                 streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z=z)
                 pairs = [part for pair in zip(motion, streams, strict=True) for part in pair]
@@ -275,7 +275,14 @@ class VideoMotion(Tokenizer):
         if left_over(x, seen.x) > DOUBTFUL:
             data, found = self.encode_alone(pixels, steps, better, weight)
             tries.append((marked_alone(data), found))
-        return min(tries, key=lambda made: self._cost(x, made[1], made[0], quality))
+
+        def cost(made: tuple[bytes, Reference]) -> float:
+            return self._cost(x, made[1].x, made[0], quality)
+
+        best = min(tries, key=cost)
+        if may_guess and self._cost(x, rounded(seen.x), b"", quality) < cost(best):  # or a guess is no better, either
+            best = min((pack_record(GUESSED), self.guess(near)), best, key=cost)
+        return best
 
     @torch.no_grad()
     def decode_after(self, record: Record, near: Sequence[Near], size: tuple[int, int]) -> Reference:
@@ -326,11 +333,11 @@ class VideoMotion(Tokenizer):
 
     def cost(self, pixels: Pixels, found: Reference, data: bytes, steps: int) -> float:
         """Of a frame ``[H, W, 3]`` that came back as ``found``, at a quality in hundredths: see :meth:`_cost`."""
-        return self._cost(self.padded(pixels), found, data, torch.tensor([steps / QUALITY_STEPS], device=self.device))
+        return self._cost(self.padded(pixels), found.x, data, torch.tensor([steps / QUALITY_STEPS], device=self.device))
 
-    def _cost(self, x: Tensor, found: Reference, data: bytes, quality: Tensor) -> float:
+    def _cost(self, x: Tensor, x_hat: Tensor, data: bytes, quality: Tensor) -> float:
         """Bits a pixel, and the distortion of 8-bit values in bits."""
-        error = 255**2 * (x - found.x).square().mean()
+        error = 255**2 * (x - x_hat).square().mean()
         return 8 * len(data) / x[0, 0].numel() + float(rate_weight(quality, self.config.rate_weights) * error)
 
     def _see(

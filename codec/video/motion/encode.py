@@ -167,7 +167,7 @@ class MotionEncoder:
 
 def steps_of(group: int) -> list[int]:
     """Frames from one that comes after another to the next: what a group is tried with, long ones first."""
-    return [max(1, group // n) for n in (1, 2, 4)]
+    return [max(1, group // n) for n in (1, 4)]
 
 
 @torch.no_grad()
