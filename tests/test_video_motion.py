@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.entropy.hyperprior.net import QUALITY_STEPS
 from tokodec.tests.motion_model import SMALL, clip, doubtful, tiny_motion
-from tokodec.tokenizers.image.photo import rate_weight
 from tokodec.tokenizers.video.hierarchy import between, turns
 from tokodec.tokenizers.video.motion import LowDelayDecoder, LowDelayEncoder, Near, VideoMotion, still_quality
-from tokodec.tokenizers.video.motion_costs import bits_left
 from tokodec.tokenizers.video.motion_nets import MotionNets, VideoMotionConfig, haar, unhaar
 from tokodec.tokenizers.video.motion_records import (
     GUESSED,
@@ -148,54 +145,6 @@ def test_motion_is_expected_to_go_on() -> None:
     expected = nets.expected(still, moving, torch.tensor([[-2.0, 3.0]]))[0, :, 0, 0]
     assert expected.tolist() == [-4.0, 2.0, 6.0, -3.0]
     assert nets.expected(moving, None, torch.tensor([[-1.0, 0.0]]))[0, :, 0, 0].tolist() == [-2.0, 1.0, 0.0, 0.0]
-
-
-def test_flows_come_back_as_they_were_found() -> None:
-    """But for their rounding, whatever the nets make of them."""
-    torch.manual_seed(0)
-    nets, apart = MotionNets(SMALL), torch.tensor([[-1.0, 2.0], [-1.0, 0.0]])
-    for p in nets.parameters():
-        torch.nn.init.normal_(p, std=0.02)
-    flows, expected, m = 4 * torch.randn(2, 4, 4, 6), torch.randn(2, 4, 4, 6), torch.randn(2, 18, 2, 3)
-    flows[1, 2:], expected[1, 2:] = 0.0, 0.0
-    both = torch.tensor([1.0, 0.0])[:, None, None, None]
-    with torch.no_grad():
-        found = nets.motion_as_found(m, flows, expected, apart)
-        errors = [(nets.motion_synthesis(part, expected, both) - flows).abs().mean() for part in (m, found)]
-    assert float(errors[1]) < 0.1 * float(errors[0])
-    assert torch.equal(found[:, 16:], m[:, 16:])
-    assert not bool((found - m)[1, 2:4].any())
-
-
-def test_what_is_left_costs_what_a_gaussian_does() -> None:
-    x = torch.zeros(1, 3, 16, 16)
-    weight = 0.01
-    for variance in (1.0, 60.0, 80.0, 900.0):
-        rates = torch.linspace(0, 8, 4001)
-        least = float((rates + weight * variance * 4.0**-rates).min())
-        assert bits_left(x, x + variance**0.5 / 255, weight) == pytest.approx(least, rel=1e-3)
-    half = x.clone()
-    half[..., :8] = 30 / 255
-    assert bits_left(half, x, weight) == pytest.approx(bits_left(x + 30 / 255, x, weight) / 2, rel=1e-4)
-
-
-def test_motion_is_that_which_costs_less(model: VideoMotion) -> None:
-    """By its bits and what it leaves."""
-    frames, steps = clip(2, *SIZE, speed=4), 6000
-    near = [Near(model.shown(frames[0]), -1)]
-    x, (references, apart) = model.padded(frames[1]), model._references(near)
-    weight = float(rate_weight(torch.tensor([steps / QUALITY_STEPS]), model.config.rate_weights))
-    found = {}
-    for which in ("both", "smooth", "found"):
-        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-            if which != "both":
-                worse = iter((0.0, 1e9) if which == "smooth" else (1e9, 0.0))
-                patch.setattr("tokodec.tokenizers.video.motion.bits_left", lambda *_, worse=worse: next(worse))
-            motion, seen = model._motion(x, near, references, apart, steps)
-        bits = 8 * sum(map(len, motion)) / x[0, 0].numel()
-        found[which] = (bits + bits_left(x, seen.x, weight), motion)
-    assert found["smooth"][1] != found["found"][1]
-    assert found["both"] == min(found["smooth"], found["found"])
 
 
 def test_a_second_reference_that_is_not_there_has_no_part() -> None:

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...entropy.hyperprior.net import QUALITY_STEPS, Z_MAX
@@ -33,11 +34,11 @@ from ..api import Tokenizer
 from ..image.layers import STRIDE, channels_last
 from ..image.photo import WINDOW as STILL_WINDOW
 from ..image.photo import ImagePhoto, cut, pad_to_cells, quality_steps, rate_weight
+from ..image.photo_nets import PATCH
 from ..image.tiling import Tile, tiles
 from ..precision import whole_float32
 from ..tokens import Tokens
 from ..variants import find_base
-from .motion_costs import bits_left, left_over
 from .motion_nets import MotionNets, Reference, Seen, VideoMotionConfig
 from .motion_records import (
     GUESSED,
@@ -265,7 +266,11 @@ class VideoMotion(Tokenizer):
         x, (references, apart) = self.padded(pixels), self._references(near)
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
         with whole_float32(self.device):
-            motion, seen = self._motion(x, near, references, apart, steps)
+            flows = self._search(x, near)
+            expected = self.nets.expected(*references, apart)
+            m = self.nets.motion(x, references, flows, expected, apart) * torch.exp(self.nets.motion_gain(quality))
+            motion, m_hat = self._code(self.priors[1], self.nets.motion_hyper_analysis, m, steps, len(near) - 1)
+            seen = self._see(m_hat, references, expected, apart, quality)
             left = left_over(x, seen.x)
             tries = []
             if left <= max(DOUBTFUL, HOPELESS):
@@ -282,30 +287,6 @@ class VideoMotion(Tokenizer):
         if may_guess and self._cost(x, rounded(seen.x), b"", quality) < cost(best):  # or a guess is no better, either
             best = min((pack_record(GUESSED), self.guess(near)), best, key=cost)
         return best
-
-    def _motion(
-        self, x: Tensor, near: Sequence[Near], references: tuple[Reference, Reference | None], apart: Tensor, steps: int
-    ) -> tuple[list[bytes], Seen]:
-        """Streams of a frame's motion and what is seen by it.
-
-        The nets leave flows smoother and shorter than they were found, which is right for few bits and little motion
-        only. So there is another try, whose flows come back as they were found.
-        """
-        quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
-        flows, expected = self._search(x, near), self.nets.expected(*references, apart)
-        m = self.nets.motion(x, references, flows, expected, apart)
-        whole = self.nets.motion_as_found(m, flows, expected, apart)
-        gain, inverse = torch.exp(self.nets.motion_gain(quality)), torch.exp(self.nets.motion_inverse(quality))
-        weight = float(rate_weight(quality, self.config.rate_weights))
-        tries = []
-        for latents in (m * gain, whole / inverse):
-            hyper = self.nets.motion_hyper_analysis
-            motion, m_hat = self._code(self.priors[1], hyper, latents, steps, len(near) - 1)
-            seen = self._see(m_hat, references, expected, apart, quality)
-            bits = 8 * sum(map(len, motion)) / x[0, 0].numel() + bits_left(x, seen.x, weight)
-            tries.append((bits, motion, seen))
-        _, motion, seen = min(tries, key=lambda made: made[0])
-        return motion, seen
 
     def _tries(
         self, x: Tensor, seen: Seen, apart: Tensor, steps: int, motion: Sequence[bytes], better: Better | None
@@ -478,6 +459,12 @@ def extent(tile: Tile) -> tuple[int, int]:
 def rounded(x: Tensor) -> Tensor:
     """Pixels as they are shown, in 8 bits; in [0, 1]."""
     return (x.clamp(0, 1) * 255).round() / 255
+
+
+def left_over(x: Tensor, x_bar: Tensor) -> float:
+    """What is left of a frame when what is expected is taken away, over its own detail within 8 x 8 pixels."""
+    cells = F.interpolate(F.avg_pool2d(x, PATCH), scale_factor=PATCH)
+    return float((x - x_bar).abs().mean() / (x - cells).abs().mean().clamp_min(1e-6))
 
 
 def still_quality(

@@ -282,12 +282,6 @@ class MotionNets(PhotoNets):
         other = first if second is None else second
         return self.motion_analysis(x, (first.x, other.x), flows, expected, _both(apart))
 
-    def motion_as_found(self, m: Tensor, flows: Tensor, expected: Tensor, apart: Tensor) -> Tensor:
-        """m whose flows come back as those of a search, nearly, before it is rounded."""
-        both = _both(apart)
-        missing = present(flows - self.motion_synthesis(m, expected, both), both)
-        return m + F.pad(haar(missing), (0, 0, 0, 0, 0, m.shape[1] - HAAR))
-
     def see(self, m: Tensor, references: tuple[Reference, Reference | None], expected: Tensor, apart: Tensor) -> Seen:
         """What the references tell of a frame. m: after its inverse gain."""
         both = _both(apart)

@@ -19,8 +19,7 @@ import torch
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.image.photo import quality_steps
 from ....tokenizers.video.hierarchy import Turn, turns
-from ....tokenizers.video.motion import ALONE, DEFAULT_QUALITY, FARTHEST, Alone, Near, VideoMotion
-from ....tokenizers.video.motion_costs import left_over
+from ....tokenizers.video.motion import ALONE, DEFAULT_QUALITY, FARTHEST, Alone, Near, VideoMotion, left_over
 from ....tokenizers.video.motion_nets import Reference, up8
 from ....tokenizers.video.motion_records import unmarked_alone
 from ....tokenizers.video.search import moved, search
