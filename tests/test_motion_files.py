@@ -25,13 +25,13 @@ from tokodec.codec.encode import encode_file
 from tokodec.codec.errors import HeaderError, RateError, TokodecError, UsageError
 from tokodec.codec.files import atomic_output
 from tokodec.codec.media.write_video import VideoWriter
-from tokodec.codec.video.motion.encode import MotionEncoder, next_steps
+from tokodec.codec.video.motion.encode import DROP, FLAT, MotionEncoder, next_steps
 from tokodec.codec.video.motion.refine import FrameRefiner
 from tokodec.entropy.hyperprior.net import QUALITY_STEPS
 from tokodec.tests.motion_model import clip, doubtful, tiny_motion
 from tokodec.tokenizers.image.photo import rate_weight
 from tokodec.tokenizers.video.motion import Near, VideoMotion
-from tokodec.tokenizers.video.motion_records import read_records
+from tokodec.tokenizers.video.motion_records import GUESSED, STANDS_ALONE, read_records
 
 FRAMES = 11  # two groups of 4 and a part of one
 SHAPE = (40, 52)
@@ -224,6 +224,20 @@ def test_a_group_has_the_step_that_costs_least(folder: Path) -> None:
     assert best[0] in (4, 2, 1)
     assert best == found[best[0],]
     assert [found[step,][0] for step in (4, 2, 1)] == [4, 2, 1]
+
+
+def test_frames_of_a_group_that_stand_alone_have_one_quality(folder: Path) -> None:
+    """However far down the hierarchy they are."""
+    model = VideoMotion.from_pretrained(folder / "tiny-motion")
+    encoder = MotionEncoder(model, 5000, 4, 9)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("DOUBTFUL", "HOPELESS"):
+            patch.setattr(f"tokodec.tokenizers.video.motion.{limit}", 0.0)
+        for pixels in clip(5, *SHAPE, speed=3):
+            encoder.push(pixels)
+    made = encoder.finish().between[0]
+    qualities = {record.quality for record in read_records(made[1:], [False] * 3, SHAPE)} - {GUESSED}
+    assert qualities == {STANDS_ALONE + model.still_steps(5000 - DROP * FLAT, 1.0)}
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 13, 16, 17, 18])

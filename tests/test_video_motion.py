@@ -12,7 +12,7 @@ import torch
 
 from tokodec.tests.motion_model import SMALL, clip, doubtful, tiny_motion
 from tokodec.tokenizers.video.hierarchy import between, turns
-from tokodec.tokenizers.video.motion import LowDelayDecoder, LowDelayEncoder, Near, VideoMotion, still_quality
+from tokodec.tokenizers.video.motion import Alone, LowDelayDecoder, LowDelayEncoder, Near, VideoMotion, still_quality
 from tokodec.tokenizers.video.motion_nets import MotionNets, VideoMotionConfig, haar, unhaar
 from tokodec.tokenizers.video.motion_records import (
     GUESSED,
@@ -261,6 +261,41 @@ def test_a_frame_that_was_expected_takes_two_bytes(model: VideoMotion) -> None:
     assert data == b"\xff\xff"
     assert torch.equal(found.x, guess.x)
     assert torch.equal(model.decode_after(Record(GUESSED, []), [Near(first, -1)], SIZE).x, guess.x)
+
+
+def test_a_guess_is_made_only_where_it_may_cost_less(model: VideoMotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken is the cheaper one all the same, of frames from one that was expected to one that was not."""
+    frames = clip(2, *SIZE)
+    near = [Near(model.shown(frames[0]), -1)]
+    guess = model.guess(near)
+    shown, made = model.pixels_of(guess, SIZE).astype(float), []
+    monkeypatch.setattr(model, "guess", lambda near: made.append(1) or guess)
+    for share in (0.0, 0.02, 0.1, 0.3, 1.0):
+        pixels = ((1 - share) * shown + share * (255 - frames[1])).round().astype(np.uint8)
+        data, found = model.encode_after(pixels, 4000, near)
+        coded, other = model.encode_after(pixels, 4000, near, may_guess=False)
+        costs = [model.cost(pixels, guess, b"\xff\xff", 4000), model.cost(pixels, other, coded, 4000)]
+        assert model.cost(pixels, found, data, 4000) == min(costs)
+    made.clear()
+    exact = near[0].reference._replace(x=model.padded(pixels))
+    monkeypatch.setattr(model, "_synthesise", lambda *_: exact)  # a frame that is coded is right
+    data, _ = model.encode_after(pixels, 9000, near)
+    assert (data == b"\xff\xff", made) == (False, [])
+
+
+def test_what_has_nothing_of_its_references_is_tried_alone_only(
+    model: VideoMotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, tried = clip(2, *SIZE), []
+    near, own = [Near(model.shown(255 - frames[0]), -2)], Alone(2000, 1.0)
+    monkeypatch.setattr(model, "_tries", lambda *given, real=model._tries: tried.append(1) or real(*given))
+    model.encode_after(frames[1], 5000, near)
+    assert tried.pop()
+    with doubtful(0):
+        monkeypatch.setattr("tokodec.tokenizers.video.motion.HOPELESS", 0.0)
+        data, _ = model.encode_after(frames[1], 5000, near, may_guess=False, alone=own)
+    assert not tried
+    assert unmarked_alone(data) == model.encode_alone(frames[1], own.steps, weight=own.weight)[0]
 
 
 def test_a_frame_stands_alone_where_that_costs_less(model: VideoMotion) -> None:

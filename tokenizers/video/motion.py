@@ -57,7 +57,8 @@ Pixels = npt.NDArray[np.uint8]
 Walks = list[tuple[Tile, Walk]]
 DEFAULT_QUALITY = 50.0
 ALONE = 2.0  # lambda of a frame that stands alone, and that many others come after, over that of others
-DOUBTFUL = 0.7  # part of its own detail that the references of a frame leave, from which on it is tried alone as well
+DOUBTFUL = 0.6  # part of its own detail that the references of a frame leave, from which on it is tried alone as well
+HOPELESS = 1.0  # part of it from which on it is tried alone only
 KINDS = 2  # of frames that the entropy models are told apart: with one reference, and with two
 REACHES = ((2, 8), (4, 12))  # of the search: up to so many frames away; else
 FARTHEST = 16
@@ -74,6 +75,14 @@ class Near(NamedTuple):
 
     reference: Reference
     apart: int
+
+
+class Alone(NamedTuple):
+    """How a frame is coded if it stands alone. steps: quality in hundredths.  weight: its lambda over that of others of
+    this quality."""
+
+    steps: int
+    weight: float
 
 
 class Better(Protocol):
@@ -245,14 +254,14 @@ class VideoMotion(Tokenizer):
     @torch.no_grad()
     def encode_after(
         self, pixels: Pixels, steps: int, near: Sequence[Near], may_guess: bool = True, better: Better | None = None,
-        weight: float = 1.0,
+        alone: Alone | None = None,
     ) -> tuple[bytes, Reference]:  # fmt: skip
         """A frame ``[H, W, 3]`` after one reference or two, or alone if that costs less: its bytes, and what it leaves
         to others.
 
         Args: steps: quality in hundredths.  may_guess: whether a frame that its references make expect well enough may
-              take two bytes.  better: finds other latents, which are taken if they are better.  weight: lambda of the
-              frame over that of others, if it stands alone.
+              take two bytes.  better: finds other latents, which are taken if they are better.  alone: what the frame
+              has if it stands alone, of quality ``steps`` by default.
         """
         x, (references, apart) = self.padded(pixels), self._references(near)
         quality = torch.tensor([steps / QUALITY_STEPS], device=self.device)
@@ -262,20 +271,38 @@ class VideoMotion(Tokenizer):
             m = self.nets.motion(x, references, flows, expected, apart) * torch.exp(self.nets.motion_gain(quality))
             motion, m_hat = self._code(self.priors[1], self.nets.motion_hyper_analysis, m, steps, len(near) - 1)
             seen = self._see(m_hat, references, expected, apart, quality)
-            y = self.nets.analyse(x, seen) * self.nets.gain(quality)
-            latents: list[tuple[Tensor, Tensor | None]] = [(y, None)]
-            if better is not None:
-                latents.append(better.after(x, seen, apart, y, steps))
-            tries = [(pack_record(GUESSED), self.guess(near))] if may_guess else []
-            for y, z in latents:
-                streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, len(near) - 1, z=z)
-                pairs = [part for pair in zip(motion, streams, strict=True) for part in pair]
-                found = self._synthesise(y_hat, quality, seen, apart)
-                tries.append((pack_record(steps, pairs), found))
-        if left_over(x, seen.x) > DOUBTFUL:
-            data, found = self.encode_alone(pixels, steps, better, weight)
+            left = left_over(x, seen.x)
+            tries = []
+            if left <= max(DOUBTFUL, HOPELESS):
+                tries = self._tries(x, seen, apart, steps, motion, better)
+        if left > DOUBTFUL:
+            own = alone or Alone(steps, 1.0)
+            data, found = self.encode_alone(pixels, own.steps, better, own.weight)
             tries.append((marked_alone(data), found))
-        return min(tries, key=lambda made: self._cost(x, made[1], made[0], quality))
+
+        def cost(made: tuple[bytes, Reference]) -> float:
+            return self._cost(x, made[1].x, made[0], quality)
+
+        best = min(tries, key=cost)
+        if may_guess and self._cost(x, rounded(seen.x), b"", quality) < cost(best):  # or a guess is no better, either
+            best = min((pack_record(GUESSED), self.guess(near)), best, key=cost)
+        return best
+
+    def _tries(
+        self, x: Tensor, seen: Seen, apart: Tensor, steps: int, motion: Sequence[bytes], better: Better | None
+    ) -> list[tuple[bytes, Reference]]:
+        """Records of a frame that comes after what is ``seen`` by its coded motion, and what they leave to others."""
+        quality, kind = torch.tensor([steps / QUALITY_STEPS], device=self.device), int(apart[0, 1] != 0)
+        y = self.nets.analyse(x, seen) * self.nets.gain(quality)
+        latents: list[tuple[Tensor, Tensor | None]] = [(y, None)]
+        if better is not None:
+            latents.append(better.after(x, seen, apart, y, steps))
+        tries = []
+        for y, z in latents:
+            streams, y_hat = self._code(self.priors[0], self.nets.hyper_analysis, y, steps, kind, z=z)
+            pairs = [part for pair in zip(motion, streams, strict=True) for part in pair]
+            tries.append((pack_record(steps, pairs), self._synthesise(y_hat, quality, seen, apart)))
+        return tries
 
     @torch.no_grad()
     def decode_after(self, record: Record, near: Sequence[Near], size: tuple[int, int]) -> Reference:
@@ -326,11 +353,11 @@ class VideoMotion(Tokenizer):
 
     def cost(self, pixels: Pixels, found: Reference, data: bytes, steps: int) -> float:
         """Of a frame ``[H, W, 3]`` that came back as ``found``, at a quality in hundredths: see :meth:`_cost`."""
-        return self._cost(self.padded(pixels), found, data, torch.tensor([steps / QUALITY_STEPS], device=self.device))
+        return self._cost(self.padded(pixels), found.x, data, torch.tensor([steps / QUALITY_STEPS], device=self.device))
 
-    def _cost(self, x: Tensor, found: Reference, data: bytes, quality: Tensor) -> float:
+    def _cost(self, x: Tensor, x_hat: Tensor, data: bytes, quality: Tensor) -> float:
         """Bits a pixel, and the distortion of 8-bit values in bits."""
-        error = 255**2 * (x - found.x).square().mean()
+        error = 255**2 * (x - x_hat).square().mean()
         return 8 * len(data) / x[0, 0].numel() + float(rate_weight(quality, self.config.rate_weights) * error)
 
     def _see(

@@ -19,7 +19,7 @@ import torch
 from ....tokenizers.image.layers import STRIDE
 from ....tokenizers.image.photo import quality_steps
 from ....tokenizers.video.hierarchy import Turn, turns
-from ....tokenizers.video.motion import ALONE, DEFAULT_QUALITY, FARTHEST, Near, VideoMotion, left_over
+from ....tokenizers.video.motion import ALONE, DEFAULT_QUALITY, FARTHEST, Alone, Near, VideoMotion, left_over
 from ....tokenizers.video.motion_nets import Reference, up8
 from ....tokenizers.video.motion_records import unmarked_alone
 from ....tokenizers.video.search import moved, search
@@ -39,6 +39,7 @@ AFTER = 0  # the kind of a first frame of a segment that comes after another one
 GROUP = 16  # frames of a segment
 SECONDS = 2  # from a frame that stands alone to the next one, about
 DROP = 600  # hundredths of quality that a frame has less than those of the level above
+FLAT = 2  # the level whose quality all frames of a group have that stand alone: what is near them does not need them
 CUT = 0.9  # a frame whose references leave this part of its own detail stands alone,
 VISIBLE = 0.02  # if that is so much of the range of pixels
 BEST = 10000  # the highest quality, in hundredths
@@ -132,8 +133,8 @@ class MotionEncoder:
     def _after(self, pixels: Pixels, level: int, near: list[Near]) -> tuple[bytes, Reference]:
         cells = -(-pixels.shape[0] // STRIDE) * -(-pixels.shape[1] // STRIDE)
         steps = max(0, self.made.steps - DROP * level)
-        may_guess, weight = cells <= FREE_CELLS, 1.0 if level else ALONE
-        return self.model.encode_after(pixels, steps, near, may_guess, better=self.better, weight=weight)
+        alone = Alone(max(0, self.made.steps - DROP * FLAT), 1.0) if level else Alone(self.made.steps, ALONE)
+        return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better, alone)
 
     def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
         """Frames between the last key and another frame, behind ``first``: with the step that costs least.
@@ -167,7 +168,7 @@ class MotionEncoder:
 
 def steps_of(group: int) -> list[int]:
     """Frames from one that comes after another to the next: what a group is tried with, long ones first."""
-    return [max(1, group // n) for n in (1, 2, 4)]
+    return [max(1, group // n) for n in (1, 4)]
 
 
 @torch.no_grad()
