@@ -136,15 +136,21 @@ def test_slopes_of_the_relaxed_prior_say_what_a_change_costs(model: ImagePhoto) 
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("image-photo", 0.01), ("image-photo-2", 0.006), ("image-photo-ms-ssim", 0.02)]
+    ("name", "steps", "least"),
+    [
+        ("image-photo", 5000, 0.01),
+        ("image-photo-2", 5000, 0.01),
+        ("image-photo-2", 2000, 0.004),  # where most codes are zero, so that a pull towards zero is soon too strong
+        ("image-photo-ms-ssim", 5000, 0.02),
+    ],
 )
-def test_a_released_model_gains_on_a_sample_picture(name: str, least: float) -> None:
+def test_a_released_model_gains_on_a_sample_picture(name: str, steps: int, least: float) -> None:
     with Image.open(ASSETS / "kodim05.webp") as im:
         pixels = np.array(im.convert("RGB"))[120:288, 200:368]
-    refiner, walks = refiner_of(tokenizer(name), pixels, 4, 5000)
+    refiner, walks = refiner_of(tokenizer(name), pixels, 4, steps)
     tiles, before = [tile for tile, _ in walks], [walk for _, walk in walks]
-    after = refine(refiner, walks, 5000)
-    costs = [whole_cost(refiner, found, tiles, 5000) for found in (before, after)]
+    after = refine(refiner, walks, steps)
+    costs = [whole_cost(refiner, found, tiles, steps) for found in (before, after)]
     assert math.log(costs[0] / costs[1]) > least
 
 

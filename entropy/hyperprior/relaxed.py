@@ -4,9 +4,9 @@ The layers are those of :mod:`.net`, in float and without rounding, with the int
 as weights. Rounding has no slope, and three things stand in for it:
 
 - What is decoded is the latent itself plus noise, by default uniform as the error of rounding but smaller.
-- Bits of y are the mean of two curves: the bits of the latent itself under the normal distribution of its scale (Balle
-  et al. 2018, arXiv:1802.01436, eq. 6), which are flat around the mean, and straight lines between the bits of the
-  whole numbers on both sides, which pull towards zero.
+- Bits of y are mostly those of the latent itself under the normal distribution of its scale (Balle et al. 2018,
+  arXiv:1802.01436, eq. 6), which are flat around the mean, and to a tenth straight lines between the bits of the whole
+  numbers on both sides, which pull towards zero.
 - Bits of z are straight lines between those of its tables.
 
 Slopes of the rate at rounded values, with rounding taken for the identity, make codes worse; samples of codes whose
@@ -41,6 +41,7 @@ from .net import (
 from .prior import HyperPrior
 from .windows import places_of
 
+LINES = 0.1  # share of the straight lines; with half of them codes of low qualities become worse
 LOG_RATIO = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 
 
@@ -127,4 +128,4 @@ def bits_of_y(value: Tensor, scale: Tensor) -> Tensor:
     """Bits of latents less their mean, of which codes will be made; see the module's text."""
     low = value.detach().floor()
     below, above = (bits(normal_mass(whole, scale)) for whole in (low, low + 1))
-    return (torch.lerp(below, above, value - low) + bits(normal_mass(value, scale))) / 2
+    return torch.lerp(bits(normal_mass(value, scale)), torch.lerp(below, above, value - low), LINES)
