@@ -277,6 +277,29 @@ def test_ranks_make_one_corpus(pictures: Path, tiny_model: Path, tmp_path: Path)
     assert list(verify(tmp_path / "out0", [str(pictures)])) == []
 
 
+def test_nothing_is_lost_by_a_merge(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Of the folder itself, of ranks with the same number, or of one whose merge broke off."""
+    for name in ("out", "same"):
+        made(pictures, tmp_path / name, tiny_model, rank=0, world=2)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(UsageError, match="is the folder that the others are moved to"):
+        finish(tmp_path / "out", [tmp_path / "link"])
+    shard = tmp_path / "same" / "part-0000-0000.tar"
+    data = shard.read_bytes()
+    for other in (data[:-1] + b"x", data + b"x"):
+        shard.write_bytes(other)
+        with pytest.raises(UsageError, match="same and .*out both have a part-0000-0000.tar: their ranks are the same"):
+            finish(tmp_path / "out", [tmp_path / "same"])
+        assert shard.read_bytes() == other
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    made(pictures, tmp_path / "late", tiny_model, rank=1, world=2)
+    (tmp_path / "out" / "part-0001-0000.tar").write_bytes((tmp_path / "late" / "part-0001-0000.tar").read_bytes())
+    finish(tmp_path / "out", [tmp_path / "late"])
+    assert list(verify(tmp_path / "out", [str(pictures)])) == []
+    assert not list((tmp_path / "late").glob("part-*"))
+
+
 # ------------------------------------------------------------------------------------------------ resume and refusals
 
 
