@@ -106,6 +106,24 @@ def test_the_code_of_a_card_runs(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     assert Image.open("back.png").size == (40, 24)
 
 
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_the_code_of_a_card_says_what_is_not_usual(modality: str, tmp_path: Path) -> None:
+    made = tiny_adapted(modality, "ResidualVQ")
+    made.save_pretrained(tmp_path / "folder")
+    encoder, decoder, strides = tiny_nets(modality)
+    about = {"pixels": (-1.0, 1.0)} if modality == "image" else {"context": 3, "sample_rate": 22050}
+    folder, own = tmp_path / "folder", tiny_quantizer("ResidualVQ")
+    model: Any = tokodec.adapt(
+        encoder, own, decoder, modality=modality, strides=strides, name="mine", weights_from=folder, **about
+    )  # fmt: skip
+    code = model.load_code(str(folder))
+    again = eval(code, {"tokodec": tokodec, "encoder": encoder, "decoder": decoder, "quantizer": own})
+    assert {name: getattr(again, name) for name in about} == about
+    assert again.name == "mine"
+    assert "pixels" not in made.load_code("x")
+    assert "context" not in made.load_code("x")
+
+
 def test_the_card_of_a_folder_is_kept(hub: Hub, tmp_path: Path) -> None:
     """Its text and its metadata, and what is added to them; static tables go along."""
     folder = saved(tiny_codec("dac"), tmp_path / "my-dac")
