@@ -202,6 +202,18 @@ def test_a_run_that_is_told_to_end_goes_on(
     assert {path.name for path in parts.iterdir()} == {CONTEXT_FILE, "training.json"}
 
 
+def test_so_few_steps_that_a_stage_has_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--tokens", str(folder), "--tokenizer", "none", "--out", str(tmp_path), "--device", "cpu"]
+    script.main([*command, "--steps", "1", "--set", *SMALL])
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 1
+    for steps, message in (("0", "--steps 0 leaves nothing to train"), ("-1", "--steps is 0 or more, got -1")):
+        with pytest.raises(SystemExit, match="2"):
+            script.main([*command, "--steps", steps, "--force", "--set", *SMALL])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_only_some_networks_are_trained(
     trained: tuple[Path, dict], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +343,8 @@ def test_nothing_is_overwritten_in_silence(folder: Path, trained: tuple[Path, di
         ("--resume {trained}", ["net.width=[16]"], "another shape"),
         ("--recipe nothing", [], "nothing"),
         ("--minutes 1e-6", [], "nothing is left of --minutes to train in"),
+        ("--minutes -1", [], "--minutes is 0 or more, got -1"),
+        ("--save-minutes -1", [], "--save-minutes is 0 or more, got -1"),
         ("", ["optim.speed=3"], "the recipe has no optim.speed"),
         ("", ["speed=3"], "the recipe has no speed"),
     ],

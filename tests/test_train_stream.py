@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 import time
 from collections.abc import Callable
@@ -228,6 +229,11 @@ def test_media_in_archives_are_those_of_folders(tmp_path: Path) -> None:
     assert len(read_mono(good, 24000)) == 2400
     with pytest.raises(ValueError, match=r"b\.tar!y\.flac"):
         read_mono(bad, 24000)
+    shard = tmp_path / "shards" / "a-001.tar"
+    shard.write_bytes(shard.read_bytes()[:4500])  # in the header of the third of its files
+    reading = read_within(list_images([tmp_path / "shards"]), read_rgb, Limits(1 << 30, math.inf))
+    assert len(reading.media) == 5
+    assert "a-001.tar: cannot read the tar" in reading.notes[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
