@@ -289,7 +289,7 @@ def test_nothing_is_lost_by_a_merge(pictures: Path, tiny_model: Path, tmp_path: 
     data = shard.read_bytes()
     for other in (data[:-1] + b"x", data + b"x"):
         shard.write_bytes(other)
-        with pytest.raises(UsageError, match="same and .*out both have a part-0000-0000.tar: their ranks are the same"):
+        with pytest.raises(UsageError, match=r"same and .*out both have a part-0000-0000\.tar: their ranks"):
             finish(tmp_path / "out", [tmp_path / "same"])
         assert shard.read_bytes() == other
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before

@@ -127,7 +127,7 @@ def _refuse_damage(opened: _Opened, name: str) -> None:
 def _undecoded(error: Exception) -> str:
     """What is wrong with a file of a known format that cannot be decoded."""
     why = re.sub(r"^b'(.*)'$", r"\1", one_line(error))
-    if isinstance(error, _MISHAPS) or re.search(r"^invalid literal|to unpack|could not convert|codec can't decode", why):
+    if isinstance(error, _MISHAPS) or re.search("^invalid literal|to unpack|could not convert|can't decode", why):
         return "is damaged or cut off: it breaks the rules of its format"
     rare = isinstance(error, NotImplementedError) or re.search(r"(?i)unsupported|unknown|decoder error", why)
     return f"is {'damaged or of a rare kind that cannot be read' if rare else 'damaged or cut off'}: {why}"
