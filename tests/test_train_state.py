@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -195,14 +194,20 @@ def test_a_run_that_is_told_to_end_goes_on_in_each_stage(
 def test_a_run_that_is_killed_goes_on(folder: Path, tmp_path: Path) -> None:
     command = [*words(folder), "--steps", "8", "--save-minutes", "0.00001", "--precision", "no", "--stages", "faithful"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    with subprocess.Popen(
-        [sys.executable, "-m", "tokodec.train.image", *command, "--out", str(parts)], stdout=subprocess.DEVNULL
-    ) as process:
+    code = (
+        "import os, signal\n"
+        "from tokodec.train import image, loop\n"
+        "def save(self, pace, save=image.Trainer.save_state):\n"
+        "    save(self, pace)\n"
+        "    pace.step == 3 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "image.Trainer.save_state, loop.STEPS_A_CHECK = save, 1\n"
+        "image.main()"
+    )
+    arguments = [sys.executable, "-c", code, *command, "--out", str(parts)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
         run(image.main, *command, "--out", whole)
-        while not (parts / FOLDER).is_dir() or not list((parts / FOLDER).glob("0*")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert list((parts / FOLDER).glob("0*"))
     assert not (parts / "training.json").exists()
     run(image.main, *command, "--out", parts)
     wanted, found = outcome(whole), outcome(parts)
