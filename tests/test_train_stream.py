@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokodec.codec.errors import UsageError
 from tokodec.tests.resuming import assert_goes_on
 from tokodec.train import audio, image_1d
 from tokodec.train.data.audio import SoundStore, at_speeds, list_sounds, read_mono
@@ -153,7 +154,7 @@ def test_a_stream_of_which_nothing_can_be_used_ends() -> None:
     seen(store, 1)
     assert 1 in store.files[0]
     paths[1:2] = [Path("9.png")]
-    with pytest.raises(ValueError, match="none of the files that are left can be used"):
+    with pytest.raises(UsageError, match="none of the files that are left can be used"):
         seen(store, 40)
     store.close()
 
