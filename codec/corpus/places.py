@@ -75,7 +75,7 @@ def place_of(folder: str | Path | Place) -> Place:
 
 
 def move(name: str, source: Place, target: Place) -> None:
-    """Raises UsageError if another file has that name there. One that is the same is what a move left that broke off."""
+    """Raises UsageError if another file has that name there; the same one is what a move left that broke off."""
     if target.has(name):
         with source.open(name) as own, target.open(name) as other:
             blocks = iter(lambda: own.read(1 << 20), b"")
