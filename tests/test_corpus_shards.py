@@ -464,15 +464,10 @@ def test_a_process_that_dies_loses_its_sample_alone() -> None:
     assert found == [1, 2, "crashed", 4, 5, 6]
 
 
-def test_a_script_without_its_guard_is_told(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_script_without_its_guard_is_told(tmp_path: Path) -> None:
     """Its processes would run it once more."""
-    lines = [
-        "from tokodec.codec.corpus.run import tokenize_corpus",
-        "from tokodec.codec.options import CorpusOptions, TokenizeOptions",
-        f"options = TokenizeOptions(model={str(tiny_model)!r}, device='cpu')",
-        f"tokenize_corpus([{str(small)!r}], {str(tmp_path / 'out')!r}, CorpusOptions(workers=1), options)",
-    ]
-    (tmp_path / "script.py").write_text("\n".join(lines))
+    lines = "from tokodec.codec.corpus.readers import Readers\nprint(list(Readers(1, 4).map(str, [1], '')))"
+    (tmp_path / "script.py").write_text(lines)
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("a script runs its work under if __name__ == '__main__'")
