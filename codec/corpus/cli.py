@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from ..console import EXIT_DAMAGED, ModelOption, print_fields, progress_bar, say
 from ..errors import UsageError
 from ..flags import CorpusFlags, TokenizeFlags
 from ..options import CORPUS_FORMATS, CORPUS_PATTERNS, CorpusOptions, TokenizeOptions
+from .tally import Tally
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
 ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:\d+")
@@ -55,7 +57,7 @@ def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, fla
         raise UsageError("shards want a folder: name it with -o")
     if flags.force:
         raise UsageError("shards are not overwritten: --resume goes on with them, or name another folder")
-    write = tokenize_corpus if options.ray is None else tokenize_on_ray
+    write: Callable[..., Tally] = tokenize_corpus if options.ray is None else tokenize_on_ray
     with progress_bar(out, flags.quiet) as progress:
         done = write(inputs, out, options, TokenizeOptions(**flags.short), progress)
     which, errors = "", "errors.jsonl"
