@@ -86,9 +86,9 @@ def train(out: Path, tokens: Path, *more: str, budget: str = "--steps 20", sets:
 def trained(
     folder: Path, test_folder: Path, tmp_path_factory: pytest.TempPathFactory, counted_time: Callable
 ) -> tuple[Path, dict]:
-    """What 400 steps of training leave in the output folder, and their log."""
+    """What 800 steps of training leave in the output folder, and their log."""
     out = tmp_path_factory.mktemp("trained") / "prior"
-    with counted_time(script, 0.12):
+    with counted_time(script, 0.06):
         return out, train(out, folder, "--test", str(test_folder), budget="--minutes 0.08")
 
 
@@ -218,7 +218,7 @@ def test_only_some_networks_are_trained(
     trained: tuple[Path, dict], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = trained
-    train(tmp_path / "only", folder, "--resume", str(out), "--only", "conceal")
+    train(tmp_path / "only", folder, "--resume", str(out), "--only", "conceal", budget="--steps 200")
     assert "| integers |" in capsys.readouterr().out
     before = ContextPrior.from_pretrained(out).arrays()
     after = ContextPrior.from_pretrained(tmp_path / "only").arrays()
@@ -464,7 +464,7 @@ def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Pat
         "net.blocks=[1]", "net.digit=[16]", "data.views=2", "data.holdout_every=4", "optim.rows=256",
         "optim.lr=1.0e-2", "optim.warmup_steps=10", "optim.dropout=0.0",
     ]  # fmt: skip
-    script.main([*words, "--steps", "300", "--out", str(out), "--device", "cpu", "--set", *sets])
+    script.main([*words, "--steps", "400", "--out", str(out), "--device", "cpu", "--set", *sets])
     log = json.loads((out / "training.json").read_text())
     assert log["test grids"] == 8 * 2  # four seconds are two segments
     assert sum(log["test"]["integers"]) < 0.95 * sum(log["test"]["order-0"])

@@ -331,7 +331,7 @@ def test_a_prior_of_clips_learns_from_groups_of_pictures(folder: Path, tmp_path:
         "optim.dropout=0.0",
     ]  # fmt: skip
     words = ["--data", str(folder), "--test", str(folder), "--tokenizer", str(tmp_path / "model")]
-    words += ["--recipe", "context-video", "--steps", "300", "--device", "cpu"]
+    words += ["--recipe", "context-video", "--steps", "400", "--device", "cpu"]
     prior_script.main([*words, "--out", str(out), "--set", *sets])
     log = json.loads((out / "training.json").read_text())
     assert log["test grids"] == 3
