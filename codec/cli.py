@@ -31,6 +31,7 @@ from .console import (
     each,
     labelled,
     plan,
+    print_fields,
     progress_bar,
     say,
 )
@@ -180,13 +181,9 @@ def info(
 
         model = is_model(src)
         found = describe_model(Path(src)) if model else describe(read_bytes(read_from(src), SIGNATURE), src)
-        if as_json:
-            print(json.dumps(found))
-        else:
-            if model:
-                found["codebook_sizes"] = _counted(found["codebook_sizes"])
-            width = max(map(len, found))
-            print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
+        if model and not as_json:
+            found["codebook_sizes"] = _counted(found["codebook_sizes"])
+        print_fields(found, as_json)
         return EXIT_DAMAGED if found.get("problems") else 0
 
     models = [name for name in inputs if is_model(name)]

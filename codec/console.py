@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -53,6 +54,13 @@ def say(text: str) -> None:
     """One line to stderr: stdout is for data. What a terminal would take for a command is shown escaped."""
     if sys.stderr is not None:  # it was closed, and print() would take standard output instead
         print(printable(text), file=sys.stderr)
+
+
+def print_fields(found: dict[str, Any], as_json: bool) -> None:
+    """Names and values to stdout: a line each, or one JSON object."""
+    width = max(map(len, found))
+    lines = (printable(f"{key:<{width}}  {value}") for key, value in found.items())
+    print(json.dumps(found) if as_json else "\n".join(lines))
 
 
 def printable(text: str) -> str:

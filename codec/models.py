@@ -254,8 +254,11 @@ def describe_model(folder: Path) -> dict[str, Any]:
         config, kind = entry["config"], tokenizer_kinds()[entry["class"]]
         section = config.get("quantizer") or config.get("codes") or kind.quantizer
         quantizer, sizes = describe(section), _codebook_sizes(config)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        detail = " ".join(str(error).split())
+        raise ModelError(detail if str(folder) in detail else f"{folder / CONFIG_FILE}: {detail}") from error
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{folder / CONFIG_FILE} has settings that no model has") from error
     parts = folder.parent / entry["base"] if "base" in entry else folder  # released beside its base
     file = WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else FOREIGN_WEIGHTS_FILE
     return {

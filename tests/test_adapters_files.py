@@ -397,7 +397,7 @@ def test_a_context_prior_of_a_codec(models: Path, sounds: Path, tmp_path: Path) 
     from tokodec.train.prior import main
 
     small = ["net.width=[16]", "net.hidden=[32]", "net.features=[8]", "net.digit=[8]", "data.views=1", "optim.rows=128"]
-    words = ["--data", sounds, "--tokenizer", models / "dac", "--recipe", "context-audio", "--minutes", 0.3]
+    words = ["--data", sounds, "--tokenizer", models / "dac", "--recipe", "context-audio", "--steps", 20]
     words += ["--out", tmp_path / "prior", "--device", "cpu", "--set", "data.holdout_every=2", *small]
     main([str(word) for word in words])
     model = tmp_path / "dac"

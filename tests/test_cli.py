@@ -485,6 +485,12 @@ def test_info_of_bad_files(codec: Codec, golden: Path, tmp_path: Path) -> None:
         assert [json.loads(line)["file"] for line in done.out.splitlines()] == [str(tmp_path / name) for name in found]
 
 
+@pytest.mark.parametrize("config", ['{"quantizer": {"kind": "rvq", "levels": 5}}', "[]", '{"quantizer": 5}', "{"])
+def test_info_of_a_damaged_folder(config: str, codec: Codec, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"class": "ImageGrid", "name": "\\u001b[31m", "config": {config}}}')
+    assert_user_error(codec("info", tmp_path), str(tmp_path / "config.json"))
+
+
 def test_models(codec: Codec, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(json.loads(codec("models", "--json").out), list)
     shutil.copytree(tiny_model, tmp_path / "assets" / "tiny")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokodec.codec.corpus.megatron import megatron_paths, read_megatron, sequencer_maker, write_megatron
+from tokodec.codec.corpus.megatron import megatron_paths, megatron_writer, read_megatron, sequencer_maker
 from tokodec.codec.corpus.webdataset import read_webdataset, write_webdataset
 from tokodec.codec.errors import MediaError, ModelError, OutputExistsError, TokodecError, UsageError
 from tokodec.codec.models import load_model
@@ -26,6 +26,14 @@ from tokodec.tokenizers.sequence import BEGIN, END, PATTERNS, Sequencer
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
 
 SIZES = (64, 32, 16)
+
+
+def write_megatron(path: Path, items: Any, sequencer: Any, force: bool = False) -> int:
+    """Tokens by name of their source; returns the number of documents."""
+    with megatron_writer(path, sequencer, force) as writer:
+        for name, tokens in items:
+            writer.add(name, tokens)
+    return len(writer)
 
 
 def spec_of(size: tuple[int, ...], sizes: tuple[int, ...] = SIZES, **changes: Any) -> TokenSpec:

@@ -280,6 +280,29 @@ def test_ranks_make_one_corpus(pictures: Path, tiny_model: Path, tmp_path: Path)
     assert list(verify(tmp_path / "out0", [str(pictures)])) == []
 
 
+def test_nothing_is_lost_by_a_merge(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Of the folder itself, of ranks with the same number, or of one whose merge broke off."""
+    for name in ("out", "same"):
+        made(pictures, tmp_path / name, tiny_model, rank=0, world=2)
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(UsageError, match="is the folder that the others are moved to"):
+        finish(tmp_path / "out", [tmp_path / "link"])
+    shard = tmp_path / "same" / "part-0000-0000.tar"
+    data = shard.read_bytes()
+    for other in (data[:-1] + b"x", data + b"x"):
+        shard.write_bytes(other)
+        with pytest.raises(UsageError, match=r"same and .*out both have a part-0000-0000\.tar: their ranks"):
+            finish(tmp_path / "out", [tmp_path / "same"])
+        assert shard.read_bytes() == other
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    made(pictures, tmp_path / "late", tiny_model, rank=1, world=2)
+    (tmp_path / "out" / "part-0001-0000.tar").write_bytes((tmp_path / "late" / "part-0001-0000.tar").read_bytes())
+    finish(tmp_path / "out", [tmp_path / "late"])
+    assert list(verify(tmp_path / "out", [str(pictures)])) == []
+    assert not list((tmp_path / "late").glob("part-*"))
+
+
 # ------------------------------------------------------------------------------------------------ resume and refusals
 
 
@@ -444,15 +467,10 @@ def test_a_process_that_dies_loses_its_sample_alone() -> None:
     assert found == [1, 2, "crashed", 4, 5, 6]
 
 
-def test_a_script_without_its_guard_is_told(small: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_script_without_its_guard_is_told(tmp_path: Path) -> None:
     """Its processes would run it once more."""
-    lines = [
-        "from tokodec.codec.corpus.run import tokenize_corpus",
-        "from tokodec.codec.options import CorpusOptions, TokenizeOptions",
-        f"options = TokenizeOptions(model={str(tiny_model)!r}, device='cpu')",
-        f"tokenize_corpus([{str(small)!r}], {str(tmp_path / 'out')!r}, CorpusOptions(workers=1), options)",
-    ]
-    (tmp_path / "script.py").write_text("\n".join(lines))
+    lines = "from tokodec.codec.corpus.readers import Readers\nprint(list(Readers(1, 4).map(str, [1], '')))"
+    (tmp_path / "script.py").write_text(lines)
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("a script runs its work under if __name__ == '__main__'")

@@ -10,7 +10,7 @@ import pytest
 from tokodec.codec import cli
 from tokodec.codec.corpus.manifest import verify
 from tokodec.codec.corpus.sources import Rows, list_samples
-from tokodec.codec.errors import UsageError
+from tokodec.codec.errors import MediaError, UsageError
 from tokodec.tests.test_corpus_shards import codes_of, made, rows_of, write_pictures
 from tokodec.tests.test_datasets import write_sound
 
@@ -125,3 +125,8 @@ def test_the_model_of_a_parquet_file_is_that_of_its_content(tmp_path: Path, monk
     write_sound(tmp_path / "a.wav", 5000)
     source = write(tmp_path / "sounds.parquet", 2, audio=[(tmp_path / "a.wav").read_bytes()])
     assert _default_model([source]) == "audio-24k"
+    source = write(tmp_path / "late.parquet", 2, audio=[None, (tmp_path / "a.wav").read_bytes()])
+    assert _default_model([source]) == "audio-24k"
+    first = next(list_samples([source], ()))
+    with pytest.raises(MediaError, match="the row is empty"):
+        first.open()

@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 
 from tokodec.codec.cli import run
-from tokodec.codec.corpus.megatron import read_megatron, sequencer_maker, write_megatron
+from tokodec.codec.corpus.megatron import read_megatron, sequencer_maker
 from tokodec.codec.corpus.token_files import (
     CODES_PER_BYTE,
     FREE_CODES,
@@ -34,6 +34,7 @@ from tokodec.codec.errors import LimitError, MediaError, ModelError
 from tokodec.codec.models import load_model
 from tokodec.codec.tokens import detokenize_file
 from tokodec.tests.hostile import NESTED, attempt, json_mutations, mutations, peak_memory, refused, refused_within
+from tokodec.tests.test_corpus import write_megatron
 from tokodec.tokenizers.folders import as_text, find_model
 from tokodec.tokenizers.tokens import Tokens, TokenSpec
 

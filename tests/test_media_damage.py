@@ -181,6 +181,19 @@ def test_hole_in_a_compressed_tiff() -> None:
     assert not np.array_equal(picture.pixels[105:], whole[105:])
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"P3 2 2 255 1 2 3 4 5 6 7 8 9 1 x 3 ", b"P2 2 2 255 1 2 3 4e ", b"P1 4 4 0 1 2 x", b"P5 2 2 -7 abcd"],
+    ids=["P3", "P2", "P1", "P5"],
+)
+def test_rubbish_among_numbers_is_named_in_our_words(data: bytes) -> None:
+    with pytest.raises(MediaError) as caught:
+        read(data)
+    assert str(caught.value).startswith("x is damaged or cut off: ")
+    assert "invalid literal" not in str(caught.value)
+    assert "b'" not in str(caught.value)
+
+
 def test_a_cut_file_without_a_row_is_refused() -> None:
     for kind, size in (("BMP", 60), ("PPM", 100), ("TIFF", 160), ("GIF", 800)):
         with pytest.raises(MediaError, match=r"^x is (damaged or cut off|a damaged)"):

@@ -166,17 +166,14 @@ TRAINED = {  # by toy: a recipe, and what a medium is written as
 def test_a_prior_is_trained_and_used(
     name: str, installed: dict[str, str], models: Path, pictures: Path, sounds: Path, videos: Path, tmp_path: Path
 ) -> None:
-    """A prior learns from media of a toy; files are coded with it, and decode to the same as without it.
-
-    How few bytes they take depends on how many steps the machine makes in the seconds that it has.
-    """
+    """A prior learns from media of a toy; files are coded with it, and decode to the same as without it."""
     recipe, suffix = TRAINED[name]
     source = min({"block-colours": pictures, "bands": sounds, "grays": videos}[name].iterdir())
     media = tmp_path / "media"
     media.mkdir()
     for i in range(4):
         (media / f"{i}{source.suffix}").write_bytes(source.read_bytes())
-    words = ["--data", media, "--tokenizer", models / name, "--recipe", recipe, "--minutes", 0.1, "--device", "cpu"]
+    words = ["--data", media, "--tokenizer", models / name, "--recipe", recipe, "--steps", 12, "--device", "cpu"]
     told = python(installed, TRAIN, *words, "--out", tmp_path / "prior", "--set", "data.holdout_every=2", *SMALL)
     assert "order-0" in told
     trained = tmp_path / "with-prior"

@@ -170,6 +170,11 @@ def test_imageio_writes_and_reads_pictures(photo: Image.Image, tmp_path: Path) -
     assert np.array_equal(iio.imread(tmp_path / "a.tok"), wanted)
     assert [frame.shape for frame in iio.imiter(tmp_path / "a.tok")] == [(50, 75, 3)]
     assert iio.improps(tmp_path / "a.tok").shape == (50, 75, 3)
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 30)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    tokodec.encode_file(tmp_path / "deep.png", tmp_path / "deep.tok", lossless=True)
+    assert np.array_equal(iio.imread(tmp_path / "deep.tok"), deep)
+    assert [iio.improps(tmp_path / f"{name}.tok").dtype for name in ("a", "deep")] == [np.uint8, np.uint16]
     assert iio.immeta(tmp_path / "a.tok")["model"] == "image-grid"
     data = iio.imwrite("<bytes>", pixels, extension=".tok", **GRID)
     assert data == (tmp_path / "a.tok").read_bytes()

@@ -157,7 +157,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
             count_prior(sorted(pictures.glob("*.png"))[:2], str(folder / name), device="cpu")
     for name in ("fsq", "external-rvq"):
         words = ["--tokenizer", str(folder / name), "--data", str(pictures), "--out", str(folder / "prior")]
-        train_prior([*words, "--minutes", "0.03", "--device", "cpu", "--force", "--set", *SMALL_PRIOR])
+        train_prior([*words, "--steps", "10", "--device", "cpu", "--force", "--set", *SMALL_PRIOR])
         (folder / "prior" / CONTEXT_FILE).rename(folder / name / CONTEXT_FILE)
     return folder
 

@@ -194,15 +194,14 @@ def test_what_cannot_be_is_said_in_one_line(
     media, out = tmp_path / "media", tmp_path / "out"
 
     def refused(*arguments: object) -> str:
-        begin = time.monotonic()
         assert tokenize(media, "-o", out, *arguments) == 2
-        assert time.monotonic() - begin < 20
         (line,) = capsys.readouterr().err.splitlines()
         assert not out.exists()
         return line
 
     assert "Ray runs all ranks" in refused("--ray", "--rank", "0", "--world", "2")
-    pytest.importorskip("ray")
+    package = pytest.importorskip("ray")
+    monkeypatch.setattr(package, "init", lambda **_: pytest.fail("Ray itself would try for minutes"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert f"no Ray cluster answers at 127.0.0.1:{port}" in refused("--ray", f"127.0.0.1:{port}")

@@ -74,9 +74,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def train(out: Path, tokens: Path, minutes: float, *more: str, sets: Sequence[str] = ()) -> dict:
+def train(out: Path, tokens: Path, *more: str, budget: str = "--steps 20", sets: Sequence[str] = ()) -> dict:
     """Run the command; returns its log."""
-    command = ["--tokens", str(tokens), "--tokenizer", "none", "--minutes", str(minutes), "--out", str(out)]
+    command = ["--tokens", str(tokens), "--tokenizer", "none", *budget.split(), "--out", str(out)]
     script.main([*command, "--device", "cpu", *more, "--set", *SMALL, *sets])
     found: dict = json.loads((out / "training.json").read_text())
     return found
@@ -89,7 +89,7 @@ def trained(
     """What 800 steps of training leave in the output folder, and their log."""
     out = tmp_path_factory.mktemp("trained") / "prior"
     with counted_time(script, 0.06):
-        return out, train(out, folder, 0.08, "--test", str(test_folder))
+        return out, train(out, folder, "--test", str(test_folder), budget="--minutes 0.08")
 
 
 def grids_of(folder: Path) -> list[np.ndarray]:
@@ -144,13 +144,13 @@ def test_what_was_lost_is_filled_better_than_by_chance(trained: tuple[Path, dict
 def test_resume_goes_on_from_the_same_integers(trained: tuple[Path, dict], folder: Path, tmp_path: Path) -> None:
     out, log = trained
     still = ["optim.lr=0.0", "rounding.lr=0.0"]  # training that changes no weight
-    again = train(tmp_path / "again", folder, 0.03, "--resume", str(out), sets=still)
+    again = train(tmp_path / "again", folder, "--resume", str(out), sets=still)
     before, after = ContextPrior.from_pretrained(out), ContextPrior.from_pretrained(tmp_path / "again")
     for codes in grids_of(folder)[:3]:
         assert after.tables_hash(codes) == before.tables_hash(codes)
     assert again["held-out"]["integers"] == log["held-out"]["integers"]
     assert after.filler is not None
-    fresh = train(tmp_path / "fresh", folder, 0.03, sets=still)
+    fresh = train(tmp_path / "fresh", folder, sets=still)
     assert sum(fresh["held-out"]["integers"]) > 2 * sum(again["held-out"]["integers"])
 
 
@@ -159,7 +159,7 @@ def test_a_resumed_prior_is_not_given_up_for_a_worse_one(
 ) -> None:
     out, log = trained
     harm = ["optim.lr=3.0", "rounding.lr=3.0", "optim.warmup_steps=1"]
-    again = train(tmp_path / "again", folder, 0.03, "--resume", str(out), sets=harm)
+    again = train(tmp_path / "again", folder, "--resume", str(out), sets=harm)
     assert sum(again["held-out"]["float"]) > 1.05 * sum(log["held-out"]["float"])
     assert again["held-out"]["integers"] == log["held-out"]["integers"]
 
@@ -202,11 +202,23 @@ def test_a_run_that_is_told_to_end_goes_on(
     assert {path.name for path in parts.iterdir()} == {CONTEXT_FILE, "training.json"}
 
 
+def test_so_few_steps_that_a_stage_has_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--tokens", str(folder), "--tokenizer", "none", "--out", str(tmp_path), "--device", "cpu"]
+    script.main([*command, "--steps", "1", "--set", *SMALL])
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 1
+    for steps, message in (("0", "--steps 0 leaves nothing to train"), ("-1", "--steps is 0 or more, got -1")):
+        with pytest.raises(SystemExit, match="2"):
+            script.main([*command, "--steps", steps, "--force", "--set", *SMALL])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_only_some_networks_are_trained(
     trained: tuple[Path, dict], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = trained
-    train(tmp_path / "only", folder, 0.03, "--resume", str(out), "--only", "conceal")
+    train(tmp_path / "only", folder, "--resume", str(out), "--only", "conceal", budget="--steps 200")
     assert "| integers |" in capsys.readouterr().out
     before = ContextPrior.from_pretrained(out).arrays()
     after = ContextPrior.from_pretrained(tmp_path / "only").arrays()
@@ -221,7 +233,7 @@ def test_tokens_of_any_number_of_axes(grid: tuple[int, ...], walked: int, tmp_pa
         spec = TokenSpec("toy", "0" * 16, "audio", (9, 300), (1,) * len(grid), grid, "mono", 24000.0)
         codes = np.stack([np.random.default_rng(i).integers(0, n, grid) for n in spec.codebook_sizes])
         (tmp_path / f"{i}.npz").write_bytes(dump_tokens(Tokens(torch.from_numpy(codes)[None], spec), ".npz"))
-    train(tmp_path / "out", tmp_path, 0.01, sets=[f"schedule.walked={walked}"])
+    train(tmp_path / "out", tmp_path, sets=[f"schedule.walked={walked}"])
     prior = ContextPrior.from_pretrained(tmp_path / "out")
     assert prior.ndim == len(grid)
     assert prior.levels[0].schedule.walked == tuple(range(walked))
@@ -232,7 +244,7 @@ def test_pictures_are_tokenized_on_the_way(tiny_model: Path, tmp_path: Path) -> 
     with Image.open(ASSETS / "kodim23.webp") as image:
         for i in range(4):
             image.crop((90 * i, 60 * i, 90 * i + 200, 60 * i + 150)).save(tmp_path / f"p{i}.png")
-    command = ["--data", str(tmp_path), "--test", str(tmp_path), "--tokenizer", str(tiny_model), "--minutes", "0.05"]
+    command = ["--data", str(tmp_path), "--test", str(tmp_path), "--tokenizer", str(tiny_model), "--steps", "10"]
     sets = [*SMALL, "data.holdout_every=4", "data.views=2"]
     script.main([*command, "--out", str(tmp_path / "out"), "--device", "cpu", "--set", *sets])
     log = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -246,7 +258,7 @@ def test_pictures_are_tokenized_on_the_way(tiny_model: Path, tmp_path: Path) -> 
 
 
 def test_numbers_of_the_recipe_may_be_written_as_the_help_does(folder: Path, tmp_path: Path) -> None:
-    log = train(tmp_path / "out", folder, 0.01, sets=["optim.lr=1e-3"])
+    log = train(tmp_path / "out", folder, sets=["optim.lr=1e-3"])
     assert log["recipe"]["optim"]["lr"] == 0.001
 
 
@@ -299,7 +311,7 @@ def test_tokens_that_are_refused(
     (tmp_path / "tokens").mkdir()
     make(tmp_path / "tokens")
     with pytest.raises(SystemExit, match="2"):
-        train(tmp_path / "out", tmp_path / "tokens", 0.01)
+        train(tmp_path / "out", tmp_path / "tokens")
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out" / CONTEXT_FILE).exists()
 
@@ -310,14 +322,14 @@ def test_test_tokens_of_another_model_are_refused(
     (tmp_path / "test").mkdir()
     write_tokens(tmp_path / "test" / "a.npz", correlated(9, 9, 0), "other")
     with pytest.raises(SystemExit, match="2"):
-        train(tmp_path / "out", folder, 0.01, "--test", str(tmp_path / "test"))
+        train(tmp_path / "out", folder, "--test", str(tmp_path / "test"))
     assert "other" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_is_overwritten_in_silence(folder: Path, trained: tuple[Path, dict]) -> None:
     before = (trained[0] / CONTEXT_FILE).read_bytes()
     with pytest.raises(SystemExit, match="2"):
-        train(trained[0], folder, 0.01)
+        train(trained[0], folder)
     assert (trained[0] / CONTEXT_FILE).read_bytes() == before
 
 
@@ -331,6 +343,8 @@ def test_nothing_is_overwritten_in_silence(folder: Path, trained: tuple[Path, di
         ("--resume {trained}", ["net.width=[16]"], "another shape"),
         ("--recipe nothing", [], "nothing"),
         ("--minutes 1e-6", [], "nothing is left of --minutes to train in"),
+        ("--minutes -1", [], "--minutes is 0 or more, got -1"),
+        ("--save-minutes -1", [], "--save-minutes is 0 or more, got -1"),
         ("", ["optim.speed=3"], "the recipe has no optim.speed"),
         ("", ["speed=3"], "the recipe has no speed"),
     ],
@@ -347,7 +361,7 @@ def test_arguments_that_are_refused(
 ) -> None:
     words = more.format(tiny=tiny_model, trained=trained[0], empty=tmp_path).split()
     with pytest.raises(SystemExit, match="2"):
-        train(tmp_path / "out", folder, 0.01, *words, sets=sets)
+        train(tmp_path / "out", folder, *words, budget="" if "--minutes" in words else "--steps 20", sets=sets)
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out" / CONTEXT_FILE).exists()
 
@@ -436,9 +450,7 @@ def test_every_cell_is_sampled_equally_often() -> None:
 # --------------------------------------------------------------------------------------------------------------- sounds
 
 
-def test_a_prior_of_sounds_learns_from_segments(
-    sound_model: Path, tmp_path: Path, counted_time: Callable
-) -> None:  # fmt: skip
+def test_a_prior_of_sounds_learns_from_segments(sound_model: Path, tmp_path: Path) -> None:
     """From sounds to integers that the codec codes segments with, in fewer bits than order-0."""
     folder, out = tmp_path / "sounds", tmp_path / "prior"
     folder.mkdir()
@@ -452,8 +464,7 @@ def test_a_prior_of_sounds_learns_from_segments(
         "net.blocks=[1]", "net.digit=[16]", "data.views=2", "data.holdout_every=4", "optim.rows=256",
         "optim.lr=1.0e-2", "optim.warmup_steps=10", "optim.dropout=0.0",
     ]  # fmt: skip
-    with counted_time(script, 0.15):
-        script.main([*words, "--minutes", "0.1", "--out", str(out), "--device", "cpu", "--set", *sets])
+    script.main([*words, "--steps", "400", "--out", str(out), "--device", "cpu", "--set", *sets])
     log = json.loads((out / "training.json").read_text())
     assert log["test grids"] == 8 * 2  # four seconds are two segments
     assert sum(log["test"]["integers"]) < 0.95 * sum(log["test"]["order-0"])

@@ -235,6 +235,7 @@ def test_only_the_same_command_goes_on(folder: Path, tmp_path: Path, capsys: pyt
         (["--seed", "1"], "a run with another --seed"),
         (["optim.lr=1e-4"], "a run with another recipe"),
         (["--steps", "7"], "a run with another --steps"),
+        (["--stages", "faithful"], "a run with another --stages"),
         (["--data", str(tmp_path / "others")], "a run with other media"),
     ):
         ends = [command[:2], command[2:]]

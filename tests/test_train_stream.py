@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokodec.codec.errors import UsageError
 from tokodec.tests.resuming import assert_goes_on
 from tokodec.train import audio, image_1d
 from tokodec.train.data.audio import SoundStore, at_speeds, list_sounds, read_mono
@@ -152,7 +154,7 @@ def test_a_stream_of_which_nothing_can_be_used_ends() -> None:
     seen(store, 1)
     assert 1 in store.files[0]
     paths[1:2] = [Path("9.png")]
-    with pytest.raises(ValueError, match="none of the files that are left can be used"):
+    with pytest.raises(UsageError, match="none of the files that are left can be used"):
         seen(store, 40)
     store.close()
 
@@ -228,6 +230,11 @@ def test_media_in_archives_are_those_of_folders(tmp_path: Path) -> None:
     assert len(read_mono(good, 24000)) == 2400
     with pytest.raises(ValueError, match=r"b\.tar!y\.flac"):
         read_mono(bad, 24000)
+    shard = tmp_path / "shards" / "a-001.tar"
+    shard.write_bytes(shard.read_bytes()[:4500])  # in the header of the third of its files
+    reading = read_within(list_images([tmp_path / "shards"]), read_rgb, Limits(1 << 30, math.inf))
+    assert len(reading.media) == 5
+    assert "a-001.tar: cannot read the tar" in reading.notes[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- training

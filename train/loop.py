@@ -62,6 +62,13 @@ def state_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_budget(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with one line and code 2 for times and steps below 0."""
+    for name in ("minutes", "steps", "save_minutes"):
+        if (getattr(args, name) or 0) < 0:
+            parser.error(f"--{name.replace('_', '-')} is 0 or more, got {getattr(args, name):g}")
+
+
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     """The recipe that was asked for, with its changes: its own for machines without a GPU, then those of ``--set``.
 
@@ -80,9 +87,7 @@ def mistakes_in_one_line(parser: argparse.ArgumentParser, args: argparse.Namespa
     unfinished = (Path(args.out) / FOLDER).is_dir()
     if (Path(args.out) / CONFIG_FILE).exists() and not (args.force or unfinished):
         parser.error(f"{args.out} holds a model already: give another --out, or --force")
-    for name in ("minutes", "steps", "save_minutes"):
-        if (getattr(args, name) or 0) < 0:
-            parser.error(f"--{name.replace('_', '-')} is 0 or more, got {getattr(args, name):g}")
+    check_budget(parser, args)
     try:
         yield
     except (OSError, ValueError, TokodecError) as error:
@@ -136,10 +141,10 @@ class TrainingRun:
         self.seed = args.seed * 1000 + self.process
         self.out = Path(args.out)
         self.told = Told()
-        names = ("seed", "minutes", "steps", "resume", "precision")
+        names = ("seed", "minutes", "steps", "resume", "precision", "stages", "stills", "tokenizer")
         values = recipe if isinstance(recipe, dict) else as_values(recipe)
         identity = {"kind of training": Path(inspect.getfile(type(self))).stem, "recipe": values}
-        identity |= {f"--{name}": getattr(args, name) for name in names}
+        identity |= {f"--{name}": getattr(args, name, None) for name in names}  # not all trainers have all
         identity["number of processes"] = self.accelerator.num_processes
         folder, processes = self.out / FOLDER, self.accelerator.num_processes
         self.states = States(folder, identity, self.process, processes, restart=args.restart)
@@ -152,15 +157,6 @@ class TrainingRun:
         """From here on every process draws its own numbers: call it once the weights are there."""
         set_seed(self.args.seed + self.process)
         self.generator = torch.Generator(self.device).manual_seed(self.args.seed + 7 * self.process)
-
-    @torch.no_grad()
-    def agree(self, module: nn.Module) -> None:
-        """Give all processes the weights of the first one: what they read in a limited time may differ."""
-        if self.accelerator.num_processes > 1:
-            for own in (*module.parameters(), *module.buffers()):
-                first = own.contiguous()
-                torch.distributed.broadcast(first, 0)
-                own.copy_(first)
 
     def log(self, text: str) -> None:
         if self.main:

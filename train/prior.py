@@ -38,7 +38,7 @@ from ..entropy.static import StaticPrior
 from ..entropy.tree import CodeTree
 from ..tokenizers.api import Tokenizer
 from .data.tokens import Codes, LevelSampler, TokenStore
-from .loop import learning_rate, set_rate, state_arguments, step_where_finite
+from .loop import check_budget, learning_rate, set_rate, state_arguments, step_where_finite
 from .prior_data import Data, Keeper, Ranks, read_grids
 from .recipe import as_values, change, checked, read_recipe
 from .state import FOLDER, Attributes, restore, state_of
@@ -204,7 +204,7 @@ class Trainer:
         half = self.device.type == "cuda" and not rounding
         dtype = torch.bfloat16 if half else torch.float32
         begin, count, saved = time.monotonic() - self.passed, 0, self.passed
-        share = self.passed / max(seconds, 1e-3) if steps is None else self.step / max(1, steps)
+        share = self.passed / max(seconds, 1e-3) if steps is None else self.step / steps if steps else 1.0
         sums = {k: torch.zeros((), device=self.device) for k in self.levels}
         while share < 1:
             factor = max(LEAST_RATE, learning_rate(self.step, share, optim.warmup_steps, cooldown))
@@ -335,6 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if (arguments.out / CONTEXT_FILE).exists() and not (arguments.force or (arguments.out / FOLDER).is_dir()):
         parser.error(f"{arguments.out} holds a context prior already: give another --out, or --force")
+    check_budget(parser, arguments)
+    if arguments.steps == 0:
+        parser.error("--steps 0 leaves nothing to train")
     try:
         values = read_recipe(arguments.recipe)
         change(values, arguments.set)

@@ -65,10 +65,10 @@ class SizedRun(TrainingRun):
         seconds = max(2 * LEAST, READING * 60 * self.args.minutes) if self.timed else math.inf
         limits, again = Limits(max(1, int(part * self.memory)), seconds), None
         if self.states.found is not None:
-            before = self.states.found["own"]["read"]["was_read"][len(self.was_read)]
-            if before["files"] != files:
+            before = self.states.found["own"]["read"]["was_read"][len(self.was_read) :][:1]
+            if [own["files"] for own in before] != [files]:
                 raise self.states.of_another("other media")
-            again = before["tried"], before["failed"]
+            again = before[0]["tried"], before[0]["failed"]
         reading = read_within(paths, read, limits, self.args.seed, again)
         self.was_read.append({"files": files, "tried": reading.tried, "failed": list(reading.failed)})
         for note in reading.notes:

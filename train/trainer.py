@@ -22,6 +22,7 @@ from ..codec.errors import UsageError
 from ..codec.provenance import as_json
 from ..tokenizers.folders import find_model
 from ..tokenizers.quantize.base import CodebookUsage
+from ..tokenizers.quantize.processes import agree
 from .card import CARD, write_card
 from .data.images import as_input
 from .graphed import GraphedStep, GraphedUpdate
@@ -317,7 +318,7 @@ class BaseTrainer(SizedRun):
         found, trains = self.states.found, bool(self.args.minutes)
         if found is not None:
             self.load_state_dict(found["common"]["trainer"])
-        self.agree(self.net)
+        agree(*self.net.parameters(), *self.net.buffers())  # what processes read in a limited time may differ
         self.model.train()
         compute = GraphedStep(self.net, self.loss, self.inputs(), self.graphs and not self.args.eager)
         update = GraphedUpdate(compute, self.trained_by, self.optim["grad_clip"])

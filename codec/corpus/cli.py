@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Annotated, Any
@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..console import EXIT_DAMAGED, ModelOption, progress_bar, say
+from ..console import EXIT_DAMAGED, ModelOption, print_fields, progress_bar, say
 from ..errors import UsageError
 from ..flags import CorpusFlags, TokenizeFlags
 from ..options import CORPUS_FORMATS, CORPUS_PATTERNS, CorpusOptions, TokenizeOptions
+from .tally import Tally
 
 corpus_app = typer.Typer(help="Shards of tokens of many files.", no_args_is_help=True, rich_markup_mode=None)
 ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:\d+")
@@ -48,37 +49,26 @@ def corpus_options(format: str | None, flags: CorpusFlags) -> CorpusOptions | No
 
 
 def run_tokenize(inputs: list[str], out: str | None, options: CorpusOptions, flags: TokenizeFlags) -> None:
-    """Write the shards of a rank. Raises typer.Exit if samples failed, UsageError without a folder."""
+    """Write the shards of a rank, with Ray of all. Raises typer.Exit if samples failed, UsageError without a folder."""
+    from .cluster import tokenize_on_ray
     from .run import tokenize_corpus
 
     if out is None:
         raise UsageError("shards want a folder: name it with -o")
     if flags.force:
         raise UsageError("shards are not overwritten: --resume goes on with them, or name another folder")
-    if options.ray is not None:
-        _run_on_ray(inputs, out, options, flags)
-        return
+    write: Callable[..., Tally] = tokenize_corpus if options.ray is None else tokenize_on_ray
     with progress_bar(out, flags.quiet) as progress:
-        done = tokenize_corpus(inputs, out, options, TokenizeOptions(**flags.short), progress)
-    rank, world = options.place
+        done = write(inputs, out, options, TokenizeOptions(**flags.short), progress)
+    which, errors = "", "errors.jsonl"
+    if options.ray is None:
+        rank, world = options.place
+        which = "" if done.finished or world == 1 else f"rank {rank} of {world}, other ranks are not ready: "
+        errors = f"errors-{rank:04}.jsonl"
     if not flags.quiet:
-        whole = "" if done.finished or world == 1 else f"rank {rank} of {world}, other ranks are not ready: "
-        say(f"{out}: {whole}{done.written} samples, {len(done.shards)} shards, {done.note}")
+        say(f"{out}: {which}{done.written} samples, {len(done.shards)} shards, {done.note}")
     if done.failed:
-        say(f"codec: {out}: {done.failed} samples failed, see errors-{rank:04}.jsonl")
-        raise typer.Exit(done.exit_code)
-
-
-def _run_on_ray(inputs: list[str], out: str, options: CorpusOptions, flags: TokenizeFlags) -> None:
-    """As :func:`run_tokenize`, for all ranks."""
-    from .cluster import tokenize_on_ray
-
-    with progress_bar(out, flags.quiet) as progress:
-        done = tokenize_on_ray(inputs, out, options, TokenizeOptions(**flags.short), progress)
-    if not flags.quiet:
-        say(f"{out}: {done.written} samples, {len(done.shards)} shards, {done.note}")
-    if done.failed:
-        say(f"codec: {out}: {done.failed} samples failed, see errors.jsonl")
+        say(f"codec: {out}: {done.failed} samples failed, see {errors}")
         raise typer.Exit(done.exit_code)
 
 
@@ -142,9 +132,4 @@ def show(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="o
     """Say what a folder of shards holds, also while it is being made."""
     from .manifest import summary
 
-    found = summary(folder)
-    if as_json:
-        print(json.dumps(found))
-        return
-    width = max(map(len, found))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in found.items()))
+    print_fields(summary(folder), as_json)

@@ -121,6 +121,8 @@ def finish(folder: str | Path | Place, others: Sequence[str | Path] = ()) -> dic
     """
     place = place_of(folder)
     for other in map(place_of, others):
+        if other.same_as(place):
+            raise UsageError(f"{other.name} is the folder that the others are moved to")
         begin(place, read_json(other, MANIFEST)["fingerprint"])
         names = [name for start in ("part-", "errors-", "_rank-") for name in other.names(start)]
         for name in sorted(names, key=lambda name: (name.startswith("_rank-"), name.endswith(ROWS))):

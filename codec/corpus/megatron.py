@@ -49,7 +49,7 @@ import dataclasses
 import json
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -253,25 +253,8 @@ def megatron_writer(
         writer.close()
 
 
-def write_megatron(
-    path: str | Path,
-    items: Iterable[tuple[str, Tokens]],
-    sequencer: Sequencer | Callable[[TokenSpec], Sequencer],
-    force: bool = False,
-) -> int:
-    """Write tokens by name of their source as sequences, in the order given; returns the number of documents.
-
-    Raises: UsageError for tokens of several models, or no items at all; OutputExistsError without ``force``. Nothing
-            is left if there is an error in between.
-    """
-    with megatron_writer(path, sequencer, force) as writer:
-        for name, tokens in items:
-            writer.add(name, tokens)
-    return len(writer)
-
-
 class MegatronCorpus:
-    """What :func:`write_megatron` wrote; the ids stay on disk until they are asked for.
+    """What :func:`megatron_writer` wrote; the ids stay on disk until they are asked for.
 
     Attributes:
         schema: the parsed `.json`.

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO, cast
 
-from ..errors import MediaError, OutputExistsError, one_line
+from ..errors import MediaError, OutputExistsError, UsageError, one_line
 from ..files import atomic_outputs, make_folder
 from .remote import filesystem_of, is_url, retried
 
@@ -31,6 +31,8 @@ class Place(Protocol):
     """A folder of files. Methods raise MediaError for what cannot be read or written."""
 
     name: str
+
+    def same_as(self, other: Place) -> bool: ...
 
     def make(self) -> None: ...
 
@@ -74,9 +76,18 @@ def place_of(folder: str | Path | Place) -> Place:
 
 
 def move(name: str, source: Place, target: Place) -> None:
-    if isinstance(source, LocalPlace) and isinstance(target, LocalPlace):
-        shutil.move(source.path / name, target.path / name)
+    """Raises UsageError if another file has that name there; the same one is what a move left that broke off."""
+    if target.has(name):
+        with source.open(name) as own, target.open(name) as other:
+            blocks = iter(lambda: own.read(1 << 20), b"")
+            if source.size(name) != target.size(name) or any(block != other.read(1 << 20) for block in blocks):
+                raise UsageError(f"{source.name} and {target.name} both have a {name}: their ranks are the same")
+        source.remove(name)
         return
+    if isinstance(source, LocalPlace) and isinstance(target, LocalPlace):
+        with suppress(OSError):  # of another disk
+            (source.path / name).rename(target.path / name)
+            return
     with source.open(name) as file, target.outputs([name]) as (out,):
         shutil.copyfileobj(file, out)
     source.remove(name)
@@ -87,6 +98,9 @@ class LocalPlace:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
+
+    def same_as(self, other: Place) -> bool:
+        return isinstance(other, LocalPlace) and self.path.resolve() == other.path.resolve()
 
     def make(self) -> None:
         make_folder(self.path)
@@ -157,6 +171,9 @@ class RemotePlace:
         fs, _ = filesystem_of(self.name)
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         return bool(protocols & OBJECT_STORES)
+
+    def same_as(self, other: Place) -> bool:
+        return self.name == other.name
 
     def make(self) -> None:
         if not self._atomic:
@@ -246,8 +263,11 @@ class RemotePlace:
                 raise MediaError(f"cannot read {self.name}/{name}: {one_line(error)}") from error
             finally:
                 beside.unlink(missing_ok=True)
-        files = sorted(self._kept.glob("part-*"), key=lambda path: path.stat().st_mtime)
-        for path in files[: -MOST_KEPT * len(names)]:
+        times = {}
+        for path in self._kept.glob("part-*"):
+            with suppress(FileNotFoundError):  # a forked worker removed it
+                times[path] = path.stat().st_mtime
+        for path in sorted(times, key=times.__getitem__)[: -MOST_KEPT * len(names)]:
             path.unlink(missing_ok=True)  # who has it open keeps it
         return self._kept
 

@@ -121,13 +121,14 @@ def _default_model(sources: Sequence[str]) -> str:
 
     Raises: UsageError if there is none.
     """
-    for sample in list_samples(sources, SUFFIXES_IN):
-        if sample.row is not None and not sample.problem:
-            return MODALITIES[media_kind(sample.open())[0]].token_model
-        suffix = Path(sample.source).suffix.lower()
-        for modality, suffixes in MODALITY_SUFFIXES.items():
-            if suffix in suffixes:
-                return MODALITIES[modality].token_model
+    with contextlib.closing(Rows()) as rows:
+        for sample in map(rows.fill, list_samples(sources, SUFFIXES_IN)):
+            if sample.data is not None:
+                return MODALITIES[media_kind(sample.open())[0]].token_model
+            suffix = Path(sample.source).suffix.lower()
+            for modality, suffixes in MODALITY_SUFFIXES.items():
+                if suffix in suffixes:
+                    return MODALITIES[modality].token_model
     raise UsageError(f"no pictures, sounds or videos in {', '.join(sources)}; of other files, name the --model")
 
 
@@ -171,14 +172,14 @@ def _tokenized(
     pictures = device.model.tokenizer.modality == "image"
     call = functools.partial(load, pictures=pictures, max_pixels=device.options.max_pixels)
     crashed = Loaded(problem="the process that read it died: out of memory, or a fault of a decoder")
-    rows = Rows()
-    samples = (rows.fill(sample) for window in _windows(listing, writer) for sample in window)
-    results = readers.map(call, samples, crashed)
     behind: deque[Pending] = deque()
-    while window := device.window(results, writer.tally):
-        behind.extend(window)
-        while len(behind) > WINDOW or (behind and behind[0].done):
-            yield _next(behind, writer.tally)
+    with contextlib.closing(Rows()) as rows:
+        samples = (rows.fill(sample) for window in _windows(listing, writer) for sample in window)
+        results = readers.map(call, samples, crashed)
+        while window := device.window(results, writer.tally):
+            behind.extend(window)
+            while len(behind) > WINDOW or (behind and behind[0].done):
+                yield _next(behind, writer.tally)
     while behind:
         yield _next(behind, writer.tally)
 

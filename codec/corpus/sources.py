@@ -53,7 +53,10 @@ class Sample:
             return io.BytesIO(self.data)
         if self.row is not None:
             with closing(Rows()) as rows:
-                return rows.fill(self).open()
+                filled = rows.fill(self)
+            if filled.problem:
+                raise MediaError(f"{self.source}: {filled.problem}")
+            return filled.open()
         if self.place is None:
             return io.BytesIO(read_url(self.source)) if is_url(self.source) else Path(self.source)
         path = self.source.rpartition(INSIDE)[0]

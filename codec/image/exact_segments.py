@@ -107,6 +107,17 @@ def is_whole(tok: TokFile) -> bool:
     return all((EXCT, 0, s) in tok.places and tok.payload(LAYR, 0, s) == b"" for s in segments)
 
 
+def is_deep(tok: TokFile) -> bool:
+    """Whether a segment has 16 bits a sample, and so the whole picture; nothing is decoded."""
+    header = tok.picture
+    for segment in (s for kind, _, s in tok.places if kind == EXCT):
+        top, left, bottom, right = (header.stride * edge for edge in header.segment_box(segment))
+        size = min(bottom, header.height) - top, min(right, header.width) - left
+        if bits_of(tok.payload(EXCT, 0, segment) or b"", size) == 16:
+            return True
+    return False
+
+
 def paste_segments(pixels: Pixels, tok: TokFile) -> Samples:
     """A decoded picture ``[H, W, C]`` with the exact blocks of its file, uint16 if any segment has 16 bits.
 

@@ -56,6 +56,8 @@ _USUAL_COST = 9
 _BUDGET = 12  # bytes of memory for each pixel of the limit
 # More pixels than these must have a byte for each so many: not even pictures of one colour have fewer in practice.
 _FREE_PIXELS, _PIXELS_PER_BYTE = 1 << 24, 8192
+# What Python says in these errors of Pillow is about Pillow's own lines, not about the file.
+_MISHAPS = (struct.error, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 _FREE_SCANS, _PIXEL_SCANS = 16, 1 << 30  # of JPEG: each scan is a walk over the picture
 
 
@@ -124,7 +126,9 @@ def _refuse_damage(opened: _Opened, name: str) -> None:
 
 def _undecoded(error: Exception) -> str:
     """What is wrong with a file of a known format that cannot be decoded."""
-    why = one_line(error)
+    why = re.sub(r"^b'(.*)'$", r"\1", one_line(error))
+    if isinstance(error, _MISHAPS) or re.search("^invalid literal|to unpack|could not convert|can't decode", why):
+        return "is damaged or cut off: it breaks the rules of its format"
     rare = isinstance(error, NotImplementedError) or re.search(r"(?i)unsupported|unknown|decoder error", why)
     return f"is {'damaged or of a rare kind that cannot be read' if rare else 'damaged or cut off'}: {why}"
 

@@ -29,6 +29,7 @@ from ..container.read import TokFile, read_tok
 from ..decode import decode_file, video_frames
 from ..encode import encode_file
 from ..errors import TokodecError
+from ..image.exact_segments import is_deep
 from ..info import describe
 from ..media.write_video import VideoWriter
 
@@ -113,7 +114,8 @@ class TokPlugin(PluginV3):
         elif header.channels + header.alpha > 1:
             shape = (*shape, header.channels + header.alpha)
         n = header.frames if self._video else None
-        return ImageProperties(shape, np.dtype(np.uint8), n_images=n, is_batch=len(shape) == 4)
+        kind = np.uint16 if not self._video and is_deep(self.tok) else np.uint8
+        return ImageProperties(shape, np.dtype(kind), n_images=n, is_batch=len(shape) == 4)
 
     def metadata(self, index: Any = None, exclude_applied: bool = True) -> dict[str, Any]:
         """What `codec info` tells."""

@@ -38,14 +38,21 @@ class ResidualCodec(ForeignFolder, AudioTokenizer):
         self.sample_rate, self.strides = float(hertz), (stride,)
         self.context = max(1, round(seconds * hertz / stride))
 
+    def check_mono(self) -> None:
+        """Raises ValueError for a model that takes both channels at once."""
+        channels = self.net.config.audio_channels
+        if channels != 1:
+            raise ValueError(f"{self.name} takes {channels} channels at once, files code them one by one")
+
     @property
-    @abc.abstractmethod
     def levels(self) -> Any:
         """The quantizers of the model, one a level."""
+        return self.net.quantizer.layers
 
-    @abc.abstractmethod
     def table(self, level: Any) -> Tensor:
         """The codewords of a level, ``[N, D]``."""
+        own: Tensor = level.codebook.embed
+        return own
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -59,17 +66,18 @@ class ResidualCodec(ForeignFolder, AudioTokenizer):
         z: Tensor = self.net.encoder(x)
         return z
 
-    @abc.abstractmethod
     def vectors(self, codes: Tensor) -> Iterator[Tensor]:
         """Codes ``[B, k, t]``, none of them absent, to the vectors ``[B, D, t]`` of each level."""
+        return (level.decode(own) for level, own in zip(self.levels, codes.unbind(1), strict=False))
 
     @abc.abstractmethod
     def quantize(self, z: Tensor) -> Tensor:
         """Latents to codes ``[B, K, t]``."""
 
-    @abc.abstractmethod
     def synthesise(self, z: Tensor) -> Tensor:
         """Sums of vectors to signals ``[B, 1, n]``."""
+        x_hat: Tensor = self.net.decoder(z)
+        return x_hat
 
     def encode_codes(self, x: Tensor) -> Tensor:
         with whole_float32(self.device):

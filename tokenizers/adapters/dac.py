@@ -41,7 +41,3 @@ class Dac(ResidualCodec):
     def vectors(self, codes: Tensor) -> Iterator[Tensor]:
         for level, own in zip(self.levels, codes.unbind(1), strict=False):
             yield level.out_proj(level.codebook(own).transpose(1, 2))
-
-    def synthesise(self, z: Tensor) -> Tensor:
-        x_hat: Tensor = self.net.decoder(z)
-        return x_hat

@@ -29,9 +29,8 @@ class Mimi(ResidualCodec):
     def __init__(self, net: Any, name: str = "mimi") -> None:
         if net.encoder is None or net.decoder is None:
             raise ValueError(f"{name} is half a model: encoder and decoder are needed")
-        if net.config.audio_channels != 1:
-            raise ValueError(f"{name} takes {net.config.audio_channels} channels at once, files code them one by one")
         super().__init__(net, name)
+        self.check_mono()
         self.set_rate(net.config.sampling_rate, net.config.frame_size, CONTEXT_SECONDS)
 
     @property
@@ -49,10 +48,6 @@ class Mimi(ResidualCodec):
         for level in self.levels:
             level.codebook._embed = None  # kept from its first use on, where that was
         return self
-
-    def table(self, level: Any) -> Tensor:
-        own: Tensor = level.codebook.embed
-        return own
 
     def whole_frames(self, x: Tensor) -> Tensor:
         return x

@@ -13,6 +13,7 @@ them is the zero vector.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,9 +167,10 @@ class VQTokenizer(WholeWeights):
     def load_code(self, name: str) -> str:
         if type(self).build is not VQTokenizer.build:
             return super().load_code(name)
-        rate = f", sample_rate={self.sample_rate:g}" if self.sample_rate else ""
-        about = f'modality="{self.modality}", strides={self.strides}{rate}'
-        return f'tokodec.adapt(encoder, quantizer, decoder, {about}, weights_from="{name}")'
+        names = ("modality", "strides", "sample_rate", "name", "pixels", "context")
+        usual = {own: parameter.default for own, parameter in inspect.signature(adapt).parameters.items()}
+        said = [f"{own}={value!r}" for own in names if (value := getattr(self, own)) != usual[own]]
+        return f"tokodec.adapt(encoder, quantizer, decoder, {', '.join(said)}, weights_from={name!r})"
 
     @property
     def books(self) -> Codebooks:

@@ -46,6 +46,13 @@ class ImageTokenizer(Tokenizer):
         Raises:  ValueError if the tokens are another model's, do not decode, or there is no such synthesis net.
         """
         self.check_one_synthesis(synthesis)
+        return self.decode_tiled(tokens, channels, progress)
+
+    @torch.no_grad()
+    def decode_tiled(
+        self, tokens: Tokens, channels: int = 3, progress: Callable[[float], None] | None = None
+    ) -> Tensor:
+        """As :meth:`decode_picture`: in tiles, if a class has a way."""
         x_hat = self.decode(tokens.to(self.device))[0]
         if channels == 1:
             x_hat = x_hat.mean(0, keepdim=True)

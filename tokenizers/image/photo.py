@@ -180,16 +180,6 @@ class ImagePhoto(ImageTokenizer):
         codes = pack_codes(self.quantise_windows(latents, steps), latents.shape[1:])
         return Tokens(torch.from_numpy(codes)[None], self.spec(tuple(pixels.shape[:2]), quality=steps / 100))
 
-    def decode_picture(
-        self,
-        tokens: Tokens,
-        channels: int = 3,
-        synthesis: str | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        self.check_one_synthesis(synthesis)
-        return self.decode_tiled(tokens, channels, progress)
-
     # ---------------------------------------------------------------- the parts
 
     def latents(self, x: Tensor) -> Tensor:

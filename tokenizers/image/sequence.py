@@ -351,16 +351,6 @@ class ImageSequence(ImageTokenizer):
     ) -> Tokens:
         return self.encode_tiled(pixels, False, progress)[0]
 
-    def decode_picture(
-        self,
-        tokens: Tokens,
-        channels: int = 3,
-        synthesis: str | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        self.check_one_synthesis(synthesis)
-        return self.decode_tiled(tokens, channels, progress)
-
     def window_rows(self, codes: Tensor) -> Iterator[Tensor]:
         """Decoded windows of codes ``[B, n, h, w]``, row after row, ``[B, w, 3, 272, 272]`` in [0, 1] each."""
         for row in codes.permute(2, 0, 3, 1).unbind():  # [B, w, n]

@@ -50,8 +50,13 @@ Source = Path | Member
 
 
 def opened(source: Source) -> Path | io.BytesIO:
-    """What a decoder opens: a file by its path, the bytes of a member of an archive."""
-    return source if isinstance(source, Path) else source.sample.open()
+    """What a decoder opens: a file by its path, the bytes of a member of an archive. Raises ValueError for a part of an
+    archive that is known to be damaged."""
+    if isinstance(source, Path):
+        return source
+    if source.sample.problem:
+        raise ValueError(source.sample.problem)
+    return source.sample.open()
 
 
 def bytes_of(source: Source) -> int:
@@ -77,7 +82,7 @@ def list_media(folders: Iterable[str | Path], suffixes: Collection[str], what: s
             below = list(Path(folder).rglob("*"))
             found += [p for p in below if p.suffix.lower() in suffixes]
             archives = [str(p) for p in below if p.suffix.lower() == ARCHIVE]
-        found += [Member(sample) for sample in list_samples(archives, tuple(suffixes)) if not sample.problem]
+        found += map(Member, list_samples(archives, tuple(suffixes)))
     if not found:
         raise FileNotFoundError(f"no {what} in {', '.join(map(str, folders))}")
     return sorted(found, key=lambda p: (p.name, str(p)))

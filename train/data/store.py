@@ -165,7 +165,7 @@ class Store:
         return {"files": list(self.files), "turn": self.turn, "served": self.served, "end": self.end}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Read again what lay on the shelves. Raises ValueError if it can no longer be read."""
+        """Read again what lay on the shelves. Raises UsageError if it can no longer be read."""
         if self.stream is None:
             return
         self.stream.seek(tuple(state["end"]))

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...codec.errors import UsageError
 from .reading import WORKERS, Reading, attempt
 
 SHELVES = 8
@@ -103,7 +104,7 @@ class Stream:
         for turn in itertools.count(first):
             order = self.order(turn)
             if turn and not order:
-                raise ValueError("there are fewer files to train on than processes")
+                raise UsageError("there are fewer files to train on than processes")
             for i in range(done if turn == first else 0, len(order)):
                 yield order[i], (turn, i + 1)
 
@@ -130,7 +131,7 @@ class Stream:
             self.ahead.popleft()
             end, useless = after, 0 if fitted else useless + 1
             if useless > 2 * len(self.reading.paths):  # the rest of a pass, and a whole one
-                raise ValueError("none of the files that are left can be used: they are damaged, or too small")
+                raise UsageError("none of the files that are left can be used: they are damaged, or too small")
             if fitted:
                 files.append(i)
                 media += fitted
@@ -147,7 +148,7 @@ class Stream:
         return load
 
     def again(self, files: Sequence[int], shelf: Shelf) -> Load:
-        """What was on a shelf before. Raises ValueError if it can no longer be read."""
+        """What was on a shelf before. Raises UsageError if it can no longer be read."""
         made = self.pool.map(self.decoded, files)
         return load_of(list(files), [part for own in made for part in shelf.fitted(own)], shelf, (0, 0))
 
@@ -162,7 +163,7 @@ def load_of(files: list[int], media: Iterable[Tensor], shelf: Shelf, end: Place)
     parts = list(media)
     flat = [shelf.flat(medium) for medium in parts]
     if not flat:
-        raise ValueError("the files of a shelf can no longer be read")
+        raise UsageError("the files of a shelf can no longer be read")
     size = (sum(map(len, flat)), *flat[0].shape[1:])
     rows = torch.empty(size, dtype=flat[0].dtype, pin_memory=torch.cuda.is_available())
     torch.cat(flat, out=rows)

@@ -35,14 +35,13 @@ from ..options import VideoOptions
 from ..page import Exhibit
 from ..run import Bench, Findings, Row, run
 from .ours import FileCoder, FrameCoder, prepare_files, prepare_frames, prepare_video
-from .page import player, sections, sheet, together, video_page
+from .page import COMPARED, player, sections, sheet, together, video_page
 from .peers import VIDEO_PEERS, VideoPeer, find_video_peer
 from .vmaf import VmafClip, vmaf_missing
 
 FRAME_BY_FRAME = "image-photo"  # the model for pictures that ours must beat
 ANCHORS = ("x264", FRAME_BY_FRAME)  # whose bytes at the PSNR of a file are said
 BD_ANCHORS = ("x264", "x264-psnr", "x265", "av1", FRAME_BY_FRAME)  # what the others are compared with, clip by clip
-COMPARED = (("psnr", "bytes"), ("psnr", "mp4_bytes"), ("ms_ssim_db", "bytes"), ("vmaf", "bytes"))  # by these
 SOME = ("ms_ssim", "feature_distance")  # metrics of some frames, and VMAF
 EQUAL_PSNR = 60.0  # dB that a frame counts as at most, or one equal to its source would be infinite; as libvmaf has it
 COLUMNS = (  # of results.csv; what does not apply is empty

@@ -23,7 +23,7 @@ CHARTED = (
     METRICS["psnr"], Metric("psnr_worst", "PSNR of the worst frame, dB", "worst\nframe", 2), METRICS["ms-ssim"],
     VMAF, METRICS["features"],
 )  # fmt: skip
-COMPARED = {  # headings of what BD-rates are by
+COMPARED = {  # what BD-rates are by, metrics and sizes, and the headings
     ("psnr", "bytes"): "by PSNR, whole files and bare streams",
     ("psnr", "mp4_bytes"): "by PSNR, whole files and streams in an .mp4",
     ("ms_ssim_db", "bytes"): "by MS-SSIM, whole files and bare streams",
