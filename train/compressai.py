@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,7 +44,6 @@ from .photo_compressai import RANDOM, ZOO, compressai_arguments, image_folder
 from .recipe import Optim, checked
 from .state import FOLDER
 from .trainer import BaseTrainer
-from .watch import pixels
 
 RECIPE, WEIGHTS, CHECKPOINT = "compressai", "compressai.safetensors", "checkpoint.pth.tar"
 QUANTILES = ".quantiles"  # end of the names of parameters that aux_loss() moves
@@ -291,9 +289,9 @@ class Trainer(BaseTrainer):
         loss = sum(row["loss"] for row in rows) / len(rows)
         return -loss if math.isfinite(loss) else -math.inf
 
-    def sample(self, medium: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, medium: Tensor) -> tuple[Tensor, Tensor]:
         x = as_input(medium, self.device)
-        return pixels(x), pixels(self.model(padded(x))["x_hat"][:, :, : x.shape[2], : x.shape[3]])
+        return x, self.model(padded(x))["x_hat"][:, :, : x.shape[2], : x.shape[3]]
 
     # ---- what is written
 
