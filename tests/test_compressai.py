@@ -169,13 +169,14 @@ def test_what_is_taken_over() -> None:
         take_over(HyperpriorNets(ImageHyperpriorConfig("mbt2018", 8, 12)), lacking)
     with pytest.raises(ValueError, match="as many channels as the nets"):
         HyperpriorNets(ImageHyperpriorConfig("cheng2020-attn", 8, 12))
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"architecture": "vgg"},
         {"channels": 0},
         {"latents": 10**6},
         {"distortion": "x"},
         {"rate_weights": (1.0,)},
-    ):
+    ]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"unknown|channels and latents|two positive"):
             ImageHyperpriorConfig(**{"architecture": "mbt2018", **wrong})
 
@@ -236,7 +237,7 @@ def test_slices_have_all_channels() -> None:
 
 
 def hyperprior_model(name: str = "mbt2018-mean") -> ImageHyperprior:
-    model = ImageHyperprior(ImageHyperpriorConfig(name, 8, 8), "mine")
+    model = ImageHyperprior(ImageHyperpriorConfig(name, 8, 8), "mine")  # type: ignore[arg-type]
     take_over(model.nets, checkpoint(name, 8, 8))  # type: ignore[arg-type]
     return with_entropy(model)
 

@@ -58,7 +58,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif (place := re.fullmatch("/datasets/me/set/resolve/main/(.*)", path)) and (self.home / place[1]).is_file():
             data = (self.home / place[1]).read_bytes()
             span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            about = {"ETag": '"0"', "X_Repo_Commit": "1" * 40}
+            about: dict[str, Any] = {"ETag": '"0"', "X_Repo_Commit": "1" * 40}
             if span is None:
                 self.answer(data, 200, **about)
                 return

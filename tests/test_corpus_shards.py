@@ -515,7 +515,7 @@ def run_rank(rank: int, sources: str, folder: str, model: str, samples: int, sec
         if next(count) == samples:
             threading.Thread(target=die, args=(seconds,)).start()
 
-    run._Writer._write = then_die  # type: ignore[assignment]
+    run._Writer._write = then_die  # type: ignore[assignment, method-assign]
     made(sources, Path(folder), Path(model), rank=rank, world=4, resume=True, shard_size=SIZE)
     if samples:
         die(0)

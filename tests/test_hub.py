@@ -110,7 +110,11 @@ def test_the_code_of_a_card_says_what_is_not_usual(modality: str, tmp_path: Path
     made = tiny_adapted(modality, "ResidualVQ")
     made.save_pretrained(tmp_path / "folder")
     encoder, decoder, strides = tiny_nets(modality)
-    about: dict[str, Any] = {"image": {"pixels": (-1.0, 1.0)}, "audio": {"context": 3, "sample_rate": 22050}}[modality]
+    own_words: dict[str, dict[str, Any]] = {
+        "image": {"pixels": (-1.0, 1.0)},
+        "audio": {"context": 3, "sample_rate": 22050},
+    }
+    about = own_words[modality]
     folder, own = tmp_path / "folder", tiny_quantizer("ResidualVQ")
     model: Any = tokodec.adapt(
         encoder, own, decoder, modality=modality, strides=strides, name="mine", weights_from=folder, **about

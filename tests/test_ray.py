@@ -382,7 +382,7 @@ class Rank(cluster.Rank):
             if next(count) % (3 * SIZE // 7) == 0:  # at all places of a shard
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        run._Writer._write = then_stop  # type: ignore[assignment]
+        run._Writer._write = then_stop  # type: ignore[assignment, method-assign]
         return super().run(*plan)
 
 

@@ -122,7 +122,7 @@ def test_what_a_codec_cannot_start_from(
 
 
 def test_the_loss_is_rate_and_distortion() -> None:
-    out = {
+    out: dict[str, Any] = {
         "x_hat": torch.rand(2, 3, 176, 192),
         "likelihoods": {"y": torch.full((2, 5), 0.25), "z": torch.full((3,), 0.5)},
     }

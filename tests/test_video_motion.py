@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,12 @@ def test_a_guess_is_made_only_where_it_may_cost_less(model: VideoMotion, monkeyp
     near = [Near(model.shown(frames[0]), -1)]
     guess = model.guess(near)
     shown, made = model.pixels_of(guess, SIZE).astype(float), []
-    monkeypatch.setattr(model, "guess", lambda near: made.append(1) or guess)
+
+    def counted(near: list[Near]) -> Any:
+        made.append(1)
+        return guess
+
+    monkeypatch.setattr(model, "guess", counted)
     for share in (0.0, 0.02, 0.1, 0.3, 1.0):
         pixels = ((1 - share) * shown + share * (255 - frames[1])).round().astype(np.uint8)
         data, found = model.encode_after(pixels, 4000, near)
@@ -288,7 +294,13 @@ def test_what_has_nothing_of_its_references_is_tried_alone_only(
 ) -> None:
     frames, tried = clip(2, *SIZE), []
     near, own = [Near(model.shown(255 - frames[0]), -2)], Alone(2000, 1.0)
-    monkeypatch.setattr(model, "_tries", lambda *given, real=model._tries: tried.append(1) or real(*given))
+    real = model._tries
+
+    def counted(*given: Any) -> Any:
+        tried.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(model, "_tries", counted)
     model.encode_after(frames[1], 5000, near)
     assert tried.pop()
     with doubtful(0):

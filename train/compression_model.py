@@ -32,7 +32,7 @@ except ImportError:  # the same methods serve without it
     CompressionModel = nn.Module
 
 
-class PhotoModel(CompressionModel):  # type: ignore[misc]
+class PhotoModel(CompressionModel):
     """A photo codec at one quality as a ``CompressionModel``.
 
     In training mode :meth:`forward` is differentiable and its likelihoods are those of latents with uniform noise; in
@@ -84,8 +84,8 @@ class PhotoModel(CompressionModel):  # type: ignore[misc]
         quality, y, z = self._latents(x)
         steps = torch.full((len(x),), self.steps, device=x.device)
         own = self.codec.entropy
-        rows = (part.permute(0, 2, 3, 1) for part in (y, z))
-        latents, y_bits, z_bits = own.estimate(*rows, steps, not self.training)
+        y_rows, z_rows = y.permute(0, 2, 3, 1), z.permute(0, 2, 3, 1)
+        latents, y_bits, z_bits = own.estimate(y_rows, z_rows, steps, not self.training)
         bits = {"y": own.map_of(y_bits, (y.shape[2], y.shape[3])), "z": z_bits}
         likelihoods = {name: torch.exp2(-own).permute(0, 3, 1, 2) for name, own in bits.items()}
         return {"x_hat": self._pixels(latents.permute(0, 3, 1, 2), quality), "likelihoods": likelihoods}
@@ -145,7 +145,7 @@ class PhotoModel(CompressionModel):  # type: ignore[misc]
         return model.eval()
 
 
-class PhotoMeanScale(CompressionModel):  # type: ignore[misc]
+class PhotoMeanScale(CompressionModel):
     """Transforms of `image-photo` with the entropy bottleneck and the Gaussian conditional of CompressAI.
 
     For comparisons: what do our transforms owe to our entropy model? One rate, no files. Trained by
@@ -159,7 +159,8 @@ class PhotoMeanScale(CompressionModel):  # type: ignore[misc]
     def __init__(self, **config: Any) -> None:
         super().__init__()
         models = needed("compressai.entropy_models", "compressai")
-        sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+        as_lists = {key: value for key, value in config.items() if isinstance(value, list)}
+        sizes = config | {key: tuple(value) for key, value in as_lists.items()}
         self.nets = PhotoNets(ImagePhotoConfig(**sizes))
         hyper, latents = self.nets.config.hyper, self.nets.config.latents
         self.h_s = nn.Sequential(

@@ -143,7 +143,7 @@ class TrainingRun:
         self.told = Told()
         names = ("seed", "minutes", "steps", "resume", "precision", "stages", "stills", "tokenizer")
         values = recipe if isinstance(recipe, dict) else as_values(recipe)
-        identity = {"kind of training": Path(inspect.getfile(type(self))).stem, "recipe": values}
+        identity: dict[str, Any] = {"kind of training": Path(inspect.getfile(type(self))).stem, "recipe": values}
         identity |= {f"--{name}": getattr(args, name, None) for name in names}  # not all trainers have all
         identity["number of processes"] = self.accelerator.num_processes
         folder, processes = self.out / FOLDER, self.accelerator.num_processes

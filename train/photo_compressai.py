@@ -167,22 +167,22 @@ class Trainer(photo.Trainer):
         if args.resume:
             held = ImageHyperprior.from_pretrained(find_model(args.resume)).config
             self.config = dataclasses.replace(held, distortion=rate.distortion, rate_weights=rate.lambda_)
-            self.taken: dict[str, Tensor] = {}
+            self.start_weights: dict[str, Tensor] = {}
         else:
-            self.taken = taken_weights(start, rate.distortion)
-            self.config = config_of(ZooName.of(start.name).name, self.taken, rate)
+            self.start_weights = taken_weights(start, rate.distortion)
+            self.config = config_of(ZooName.of(start.name).name, self.start_weights, rate)
         slices = slices_of(conf.entropy.slices, self.config.latents)
         recipe["entropy"] |= {"hyper": self.config.hyper, "slices": slices}
         super().__init__(recipe, args)
-        if self.taken and self.states.found is None:
+        if self.start_weights and self.states.found is None:
             with torch.no_grad():
                 look_at(self.model, [self.store.batch(self.optim["batch"]) for _ in range(LOOKED_AT)])
-        self.taken = {}
+        self.start_weights = {}
 
     def codec(self) -> PhotoCodec:
         nets: Any = HyperpriorNets(self.config)
-        if self.taken:
-            take_over(nets, self.taken)
+        if self.start_weights:
+            take_over(nets, self.start_weights)
             set_gains(nets, ZooName.of(self.recipe.model.name).lmbda(self.config.distortion))
         return PhotoCodec(nets, HyperNet(self.recipe.entropy))
 

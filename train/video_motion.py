@@ -308,7 +308,7 @@ class Trainer(BaseTrainer):
     def estimated(self, clip: Tensor) -> Iterator[Row]:
         x = self.taken(clip)
         parts = [((decoded - own).square().mean((2, 3, 4)), cost) for own, decoded, cost in self.coded(x)]
-        squares, bits = torch.cat([own for own, _ in parts]), sum(cost for _, cost in parts)  # [frames, b], [b]
+        squares, bits = torch.cat([own for own, _ in parts]), torch.stack([cost for _, cost in parts]).sum(0)
         bpp = bits / (len(squares) * x[0, 0].numel())
         costs = rate_weight(torch.tensor(QUALITIES, device=self.device), self.recipe.model.rate_weights)
         cost = (bpp + costs * 255**2 * squares.mean(0)).log()

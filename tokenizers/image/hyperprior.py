@@ -9,7 +9,9 @@ each channel make the rate continuous. `train/photo_compressai.py` makes such mo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +93,9 @@ class HyperpriorNets(nn.Module):
 class ImageHyperprior(ImagePhoto):
     """Photographs by the transforms of a model of CompressAI, see the module's text. Weights are kept as trained."""
 
-    config_class, nets_class = ImageHyperpriorConfig, HyperpriorNets
-    int8_weights = ()
+    config_class = ImageHyperpriorConfig
+    nets_class: ClassVar[Callable[[Any], Any]] = HyperpriorNets
+    int8_weights: ClassVar[tuple[str, ...]] = ()
     whole_weights = True
     synthesis_weights = ("nets.g_s.", "nets.log_inverse.")
 

@@ -59,7 +59,7 @@ class ImagePhoto(ImageTokenizer):
     config_class: ClassVar[type[Any]] = ImagePhotoConfig
     nets_class: ClassVar[Callable[[Any], Any]] = PhotoNets
     # All kernels but those at the pixels, which stay float16. They are trained with these steps (train/photo.py).
-    int8_weights = (
+    int8_weights: ClassVar[tuple[str, ...]] = (
         "nets.hyper_analysis.", "nets.analysis.fine.", "nets.analysis.down.", "nets.analysis.coarse.",
         "nets.analysis.leave.", "nets.analysis.detail.", "nets.synthesis.enter.", "nets.synthesis.coarse.",
         "nets.synthesis.up.", "nets.synthesis.detail.", "nets.synthesis.fine.",
