@@ -47,7 +47,6 @@ from tokodec.codec.registry import MODALITIES
 
 CELL = 32  # pixels along the edge of what colours are compared of
 ROUNDING = 1  # grey levels that a mean may be off by beyond what it is off by in the model's hands
-SECONDS = 600  # that one file may take
 OUTCOMES = ("fine", "noted", "damaged", "refused", "wrong")
 
 
@@ -218,14 +217,24 @@ def counted_by_headers(data: bytes) -> int:
     return samples
 
 
+def samples_by_ffmpeg(path: Path) -> int:
+    """Samples of each channel that FFmpeg decodes, without any of our rules for times and ends."""
+    try:
+        with av.open(str(path)) as container:
+            return sum(frame.samples for frame in container.decode(audio=0))
+    except (av.FFmpegError, ValueError):
+        return 0
+
+
 def check_sound(path: Path, limits: Limits, result: Result) -> None:
     with AudioReader(path, str(path)) as reader:
         length = sum(block.shape[1] for block in reader.blocks())
         rate, result.notes, result.problems = reader.sample_rate, reader.notes, reader.problems
     other = counted_by_libsndfile(path)
     if other is not None and not result.problems and abs(other[0] - length) > other[1]:
-        by_headers = counted_by_headers(path.read_bytes())  # libsndfile guesses some MP3, and cuts some Vorbis
-        off = abs(by_headers - length) > other[1]
+        # libsndfile guesses some MP3, cuts some Vorbis, and ends where the last page of a wrong Opus file does
+        others = [counted_by_headers(path.read_bytes()), samples_by_ffmpeg(path)]
+        off = all(abs(count - length) > other[1] for count in others)
         result.faults += [f"{length} samples, and not {other[0]} as libsndfile finds"] * off
     if not length:
         result.refused = "no samples"
@@ -343,6 +352,7 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=1 << 20, help="of a picture that is encoded")
     parser.add_argument("--clip-pixels", type=int, default=1 << 22, help="of all frames of a video that is encoded")
     parser.add_argument("--seconds", type=float, default=20, help="of sound that are encoded")
+    parser.add_argument("--patience", type=float, default=600, help="seconds that one file may take")
     parser.add_argument("--jobs", type=int, default=1, help="children at a time")
     parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -362,7 +372,7 @@ def main() -> int:
     with given.out.open("a") as out, ThreadPoolExecutor(given.jobs) as pool:
 
         def work(part: list[str]) -> None:
-            for path, said, well in outcomes(command, part, SECONDS):
+            for path, said, well in outcomes(command, part, given.patience):
                 results.append(Result(**json.loads(said)) if well else Result(path, faults=[said]))
                 print(json.dumps(asdict(results[-1])), file=out, flush=True)
 
