@@ -288,7 +288,8 @@ def test_what_has_nothing_of_its_references_is_tried_alone_only(
 ) -> None:
     frames, tried = clip(2, *SIZE), []
     near, own = [Near(model.shown(255 - frames[0]), -2)], Alone(2000, 1.0)
-    monkeypatch.setattr(model, "_tries", lambda *given, real=model._tries, **more: tried.append(1) or real(*given, **more))
+    real = model._tries
+    monkeypatch.setattr(model, "_tries", lambda *given, **more: tried.append(1) or real(*given, **more))
     model.encode_after(frames[1], 5000, near)
     assert tried.pop()
     with doubtful(0):
