@@ -296,9 +296,9 @@ def test_what_has_nothing_of_its_references_is_tried_alone_only(
     near, own = [Near(model.shown(255 - frames[0]), -2)], Alone(2000, 1.0)
     real = model._tries
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **more: Any) -> Any:
         tried.append(1)
-        return real(*given)
+        return real(*given, **more)
 
     monkeypatch.setattr(model, "_tries", counted)
     model.encode_after(frames[1], 5000, near)

@@ -274,7 +274,7 @@ class VideoMotion(Tokenizer):
             left = left_over(x, seen.x)
             tries = []
             if left <= max(DOUBTFUL, HOPELESS):
-                tries = self._tries(x, seen, apart, steps, motion, better)
+                tries = self._tries(x, seen, apart, steps, motion, better=better)
         if left > DOUBTFUL:
             own = alone or Alone(steps, 1.0)
             data, found = self.encode_alone(pixels, own.steps, better, own.weight)

@@ -134,7 +134,8 @@ class MotionEncoder:
         cells = -(-pixels.shape[0] // STRIDE) * -(-pixels.shape[1] // STRIDE)
         steps = max(0, self.made.steps - DROP * level)
         alone = Alone(max(0, self.made.steps - DROP * FLAT), 1.0) if level else Alone(self.made.steps, ALONE)
-        return self.model.encode_after(pixels, steps, near, cells <= FREE_CELLS, self.better, alone)
+        may_guess = cells <= FREE_CELLS
+        return self.model.encode_after(pixels, steps, near, may_guess, better=self.better, alone=alone)
 
     def _between(self, frames: list[Pixels], last: Reference, first: bytes = b"") -> bytes:
         """Frames between the last key and another frame, behind ``first``: with the step that costs least.
