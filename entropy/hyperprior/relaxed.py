@@ -41,7 +41,7 @@ from .net import (
 from .prior import HyperPrior
 from .windows import places_of
 
-LINES = 0.1  # share of the straight lines; with half of them codes of low qualities become worse
+LINES = 0.2  # share of the straight lines; with half of them codes of low qualities become worse
 LOG_RATIO = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 
 
