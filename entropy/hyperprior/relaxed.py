@@ -5,7 +5,7 @@ as weights. Rounding has no slope, and three things stand in for it:
 
 - What is decoded is the latent itself plus noise, by default uniform as the error of rounding but smaller.
 - Bits of y are mostly those of the latent itself under the normal distribution of its scale (Balle et al. 2018,
-  arXiv:1802.01436, eq. 6), which are flat around the mean, and to a tenth straight lines between the bits of the whole
+  arXiv:1802.01436, eq. 6), which are flat around the mean, and to a fifth straight lines between the bits of the whole
   numbers on both sides, which pull towards zero.
 - Bits of z are straight lines between those of its tables.
 
