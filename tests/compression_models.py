@@ -84,6 +84,7 @@ def disturbed(net: Any, by: float = 0.05) -> Any:
 
 def checkpoint(name: str = "mbt2018-mean", n: int = 8, m: int = 12) -> dict[str, Tensor]:
     """A state dict as CompressAI has it, with buffers that hold no weights."""
+    torch.manual_seed(1)
     nets = disturbed(nn.ModuleDict(dict(zip(("g_a", "g_s", "h_a"), ARCHITECTURES[name].make(n, m), strict=True))))
     extra = {
         "g_a.1.beta_reparam.pedestal": torch.zeros(1),

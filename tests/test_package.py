@@ -282,7 +282,7 @@ def test_version_is_that_of_the_package() -> None:
 
 HELPERS = (
     "conftest.py", "golden/make.py", "hostile.py", "motion_model.py", "resuming.py", "media_corpus.py", "media_fuzz.py",
-    "adapted_models.py",
+    "adapted_models.py", "compression_models.py",
     *(f"toy/toy_{name}.py" for name in ("tokenizer", "sound", "video", "adapted")),
 )  # fmt: skip
 

@@ -186,6 +186,9 @@ def commands(page: Path) -> list[list[str]]:
 
 def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The options that a command takes."""
+    if words[0] == "tokodec.train.trial" and len(words) > 2:  # it hands on those of the trainer that it names
+        own = options_of(words[:1], monkeypatch)
+        return own | options_of([f"tokodec.train.{words[2]}"], monkeypatch)
     if words[0] == "codec":
         command: Any = typer.main.get_command(app)
         for name in words[1:]:
@@ -201,7 +204,7 @@ def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         with pytest.raises(SystemExit):
             importlib.import_module(words[0]).main()
     return set(parsers[0]._option_string_actions)

@@ -161,7 +161,9 @@ def test_the_class_of_a_paper_trains(folder: Path, tmp_path: Path, capsys: pytes
     assert state.keys() == Tiny(8).state_dict().keys()
     assert all(torch.equal(state[key], t) for key, t in load_file(str(out / script.WEIGHTS)).items())
     place, quantiles = state["entropy_bottleneck.place"], state["entropy_bottleneck.quantiles"]
-    assert (quantiles[:, 0, 1] - place[:, 0, 0]).abs().max() < 0.5
+    assert (place[:, 0, 0] < 0.4).all()
+    moved = 0.5 - quantiles[:, 0, 1]
+    assert ((0.01 < moved) & (moved < 0.04)).all()  # towards the place, by at most aux_lr a step or so
     assert torch.equal(quantiles[:, 0, [0, 2]], torch.tensor([[-10.0, 10.0]]).expand(8, 2))
     names = {row["name"] for row in csv.DictReader((out / "curves.csv").open())}
     assert {"loss", "aux", "psnr", "bpp_estimated"} <= names

@@ -39,6 +39,7 @@ RECIPE_OF = {
     "image-photo-2": "photo", "image-photo-ms-ssim": "photo", "image-photo-2-ms-ssim": "photo", "video-grid": "video",
     "context": "prior", "context-audio": "prior", "context-video": "prior", "generator-audio": "generator",
     "generator-image": "generator", "image-lossless": "pixels", "video-motion": "video_motion",
+    "compressai": "compressai", "image-hyperprior": "photo_compressai",
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv
 
 
 def deconv(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, 1)
+    return nn.ConvTranspose2d(inputs, outputs, 5, 2, padding=2, output_padding=1)
 
 
 def subpixel(inputs: int, outputs: int) -> nn.Sequential:
