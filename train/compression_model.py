@@ -38,8 +38,7 @@ class PhotoModel(CompressionModel):
     In training mode :meth:`forward` is differentiable and its likelihoods are those of latents with uniform noise; in
     evaluation mode it rounds as the integers of the released entropy model do, so that ``x_hat`` is what
     :meth:`decompress` gives, but for the last bits of floats and for codes that a release skips at low qualities
-    (`export.skip`), and bits are those of normal distributions, which tables
-    that were counted on pictures undercut.
+    (`export.skip`), and bits are those of normal distributions, which tables that were counted on pictures undercut.
 
     Attributes: quality: 0 to 100; sets the rate, and may be changed at any time.
     """
