@@ -9,10 +9,11 @@ conditionals its author wants. Its loss is rate + lambda * distortion, and ``aux
 bottlenecks by an optimizer of their own. Bits are estimated from likelihoods. Budget, state, streaming data, processes
 and pages are those of all trainers.
 
-OUT holds the best weights so far as ``compressai.safetensors``, and at the end ``checkpoint.pth.tar`` with tables, as
-``compressai.utils.eval_model`` reads it. Only of a FactorizedPrior, whose tables are fixed, OUT is a model that makes
-files as well. Hyperpriors predict tables in floats, which differ from machine to machine; an exact codec of their
-checkpoint is what :mod:`.photo_compressai` makes.
+OUT holds the best weights so far as ``compressai.safetensors``, at the end with tables: a state dict by CompressAI's
+names, for ``from_state_dict`` of its models. Nothing is pickled here; whoever needs ``checkpoint.pth.tar``, as
+``compressai.utils.eval_model`` does, saves ``{"state_dict": load_file("compressai.safetensors")}`` as that. Only of a
+FactorizedPrior, whose tables are fixed, OUT is a model that makes files as well. Hyperpriors predict tables in floats,
+which differ from machine to machine; an exact codec of their checkpoint is what :mod:`.photo_compressai` makes.
 
 Sources: Balle et al. 2018, arXiv:1802.01436; Begaint et al. 2020, arXiv:2011.03029.
 """
@@ -45,7 +46,7 @@ from .recipe import Optim, checked
 from .state import FOLDER
 from .trainer import BaseTrainer
 
-RECIPE, WEIGHTS, CHECKPOINT = "compressai", "compressai.safetensors", "checkpoint.pth.tar"
+RECIPE, WEIGHTS = "compressai", "compressai.safetensors"
 QUANTILES = ".quantiles"  # end of the names of parameters that aux_loss() moves
 
 
@@ -308,13 +309,12 @@ class Trainer(BaseTrainer):
         return []
 
     def finish(self, model: Trained, some: Sequence[Any]) -> tuple[Trained, dict[str, Any]]:
-        """Make tables, write the checkpoint, and a model with files if tables are fixed."""
+        """Make tables, write them with the weights, and a model with files if tables are fixed."""
         net = model.net.eval()
         if hasattr(net, "update"):
             net.update(force=True)
         with together(self.out) as beside:
             save_file(plain(net), str(beside / WEIGHTS))
-            torch.save({"epoch": 0, "state_dict": plain(net)}, beside / CHECKPOINT)
         try:
             check_fixed(net)
             if type(net).__name__ not in ARCHITECTURES:

@@ -2,7 +2,7 @@
 
 ::
 
-    loop      for each file: open it (Pillow, soundfile), tokenizer.encode of it alone, torch.save of the codes
+    loop      for each file: open it (Pillow, soundfile), tokenizer.encode of it alone, np.save of the codes
     shards    codec tokenize --workers N: readers in processes, batches on the device, one writer
 
 Both are timed end to end, with the start of the readers; the model has run once before. Then codes are
@@ -207,7 +207,7 @@ def time_loop(paths: Sequence[Path], tokenizer: Tokenizer, scratch: Path) -> Row
             tokens = tokenizer.encode(x)
             synchronize(device)
             computing += time.perf_counter() - start
-            torch.save(tokens.codes.cpu(), scratch / f"{i}.pt")
+            np.save(scratch / f"{i}.npy", tokens.codes.cpu().numpy())
         except (TokodecError, OSError, ValueError):
             failed += 1
             continue
