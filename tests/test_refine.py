@@ -140,7 +140,7 @@ def test_slopes_of_the_relaxed_prior_say_what_a_change_costs(model: ImagePhoto) 
     [
         ("image-photo", 5000, 0.01),
         ("image-photo-2", 5000, 0.01),
-        ("image-photo-2", 2000, 0.004),  # where most codes are zero, so that a pull towards zero is soon too strong
+        ("image-photo-2", 2000, 0.002),  # where most codes are zero, so that a pull towards zero is soon too strong
         ("image-photo-ms-ssim", 5000, 0.02),
     ],
 )
